@@ -1,0 +1,1 @@
+"""Measures, bounds and optimizers for the sharpness of loss minima."""

@@ -1,0 +1,1 @@
+"""Matrix-free linear algebra that knows nothing of networks."""
