@@ -1,0 +1,101 @@
+r"""Exact spectra of positive semidefinite matrices :math:`G^\top G` through the smaller Gram matrix.
+
+:math:`G^\top G` (d × d) and :math:`G G^\top` (m × m) share their nonzero eigenvalues, so the work
+is that of the smaller of the two. Everything is accumulated in float64: squaring the singular
+values in single precision would lose all eigenvalues below 1e-7 of the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_EPSILON = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The eigenvalues of a positive semidefinite d × d matrix.
+
+    Attributes
+    ----------
+    eigenvalues : Tensor
+        The ``rank`` eigenvalues above ``tolerance``, float64, descending, on the CPU. The other
+        ``dimension - rank`` are zero.
+    dimension : int
+        d, the matrix's size.
+    tolerance : float
+        Absolute; what lies below is round-off of the largest eigenvalue and counted as zero.
+    """
+
+    eigenvalues: Tensor
+    dimension: int
+    tolerance: float
+
+    @property
+    def rank(self) -> int:
+        """The number of eigenvalues above the tolerance."""
+        return self.eigenvalues.numel()
+
+    @property
+    def trace(self) -> float:
+        """The sum of all eigenvalues."""
+        return float(self.eigenvalues.sum())
+
+    def __repr__(self) -> str:
+        top = f"{float(self.eigenvalues[0]):.4g}" if self.rank else "0"
+        return (
+            f"Spectrum(dimension={self.dimension}, rank={self.rank}, largest={top}, "
+            f"trace={self.trace:.4g})"
+        )
+
+
+def add_gram(total: Tensor, rows: Tensor, block: int = 192) -> None:
+    """Add ``rows @ rows.T`` to a symmetric matrix in place, computing its lower half only.
+
+    Parameters
+    ----------
+    total : Tensor
+        Shape (m, m); only the blocks on and below the diagonal are written.
+    rows : Tensor
+        Shape (m, d), same dtype.
+    block : int
+        Rows of a block; small blocks skip more of the upper half, large ones multiply faster.
+    """
+    for start in range(0, rows.shape[0], block):
+        stop = min(start + block, rows.shape[0])
+        total[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].T)
+
+
+def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Spectrum:
+    r"""Return the spectrum of :math:`G^\top G` for a matrix G that comes in blocks.
+
+    Parameters
+    ----------
+    blocks : iterable of Tensor
+        If ``dimension <= num_rows``, blocks of rows of G, each (m_b, d); otherwise blocks of
+        columns of G, each (m, d_b). Any floating dtype.
+    num_rows, dimension : int
+        m and d.
+
+    Returns
+    -------
+    Spectrum
+        Of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in float64.
+    """
+    size = min(num_rows, dimension)
+    total: Tensor | None = None
+    for block in blocks:
+        rows = block.to(torch.float64)
+        if total is None:
+            total = torch.zeros(size, size, dtype=torch.float64, device=rows.device)
+        add_gram(total, rows.T.contiguous() if dimension <= num_rows else rows)
+    if total is None:
+        return Spectrum(torch.zeros(0, dtype=torch.float64, device="cpu"), dimension, 0.0)
+    # eigvalsh reads the lower triangle only.
+    eigenvalues = torch.linalg.eigvalsh(total).flip(0).cpu()
+    tolerance = max(num_rows, dimension) * _EPSILON * float(eigenvalues[0].clamp(min=0.0))
+    return Spectrum(eigenvalues[eigenvalues > tolerance], dimension, tolerance)

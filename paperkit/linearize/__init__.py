@@ -1,0 +1,28 @@
+"""A network and a batch → the inputs and output Jacobians of its layers, and their curvature."""
+
+from paperkit.linearize.dense import (
+    dense_empirical_fisher,
+    dense_gauss_newton,
+    dense_hessian,
+    dense_jacobian,
+    hessian_product,
+)
+from paperkit.linearize.layer import LayerLinearization, LayerUse
+from paperkit.linearize.linearize import Linearization, layers_of, linearize
+from paperkit.linearize.losses import LOSSES, Loss, get_loss
+
+__all__ = [
+    "LOSSES",
+    "LayerLinearization",
+    "LayerUse",
+    "Linearization",
+    "Loss",
+    "dense_empirical_fisher",
+    "dense_gauss_newton",
+    "dense_hessian",
+    "dense_jacobian",
+    "get_loss",
+    "hessian_product",
+    "layers_of",
+    "linearize",
+]

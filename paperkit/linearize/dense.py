@@ -1,0 +1,231 @@
+r"""Curvature matrices written out in full, by automatic differentiation alone.
+
+These are the slow twins that every fast route is compared with, and the objects of the chapter on
+curvature. Their cost grows with the square of the number of parameters: they are for small
+networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
+from paperkit.linearize.losses import get_loss
+
+
+def _select(
+    parameters: dict[str, Tensor], names: Sequence[str] | None
+) -> tuple[list[str], list[Tensor]]:
+    chosen = list(parameters) if names is None else list(names)
+    unknown = [name for name in chosen if name not in parameters]
+    if unknown or not chosen:
+        raise ValueError(
+            f"parameters={unknown or chosen} not found: choose among {', '.join(parameters)}."
+        )
+    return chosen, [parameters[name] for name in chosen]
+
+
+def _flatten(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _rows(outputs: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """Stack the gradients of each entry of a vector: shape (entries, d)."""
+    rows = [
+        _flatten(
+            torch.autograd.grad(
+                entry, sources, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        )
+        for entry in outputs
+    ]
+    return torch.stack(rows)
+
+
+def hessian_product(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    vectors: Tensor,
+    loss: str = "cross_entropy",
+    parameters: Sequence[str] | None = None,
+) -> Tensor:
+    """Multiply the loss Hessian, or a diagonal block of it, with vectors (Pearlmutter 1994).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode.
+    inputs, targets : Tensor
+        One batch; the loss is the mean over its n samples.
+    vectors : Tensor
+        Shape (d,) or (k, d), the parameters flattened row-major in the order of ``parameters``.
+    loss : str
+        A name from :data:`paperkit.linearize.losses.LOSSES`.
+    parameters : sequence of str, optional
+        Names from ``model.named_parameters()`` that make up the block; default all.
+
+    Returns
+    -------
+    Tensor
+        Same shape as ``vectors``.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, the vectors have the wrong length, or the data do not fit.
+    """
+    probes = vectors.reshape(-1, vectors.shape[-1])
+    with evaluation(model) as leaves:
+        gradient, sources = _loss_gradient(model, inputs, targets, loss, parameters, leaves)
+        if probes.shape[1] != gradient.numel():
+            raise ValueError(
+                f"vectors has length {probes.shape[1]}, the chosen parameters {gradient.numel()}."
+            )
+        products = _rows(probes @ gradient, sources)
+    return products.reshape(vectors.shape)
+
+
+def _loss_gradient(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss: str,
+    parameters: Sequence[str] | None,
+    leaves: dict[str, Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    outputs = _outputs(model, inputs, leaves)
+    check_targets(targets, outputs, loss)
+    _, sources = _select(leaves, parameters)
+    gradients = torch.autograd.grad(
+        get_loss(loss).value(outputs, targets),
+        sources,
+        create_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    gradient = _flatten(gradients)
+    if gradient.grad_fn is None:  # the loss is affine in these parameters: its Hessian is zero
+        gradient = gradient + 0.0 * _flatten(sources)
+    return gradient, sources
+
+
+def _outputs(model: nn.Module, inputs: Tensor, leaves: dict[str, Tensor]) -> Tensor:
+    check_inputs(inputs)
+    outputs = functional_call(model, leaves, (inputs,))
+    check_outputs(outputs, inputs.shape[0])
+    return outputs
+
+
+def dense_hessian(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss: str = "cross_entropy",
+    parameters: Sequence[str] | None = None,
+) -> Tensor:
+    """Write out the loss Hessian, or a diagonal block of it.
+
+    Parameters
+    ----------
+    model, inputs, targets, loss, parameters
+        As in :func:`hessian_product`.
+
+    Returns
+    -------
+    Tensor
+        Shape (d, d), symmetric, in the model's dtype; parameters in the order given, each
+        flattened row-major.
+
+    Raises
+    ------
+    ValueError
+        As :func:`hessian_product`.
+    """
+    with evaluation(model) as leaves:
+        gradient, sources = _loss_gradient(model, inputs, targets, loss, parameters, leaves)
+        hessian = _rows(gradient, sources)
+    return 0.5 * (hessian + hessian.T)
+
+
+def dense_jacobian(
+    model: nn.Module, inputs: Tensor, parameters: Sequence[str] | None = None
+) -> Tensor:
+    """Write out the Jacobian of all outputs: shape (n, C, d), outputs × parameters.
+
+    Raises
+    ------
+    ValueError
+        If a parameter name is unknown or the inputs do not fit.
+    """
+    with evaluation(model) as leaves:
+        outputs = _outputs(model, inputs, leaves)
+        _, sources = _select(leaves, parameters)
+        jacobian = _rows(outputs.reshape(-1), sources)
+    return jacobian.reshape(*outputs.shape, -1)
+
+
+def _weighted_gram(
+    model: nn.Module,
+    inputs: Tensor,
+    parameters: Sequence[str] | None,
+    factor: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return (1/n) Σ_i (R_i J_i)ᵀ R_i J_i for the row factors R = factor(outputs), (n, r, C)."""
+    with evaluation(model) as leaves, torch.no_grad():
+        outputs = _outputs(model, inputs, leaves)
+    jacobian = dense_jacobian(model, inputs, parameters)
+    rows = (factor(outputs) @ jacobian).flatten(0, 1)
+    return rows.T @ rows / inputs.shape[0]
+
+
+def dense_gauss_newton(
+    model: nn.Module,
+    inputs: Tensor,
+    loss: str = "cross_entropy",
+    parameters: Sequence[str] | None = None,
+) -> Tensor:
+    r"""Write out the Gauss–Newton matrix :math:`\frac1n \sum_i J_i^\top \Lambda_i J_i`, (d, d).
+
+    For softmax cross-entropy it is also the Fisher matrix under the model's own labels
+    (Martens 2020). Valid also where samples interact, as under batch statistics: J_i is then the
+    Jacobian of sample i's outputs within this batch.
+
+    Raises
+    ------
+    ValueError
+        If the loss or a parameter name is unknown, or the inputs do not fit.
+    """
+    return _weighted_gram(model, inputs, parameters, get_loss(loss).hessian_factor)
+
+
+def dense_empirical_fisher(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss: str = "cross_entropy",
+    parameters: Sequence[str] | None = None,
+) -> Tensor:
+    r"""Write out the uncentred second moment :math:`\frac1n \sum_i g_i g_i^\top`, (d, d).
+
+    :math:`g_i` is the gradient of sample i's loss at its observed label.
+
+    Raises
+    ------
+    ValueError
+        As :func:`hessian_product`.
+    """
+
+    def residual_rows(outputs: Tensor) -> Tensor:
+        check_targets(targets, outputs, loss)
+        leaf = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            mean = get_loss(loss).value(leaf, targets)
+        (residual,) = torch.autograd.grad(mean, leaf)
+        return (outputs.shape[0] * residual).unsqueeze(1)
+
+    return _weighted_gram(model, inputs, parameters, residual_rows)

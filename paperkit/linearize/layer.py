@@ -1,0 +1,289 @@
+r"""One layer's inputs and output Jacobians, and the curvature that follows from them.
+
+A weight is used one or more times in a forward pass (positions of a convolution are one use,
+calling the module twice is two). For each use we keep the layer's input :math:`a` and the Jacobian
+:math:`B = \partial f/\partial z` of the outputs in its pre-activation. Unfolded into P positions,
+
+.. math:: \frac{\partial f_{ic}}{\partial W} = \sum_{p=1}^{P} B_{icp}\, a_{ip}^\top ,
+
+and with :math:`R_i^\top R_i = \Lambda_i` the layer's Gauss–Newton block is
+:math:`\frac1n \sum_i (R_i J_i)^\top (R_i J_i)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from paperkit.linalg.gram import Spectrum, gram_spectrum
+
+LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _padded(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> Tensor:
+    """Pad a convolution's input as the module would."""
+    sides: list[int] = []
+    for axis, size in enumerate(module.kernel_size):
+        if module.padding == "same":
+            total = module.dilation[axis] * (size - 1)
+            before, after = total // 2, total - total // 2
+        elif module.padding == "valid":
+            before = after = 0
+        else:
+            before = after = int(module.padding[axis])
+        sides = [before, after, *sides]  # functional.pad lists the last axis first
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return functional.pad(inputs, sides, mode=mode) if any(sides) else inputs
+
+
+def unfold_inputs(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Arrange a layer's inputs as one column per position.
+
+    Parameters
+    ----------
+    module : nn.Linear or nn.Conv1d, Conv2d, Conv3d
+        Gives kernel, stride, padding, dilation and groups.
+    inputs : Tensor
+        The layer's input, samples first.
+
+    Returns
+    -------
+    Tensor
+        Shape (n, g, i, P): groups, inputs that one output sees, positions.
+    """
+    if isinstance(module, nn.Linear):
+        return (
+            inputs.flatten(1, -2).transpose(1, 2).unsqueeze(1)
+            if inputs.ndim > 2
+            else (inputs.unsqueeze(1).unsqueeze(3))
+        )
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    windows = _padded(module, inputs)
+    axes = len(module.kernel_size)
+    for axis, size in enumerate(module.kernel_size):
+        span = module.dilation[axis] * (size - 1) + 1
+        windows = windows.unfold(2 + axis, span, module.stride[axis])
+        windows = windows[..., :: module.dilation[axis]]
+    order = [0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes)]
+    kernel = math.prod(module.kernel_size)
+    rows = module.in_channels // module.groups * kernel
+    return windows.permute(order).reshape(len(inputs), module.groups, rows, -1)
+
+
+@dataclass
+class LayerUse:
+    """One call of a layer: its inputs (n, …) and output Jacobian (n, C, …), samples first."""
+
+    module: nn.Module
+    inputs: Tensor
+    output_jacobian: Tensor
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of a convolution; 1 for a linear layer."""
+        return getattr(self.module, "groups", 1)
+
+    def positions(self) -> int:
+        """Return P, how many times this use applies the weight to each sample."""
+        features = self.output_jacobian.shape[-1 if isinstance(self.module, nn.Linear) else 2]
+        return self.output_jacobian[0, 0].numel() // features
+
+    def columns(self, samples: slice) -> Tensor:
+        """Return the inputs a of some samples, shape (n, g, i, P)."""
+        return unfold_inputs(self.module, self.inputs[samples])
+
+    def cotangents(self, samples: slice) -> Tensor:
+        """Return the output Jacobian B of some samples, shape (n, C, g, o, P)."""
+        jacobian = self.output_jacobian[samples]
+        n, num_outputs = jacobian.shape[:2]
+        if isinstance(self.module, nn.Linear):
+            jacobian = jacobian.reshape(n, num_outputs, -1, jacobian.shape[-1]).transpose(2, 3)
+        channels = jacobian.shape[2]
+        return jacobian.reshape(n, num_outputs, self.groups, channels // self.groups, -1)
+
+
+def _contract_positions(cotangents: Tensor, columns: Tensor) -> Tensor:
+    """Sum B aᵀ over positions: (n, r, g, o, P), (n, g, i, P) → (n, r, g, o, i)."""
+    n, r, g, o, p = cotangents.shape
+    left = cotangents.transpose(1, 2).reshape(n * g, r * o, p)
+    right = columns.reshape(n * g, -1, p).transpose(1, 2)
+    return torch.bmm(left, right).reshape(n, g, r, o, -1).transpose(1, 2)
+
+
+@dataclass
+class LayerLinearization:
+    r"""What one backward pass per output tells of a layer.
+
+    Attributes
+    ----------
+    name : str
+        The module's name in the model.
+    weight_shape : torch.Size
+        Shape of W.
+    uses : list of LayerUse
+        The layer's calls within one forward pass.
+    hessian_factor : Tensor
+        R, shape (n, r, C), with :math:`R_i^\top R_i = \Lambda_i`.
+    obstacle : str or None
+        Why the Gauss–Newton block need not be the Hessian block; None where the proposition
+        makes them equal.
+    memory_budget : int
+        Bytes that a method may use for temporaries.
+    """
+
+    name: str
+    weight_shape: torch.Size
+    hessian_factor: Tensor
+    obstacle: str | None
+    memory_budget: int
+    uses: list[LayerUse] = field(default_factory=list)
+
+    @property
+    def exact_block(self) -> bool:
+        """Whether the Gauss–Newton block equals the Hessian block."""
+        return self.obstacle is None
+
+    @property
+    def num_parameters(self) -> int:
+        """The number d_l of entries of the weight."""
+        return self.weight_shape.numel()
+
+    @property
+    def num_samples(self) -> int:
+        """The number n of samples."""
+        return self.hessian_factor.shape[0]
+
+    def jacobian(self) -> Tensor:
+        """Return J = ∂f/∂W, shape (n, C, d_l), the weight flattened row-major."""
+        everything = slice(None)
+        parts = (
+            _contract_positions(use.cotangents(everything), use.columns(everything))
+            for use in self.uses
+        )
+        return sum(parts, start=torch.zeros((), device=self.hessian_factor.device)).flatten(2)
+
+    def _rows(self, samples: slice) -> Tensor:
+        """Return the rows R J of some samples, shape (n_chunk · r, d_l)."""
+        factor = self.hessian_factor[samples]
+        total: Tensor | None = None
+        for use in self.uses:
+            weighted = torch.einsum("nrc,ncgop->nrgop", factor, use.cotangents(samples))
+            rows = _contract_positions(weighted, use.columns(samples))
+            total = rows if total is None else total.add_(rows)
+        assert total is not None
+        return total.flatten(2).flatten(0, 1)
+
+    def _column_blocks(self) -> Iterator[Tensor]:
+        """Yield all rows of R J, a few output channels of the weight at a time."""
+        n, r, _ = self.hessian_factor.shape
+        g = self.uses[0].groups
+        channels = self.weight_shape[0] // g
+        everything = slice(None)
+        weighted = [
+            torch.einsum("nrc,ncgop->nrgop", self.hessian_factor, use.cotangents(everything))
+            for use in self.uses
+        ]
+        columns = [use.columns(everything) for use in self.uses]
+        fan_in = self.num_parameters // self.weight_shape[0]
+        # single precision rows, their float64 copy and the transposed temporary
+        bytes_per_channel = n * r * g * fan_in * (8 + 2 * weighted[0].element_size())
+        step = max(1, min(channels, self.memory_budget // (2 * bytes_per_channel)))
+        for start in range(0, channels, step):
+            block: Tensor | None = None
+            for left, right in zip(weighted, columns, strict=True):
+                rows = _contract_positions(left[:, :, :, start : start + step], right)
+                block = rows if block is None else block.add_(rows)
+            assert block is not None
+            yield block.flatten(2).flatten(0, 1)
+
+    def _sample_chunks(self, bytes_per_sample: int) -> Iterator[slice]:
+        step = max(1, self.memory_budget // (2 * bytes_per_sample))
+        for start in range(0, self.num_samples, step):
+            yield slice(start, min(start + step, self.num_samples))
+
+    def _row_bytes(self) -> int:
+        element = self.hessian_factor.element_size()
+        return self.hessian_factor.shape[1] * self.num_parameters * (8 + 2 * element)
+
+    def spectrum(self) -> Spectrum:
+        """Return the exact spectrum of the Gauss–Newton block, accumulated in float64.
+
+        It goes through the smaller of the block itself (d_l × d_l) and its Gram dual (n r × n r).
+        """
+        num_rows = self.hessian_factor.shape[0] * self.hessian_factor.shape[1]
+        scale = self.num_samples**-0.5
+        if self.num_parameters <= num_rows:
+            blocks = (self._rows(chunk) for chunk in self._sample_chunks(self._row_bytes()))
+        else:
+            blocks = self._column_blocks()
+        return gram_spectrum((block.mul_(scale) for block in blocks), num_rows, self.num_parameters)
+
+    def gauss_newton_product(self, probes: Tensor) -> Tensor:
+        r"""Multiply the Gauss–Newton block with probes: :math:`\frac1n \sum_i J_i^\top \Lambda_i J_i V`.
+
+        Two contractions and two layer-sized products, without autograd. The order of contraction
+        is the cheaper of two: through the rows R J, or probe by probe through the positions.
+
+        Parameters
+        ----------
+        probes : Tensor
+            Shape (k, \*weight_shape), the weights' dtype and device.
+
+        Returns
+        -------
+        Tensor
+            Same shape.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit the weight.
+        """
+        if probes.shape[1:] != self.weight_shape:
+            raise ValueError(
+                f"probes has shape {tuple(probes.shape)}: layer {self.name} needs "
+                f"(k, {', '.join(map(str, self.weight_shape))})."
+            )
+        vectors = probes.flatten(1)
+        n, _, num_outputs = self.hessian_factor.shape
+        positions = sum(use.positions() for use in self.uses)
+        through_rows = num_outputs * (positions + 2 * len(vectors))
+        through_positions = 2 * len(vectors) * positions
+        if through_rows <= through_positions:
+            chunks = self._sample_chunks(self._row_bytes())
+            product = self._product_through_rows
+        else:
+            wide = positions * (self.weight_shape[0] + self.num_parameters // self.weight_shape[0])
+            chunks = self._sample_chunks(len(vectors) * wide * vectors.element_size())
+            product = self._product_through_positions
+        total = torch.zeros_like(vectors)
+        for chunk in chunks:
+            product(chunk, vectors, total)
+        return (total / n).reshape(probes.shape)
+
+    def _product_through_rows(self, samples: slice, vectors: Tensor, total: Tensor) -> None:
+        rows = self._rows(samples)
+        total.addmm_(vectors @ rows.T, rows)
+
+    def _product_through_positions(self, samples: slice, vectors: Tensor, total: Tensor) -> None:
+        k = len(vectors)
+        factor = self.hessian_factor[samples]
+        responses: Tensor | None = None
+        for use in self.uses:
+            g = use.groups
+            columns, cotangents = use.columns(samples), use.cotangents(samples)
+            weights = vectors.reshape(k, g, -1, columns.shape[2])
+            change = torch.einsum("kgoi,ngip->nkgop", weights, columns)
+            response = torch.einsum("ncgop,nkgop->nck", cotangents, change)
+            responses = response if responses is None else responses + response
+        assert responses is not None
+        weighted = factor.transpose(1, 2) @ (factor @ responses)
+        for use in self.uses:
+            columns, cotangents = use.columns(samples), use.cotangents(samples)
+            pulled = torch.einsum("nck,ncgop->nkgop", weighted, cotangents)
+            total += torch.einsum("nkgop,ngip->kgoi", pulled, columns).reshape(total.shape)
