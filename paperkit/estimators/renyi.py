@@ -245,7 +245,7 @@ def layer_spectra(
         if layer.exact_block:
             spectrum = layer.spectrum()
         else:
-            hessian = dense_hessian(model, inputs, targets, loss, [f"{name}.weight"])
+            hessian = dense_hessian(model, inputs, targets, loss, [layer.weight_name])
             spectrum = _dense_spectrum(hessian)
         spectra[name] = LayerSpectrum(
             layer=name,

@@ -1,4 +1,4 @@
-r"""Exact spectra of positive semidefinite matrices :math:`G^\top G` through the smaller Gram matrix.
+r"""Exact spectra of matrices :math:`G^\top G` through the smaller Gram matrix.
 
 :math:`G^\top G` (d × d) and :math:`G G^\top` (m × m) share their nonzero eigenvalues, so the work
 is that of the smaller of the two. Everything is accumulated in float64: squaring the singular

@@ -149,6 +149,11 @@ class LayerLinearization:
         return self.obstacle is None
 
     @property
+    def weight_name(self) -> str:
+        """The weight's name among the model's parameters."""
+        return f"{self.name}.weight" if self.name else "weight"
+
+    @property
     def num_parameters(self) -> int:
         """The number d_l of entries of the weight."""
         return self.weight_shape.numel()
@@ -201,10 +206,10 @@ class LayerLinearization:
             assert block is not None
             yield block.flatten(2).flatten(0, 1)
 
-    def _sample_chunks(self, bytes_per_sample: int) -> Iterator[slice]:
+    def _sample_chunks(self, bytes_per_sample: int) -> list[slice]:
         step = max(1, self.memory_budget // (2 * bytes_per_sample))
-        for start in range(0, self.num_samples, step):
-            yield slice(start, min(start + step, self.num_samples))
+        starts = range(0, self.num_samples, step)
+        return [slice(start, min(start + step, self.num_samples)) for start in starts]
 
     def _row_bytes(self) -> int:
         element = self.hessian_factor.element_size()
@@ -218,13 +223,14 @@ class LayerLinearization:
         num_rows = self.hessian_factor.shape[0] * self.hessian_factor.shape[1]
         scale = self.num_samples**-0.5
         if self.num_parameters <= num_rows:
-            blocks = (self._rows(chunk) for chunk in self._sample_chunks(self._row_bytes()))
+            chunks = self._sample_chunks(self._row_bytes())
+            blocks: Iterator[Tensor] = (self._rows(chunk) for chunk in chunks)
         else:
             blocks = self._column_blocks()
         return gram_spectrum((block.mul_(scale) for block in blocks), num_rows, self.num_parameters)
 
     def gauss_newton_product(self, probes: Tensor) -> Tensor:
-        r"""Multiply the Gauss–Newton block with probes: :math:`\frac1n \sum_i J_i^\top \Lambda_i J_i V`.
+        r"""Multiply the block :math:`\frac1n \sum_i J_i^\top \Lambda_i J_i` with probes.
 
         Two contractions and two layer-sized products, without autograd. The order of contraction
         is the cheaper of two: through the rows R J, or probe by probe through the positions.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +72,7 @@ def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str
     ValueError
         If a name is unknown, of another type, or has no weight of its own; or if there is none.
     """
-    found = {
+    found: dict[str, nn.Module] = {
         name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)
     }
     if layers is not None:
@@ -188,7 +188,7 @@ def _record(
     calls: list[_Call] = []
     handles = []
 
-    def hook_for(name: str):  # type: ignore[no-untyped-def]
+    def hook_for(name: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
             calls.append(_Call(name, module, arguments[0], output))
             # A copy goes on, so that an in-place activation leaves the recorded one alone.
@@ -242,7 +242,7 @@ def _allocate(
 ) -> dict[str, LayerLinearization]:
     """Group the calls by weight, reserve room for all samples and judge each layer."""
     graph = RecordedGraph(outputs.grad_fn)
-    weights = {id(module): module.weight for module in chosen.values()}
+    weights = {id(module): module.get_parameter("weight") for module in chosen.values()}
     first_name: dict[int, str] = {}
     layers: dict[str, LayerLinearization] = {}
     grouped: dict[str, list[_Call]] = {}
@@ -269,14 +269,17 @@ def _leaves_by_module(
     chosen: dict[str, nn.Module], parameters: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     by_storage = {parameter.data_ptr(): parameter for parameter in parameters.values()}
-    return {name: by_storage[module.weight.data_ptr()] for name, module in chosen.items()}
+    return {
+        name: by_storage[module.get_parameter("weight").data_ptr()]
+        for name, module in chosen.items()
+    }
 
 
 def _judge(
     graph: RecordedGraph, outputs: Tensor, uses: list[_Call], weight: Tensor, name: str
 ) -> str | None:
     """Return why the layer's block may differ from its Hessian block, None if it cannot."""
-    leaf = weight.view_as(weight).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    leaf = torch.autograd.graph.get_gradient_edge(weight).node
     preactivations = [use.preactivation.grad_fn for use in uses]
     if outputs.grad_fn in graph.dependents([leaf], avoiding=preactivations):
         raise ValueError(
@@ -325,7 +328,7 @@ def _verify(
         raise ValueError("verify=True needs targets: pass the labels of the inputs.")
     check_targets(targets, result.outputs, result.loss)
     generator = torch.Generator(device="cpu").manual_seed(0)
-    for name, layer in result.layers.items():
+    for layer in result.layers.values():
         if not layer.exact_block:
             continue
         probe = torch.randn(
@@ -334,7 +337,7 @@ def _verify(
         probe = probe.to(result.outputs)
         ours = layer.gauss_newton_product(probe).flatten()
         exact = hessian_product(
-            model, inputs, targets, probe.flatten(), result.loss, [f"{name}.weight"]
+            model, inputs, targets, probe.flatten(), result.loss, [layer.weight_name]
         )
         tolerance = 100.0 * torch.finfo(ours.dtype).eps ** 0.5
         if float((ours - exact).norm()) > tolerance * float(exact.norm()):
