@@ -8,7 +8,7 @@ from paperkit.linearize.dense import (
     hessian_product,
 )
 from paperkit.linearize.layer import LayerLinearization, LayerUse
-from paperkit.linearize.linearize import Linearization, layers_of, linearize
+from paperkit.linearize.linearize import Linearization, SamplesInteractError, layers_of, linearize
 from paperkit.linearize.losses import LOSSES, Loss, get_loss
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "LayerUse",
     "Linearization",
     "Loss",
+    "SamplesInteractError",
     "dense_empirical_fisher",
     "dense_gauss_newton",
     "dense_hessian",

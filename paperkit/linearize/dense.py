@@ -16,6 +16,9 @@ from torch.func import functional_call
 from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
 from paperkit.linearize.losses import get_loss
 
+# Backward passes that share one sweep through the graph; more only cost memory.
+_ROWS_AT_ONCE = 64
+
 
 def _select(
     parameters: dict[str, Tensor], names: Sequence[str] | None
@@ -34,16 +37,21 @@ def _flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _rows(outputs: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    """Stack the gradients of each entry of a vector: shape (entries, d)."""
-    rows = [
-        _flatten(
-            torch.autograd.grad(
-                entry, sources, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+    """Stack the gradients of each entry of a vector, a batch of entries at a time: (entries, d)."""
+    seeds = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
+    rows = []
+    for batch in seeds.split(_ROWS_AT_ONCE):
+        gradients = torch.autograd.grad(
+            outputs,
+            sources,
+            batch,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+            is_grads_batched=True,
         )
-        for entry in outputs
-    ]
-    return torch.stack(rows)
+        rows.append(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
+    return torch.cat(rows)
 
 
 def hessian_product(

@@ -18,6 +18,10 @@ from paperkit.linearize.operations import RecordedGraph
 GIBIBYTE = 2**30
 
 
+class SamplesInteractError(ValueError):
+    """The model's outputs for one sample depend on the others, or on chance."""
+
+
 @dataclass(frozen=True)
 class Linearization:
     """A network linearized on one set of samples.
@@ -142,7 +146,9 @@ def linearize(
     ------
     ValueError
         If the inputs are empty or not finite; if a layer does not see samples first or its weight
-        is used outside the layer; if samples interact; if ``verify`` lacks targets.
+        is used outside the layer; if ``verify`` lacks targets.
+    SamplesInteractError
+        A ValueError: if the outputs for some samples change when the others are left out.
 
     Notes
     -----
@@ -227,7 +233,7 @@ def _refuse_interaction(
         alone = functional_call(model, parameters, (inputs[:half],))
     tolerance = torch.finfo(outputs.dtype).eps ** 0.5
     if not torch.allclose(alone, outputs[:half], rtol=tolerance, atol=tolerance):
-        raise ValueError(
+        raise SamplesInteractError(
             "model gives other outputs for the same samples in another batch: it mixes samples "
             "(batch statistics?) or is random in evaluation mode; freeze that part first."
         )
