@@ -84,16 +84,16 @@ show_verdicts("02_curvature_objects", p.profile, p.store)
 # $$
 # H \;=\; \underbrace{\frac1n \sum_{i=1}^n J_i^\top \Lambda_i J_i}_{\textstyle G}
 # \;+\; \underbrace{\frac1n \sum_{i=1}^n \sum_{c=1}^C
-# \frac{\partial \ell_i}{\partial f_{ic}}\, \nabla_\theta^2 f_{ic}}_{\textstyle S},
+# \frac{\partial \ell_i}{\partial f_{ic}}\, \nabla_\theta^2 f_{ic}}_{\textstyle E},
 # \qquad
 # J_i = \frac{\partial f_i}{\partial \theta}, \quad
 # \Lambda_i = \frac{\partial^2 \ell_i}{\partial f_i\, \partial f_i^\top} .
 # $$ (eq-two-parts)
 #
 # $G$ is the **Gauss–Newton matrix** {cite:p}`schraudolph2002`. It keeps the curvature of the loss
-# in the outputs and treats the network as linear. $S$ has the curvature of the network, weighted by
+# in the outputs and treats the network as linear. $E$ has the curvature of the network, weighted by
 # the residuals $\partial \ell_i / \partial f_{ic}$. If the loss is convex in the outputs,
-# $\Lambda_i \succeq 0$ and so $G \succeq 0$. $S$ can have any sign, and gives $H$ its negative
+# $\Lambda_i \succeq 0$ and so $G \succeq 0$. $E$ can have any sign, and gives $H$ its negative
 # eigenvalues.
 #
 # The next cell computes both parts from their definitions, for a network of two hidden layers, and
@@ -135,11 +135,11 @@ def outputs_at(vector: torch.Tensor) -> torch.Tensor:
     return torch.func.functional_call(model, weights, (inputs,))
 
 
-S = torch.func.hessian(lambda vector: (residual * outputs_at(vector)).sum())(theta)
+E = torch.func.hessian(lambda vector: (residual * outputs_at(vector)).sum())(theta)
 H = dense_hessian(model, inputs, targets)
-assert relative(H, G + S) < 1e-12
-print(f"H against G + S: relative difference {shown(relative(H, G + S))}")
-print(f"size of S relative to H: {float(S.norm() / H.norm()):.4f}")
+assert relative(H, G + E) < 1e-12
+print(f"H against G + E: relative difference {shown(relative(H, G + E))}")
+print(f"size of E relative to H: {float(E.norm() / H.norm()):.4f}")
 
 # %% [markdown]
 # At random weights the second part is as large as the whole. Whoever writes "Hessian" and computes
@@ -294,8 +294,8 @@ pd.DataFrame(covered).T
 # $\partial^2 f / \partial W_l\, \partial W_m$ of *different* layers do not vanish, because $f$ is
 # multilinear, not linear, in the layers together. The figure shows both facts for one network.
 #
-# One number survives the step to the whole matrices. The diagonal of $S$ lies in the blocks, where
-# $S$ vanishes. So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table
+# One number survives the step to the whole matrices. The diagonal of $E$ lies in the blocks, where
+# $E$ vanishes. So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table
 # shows, although the two spectra have little else in common.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Left, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix only small positive ones. Right, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (left) they have little in common. For the block of a single layer (right) they coincide.", "name": "fig-full-and-block"}}
@@ -467,12 +467,12 @@ Markdown(text)
 # ## Exercises
 #
 # **1.** Leaky ReLU has two slopes. Which step of the proof would fail for a quadratic activation
-# $x^2$, and what would $S$ be?
+# $x^2$, and what would $E$ be?
 #
 # ````{dropdown} Solution
 # $x^2$ is not piecewise linear: $\nabla^2_{W_l} f \neq 0$ on open sets. For one hidden layer,
 # $f_c = \sum_j v_{cj} (w_j^\top x)^2$ and $\nabla^2_{w_j} f_c = 2 v_{cj}\, x x^\top$, so that the block
-# of $w_j$ in $S$ is $\frac2n \sum_{i,c} \frac{\partial \ell_i}{\partial f_{ic}} v_{cj}\, x_i x_i^\top$.
+# of $w_j$ in $E$ is $\frac2n \sum_{i,c} \frac{\partial \ell_i}{\partial f_{ic}} v_{cj}\, x_i x_i^\top$.
 # ````
 #
 # **2.** A network ends in a sigmoid and the binary cross-entropy of its output. Is the last linear

@@ -41,7 +41,7 @@ class Linearization:
     loss: str
 
     def gauss_newton_products(self, probes: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Multiply each layer's Gauss–Newton block with its probes, (k, *weight_shape) each.
+        """Multiply each layer's Gauss–Newton block with its probes, ``(k, *weight_shape)`` each.
 
         Raises
         ------

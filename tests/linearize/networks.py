@@ -104,7 +104,9 @@ class Case:
     shape: tuple[int, ...]
     inexact: frozenset[str] = frozenset()
 
-    def make(self, n: int = 6, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    def make(
+        self, n: int = 6, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> tuple[nn.Module, Tensor, Tensor]:
         """Return the float64 network, inputs and labels of three classes."""
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng():
@@ -117,7 +119,7 @@ class Case:
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
         inputs = torch.randn(n, *self.shape, generator=generator, dtype=torch.float64)
         targets = torch.randint(0, 3, (n,), generator=generator)
-        return model, inputs, targets
+        return model.to(device), inputs.to(device), targets.to(device)
 
 
 def _mlp(activation: Callable[[], nn.Module]) -> Callable[[], nn.Module]:

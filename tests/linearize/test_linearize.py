@@ -33,8 +33,10 @@ def targets_for(loss: str, targets: torch.Tensor) -> torch.Tensor:
 
 @every_case
 @pytest.mark.parametrize("chunk_size", [128, 4])
-def test_pairs_give_the_jacobian_of_every_weight(case: Case, chunk_size: int) -> None:
-    model, inputs, _ = case.make()
+def test_pairs_give_the_jacobian_of_every_weight(
+    case: Case, chunk_size: int, device: torch.device
+) -> None:
+    model, inputs, _ = case.make(device=device)
     for layer in linearize(model, inputs, chunk_size=chunk_size).layers.values():
         brute = dense_jacobian(model, inputs, [layer.weight_name])
         assert relative(layer.jacobian() - brute, brute) < 1e-12
@@ -42,13 +44,16 @@ def test_pairs_give_the_jacobian_of_every_weight(case: Case, chunk_size: int) ->
 
 @every_case
 @pytest.mark.parametrize("loss", LOSSES)
-def test_gauss_newton_products_equal_the_dense_block(case: Case, loss: str) -> None:
-    model, inputs, _ = case.make()
+def test_gauss_newton_products_equal_the_dense_block(
+    case: Case, loss: str, device: torch.device
+) -> None:
+    model, inputs, _ = case.make(device=device)
     generator = torch.Generator().manual_seed(1)
     for layer in linearize(model, inputs, loss).layers.values():
         dense = dense_gauss_newton(model, inputs, loss, [layer.weight_name])
         for k in (1, 40):  # one probe contracts positions first, forty go through the rows
             probes = torch.randn(k, *layer.weight_shape, generator=generator, dtype=torch.float64)
+            probes = probes.to(device)
             expected = probes.flatten(1) @ dense
             assert relative(layer.gauss_newton_product(probes).flatten(1) - expected, expected) < (
                 1e-12
@@ -58,15 +63,17 @@ def test_gauss_newton_products_equal_the_dense_block(case: Case, loss: str) -> N
 @every_case
 @pytest.mark.parametrize("n", [1, 6, 40])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_exact_spectra_are_the_hessian_spectra_to_1e_8(case: Case, n: int, loss: str) -> None:
-    model, inputs, targets = case.make(n)
+def test_exact_spectra_are_the_hessian_spectra_to_1e_8(
+    case: Case, n: int, loss: str, device: torch.device
+) -> None:
+    model, inputs, targets = case.make(n, device=device)
     for layer in linearize(model, inputs, loss).layers.values():
         if not layer.exact_block:
             continue
         hessian = dense_hessian(
             model, inputs, targets_for(loss, targets), loss, [layer.weight_name]
         )
-        expected = torch.linalg.eigvalsh(hessian).flip(0)
+        expected = torch.linalg.eigvalsh(hessian).flip(0).cpu()
         spectrum = layer.spectrum()
         ours = torch.zeros_like(expected)
         ours[: spectrum.rank] = spectrum.eigenvalues
@@ -75,8 +82,10 @@ def test_exact_spectra_are_the_hessian_spectra_to_1e_8(case: Case, n: int, loss:
 
 
 @every_case
-def test_recorded_operations_decide_which_blocks_are_exact(case: Case) -> None:
-    model, inputs, _ = case.make()
+def test_recorded_operations_decide_which_blocks_are_exact(
+    case: Case, device: torch.device
+) -> None:
+    model, inputs, _ = case.make(device=device)
     layers = linearize(model, inputs).layers
     assert {name for name, layer in layers.items() if not layer.exact_block} == case.inexact
     assert all(layers[name].obstacle for name in case.inexact)

@@ -1,0 +1,46 @@
+"""A rule that finds tensors born on the wrong device, also on a machine without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+_FACTORIES = {
+    torch.zeros,
+    torch.ones,
+    torch.empty,
+    torch.full,
+    torch.eye,
+    torch.arange,
+    torch.linspace,
+    torch.logspace,
+    torch.rand,
+    torch.randn,
+    torch.randint,
+    torch.randperm,
+    torch.tensor,
+    torch.as_tensor,
+    torch.from_numpy,
+}
+
+
+class ExplicitDevices(TorchFunctionMode):
+    """Refuse every factory call that does not name its device."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in _FACTORIES and "device" not in kwargs and not _follows_a_tensor(args):
+            raise AssertionError(f"torch.{function.__name__} is called without a device")
+        return function(*args, **kwargs)
+
+
+def _follows_a_tensor(args: tuple) -> bool:
+    """as_tensor of a tensor stays on that tensor's device."""
+    return bool(args) and isinstance(args[0], torch.Tensor)
+
+
+@pytest.fixture
+def explicit_devices() -> type[ExplicitDevices]:
+    """The rule that every new tensor names its device: ``with explicit_devices(): …``."""
+    return ExplicitDevices
