@@ -156,9 +156,7 @@ def decisions(model: nn.Module, inputs: Tensor) -> dict[str, str | None]:
     except SamplesInteractError:
         named = model.named_modules()
         return {
-            name: INTERACTION
-            for name, module in named
-            if isinstance(module, nn.Linear | nn.Conv2d)
+            name: INTERACTION for name, module in named if isinstance(module, nn.Linear | nn.Conv2d)
         }
     return {name: layer.obstacle for name, layer in layers.items()}
 

@@ -1,0 +1,202 @@
+"""Audits: run a random sample of a study's published records again, and renew stale ones.
+
+A record is stale once the code behind it has changed. If a sample, run by the new code, agrees
+with what was recorded, the published records are renewed: they get the new fingerprint, and say
+that they were renewed, when, from what and by which sample.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+
+from paperkit.experiments import provenance
+from paperkit.experiments.fingerprint import fingerprint
+from paperkit.experiments.intervals import prediction_interval
+from paperkit.experiments.paths import store_folder
+from paperkit.experiments.published import read_published, write_published
+from paperkit.experiments.records import Record
+from paperkit.experiments.running import Session
+from paperkit.experiments.study import Study, require_profile, study_named
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one run: what was recorded, what the audit found, and what was allowed."""
+
+    key: str
+    metric: str
+    recorded: Any
+    audited: Any
+    allowed: str
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The outcome of an audit.
+
+    Attributes
+    ----------
+    study : str
+    seed : str
+        What the sample was drawn with.
+    sample : tuple of str
+        Keys of the runs that were run again.
+    comparisons : tuple of Comparison
+    stale : int
+        How many records were stale before.
+    renewed : int
+        How many of them were renewed.
+    """
+
+    study: str
+    seed: str
+    sample: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    stale: int
+    renewed: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every metric of the sample agreed."""
+        return all(comparison.agrees for comparison in self.comparisons)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the sample agreed and no record is left stale."""
+        return self.agrees and self.renewed == self.stale
+
+
+def audit(
+    study: Study | str,
+    sample: int = 2,
+    seed: str | None = None,
+    *,
+    profile: str = "laptop",
+    store: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Audit:
+    """Run a random sample of a study's published records again and compare.
+
+    A deterministic study's metrics must agree within its ``tolerance``; those of a trained one
+    must lie in the 99 % prediction interval of the recorded seeds of the same configuration.
+    The stale records of the profile are renewed if the sample agrees and the code is committed.
+
+    Parameters
+    ----------
+    study : Study or str
+    sample : int
+        How many records, from the stale ones if there are any.
+    seed : str, optional
+        Draws the sample; by default the date in UTC.
+    profile : {"laptop", "paper"}
+    store : path, optional
+        The working store, which serves the checkpoints that the sample needs.
+    device : str or torch.device
+    progress : bool
+
+    Returns
+    -------
+    Audit
+
+    Raises
+    ------
+    ValueError
+        If the study has no published record of the profile.
+    """
+    study = study_named(study) if isinstance(study, str) else study
+    require_profile(profile)
+    if sample < 1:
+        raise ValueError(f"sample is {sample}; give at least 1.")
+    published = read_published(study.name)
+    audited = [record for record in published if record.profile == profile]
+    if not audited:
+        raise ValueError(f"study {study.name!r} has no published {profile} record to audit.")
+    code = fingerprint(study)
+    stale = [record for record in audited if record.fingerprint != code]
+    seed = seed or provenance.now()[:10]
+    pool = stale or audited
+    drawn = random.Random(seed).sample(pool, min(sample, len(pool)))
+    inputs = Session(store_folder(store), profile, torch.device(device), progress)
+    comparisons: list[Comparison] = []
+    with tempfile.TemporaryDirectory() as fresh:
+        session = Session(Path(fresh), profile, torch.device(device), progress, inputs=inputs)
+        for record in drawn:
+            again = session.perform(study, record.configuration)
+            comparisons.extend(_compare(study, record, again, audited))
+    outcome = Audit(
+        study.name, seed, tuple(r.key for r in drawn), tuple(comparisons), len(stale), 0
+    )
+    tree = provenance.tree_state()
+    if not (stale and outcome.agrees and tree.dirty is False):
+        return outcome
+    note = {"date": provenance.now(), "commit": tree.commit, "seed": seed, "sample": outcome.sample}
+    keys = {record.key for record in stale}
+    write_published(
+        study.name, [_renewed(r, code, note) if r.key in keys else r for r in published]
+    )
+    return replace(outcome, renewed=len(stale))
+
+
+def _renewed(record: Record, code: str, note: dict[str, Any]) -> Record:
+    entry = {**note, "sample": list(note["sample"]), "from": record.fingerprint}
+    history = [*record.provenance.get("renewed", []), entry]
+    return replace(
+        record, provenance={**record.provenance, "fingerprint": code, "renewed": history}
+    )
+
+
+def _compare(
+    study: Study, recorded: Record, audited: Record, records: Sequence[Record]
+) -> Iterator[Comparison]:
+    old, new = dict(_flat(recorded.metrics)), dict(_flat(audited.metrics))
+    siblings = [dict(_flat(r.metrics)) for r in records if _same_but_seed(r, recorded)]
+    for metric in sorted(old.keys() | new.keys()):
+        before, after = old.get(metric), new.get(metric)
+        allowed = f"{study.tolerance:g} relative"
+        agrees = _equal(study, before, after)
+        if not agrees and study.trained and _is_number(before) and _is_number(after):
+            recorded_values = [sibling.get(metric) for sibling in siblings]
+            values = [value for value in recorded_values if _is_number(value)]
+            low, high = prediction_interval(values)
+            allowed = f"{low:.6g} to {high:.6g}, 99 % over {len(values)} seeds"
+            agrees = low <= after <= high
+        yield Comparison(recorded.key, metric, before, after, allowed, agrees)
+
+
+def _equal(study: Study, before: Any, after: Any) -> bool:
+    if not (_is_number(before) and _is_number(after)):
+        return bool(before == after)
+    # Relative to the recorded value; round-off is not reproducible to any relative tolerance.
+    if max(abs(before), abs(after)) < study.round_off:
+        return True
+    return bool(abs(after - before) <= study.tolerance * abs(before))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _same_but_seed(record: Record, other: Record) -> bool:
+    return {**record.configuration, "seed": 0} == {**other.configuration, "seed": 0}
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the scalars of nested metrics with their dotted names, and the lengths of lists."""
+    if isinstance(value, dict):
+        for part, item in value.items():
+            yield from _flat(item, f"{name}.{part}" if name else part)
+    elif isinstance(value, list):
+        yield f"{name}.length", len(value)
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{name}.{index}")
+    else:
+        yield name, value

@@ -1,0 +1,164 @@
+"""The commands of studies, audits and verdicts: ``paperkit study | audit | verdict``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from paperkit.experiments.audit import audit
+from paperkit.experiments.engines import ENGINES
+from paperkit.experiments.fingerprint import fingerprint
+from paperkit.experiments.published import publish, publish_checkpoint, records_of
+from paperkit.experiments.running import RERUN, run_study
+from paperkit.experiments.study import PROFILES, configurations, study_named, study_names
+from paperkit.experiments.verdict import verdicts
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands; each sets ``command``, a function of the arguments to the exit status."""
+    study = subparsers.add_parser("study", help="list, run and publish studies")
+    _add_study_commands(study.add_subparsers(required=True, metavar="COMMAND"))
+
+    parser = _command(subparsers, "audit", _audit, "run a sample of published records again")
+    parser.add_argument("name", help="the study")
+    parser.add_argument("--sample", type=int, default=2, help="how many records (2)")
+    parser.add_argument("--seed", help="draws the sample (the date)")
+    parser.add_argument("--profile", choices=PROFILES[1:], default="laptop")
+    _add_store_and_device(parser)
+
+    parser = _command(subparsers, "verdict", _verdict, "compute the verdicts of the claims")
+    parser.add_argument("--paper", help="only the claims of this paper")
+    parser.add_argument("--anchor", help="only the claims of this chapter or target")
+    parser.add_argument("--store", help="the working store")
+
+
+def _add_study_commands(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    parser = _command(subparsers, "list", _list, "list the studies and what is finished")
+    parser.add_argument("--store", help="the working store")
+
+    parser = _command(subparsers, "run", _run, "run what is missing of a study")
+    parser.add_argument("name", help="the study")
+    parser.add_argument("--profile", choices=PROFILES, default="laptop")
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="in-process")
+    parser.add_argument(
+        "--rerun",
+        choices=RERUN,
+        action="append",
+        default=[],
+        help="run again what other code, or uncommitted code, made",
+    )
+    _add_store_and_device(parser)
+
+    parser = _command(subparsers, "publish", _publish, "merge a study's records into results/")
+    parser.add_argument("name", help="the study")
+    parser.add_argument("--store", help="the working store")
+    parser.add_argument(
+        "--allow-dirty",
+        action="store_true",
+        help="publish records of uncommitted code too; they earn no verdict",
+    )
+    parser.add_argument("--checkpoint", metavar="KEY", help="copy this run's checkpoint too")
+
+
+def _command(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(name, help=text, description=text.capitalize() + ".")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_store_and_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", help="the working store (_build/store)")
+    parser.add_argument("--device", default="cpu", help="where to compute (cpu)")
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    for name in study_names():
+        study = study_named(name)
+        code = fingerprint(study)
+        print(f"{name}: {study.question}")
+        for profile in PROFILES:
+            records = records_of(name, profile, arguments.store)
+            seconds = sum(record.provenance["seconds"] for record in records)
+            print(
+                f"  {profile:<7} {len(records)} of {len(configurations(study, profile))} runs, "
+                f"{sum(r.fingerprint != code for r in records)} stale, "
+                f"{sum(not r.clean for r in records)} of uncommitted code, {seconds:.0f} s"
+            )
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    records = run_study(
+        arguments.name,
+        arguments.profile,
+        arguments.store,
+        arguments.engine,
+        device=arguments.device,
+        rerun=arguments.rerun,
+    )
+    code = fingerprint(study_named(arguments.name))
+    stale = sum(record.fingerprint != code for record in records)
+    dirty = sum(not record.clean for record in records)
+    print(f"{arguments.name}: {len(records)} runs of the {arguments.profile} profile are finished.")
+    if stale:
+        print(f"{stale} of them are stale: `paperkit audit {arguments.name}` or --rerun stale.")
+    if dirty:
+        print(f"{dirty} of them come from uncommitted code and earn no verdict: --rerun dirty.")
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    done = publish(arguments.name, arguments.store, allow_dirty=arguments.allow_dirty)
+    print(f"{done.path}: {done.total} records, {done.changed} of them new or replaced.")
+    if arguments.checkpoint:
+        print(publish_checkpoint(arguments.name, arguments.checkpoint, arguments.store))
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    outcome = audit(
+        arguments.name,
+        arguments.sample,
+        arguments.seed,
+        profile=arguments.profile,
+        store=arguments.store,
+        device=arguments.device,
+    )
+    for comparison in outcome.comparisons:
+        if not comparison.agrees:
+            print(
+                f"{comparison.key} {comparison.metric}: recorded {comparison.recorded}, now "
+                f"{comparison.audited}, allowed {comparison.allowed}"
+            )
+    word = "agree" if outcome.agrees else "do NOT agree"
+    print(
+        f"{outcome.study}: {len(outcome.sample)} runs drawn with seed {outcome.seed} {word} with "
+        "their records."
+    )
+    if outcome.renewed:
+        print(f"{outcome.renewed} stale records were renewed in results/{outcome.study}.jsonl.")
+    elif outcome.stale and outcome.agrees:
+        print(f"{outcome.stale} records stay stale: the code has uncommitted changes; commit it.")
+    elif outcome.stale:
+        print(f"{outcome.stale} records stay stale.")
+    return 0 if outcome.passed else 1
+
+
+def _verdict(arguments: argparse.Namespace) -> int:
+    found = verdicts(arguments.paper, arguments.anchor, arguments.store)
+    for verdict in found:
+        stale = " (stale)" if verdict.stale else ""
+        print(f"{verdict.word}{stale}: {verdict.claim.id}, {verdict.claim.place}")
+        print(f"    {verdict.evidence}")
+    counts: dict[str, int] = {}
+    for verdict in found:
+        counts[verdict.word] = counts.get(verdict.word, 0) + 1
+    print(", ".join(f"{count} {word}" for word, count in counts.items()) or "no claim")
+    return 0

@@ -1,0 +1,53 @@
+"""Where the repository keeps its results, claims and working store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT_VARIABLE = "PAPERKIT_ROOT"
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def repository_root() -> Path:
+    """Return the folder that holds ``results/`` and ``claims/``.
+
+    It is the folder above the package, which is the repository in an editable install; the
+    environment variable ``PAPERKIT_ROOT`` overrides it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the variable names no folder, or if it is unset and the package does not lie in a
+        repository.
+    """
+    named = os.environ.get(ROOT_VARIABLE)
+    if named is not None:
+        root = Path(named).expanduser().resolve()
+        if not root.is_dir():
+            raise FileNotFoundError(f"{ROOT_VARIABLE} names {root}, which is not a folder.")
+        return root
+    root = PACKAGE.parent
+    if not (root / "pyproject.toml").is_file():
+        raise FileNotFoundError(
+            f"{root} is not the repository: install it with `pip install -e .` or set "
+            f"{ROOT_VARIABLE} to the repository's folder."
+        )
+    return root
+
+
+def store_folder(store: str | Path | None = None) -> Path:
+    """Return the working store: the given folder, or ``_build/store`` in the repository."""
+    if store is None:
+        return repository_root() / "_build" / "store"
+    return Path(store).expanduser().resolve()
+
+
+def results_folder() -> Path:
+    """Return the folder of the published records, ``results/`` in the repository."""
+    return repository_root() / "results"
+
+
+def claims_folder() -> Path:
+    """Return the folder of the claims' YAML files, ``claims/`` in the repository."""
+    return repository_root() / "claims"

@@ -1,0 +1,150 @@
+"""A record: one finished run, with its metrics and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from paperkit.experiments.study import Configuration
+
+FIELDS = ("key", "study", "profile", "configuration", "metrics", "provenance")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run of a study.
+
+    Attributes
+    ----------
+    study : str
+        The study's name.
+    profile : str
+        The profile under which it was run.
+    configuration : dict
+        Plain scalars, ``"seed"`` among them.
+    metrics : dict
+        What the run returned.
+    provenance : dict
+        Commit, dirty flag, versions, device, threads, wall time in seconds, peak memory in
+        bytes, date in UTC, fingerprint of the code, and the records that the run was given.
+    location : str
+        The file (and line) it was read from; empty for a record that was just made.
+    """
+
+    study: str
+    profile: str
+    configuration: Configuration
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+    location: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> str:
+        """Hash of the study's name and the configuration."""
+        return key_of(self.study, self.configuration)
+
+    @property
+    def seed(self) -> int:
+        """The configuration's seed."""
+        return int(self.configuration["seed"])
+
+    @property
+    def clean(self) -> bool:
+        """Whether the code that made it was committed; an unknown state is not clean."""
+        return self.provenance.get("dirty") is False
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the code that the record stands for."""
+        return str(self.provenance["fingerprint"])
+
+
+def key_of(study: str, configuration: Configuration) -> str:
+    """Return the 20 hexadecimal digits that name a run: a hash of study and configuration."""
+    canonical = json.dumps(
+        [study, configuration], sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()[:20]
+
+
+def to_json(record: Record) -> str:
+    """Return the record as one line of JSON, the same bytes for the same record."""
+    content = {name: getattr(record, name) for name in FIELDS}
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def from_json(text: str, location: str) -> Record:
+    """Read a record from its line of JSON.
+
+    Raises
+    ------
+    ValueError
+        If the text is damaged: no JSON, a field missing, or a key that is not its own.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError:
+        raise ValueError(f"{location} is damaged: it is not JSON; {_REMEDY}") from None
+    if not isinstance(content, dict) or set(content) != set(FIELDS):
+        raise ValueError(
+            f"{location} is damaged: a record has exactly {', '.join(FIELDS)}; {_REMEDY}"
+        )
+    key = content.pop("key")
+    record = Record(**content, location=location)
+    if key != record.key:
+        raise ValueError(
+            f"{location} is damaged: its key is not the hash of its study and configuration; "
+            f"{_REMEDY}"
+        )
+    return record
+
+
+_REMEDY = "restore it from git or delete it and run the study again."
+
+
+def plain_metrics(metrics: Any, study: str) -> dict[str, Any]:
+    """Return what a run returned as plain JSON values; tensors of one element become numbers.
+
+    Raises
+    ------
+    TypeError
+        If it is not a dictionary with string keys, or holds something JSON has no word for.
+    ValueError
+        If a number is not finite.
+    """
+    if not isinstance(metrics, dict):
+        raise TypeError(
+            f"run of study {study!r} returned a {type(metrics).__name__}; return a dictionary."
+        )
+    return {_require_name(k, study): _plain(v, f"{study}.{k}") for k, v in metrics.items()}
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1:
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"the metric {name} is {value}; record None where there is no number.")
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, dict):
+        return {_require_name(k, name): _plain(v, f"{name}.{k}") for k, v in value.items()}
+    raise TypeError(
+        f"the metric {name} is a {type(value).__name__}; "
+        "return numbers, booleans, strings, lists or dictionaries of them."
+    )
+
+
+def _require_name(name: Any, where: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{where} has a metric named {name!r}; names are strings.")
+    return name

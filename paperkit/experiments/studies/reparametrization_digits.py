@@ -1,0 +1,75 @@
+"""The same changes of parameters on networks that were trained on real data (chapter 3).
+
+The digits of 8 × 8 pixels are averaged to 4 × 4, so that the Hessian in all the weights of a
+network of three layers is small enough to be written out.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from paperkit import data
+from paperkit.experiments import RunContext, Study
+from paperkit.experiments.studies.reparametrization import (
+    MODERATE_FACTORS,
+    Case,
+    Measures,
+    Problem,
+    build_network,
+    changes,
+    grid_of,
+    measure,
+)
+from paperkit.training import evaluate, train
+
+WIDTHS = (16, 16, 16, 10)
+SAMPLES = 100
+EPOCHS = {"smoke": 5, "laptop": 60, "paper": 60}
+
+_SOME_FACTORS = ("2 1 1/2", "3/2 1 2/3", "1/2 1 2")
+CASES = (
+    Case("trained, layer-wise, GELU", "gelu", "layerwise", MODERATE_FACTORS),
+    Case("trained, layer-wise, tanh", "tanh", "layerwise", _SOME_FACTORS),
+    Case("trained, layer-wise, ReLU", "relu", "layerwise", _SOME_FACTORS),
+    Case("trained, node-wise, ReLU", "relu", "nodewise", ("2",)),
+)
+
+
+@cache
+def trained_problem(network: str, seed: int, epochs: int) -> tuple[Problem, Measures, float]:
+    """Train a network on the digits; return it with training images, measured, and its accuracy.
+
+    Each network is trained once in a process, whatever the number of its transformations.
+    """
+    digits = data.load("digits", dtype=torch.float64)
+    model = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *build_network(network, seed, WIDTHS))
+    train(model, digits.train, epochs=epochs, lr=0.05, weight_decay=0.0, seed=seed, progress=False)
+    accuracy = evaluate(model, digits.test).accuracy
+    problem = Problem(model, digits.train.inputs[:SAMPLES], digits.train.targets[:SAMPLES])
+    return problem, measure(problem), accuracy
+
+
+def grid(profile: str) -> list[dict[str, Any]]:
+    """List the configurations: as for random weights, with the length of the training."""
+    return [{**c, "epochs": EPOCHS[profile]} for c in grid_of(CASES, profile)]
+
+
+def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
+    """Measure one trained network before and after one change of its parameters."""
+    problem, before, accuracy = trained_problem(
+        configuration["network"], configuration["seed"], configuration["epochs"]
+    )
+    return {**changes(problem, before, configuration), "test_accuracy": accuracy}
+
+
+STUDY = Study(
+    name="reparametrization_digits",
+    question="Does training on real data change which measures change with the parameters?",
+    grid=grid,
+    run=run,
+    trained=True,
+)

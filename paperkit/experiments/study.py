@@ -1,0 +1,142 @@
+"""A study: a grid of configurations and a function from a configuration to metrics."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paperkit.experiments import studies
+
+if TYPE_CHECKING:
+    from paperkit.experiments.running import RunContext
+
+PROFILES = ("smoke", "laptop", "paper")
+
+Configuration = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked, of which configurations, and how one of them is answered.
+
+    Attributes
+    ----------
+    name : str
+        Also the name of the module in ``paperkit.experiments.studies`` that defines it.
+    question : str
+        What the study is to find out, one sentence.
+    grid : callable
+        ``grid(profile)`` lists the configurations of ``"smoke"``, ``"laptop"`` or ``"paper"``:
+        dictionaries of plain scalars, each with an integer ``"seed"``. An empty list says that
+        the study has nothing to run at that profile.
+    run : callable
+        ``run(configuration, context)`` returns the metrics: a dictionary of numbers, booleans,
+        strings, lists, dictionaries of these, or ``{"value": …, "stderr": …, "count": …}``.
+        Everything that decides the outcome is in the configuration. Times are no metrics:
+        the record's provenance has them.
+    needs : tuple of str
+        Names of the studies whose records or checkpoints ``run`` asks the context for.
+    trained : bool
+        Whether the metrics depend on live training, which differs between machines: an audit
+        then compares with the spread across seeds instead of with ``tolerance``.
+    tolerance : float
+        Largest relative difference from the recorded value that an audit accepts.
+    round_off : float
+        Two values that are both below this in absolute value count as equal in an audit.
+    """
+
+    name: str
+    question: str
+    grid: Callable[[str], list[Configuration]]
+    run: Callable[[Configuration, RunContext], dict[str, Any]]
+    needs: tuple[str, ...] = ()
+    trained: bool = False
+    tolerance: float = 1e-6
+    round_off: float = 1e-10
+
+
+def configurations(study: Study, profile: str) -> list[Configuration]:
+    """Return the study's grid at a profile, checked.
+
+    Raises
+    ------
+    ValueError
+        If the profile is unknown, a configuration has no integer seed, or two are the same.
+    TypeError
+        If a value is not a plain scalar.
+    """
+    require_profile(profile)
+    grid = study.grid(profile)
+    seen = set()
+    for configuration in grid:
+        _require_plain(study, configuration)
+        identity = tuple(sorted((name, repr(value)) for name, value in configuration.items()))
+        if identity in seen:
+            raise ValueError(
+                f"study {study.name!r} lists the configuration {configuration} twice at the "
+                f"{profile} profile; remove one."
+            )
+        seen.add(identity)
+    return grid
+
+
+def require_profile(profile: str) -> None:
+    """Refuse a profile that does not exist."""
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}{suggestion(profile, PROFILES)}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence that refuses ``name``: the nearest known name, or all."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; choose one of {', '.join(names)}." if names else "; there is none."
+
+
+def study_names() -> list[str]:
+    """Return the names of the studies in ``paperkit.experiments.studies``, sorted."""
+    modules = pkgutil.iter_modules(studies.__path__)
+    return sorted(m.name for m in modules if not m.ispkg and not m.name.startswith("_"))
+
+
+def study_named(name: str) -> Study:
+    """Return the study of that name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such study, or its module does not define ``STUDY`` under that name.
+    """
+    if name not in study_names():
+        raise ValueError(f"unknown study {name!r}{suggestion(name, study_names())}")
+    module = importlib.import_module(f"{studies.__name__}.{name}")
+    study = getattr(module, "STUDY", None)
+    if not isinstance(study, Study) or study.name != name:
+        raise ValueError(f'{module.__file__} must define STUDY = Study(name="{name}", …).')
+    return study
+
+
+def _require_plain(study: Study, configuration: Configuration) -> None:
+    seed = configuration.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(
+            f"the configuration {configuration} of study {study.name!r} needs an integer 'seed'."
+        )
+    for name, value in configuration.items():
+        if value is not None and not isinstance(value, str | int | float | bool):
+            raise TypeError(
+                f"{name!r} in a configuration of study {study.name!r} is a "
+                f"{type(value).__name__}; give a plain scalar."
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"{name!r} in a configuration of study {study.name!r} is {value}; "
+                "give a finite number, or a string such as 'inf'."
+            )

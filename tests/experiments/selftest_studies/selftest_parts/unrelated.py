@@ -1,0 +1,2 @@
+def triple(value):
+    return 3 * value

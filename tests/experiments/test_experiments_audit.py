@@ -1,0 +1,112 @@
+import pytest
+
+from paperkit.cli import main
+from paperkit.experiments import run_study
+from paperkit.experiments.audit import audit
+from paperkit.experiments.fingerprint import fingerprint
+from paperkit.experiments.published import publish, published_path, read_published
+from paperkit.experiments.study import study_named
+
+pytestmark = pytest.mark.usefixtures("studies_folder")
+
+
+@pytest.fixture
+def published(committed, store):
+    for name in ("selftest_training", "selftest_measure"):
+        run_study(name, "laptop", store, progress=False)
+        publish(name, store)
+
+
+def test_an_audit_of_unchanged_code_agrees_and_changes_nothing(published, store):
+    before = published_path("selftest_measure").read_bytes()
+    found = audit("selftest_measure", store=store, progress=False)
+    assert found.passed and (found.stale, found.renewed, len(found.sample)) == (0, 0, 2)
+    assert published_path("selftest_measure").read_bytes() == before
+
+
+def test_an_audit_runs_in_a_store_of_its_own(published, store):
+    files = {path: path.read_bytes() for path in (store / "records").rglob("*.json")}
+    audit("selftest_training", store=store, progress=False)
+    assert {path: path.read_bytes() for path in (store / "records").rglob("*.json")} == files
+
+
+def test_agreement_under_new_code_renews_the_records_and_says_so(published, store, edit):
+    edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
+    old = read_published("selftest_measure")[0].fingerprint
+    found = audit("selftest_measure", sample=1, seed="a", store=store, progress=False)
+    assert found.passed and (found.stale, found.renewed) == (6, 6)
+    new = fingerprint(study_named("selftest_measure"))
+    for record in read_published("selftest_measure"):
+        assert record.fingerprint == new
+        (entry,) = record.provenance["renewed"]
+        assert entry["from"] == old
+        assert (entry["seed"], entry["sample"]) == ("a", list(found.sample))
+        assert entry["commit"].startswith("0123") and entry["date"].endswith("Z")
+    # The working store still holds the record under its former fingerprint.
+    publish("selftest_measure", store)
+    assert {r.fingerprint for r in read_published("selftest_measure")} == {new}
+
+
+def test_disagreement_leaves_the_records_stale_and_exits_1(published, store, edit, capsys):
+    before = published_path("selftest_measure").read_bytes()
+    edit("selftest_measure.py", '"large": 10.0', '"large": 10.0001')
+    edit("selftest_measure.py", '"small": 1.0', '"small": 1.00001')
+    assert main(["audit", "selftest_measure", "--store", str(store)]) == 1
+    out = capsys.readouterr().out
+    assert "size: recorded" in out and "do NOT agree" in out and "6 records stay stale" in out
+    assert published_path("selftest_measure").read_bytes() == before
+
+
+def test_the_studys_tolerance_decides(published, store, edit):
+    edit("selftest_measure.py", '"small": 1.0', '"small": 1.0000001')
+    edit("selftest_measure.py", '"large": 10.0', '"large": 10.000001')
+    assert audit("selftest_measure", sample=6, store=store, progress=False).agrees
+    edit("selftest_measure.py", "needs=(", "tolerance=1e-9, needs=(")
+    assert not audit("selftest_measure", sample=6, store=store, progress=False).agrees
+
+
+def test_uncommitted_code_renews_nothing(published, store, edit, request, capsys):
+    edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
+    request.getfixturevalue("uncommitted")
+    assert main(["audit", "selftest_measure", "--store", str(store)]) == 1
+    assert "the code has uncommitted changes; commit it" in capsys.readouterr().out
+    assert "renewed" not in published_path("selftest_measure").read_text()
+
+
+def test_a_trained_value_may_move_within_the_spread_across_seeds(published, store, edit):
+    # Seeds 0, 1, 2 spread by about 1; the shift by 0.01 is far inside, by 100 far outside.
+    edit(
+        "selftest_training.py", '"total": state["total"], "s', '"total": state["total"] + 0.01, "s'
+    )
+    found = audit("selftest_training", sample=3, store=store, progress=False)
+    assert found.agrees and found.renewed == 3
+    (moved, *_) = [c for c in found.comparisons if c.metric == "total"]
+    assert moved.audited != moved.recorded and "99 % over 3 seeds" in moved.allowed
+    edit("selftest_training.py", "+ 0.01", "+ 100")
+    assert not audit("selftest_training", sample=3, store=store, progress=False).agrees
+
+
+def test_a_metric_that_appears_or_changes_its_word_disagrees(published, store, edit):
+    edit("selftest_training.py", '"ordered": True', '"ordered": False')
+    assert not audit("selftest_training", sample=1, store=store, progress=False).agrees
+    edit("selftest_training.py", '"ordered": False', '"ordered": True, "more": 1')
+    assert not audit("selftest_training", sample=1, store=store, progress=False).agrees
+
+
+def test_the_sample_is_drawn_by_its_seed(published, store):
+    samples = {
+        audit("selftest_measure", 1, s, store=store, progress=False).sample for s in "abcdef"
+    }
+    assert len(samples) > 1
+    again = [audit("selftest_measure", 1, "a", store=store, progress=False).sample for _ in "12"]
+    assert again[0] == again[1]
+
+
+def test_a_study_without_published_records_is_refused(committed, store):
+    with pytest.raises(ValueError, match="has no published laptop record to audit"):
+        audit("selftest_measure", store=store)
+
+
+def test_an_empty_sample_is_refused(store):
+    with pytest.raises(ValueError, match="sample is 0; give at least 1"):
+        audit("selftest_measure", sample=0, store=store)

@@ -1,0 +1,82 @@
+import pytest
+
+from paperkit.cli import build_parser, main
+from paperkit.experiments.published import published_path
+
+pytestmark = pytest.mark.usefixtures("studies_folder")
+
+
+def test_a_study_is_run_published_and_judged(committed, store, root, capsys):
+    (root / "claims" / "test.yml").write_text(
+        "- {id: gap, paper: Test, place: here, kind: identity, statement: none, profile: laptop,\n"
+        "   criterion: {name: identity_holds, study: selftest_measure, metric: gap}}\n"
+    )
+    assert main(["study", "run", "selftest_measure", "--store", str(store)]) == 0
+    assert "6 runs of the laptop profile are finished" in capsys.readouterr().out
+    assert main(["study", "publish", "selftest_measure", "--store", str(store)]) == 0
+    assert "6 records, 6 of them new or replaced" in capsys.readouterr().out
+    assert len(published_path("selftest_measure").read_text().splitlines()) == 6
+    assert main(["verdict"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "verified: gap, here",
+        "    largest `gap` below 1e-12 in 6 runs (at most 1e-10 allowed)",
+        "1 verified",
+    ]
+    assert main(["verdict", "--paper", "Another"]) == 0
+    assert capsys.readouterr().out == "no claim\n"
+
+
+def test_the_list_counts_finished_stale_and_dirty_runs(uncommitted, store, edit, capsys):
+    main(["study", "run", "selftest_training", "--store", str(store)])
+    out = capsys.readouterr().out
+    assert "3 of them come from uncommitted code and earn no verdict: --rerun dirty" in out
+    edit("selftest_training.py", '"ordered": True', '"ordered": False')
+    main(["study", "run", "selftest_training", "--store", str(store)])
+    assert "3 of them are stale" in capsys.readouterr().out
+    assert main(["study", "list", "--store", str(store)]) == 0
+    out = capsys.readouterr().out
+    assert "selftest_training: Is a run resumed?\n" in out
+    assert "laptop  3 of 3 runs, 3 stale, 3 of uncommitted code" in out
+
+
+def test_a_refusal_is_one_sentence_and_status_1(store, capsys):
+    assert main(["study", "run", "selftest_mesure", "--store", str(store)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "paperkit: unknown study 'selftest_mesure'; did you mean 'selftest_measure'?\n"
+    )
+
+
+def test_a_refusal_shows_where_it_came_from_on_request(store):
+    with pytest.raises(ValueError, match="unknown study"):
+        main(["--traceback", "study", "run", "nothing", "--store", str(store)])
+
+
+def test_an_interrupt_says_that_nothing_finished_is_lost(store, monkeypatch, capsys):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paperkit.experiments.commands.run_study", interrupt)
+    assert main(["study", "run", "selftest_training", "--store", str(store)]) == 130
+    assert "what was finished is kept" in capsys.readouterr().err
+
+
+def test_a_root_that_is_no_folder_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PAPERKIT_ROOT", str(tmp_path / "nowhere"))
+    assert main(["verdict"]) == 1
+    assert "which is not a folder" in capsys.readouterr().err
+
+
+def test_every_command_has_a_help_text(capsys):
+    for words in (
+        ["study", "run"],
+        ["study", "publish"],
+        ["study", "list"],
+        ["audit"],
+        ["verdict"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            build_parser().parse_args([*words, "--help"])
+        assert caught.value.code == 0
+        assert capsys.readouterr().out.startswith("usage: paperkit " + " ".join(words))

@@ -1,0 +1,210 @@
+import json
+import os
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from paperkit.experiments import Record, records_of, run_study
+from paperkit.experiments.provenance import tree_state
+from paperkit.experiments.published import publish, publish_checkpoint, published_path
+from paperkit.experiments.records import from_json, key_of, plain_metrics, to_json
+from paperkit.experiments.store import read_record, record_path, write_record
+
+PROVENANCE = {"date": "2026-01-31T00:00:00.000Z", "dirty": False, "fingerprint": "f"}
+
+
+def record(seed=0, **changes):
+    fields = {"metrics": {"loss": 0.1}, "provenance": PROVENANCE, "profile": "laptop"}
+    return Record("study", configuration={"seed": seed}, **{**fields, **changes})
+
+
+def test_the_key_depends_on_study_and_configuration_and_not_on_the_order_of_its_entries():
+    assert key_of("a", {"x": 1, "seed": 0}) == key_of("a", {"seed": 0, "x": 1})
+    keys = {key_of("a", {"seed": 0}), key_of("b", {"seed": 0}), key_of("a", {"seed": 1})}
+    assert len(keys) == 3
+
+
+def test_a_record_survives_its_line_of_json_exactly():
+    original = record(metrics={"x": 1 / 3, "name": "ü", "list": [1, {"value": 2.5}], "none": None})
+    assert from_json(to_json(original), "somewhere") == original
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda text: text[:-5], "is damaged: it is not JSON"),
+        (lambda text: text.replace('"metrics"', '"metrix"'), "is damaged: a record has exactly"),
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "key is not the hash"),
+        (lambda text: "[]", "is damaged: a record has exactly"),
+    ],
+)
+def test_a_damaged_line_is_reported_with_file_and_line_number(spoil, sentence, root):
+    path = root / "results" / "study.jsonl"
+    path.write_text(to_json(record(seed=1)) + "\n" + spoil(to_json(record())) + "\n")
+    with pytest.raises(ValueError, match=sentence) as caught:
+        records_of("study")
+    assert f"{path}:2 " in str(caught.value)
+
+
+def test_a_record_of_another_study_is_reported(root):
+    (root / "results" / "other.jsonl").write_text(to_json(record()) + "\n")
+    with pytest.raises(ValueError, match=r"other\.jsonl:1 is a record of study 'study'"):
+        records_of("other")
+
+
+def test_metrics_become_plain_numbers():
+    metrics = plain_metrics(
+        {
+            "a": torch.tensor(0.5),
+            "b": np.float32(0.25),
+            "c": (1, True),
+            "d": {"value": np.int64(3)},
+        },
+        "study",
+    )
+    assert json.dumps(metrics) == '{"a": 0.5, "b": 0.25, "c": [1, true], "d": {"value": 3}}'
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        ([1.0], "returned a list; return a dictionary"),
+        ({"a": {"b": float("nan")}}, r"the metric study\.a\.b is nan; record None"),
+        ({"a": torch.zeros(2, device="cpu")}, r"the metric study\.a is a Tensor"),
+        ({1: 2}, "metric named 1; names are strings"),
+    ],
+)
+def test_metrics_that_json_cannot_say_are_refused(metrics, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        plain_metrics(metrics, "study")
+
+
+def test_a_failing_write_leaves_the_old_record_and_no_litter(tmp_path, monkeypatch):
+    write_record(tmp_path, record())
+
+    def fail(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_record(tmp_path, record(metrics={"loss": 0.2}))
+    assert read_record(tmp_path, "study", record().key) == record()
+    assert [p.name for p in (tmp_path / "records" / "study").iterdir()] == [f"{record().key}.json"]
+
+
+def test_a_run_states_where_it_came_from(studies_folder, store, committed):
+    (found,) = run_study("selftest_training", "smoke", store, progress=False)
+    provenance = found.provenance
+    assert provenance["commit"].startswith("0123") and provenance["dirty"] is False
+    assert provenance["versions"]["torch"] == str(torch.__version__)
+    assert set(provenance["versions"]) == {"python", "torch", "numpy"}
+    assert provenance["device"].startswith("cpu (")
+    assert provenance["threads"] == torch.get_num_threads()
+    assert provenance["seconds"] >= 0
+    assert provenance["peak_memory"]["process"] > 10e6
+    assert provenance["date"].endswith("Z")
+    assert len(provenance["fingerprint"]) == 64
+    assert (found.seed, found.profile) == (0, "smoke")
+    assert read_record(store, "selftest_training", found.key) == found
+
+
+def git(folder, *arguments):
+    settings = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    subprocess.run(["git", "-C", folder, *settings, *arguments], check=True, capture_output=True)
+
+
+def test_the_tree_is_dirty_when_code_changes_and_not_when_prose_does(tmp_path):
+    assert tree_state(tmp_path).dirty is None
+    (tmp_path / "paperkit").mkdir()
+    (tmp_path / "paperkit" / "a.py").write_text("a = 1\n")
+    (tmp_path / "book.md").write_text("one\n")
+    git(tmp_path, "init")
+    assert tree_state(tmp_path).commit is None
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    assert tree_state(tmp_path).dirty is False
+    (tmp_path / "book.md").write_text("two\n")
+    assert tree_state(tmp_path).dirty is False
+    (tmp_path / "paperkit" / "b.py").write_text("b = 1\n")
+    assert tree_state(tmp_path).dirty is True
+    (tmp_path / "paperkit" / "b.py").unlink()
+    (tmp_path / "paperkit" / "a.py").write_text("a = 2\n")
+    assert tree_state(tmp_path).dirty is True
+    assert tree_state(tmp_path / "paperkit").commit is None
+
+
+def test_publishing_again_changes_no_byte(studies_folder, store, committed):
+    run_study("selftest_training", "laptop", store, progress=False)
+    assert publish("selftest_training", store).changed == 3
+    assert publish("selftest_training", store).changed == 0
+    before = published_path("selftest_training").read_bytes()
+    keys = [json.loads(line)["key"] for line in before.splitlines()]
+    assert keys == sorted(keys)
+    publish("selftest_training", store)
+    publish("selftest_training", store.parent / "another store")
+    assert published_path("selftest_training").read_bytes() == before
+
+
+def test_publishing_merges_with_what_was_published(studies_folder, store, committed):
+    run_study("selftest_training", "laptop", store, progress=False)
+    publish("selftest_training", store)
+    other = store.parent / "other"
+    run_study("selftest_training", "paper", other, progress=False)
+    done = publish("selftest_training", other)
+    assert (done.total, done.changed) == (4, 1)
+    assert len(records_of("selftest_training", "paper", other)) == 4
+
+
+def test_publishing_leaves_smoke_records_out(studies_folder, store, committed):
+    run_study("selftest_training", "smoke", store, progress=False)
+    with pytest.raises(ValueError, match="has no laptop or paper record"):
+        publish("selftest_training", store)
+
+
+def test_publishing_refuses_records_of_uncommitted_code_unless_told(
+    studies_folder, store, uncommitted
+):
+    run_study("selftest_training", "laptop", store, progress=False)
+    with pytest.raises(ValueError, match=r"3 of 3 records .* come from uncommitted code; commit"):
+        publish("selftest_training", store)
+    assert not published_path("selftest_training").exists()
+    assert publish("selftest_training", store, allow_dirty=True).total == 3
+
+
+def test_a_clean_record_is_preferred_to_a_later_dirty_one(studies_folder, store, committed, root):
+    run_study("selftest_training", "laptop", store, progress=False)
+    publish("selftest_training", store)
+    for found in records_of("selftest_training", "laptop", store):
+        later = {**found.provenance, "dirty": True, "date": "2999-01-01T00:00:00.000Z"}
+        write_record(store, replace(found, provenance=later))
+    assert all(found.clean for found in records_of("selftest_training", "laptop", store))
+    assert publish("selftest_training", store).changed == 0
+
+
+def test_records_come_in_the_order_of_the_grid(studies_folder, store):
+    run_study("selftest_measure", "laptop", store, progress=False)
+    found = records_of("selftest_measure", "laptop", store)
+    assert [(r.seed, r.configuration["part"]) for r in found] == [
+        (seed, part) for seed in range(3) for part in ("small", "large")
+    ]
+
+
+def test_a_checkpoint_is_published_only_beside_its_record(studies_folder, store, committed):
+    (found, *_) = run_study("selftest_training", "laptop", store, progress=False)
+    with pytest.raises(ValueError, match=r"has no published record .* publish it first"):
+        publish_checkpoint("selftest_training", found.key, store)
+    publish("selftest_training", store)
+    assert publish_checkpoint("selftest_training", found.key, store).is_file()
+    with pytest.raises(FileNotFoundError, match="run the study in this store first"):
+        publish_checkpoint("selftest_training", found.key, store.parent / "empty")
+
+
+def test_a_damaged_file_in_the_store_is_named(tmp_path):
+    path = write_record(tmp_path, record())
+    path.write_text("{")
+    with pytest.raises(ValueError, match=f"{record().key}.json is damaged"):
+        read_record(tmp_path, "study", record().key)
+    assert path == record_path(tmp_path, "study", record().key)

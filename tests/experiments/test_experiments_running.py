@@ -1,0 +1,270 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from paperkit.experiments import records_of, run_study
+from paperkit.experiments.published import publish, publish_checkpoint, published_path
+from paperkit.experiments.records import key_of
+from paperkit.experiments.store import checkpoint_path, record_path
+from paperkit.experiments.study import Study, study_named, study_names
+
+CHILD = """
+import sys
+from paperkit.experiments import run_study, studies
+studies.__path__.append(sys.argv[1])
+run_study("selftest_training", "laptop", sys.argv[2], progress=False)
+"""
+
+
+def start_child(studies_folder, store):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", CHILD, str(studies_folder), str(store)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def wait_for(path, child):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert child.poll() is None, child.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_studies_are_discovered_by_the_names_of_their_modules(studies_folder):
+    assert {"selftest_measure", "selftest_training"} <= set(study_names())
+    assert "selftest_parts" not in study_names()
+    assert study_named("selftest_measure").needs == ("selftest_training",)
+
+
+def test_a_misspelt_study_is_refused_with_the_nearest_name(studies_folder):
+    with pytest.raises(ValueError, match="did you mean 'selftest_measure'"):
+        run_study("selftest_mesure", "smoke")
+
+
+def test_a_module_that_names_its_study_otherwise_is_refused(studies_folder, edit):
+    edit("selftest_training.py", 'Study("selftest_training"', 'Study("other"')
+    with pytest.raises(ValueError, match='must define STUDY = Study\\(name="selftest_training"'):
+        study_named("selftest_training")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_study_repeats_nothing_that_was_finished(stop, studies_folder, store, log):
+    (store / "disturb").write_text("hang")
+    child = start_child(studies_folder, store)
+    wait_for(store / "hanging", child)
+    child.send_signal(stop)
+    child.wait(timeout=30)
+    assert child.returncode != 0
+    assert log() == ["training 0 from step 0", "training 1 from step 0"]
+    (store / "disturb").unlink()
+    assert start_child(studies_folder, store).wait(timeout=60) == 0
+    assert log()[2:] == ["training 1 from step 2", "training 2 from step 0"]
+    totals = {r.seed: r.metrics["total"] for r in records_of("selftest_training", store=store)}
+    fresh = run_study("selftest_training", "laptop", store / "elsewhere", progress=False)
+    assert totals == {record.seed: record.metrics["total"] for record in fresh}
+
+
+def test_an_exception_loses_only_its_own_run(studies_folder, store, log):
+    (store / "disturb").write_text("raise")
+    with pytest.raises(RuntimeError, match="disturbed"):
+        run_study("selftest_training", "laptop", store, progress=False)
+    (store / "disturb").unlink()
+    records = run_study("selftest_training", "laptop", store, progress=False)
+    assert [record.provenance["resumed"] for record in records] == [False, True, False]
+    assert log()[2:] == ["training 1 from step 2", "training 2 from step 0"]
+
+
+def test_a_second_start_runs_nothing_and_says_nothing(studies_folder, store, log, capfd):
+    first = run_study("selftest_training", "laptop", store, progress=False)
+    before = log()
+    capfd.readouterr()
+    assert run_study("selftest_training", "laptop", store) == first
+    assert log() == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_published_records_count_as_finished(studies_folder, store, committed, root, log):
+    run_study("selftest_training", "laptop", store, progress=False)
+    publish("selftest_training", store)
+    other = root / "empty"
+    assert len(run_study("selftest_training", "laptop", other, progress=False)) == 3
+    assert not other.exists()
+
+
+def test_a_smoke_run_starts_from_nothing_and_counts_for_nothing_else(
+    studies_folder, store, committed, log
+):
+    run_study("selftest_training", "smoke", store, progress=False)
+    (record,) = records_of("selftest_training", "smoke", store)
+    assert record.profile == "smoke"
+    assert records_of("selftest_training", "laptop", store) == []
+    run_study("selftest_training", "laptop", store, progress=False)
+    assert log().count("training 0 from step 0") == 2
+    publish("selftest_training", store)
+    run_study("selftest_training", "smoke", store.parent / "fresh", progress=False)
+    assert (store.parent / "fresh" / "log").is_file()
+
+
+def test_a_checkpoint_of_other_code_is_not_resumed(studies_folder, store, edit, log):
+    (store / "disturb").write_text("raise")
+    with pytest.raises(RuntimeError):
+        run_study("selftest_training", "laptop", store, progress=False)
+    (store / "disturb").unlink()
+    edit("selftest_training.py", '"ordered": True', '"ordered": False')
+    run_study("selftest_training", "laptop", store, progress=False)
+    assert log()[2:] == ["training 1 from step 0", "training 2 from step 0"]
+
+
+def test_a_checkpoint_of_uncommitted_code_is_not_resumed_by_committed_code(
+    studies_folder, store, uncommitted, log, request
+):
+    (store / "disturb").write_text("raise")
+    with pytest.raises(RuntimeError):
+        run_study("selftest_training", "laptop", store, progress=False)
+    (store / "disturb").unlink()
+    request.getfixturevalue("committed")
+    run_study("selftest_training", "laptop", store, progress=False)
+    assert log()[2] == "training 1 from step 0"
+
+
+def test_a_measurement_runs_the_training_that_it_needs_first(studies_folder, store, log):
+    records = run_study("selftest_measure", "smoke", store, progress=False)
+    assert log() == ["training 0 from step 0", "measuring small 0", "measuring large 0"]
+    assert [record.metrics["gap"] for record in records] == [0.0, 0.0]
+    key = key_of("selftest_training", {"steps": 4, "seed": 0})
+    assert records[0].provenance["inputs"] == {key: "selftest_training"}
+    assert record_path(store, "selftest_training", key).is_file()
+
+
+def test_the_time_of_a_needed_run_is_not_the_measurements(studies_folder, store, edit):
+    edit("selftest_training.py", "    _disturb(", "    time.sleep(0.1)\n        _disturb(")
+    small, _ = run_study("selftest_measure", "smoke", store, progress=False)
+    (training,) = records_of("selftest_training", "smoke", store)
+    assert training.provenance["seconds"] >= 0.4
+    assert small.provenance["seconds"] < 0.4
+
+
+def test_a_missing_checkpoint_is_made_again_although_its_record_is_published(
+    studies_folder, store, committed, root, log
+):
+    run_study("selftest_training", "laptop", store, progress=False)
+    publish("selftest_training", store)
+    other = root / "other"
+    run_study("selftest_measure", "laptop", other, progress=False)
+    trained = [line for line in (other / "log").read_text().splitlines() if "training" in line]
+    assert trained == [f"training {seed} from step 0" for seed in range(3)]
+
+
+def test_a_published_checkpoint_is_found(studies_folder, store, committed, root):
+    run_study("selftest_training", "laptop", store, progress=False)
+    publish("selftest_training", store)
+    for record in records_of("selftest_training", "laptop"):
+        publish_checkpoint("selftest_training", record.key, store)
+    other = root / "other"
+    run_study("selftest_measure", "laptop", other, progress=False)
+    assert "training" not in (other / "log").read_text()
+
+
+def test_a_half_made_checkpoint_beside_a_published_record_is_not_measured(
+    studies_folder, store, committed, root
+):
+    run_study("selftest_training", "laptop", store, progress=False)
+    publish("selftest_training", store)
+    other = root / "other"
+    path = checkpoint_path(
+        other, "selftest_training", key_of("selftest_training", {"steps": 4, "seed": 0})
+    )
+    path.parent.mkdir(parents=True)
+    path.write_text('{"step": 1, "total": 99.0}')
+    records = run_study("selftest_measure", "laptop", other, progress=False)
+    assert {record.metrics["gap"] for record in records} == {0.0}
+
+
+def test_a_study_that_is_not_among_the_needs_is_refused(studies_folder, store, edit):
+    edit("selftest_measure.py", 'needs=("selftest_training",)', "needs=()")
+    with pytest.raises(ValueError, match=r"add it to needs=\('selftest_training',\)"):
+        run_study("selftest_measure", "smoke", store, progress=False)
+
+
+def test_a_stale_training_record_is_no_ground_for_a_fresh_measurement(
+    studies_folder, store, edit, log
+):
+    run_study("selftest_training", "laptop", store, progress=False)
+    edit("selftest_training.py", '"ordered": True', '"ordered": False')
+    with pytest.raises(ValueError, match="stale: run `paperkit audit selftest_training`"):
+        run_study("selftest_measure", "laptop", store, progress=False)
+    run_study("selftest_measure", "laptop", store, progress=False, rerun=["stale"])
+    assert [log().count(f"training {seed} from step 0") for seed in range(3)] == [2, 2, 2]
+
+
+def test_dirty_runs_are_repeated_on_request(studies_folder, store, uncommitted, log, request):
+    run_study("selftest_training", "laptop", store, progress=False)
+    request.getfixturevalue("committed")
+    assert not any(
+        record.clean for record in run_study("selftest_training", "laptop", store, progress=False)
+    )
+    again = run_study("selftest_training", "laptop", store, progress=False, rerun=["dirty"])
+    assert all(record.clean and not record.provenance["resumed"] for record in again)
+    assert len(log()) == 6
+
+
+def test_a_clean_measurement_of_a_dirty_training_is_dirty(
+    studies_folder, store, uncommitted, request
+):
+    run_study("selftest_training", "laptop", store, progress=False)
+    request.getfixturevalue("committed")
+    records = run_study("selftest_measure", "laptop", store, progress=False)
+    assert not any(record.clean for record in records)
+
+
+def test_an_unknown_engine_is_refused_with_a_sentence(studies_folder, store):
+    with pytest.raises(ValueError, match="unknown engine 'ray'; choose one of in-process"):
+        run_study("selftest_training", "smoke", store, engine="ray")
+
+
+def test_an_unknown_profile_is_refused_with_a_sentence(studies_folder, store):
+    with pytest.raises(ValueError, match="unknown profile 'labtop'; did you mean 'laptop'"):
+        run_study("selftest_training", "labtop", store)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "sentence"),
+    [
+        ({"n": 1}, "needs an integer 'seed'"),
+        ({"seed": True}, "needs an integer 'seed'"),
+        ({"seed": 0, "widths": [1, 2]}, "'widths' in a configuration .* is a list"),
+        ({"seed": 0, "alpha": float("inf")}, "'alpha' .* is inf; give a finite number"),
+    ],
+)
+def test_a_configuration_that_is_not_plain_is_refused(configuration, sentence, store):
+    study = Study("any", "?", lambda profile: [configuration], lambda c, context: {})
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        run_study(study, "smoke", store)
+
+
+def test_a_configuration_that_is_listed_twice_is_refused(store):
+    study = Study("any", "?", lambda profile: [{"seed": 0}, {"seed": 0}], lambda c, context: {})
+    with pytest.raises(ValueError, match="twice at the smoke profile"):
+        run_study(study, "smoke", store)
+
+
+def test_a_run_is_seeded_and_leaves_the_global_generator_alone(studies_folder, store, edit):
+    import torch
+
+    edit("selftest_training.py", '"ordered": True', '"ordered": torch.rand((), device="cpu")')
+    torch.manual_seed(5)
+    expected = torch.rand((), device="cpu").item()
+    torch.manual_seed(5)
+    first = run_study("selftest_training", "smoke", store, progress=False)
+    assert torch.rand((), device="cpu").item() == expected
+    again = run_study("selftest_training", "smoke", store / "again", progress=False)
+    assert first[0].metrics == again[0].metrics
+
+
+def test_nothing_is_written_to_results_by_running(studies_folder, store):
+    run_study("selftest_training", "laptop", store, progress=False)
+    assert not published_path("selftest_training").exists()
