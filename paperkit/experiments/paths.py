@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 ROOT_VARIABLE = "PAPERKIT_ROOT"
+STORE_VARIABLE = "PAPERKIT_STORE"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -37,9 +38,14 @@ def repository_root() -> Path:
 
 
 def store_folder(store: str | Path | None = None) -> Path:
-    """Return the working store: the given folder, or ``_build/store`` in the repository."""
+    """Return the working store: the given folder, or ``_build/store`` in the repository.
+
+    The environment variable ``PAPERKIT_STORE`` overrides the latter: the book is built and
+    compared on an empty store, so that a study of the user's own does not leak into it.
+    """
     if store is None:
-        return repository_root() / "_build" / "store"
+        named = os.environ.get(STORE_VARIABLE)
+        return Path(named).resolve() if named else repository_root() / "_build" / "store"
     return Path(store).expanduser().resolve()
 
 

@@ -1,0 +1,114 @@
+# make book     execute the chapters live and build the book
+# make html     build the book from the committed outputs
+# make test     everything that must hold before a change is shared
+# make refresh  rewrite the chapters' committed outputs (CHAPTERS="01_five_minutes" for some)
+# make benchmark  what one linearization costs, in gradients (on a quiet machine)
+#
+# Settings: PYTHON=<Python 3.11>  THREADS=<processor cores to use>  DEVICE=<cpu or cuda>
+
+SHELL := bash
+.SHELLFLAGS := -eo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+THREADS ?= 2
+DEVICE ?= cpu
+CHAPTERS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+export OMP_NUM_THREADS := $(THREADS)
+# Idle threads sleep: spinning ones slow a shared machine down many times over.
+export OMP_WAIT_POLICY := PASSIVE
+export DEVICE
+# The book is built and compared on an empty store, so that no study of one's own leaks into it.
+export PAPERKIT_STORE := $(CURDIR)/_build/empty-store
+# A user's own kernels and IPython settings stay out of the runs.
+export JUPYTER_PREFER_ENV_PATH := 1
+export IPYTHONDIR := $(CURDIR)/_build/ipython
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+# $(call stage,what it is,command,what to do when it fails)
+define stage
+	@echo; echo "== $(1)"; started=$$SECONDS; \
+	if $(2); then echo "== $(1): passed in $$((SECONDS - started)) s"; \
+	else echo "make: $(1) failed: $(3)" >&2; exit 1; fi
+endef
+
+.PHONY: help environment book html refresh test format lint types unit smoke outputs browser lock
+.PHONY: clean moved benchmark
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+book: environment
+	$(call stage,book from live runs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m paperkit.cli book,do what the last sentence above says and run make book again.)
+
+html: environment
+	$(call stage,book from the committed outputs,$(BIN) -m paperkit.cli html,do what the last sentence above says and run make html again.)
+
+refresh: environment
+	$(call stage,committed outputs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m paperkit.cli refresh $(CHAPTERS),do what the last sentence above says and run make refresh again.)
+
+test: environment format lint types unit smoke outputs html browser
+	@echo; echo "== make test: everything passed"
+
+format: environment
+	$(call stage,formatting,$(BIN) -m ruff format --check .,run $(BIN) -m ruff format . and look at the change.)
+
+lint: environment
+	$(call stage,lint,$(BIN) -m ruff check .,correct the lines named above.)
+
+types: environment
+	$(call stage,types,$(BIN) -m mypy,correct the lines named above.)
+
+unit: environment
+	$(call stage,unit tests on $(DEVICE),OMP_NUM_THREADS=1 $(BIN) -m pytest -q -n $(THREADS) tests,correct the code or the test named above; one test alone: $(BIN) -m pytest <its name>.)
+
+smoke: environment
+	$(call stage,chapters at the smoke profile on an empty store,$(BIN) -m paperkit.cli smoke $(CHAPTERS),correct the cell named above in its .py file.)
+
+outputs: environment
+	$(call stage,committed outputs against new runs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m pytest -q --nbval notebooks -p no:cacheprovider,if the new numbers are right run make refresh and look at the change; otherwise correct the code.)
+
+browser: html
+	$(call stage,book in a browser,$(BIN) -m paperkit.cli browse,correct the pages named above.)
+
+environment: $(STAMP)
+
+# The stamp holds the folder it was made for: a clone that was moved is installed again.
+ifneq ($(file < $(STAMP)),$(CURDIR))
+$(STAMP): moved
+moved:
+endif
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: there is no $(PYTHON); install Python 3.11 (Debian 12: sudo apt-get install python3.11 python3.11-venv) or name one with make PYTHON=<path>." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: $(PYTHON) is not Python 3.11, for which the environment is locked; name one with make PYTHON=<path>." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; run sudo apt-get install python3.11-venv and try again." >&2; exit 1; }
+	@echo "== environment: installing requirements.lock into $(VENV) (the first time: 1 to 5 minutes, about 6 GB)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN) -m pip install --disable-pip-version-check --progress-bar on --no-deps -r requirements.lock | { grep --line-buffered -v '^Requirement already satisfied' || true; } || { echo "make: the installation failed; see the message above, then run the same command again." >&2; exit 1; }
+	@$(BIN) -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable .
+	@printf %s '$(CURDIR)' > $(STAMP)
+	@echo "== environment: ready"
+
+# After a change of the pins in pyproject.toml: resolve them and write the lock.
+# Soupsieve 3 needs a newer Python 3.11 than that of Debian 12; a test looks for more of these.
+lock:
+	$(BIN) -m pip install --editable '.[book,test]' 'soupsieve<3'
+	$(BIN) -m pip check
+	@{ sed -n '/^#/p' requirements.lock; $(BIN) -m pip freeze --all --exclude-editable --exclude pip --exclude paperkit | sed -E 's/^((nvidia|cuda)-.*|triton==.*)$$/\1 ; platform_machine == "x86_64" and sys_platform == "linux"/'; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+# Page faults stay out of the timings.
+benchmark: environment
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
+	$(BIN) benchmarks/linearization.py --device $(DEVICE)
+
+clean:
+	rm -rf _build

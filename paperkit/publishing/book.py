@@ -1,0 +1,141 @@
+"""Build the book's pages from a staged copy of its sources."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+PLACEHOLDER = "https://github.com/OWNER/REPOSITORY"
+# `python -m jupyter_book` does not exist, and a script's first line breaks when a clone is moved.
+JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
+
+
+class BookError(RuntimeError):
+    """A book that cannot be built; the message says what to do."""
+
+
+def stage(root: Path, target: Path, notebooks: Iterable[Path]) -> None:
+    """Copy everything the book is built from into an empty folder.
+
+    Parameters
+    ----------
+    root : Path
+        The repository.
+    target : Path
+        The folder to fill; whatever an earlier build left there is removed.
+    notebooks : iterable of Path
+        The executed chapters to show.
+
+    Raises
+    ------
+    BookError
+        If a chapter of the table of contents has no executed notebook.
+    """
+    chosen = {path.stem: path for path in notebooks}
+    pages = [Path(page) for page in contents(root)]
+    wanted = [page.stem for page in pages if page.parent.name == "notebooks"]
+    missing = [name for name in wanted if name not in chosen or not chosen[name].is_file()]
+    if missing:
+        raise BookError(
+            f"no executed notebook for {', '.join(missing)}; run `make refresh` to make it"
+        )
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(root / "book", target / "book", ignore=shutil.ignore_patterns(".*"))
+    (target / "notebooks").mkdir()
+    for path in chosen.values():
+        shutil.copy2(path, target / "notebooks" / path.name)
+    # The verdicts link to their records, which the pages offer for download.
+    (target / "results").mkdir()
+    for path in (root / "results").glob("*.jsonl"):
+        shutil.copy2(path, target / "results" / path.name)
+    for name in ("_toc.yml", "CHANGELOG.md", "LICENSE"):
+        shutil.copy2(root / name, target / name)
+    config = (root / "_config.yml").read_text()
+    (target / "_config.yml").write_text(config.replace(PLACEHOLDER, repository_url(root)))
+
+
+def repository_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
+    """Find the address that the book's launch and source buttons point to.
+
+    Parameters
+    ----------
+    root : Path
+        The repository.
+    environment : mapping
+        ``GITHUB_SERVER_URL`` and ``GITHUB_REPOSITORY`` come first where both are set.
+
+    Returns
+    -------
+    str
+        Their address, else that of a GitHub remote, else :data:`PLACEHOLDER`.
+    """
+    server, name = environment.get("GITHUB_SERVER_URL"), environment.get("GITHUB_REPOSITORY")
+    if server and name:
+        return f"{server}/{name}"
+    answer = subprocess.run(
+        ["git", "-C", str(root), "remote", "-v"], capture_output=True, text=True, check=False
+    )
+    remote = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?\s", answer.stdout)
+    return f"https://github.com/{remote[1]}" if remote else PLACEHOLDER
+
+
+def build(staged: Path) -> Path:
+    """Build the HTML with every warning an error.
+
+    Parameters
+    ----------
+    staged : Path
+        A folder filled by :func:`stage`.
+
+    Returns
+    -------
+    Path
+        The page to open.
+
+    Raises
+    ------
+    BookError
+        If Sphinx warns or fails; its messages stand above.
+    """
+    command = [sys.executable, "-c", JUPYTER_BOOK, "build", str(staged)]
+    command += ["-W", "-n", "--keep-going", "--quiet"]
+    # Warnings go to standard error, and are shown; the rest would tell of another way to open it.
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    page = html_folder(staged) / "index.html"
+    if finished.returncode or not page.is_file():
+        print(finished.stdout)
+        raise BookError(
+            "the book did not build: correct each WARNING and ERROR above in book/ or notebooks/ "
+            "(a notebook's text is edited in its .py, then `make refresh`)"
+        )
+    return page
+
+
+def html_folder(staged: Path) -> Path:
+    """Where :func:`build` puts the pages of a staged book."""
+    return staged / "_build" / "html"
+
+
+def contents(root: Path) -> list[str]:
+    """List the pages of the table of contents, the landing page first.
+
+    Parameters
+    ----------
+    root : Path
+        A folder with ``_toc.yml``.
+
+    Returns
+    -------
+    list of str
+        Paths without suffix, such as ``"book/index"``.
+    """
+    table = yaml.safe_load((root / "_toc.yml").read_text())
+    chapters = [chapter["file"] for part in table["parts"] for chapter in part["chapters"]]
+    return [table["root"], *chapters]

@@ -1,0 +1,159 @@
+"""The book's commands; the Makefile calls them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from paperkit.experiments.paths import repository_root
+from paperkit.publishing import book, browser, notebooks
+
+Command = Callable[[argparse.Namespace], int]
+# The target for a smoke run on two cores. A slower machine is told, a run three times over fails.
+SMOKE_SECONDS = 20
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the publishing commands to the ``paperkit`` command line.
+
+    Parameters
+    ----------
+    subparsers : argparse subparsers
+        What ``ArgumentParser.add_subparsers`` returned. Each command sets the default ``command``,
+        a function from the parsed arguments to an exit status.
+    """
+    for name, command, sentence in (
+        ("book", _book, "execute copies of the chapters and build the book from them"),
+        ("html", _html, "build the book from the committed outputs"),
+        ("refresh", _refresh, "rewrite the chapters' committed outputs"),
+        ("smoke", _smoke, "run every chapter at the smoke profile on an empty store"),
+        ("browse", _browse, "check the built book in a headless browser"),
+    ):
+        parser = subparsers.add_parser(name, help=sentence, description=sentence)
+        parser.set_defaults(command=_explained(command))
+        if command in (_refresh, _smoke):
+            parser.add_argument(
+                "chapters", nargs="*", help="such as 01_five_minutes (default: all)"
+            )
+        if command is _browse:
+            parser.add_argument("--live", action="store_true", help="the book of `paperkit book`")
+            parser.add_argument(
+                "--screenshots", type=Path, help="a folder for light and dark views"
+            )
+
+
+def _explained(command: Command) -> Command:
+    """Let a failure that has a known remedy end in its sentence, not in a traceback."""
+
+    @functools.wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            return command(arguments)
+        except (notebooks.NotebookError, book.BookError) as error:
+            print(f"paperkit: {error}", file=sys.stderr)
+            return 1
+
+    return run
+
+
+def _book(arguments: argparse.Namespace) -> int:
+    root = repository_root()
+    executed = []
+    for source in notebooks.chapters(root / "notebooks"):
+        target = root / "_build" / "executed" / f"{source.stem}.ipynb"
+        notebooks.execute_for_book(source, target)
+        executed.append(target)
+    page = _build(root, root / "_build" / "live", executed)
+    _print_scoreboard()
+    _print_address(root, page)
+    return 0
+
+
+def _html(arguments: argparse.Namespace) -> int:
+    root = repository_root()
+    committed = sorted((root / "notebooks").glob("*.ipynb"))
+    _print_address(root, _build(root, root / "_build" / "committed", committed))
+    return 0
+
+
+def _refresh(arguments: argparse.Namespace) -> int:
+    root = repository_root()
+    for source in notebooks.chapters(root / "notebooks", arguments.chapters):
+        executed = root / "_build" / "refresh" / f"{source.stem}.ipynb"
+        notebooks.execute_for_book(source, executed)
+        shutil.move(executed, source.with_suffix(".ipynb"))
+        print(f"-- notebooks/{source.stem}.ipynb rewritten", flush=True)
+    return 0
+
+
+def _smoke(arguments: argparse.Namespace) -> int:
+    root = repository_root()
+    scratch = root / "_build" / "smoke"
+    for source in notebooks.chapters(root / "notebooks", arguments.chapters):
+        shutil.rmtree(scratch, ignore_errors=True)
+        parameters = {"profile": "smoke", "store": scratch / "store"}
+        seconds = notebooks.execute(
+            source, scratch / f"{source.stem}.ipynb", parameters=parameters, timeout=120
+        )
+        if seconds > 3 * SMOKE_SECONDS:
+            raise notebooks.NotebookError(
+                f"{source.name} took {seconds:.0f} s at the smoke profile, where {SMOKE_SECONDS} s "
+                "are allowed on two cores; make its smoke profile smaller"
+            )
+        slow = f" -- MORE THAN THE {SMOKE_SECONDS} s ALLOWED ON TWO CORES"
+        print(f"-- {source.name}: {seconds:.1f} s{slow * (seconds > SMOKE_SECONDS)}", flush=True)
+    return 0
+
+
+def _browse(arguments: argparse.Namespace) -> int:
+    built = repository_root() / "_build" / ("live" if arguments.live else "committed")
+    html = book.html_folder(built)
+    if not (html / "index.html").is_file():
+        raise book.BookError(f"there is no book in {html}; run `make html` or `make book` first")
+    executable = browser.find_browser()
+    if executable is None:
+        remedy = "install Chromium (Debian and Ubuntu: sudo apt-get install chromium)"
+        if os.environ.get("CI") == "true":
+            raise book.BookError(f"no browser to check the book in; {remedy}")
+        print(f"*** THE BOOK WAS NOT CHECKED IN A BROWSER: none is installed; {remedy}. ***")
+        return 0
+    found = browser.inspect(html, executable, screenshots=arguments.screenshots)
+    print(
+        f"-- {found.pages} pages, {found.expressions} expressions, {found.links} internal links, "
+        f"{len(found.problems)} problems"
+    )
+    if found.problems:
+        print("\n".join(found.problems), file=sys.stderr)
+        raise book.BookError("the book is broken in the browser: correct each problem listed above")
+    return 0
+
+
+def _build(root: Path, staged: Path, executed: list[Path]) -> Path:
+    print("-- building the pages, every warning an error", flush=True)
+    started = time.perf_counter()
+    book.stage(root, staged, executed)
+    page = book.build(staged)
+    print(f"-- built in {time.perf_counter() - started:.0f} s", flush=True)
+    return page
+
+
+def _print_scoreboard() -> None:
+    from paperkit.experiments import render, verdicts
+
+    print("\n" + re.sub(r"<[^>]+>", "", render.scoreboard(verdicts())) + "\n")
+
+
+def _print_address(root: Path, page: Path) -> None:
+    if book.repository_url(root) == book.PLACEHOLDER:
+        print(
+            f"The pages' launch and source buttons point to {book.PLACEHOLDER}, because this clone "
+            "has no GitHub remote; set GITHUB_SERVER_URL and GITHUB_REPOSITORY to change that."
+        )
+    print(f"Open {page}", flush=True)

@@ -1,0 +1,310 @@
+"""Execute the chapters: from ``NN_name.py``, the edited source, to its executed ``.ipynb``.
+
+The conversion goes one way only. Both files hold the same cells; :func:`pair_differences` lists
+where they do not, and :func:`normalise` removes whatever would differ between two runs of the same
+code on the same machine (time stamps, paths, progress bars, random cell ids).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+LANGUAGE = {
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "pygments_lexer": "ipython3",
+}
+INJECTED = "injected-parameters"
+CELL_METADATA = ("tags", "mystnb")
+PAIRING = ("cell_metadata_filter", "formats", "notebook_metadata_filter")
+# An object's default representation holds its address, which no two runs share.
+ADDRESS = re.compile(r"<[^<>\n]* at 0x[0-9a-f]{6,}>")
+
+
+class NotebookError(RuntimeError):
+    """A chapter that cannot be read, executed or published; the message says what to do."""
+
+
+def chapters(folder: Path, names: Iterable[str] = ()) -> list[Path]:
+    """List the chapters' sources in reading order.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder that holds ``NN_name.py``.
+    names : iterable of str
+        Chapters to keep (``"01_five_minutes"``); none keeps all.
+
+    Returns
+    -------
+    list of Path
+        The sources, sorted by name.
+
+    Raises
+    ------
+    NotebookError
+        If a named chapter does not exist.
+    """
+    sources = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.py"))}
+    wanted = list(names) or list(sources)
+    unknown = [name for name in wanted if name not in sources]
+    if unknown:
+        raise NotebookError(
+            f"no chapter {', '.join(unknown)} in {folder}; there are: {', '.join(sources)}"
+        )
+    return [sources[name] for name in sorted(wanted)]
+
+
+def read_source(path: Path) -> NotebookNode:
+    """Convert a chapter's source to a notebook without outputs.
+
+    Parameters
+    ----------
+    path : Path
+        A file in jupytext's ``py:percent`` format.
+
+    Returns
+    -------
+    NotebookNode
+        The notebook, with deterministic cell ids and no volatile metadata.
+    """
+    notebook = jupytext.read(path, fmt="py:percent")
+    return normalise(notebook)
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Remove what would differ between two runs of the same notebook on one machine.
+
+    The injected-parameters cell, standard error, time stamps, paths and all metadata but the
+    kernel, tags and figure captions go; each cell's id becomes a hash of its place and source.
+
+    Parameters
+    ----------
+    notebook : NotebookNode
+        Any version-4 notebook; it is not changed.
+
+    Returns
+    -------
+    NotebookNode
+        A valid notebook of format 4.5.
+    """
+    cells = [
+        _normalise_cell(cell, position)
+        for position, cell in enumerate(
+            cell for cell in notebook.cells if INJECTED not in cell.metadata.get("tags", [])
+        )
+    ]
+    metadata: dict[str, Any] = {"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE)}
+    pairing = notebook.metadata.get("jupytext", {})
+    if pairing:
+        metadata["jupytext"] = {key: pairing[key] for key in PAIRING if key in pairing}
+    clean = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    clean.nbformat_minor = 5
+    nbformat.validate(clean)
+    return clean
+
+
+def _normalise_cell(cell: NotebookNode, position: int) -> NotebookNode:
+    metadata = {key: cell.metadata[key] for key in CELL_METADATA if cell.metadata.get(key)}
+    digest = hashlib.sha256(f"{position}\n{cell.cell_type}\n{cell.source}".encode()).hexdigest()
+    clean = NotebookNode(
+        id=digest[:12],
+        cell_type=cell.cell_type,
+        metadata=NotebookNode(metadata),
+        source=cell.source,
+    )
+    if cell.cell_type == "code":
+        clean.execution_count = cell.get("execution_count")
+        clean.outputs = _normalise_outputs(cell.get("outputs", []))
+    return clean
+
+
+def _normalise_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Drop standard error and join neighbouring pieces of standard output."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type != "stream":
+            kept.append(NotebookNode(output))
+        elif output.name == "stdout":
+            if kept and kept[-1].output_type == "stream":
+                kept[-1].text += output.text
+            else:
+                kept.append(nbformat.v4.new_output("stream", name="stdout", text=output.text))
+    return kept
+
+
+def pair_differences(source: Path, executed: Path) -> list[str]:
+    """Compare a chapter's source with its executed pair.
+
+    Parameters
+    ----------
+    source, executed : Path
+        ``NN_name.py`` and ``NN_name.ipynb``.
+
+    Returns
+    -------
+    list of str
+        One sentence for each cell that differs; empty when the pair agrees.
+    """
+    if not executed.is_file():
+        return [f"{source.name} has no executed pair; run `make refresh` to make it"]
+    edited = read_source(source).cells
+    committed = normalise(nbformat.read(executed, as_version=4)).cells
+    differences = []
+    if len(edited) != len(committed):
+        differences.append(
+            f"{source.name} has {len(edited)} cells, {executed.name} has {len(committed)}"
+        )
+    for number, (ours, theirs) in enumerate(zip(edited, committed, strict=False)):
+        for field in ("cell_type", "source", "metadata"):
+            if ours[field] != theirs[field]:
+                differences.append(
+                    f"{source.name}, cell {number} ({_first_line(ours)!r}): "
+                    f"{field} differs from {executed.name}"
+                )
+                break
+    return differences
+
+
+def execute(
+    source: Path,
+    target: Path,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    timeout: int = 1800,
+) -> float:
+    """Execute a copy of a chapter with papermill, in a process of its own.
+
+    Parameters
+    ----------
+    source : Path
+        ``NN_name.py``; it is not changed.
+    target : Path
+        Where the executed notebook goes; its folder is the working directory.
+    parameters : mapping, optional
+        Plain scalars for the chapter's ``parameters`` cell; none leaves its defaults.
+    timeout : int
+        Seconds that one cell may take.
+
+    Returns
+    -------
+    float
+        Wall time in seconds.
+
+    Raises
+    ------
+    NotebookError
+        If a cell fails; the message names the cell and the file that shows the traceback.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source_notebook = target.with_suffix(".source.ipynb")
+    nbformat.write(read_source(source), source_notebook)
+    command = [sys.executable, "-m", "papermill", str(source_notebook), str(target)]
+    command += ["--cwd", str(target.parent), "--kernel", "python3", "--progress-bar"]
+    command += ["--execution-timeout", str(timeout), "--log-level", "ERROR"]
+    for name, value in (parameters or {}).items():
+        command += ["-p", name, str(value)]
+    started = time.perf_counter()
+    finished = subprocess.run(command, env=_kernel_environment(), check=False)
+    seconds = time.perf_counter() - started
+    source_notebook.unlink()
+    if finished.returncode:
+        raise NotebookError(
+            f"{source.name} failed{_failed_cell(target)}; read the traceback above or in {target}, "
+            "correct the cell and run the same command again"
+        )
+    return seconds
+
+
+def _kernel_environment() -> dict[str, str]:
+    """Keep a user's own kernels and IPython settings out of the run."""
+    return {
+        **os.environ,
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+
+
+def _failed_cell(target: Path) -> str:
+    """Name the cell in which papermill stopped, if it came as far as writing one."""
+    if not target.is_file():
+        return ""
+    # Papermill adds cells of its own: the parameters, and two notes about the failure.
+    executed = [
+        cell
+        for cell in nbformat.read(target, as_version=4).cells
+        if not {INJECTED, "papermill-error-cell-tag"} & set(cell.metadata.get("tags", []))
+    ]
+    for number, cell in enumerate(executed):
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            return f" in cell {number}, which begins {_first_line(cell)!r}"
+    return ""
+
+
+def _first_line(cell: NotebookNode) -> str:
+    return str(cell.source).partition("\n")[0]
+
+
+def execute_for_book(source: Path, target: Path, *, timeout: int = 1800) -> None:
+    """Execute a chapter at its default parameters and leave it as the book shows it.
+
+    Parameters
+    ----------
+    source : Path
+        ``NN_name.py``; it is not changed.
+    target : Path
+        Where the normalised, executed notebook goes.
+    timeout : int
+        Seconds that one cell may take.
+
+    Raises
+    ------
+    NotebookError
+        If a cell fails, or prints a memory address, which would differ in every run.
+    """
+    print(f"-- {source.name}: executing a copy at its default parameters", flush=True)
+    seconds = execute(source, target, timeout=timeout)
+    notebook = normalise(nbformat.read(target, as_version=4))
+    refuse_addresses(notebook, source.name)
+    nbformat.write(notebook, target)
+    print(f"-- {source.name}: {seconds:.0f} s", flush=True)
+
+
+def refuse_addresses(notebook: NotebookNode, name: str) -> None:
+    """Refuse outputs that show a memory address.
+
+    Parameters
+    ----------
+    notebook : NotebookNode
+        An executed notebook.
+    name : str
+        What to call it.
+
+    Raises
+    ------
+    NotebookError
+        Naming the first such cell.
+    """
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+            address = ADDRESS.search(text)
+            if address:
+                raise NotebookError(
+                    f"{name}, cell {number} prints {address[0]!r}, which differs in every run; "
+                    "end the cell with a semicolon or print something else"
+                )

@@ -1,0 +1,41 @@
+"""When, at which commit and on which machine the published results were last made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paperkit.experiments.paths import results_folder
+from paperkit.experiments.published import read_published
+
+
+def newest_provenance() -> dict[str, Any] | None:
+    """Find the provenance of the newest published record.
+
+    Returns
+    -------
+    dict or None
+        The record's ``provenance``; None when nothing has been published.
+
+    Raises
+    ------
+    ValueError
+        If a file of records is damaged; the sentence names file and line.
+    """
+    studies = [path.stem for path in sorted(results_folder().glob("*.jsonl"))]
+    found = [record.provenance for study in studies for record in read_published(study)]
+    return max(found, key=lambda provenance: str(provenance["date"]), default=None)
+
+
+def last_verified() -> str:
+    """Say when, at which commit and on what the newest published record was made.
+
+    Returns
+    -------
+    str
+        One sentence.
+    """
+    newest = newest_provenance()
+    if newest is None:
+        return "Not verified yet: no record has been published."
+    commit = str(newest["commit"] or "unknown")[:10]
+    return f"Last verified {newest['date'][:10]}, at commit {commit}, on {newest['device']}."

@@ -1,0 +1,196 @@
+"""What the book adds to Sphinx: verdicts on the pages, and mathematics without a network.
+
+Directives
+----------
+``{scoreboard}``
+    The counts of verdicts; with an argument, those of one paper.
+``{ledger}``
+    Every claim with its criterion, evidence and verdict; with an argument, one paper's.
+``{verdicts} ANCHOR``
+    The table of one chapter.
+``{last-verified}``
+    When, at which commit and on which machine the newest record was made.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from paperkit.publishing.provenance import last_verified
+
+MATHJAX = Path("sphinx-mathjax-offline/static/mathjax")
+# The whole distribution has 24 MB; TeX input with the common HTML output needs two of them.
+MATHJAX_PARTS = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
+
+
+class MarkdownDirective(SphinxDirective):
+    """A directive whose content is Markdown that is computed when the book is built."""
+
+    optional_arguments = 1
+    has_content = False
+
+    def markdown(self, argument: str | None) -> str:
+        """Compute the directive's Markdown.
+
+        Parameters
+        ----------
+        argument : str or None
+            What stands after the directive's name.
+
+        Returns
+        -------
+        str
+            MyST Markdown.
+        """
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        """Parse the computed Markdown in the place of the directive."""
+        argument = self.arguments[0] if self.arguments else None
+        source = f"<{self.name}>"
+        lines = StringList(self.markdown(argument).splitlines(), source=source)
+        container = nodes.container(classes=[f"paperkit-{self.name}"])
+        self.state.nested_parse(lines, self.content_offset, container, match_titles=True)
+        return container.children
+
+
+class Scoreboard(MarkdownDirective):
+    """The counts of verdicts, of all papers or of one."""
+
+    def markdown(self, argument: str | None) -> str:
+        """Render the scoreboard of the paper named by the argument, or of all."""
+        from paperkit.experiments import render, verdicts
+
+        return render.scoreboard(verdicts(paper=argument))
+
+
+class Ledger(MarkdownDirective):
+    """Every claim with its criterion, its evidence and its verdict."""
+
+    def markdown(self, argument: str | None) -> str:
+        """Render the ledger of the paper named by the argument, or of all."""
+        from paperkit.experiments import render, verdicts
+
+        return render.ledger(verdicts(paper=argument))
+
+
+class Verdicts(MarkdownDirective):
+    """The verdicts that one chapter earns."""
+
+    required_arguments = 1
+    optional_arguments = 0
+
+    def markdown(self, argument: str | None) -> str:
+        """Render the table of the chapter named by the argument."""
+        from paperkit.experiments import render, verdicts
+
+        return render.table(verdicts(anchor=argument))
+
+
+class LastVerified(MarkdownDirective):
+    """When, at which commit and on which machine the newest record was made."""
+
+    optional_arguments = 0
+
+    def markdown(self, argument: str | None) -> str:
+        """Render the provenance of the newest record."""
+        return last_verified()
+
+
+def copy_mathjax(app: Sphinx) -> None:
+    """Put MathJax among the pages' own files, so that they render without a network.
+
+    Parameters
+    ----------
+    app : Sphinx
+        The application; only HTML builders are served.
+    """
+    if app.builder.format != "html":
+        return
+    origin = Path(str(distribution("sphinx-mathjax-offline").locate_file(MATHJAX)))
+    target = Path(app.outdir) / "_static" / "mathjax"
+    for part in MATHJAX_PARTS:
+        source, copy = origin / part, target / part
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copy, dirs_exist_ok=True)
+        else:
+            shutil.copy2(source, copy)
+
+
+def configure(app: Sphinx, config: Any) -> None:
+    """Point Sphinx at the local MathJax and sign every page's footer.
+
+    Parameters
+    ----------
+    app : Sphinx
+        The application.
+    config : sphinx.config.Config
+        Its configuration, changed in place.
+    """
+    config.mathjax_path = "mathjax/tex-mml-chtml.js"
+    config.html_theme_options = {
+        **config.html_theme_options,
+        "extra_footer": f"<p>{last_verified()}</p>",
+    }
+    # Without it the theme's script reports an invalid mode on a reader's first page.
+    config.html_context = {**config.html_context, "default_mode": "auto"}
+
+
+def drop_thebe(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Leave out the scripts of sphinx-thebe, which Jupyter Book always loads.
+
+    The book has no cells that run in the page; the second copy of the first script would be an
+    error in every console, and its address is that of another host.
+
+    Parameters
+    ----------
+    app, page, template, doctree
+        As Sphinx's event ``html-page-context`` passes them.
+    context : dict
+        The page's template variables, changed in place.
+    """
+    context["script_files"] = [
+        script
+        for script in context["script_files"]
+        if "thebe" not in f"{script.filename} {script.attributes.get('body')}".lower()
+    ]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directives and the three event handlers.
+
+    Parameters
+    ----------
+    app : Sphinx
+        The application.
+
+    Returns
+    -------
+    dict
+        What Sphinx may do with the extension.
+    """
+    for name, directive in DIRECTIVES.items():
+        app.add_directive(name, directive)
+    app.connect("config-inited", configure)
+    app.connect("builder-inited", copy_mathjax)
+    app.connect("html-page-context", drop_thebe)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+DIRECTIVES: dict[str, type[MarkdownDirective]] = {
+    "scoreboard": Scoreboard,
+    "ledger": Ledger,
+    "verdicts": Verdicts,
+    "last-verified": LastVerified,
+}

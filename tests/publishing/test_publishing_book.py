@@ -1,0 +1,117 @@
+"""The book is staged whole, points to the right repository and shows computed verdicts."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from paperkit.publishing import book, provenance
+from paperkit.publishing.commands import SMOKE_SECONDS
+
+ROOT = Path(__file__).resolve().parents[2]
+TOC = """format: jb-book
+root: book/index
+parts:
+  - caption: Start
+    chapters:
+      - file: notebooks/01_a
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with one page and one chapter."""
+    for folder in ("book", "notebooks", "results"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "_toc.yml").write_text(TOC)
+    (tmp_path / "_config.yml").write_text(f"repository:\n  url: {book.PLACEHOLDER}\n")
+    (tmp_path / "book" / "index.md").write_text("# Title\n")
+    (tmp_path / "results" / "study.jsonl").write_text("")
+    for name in ("CHANGELOG.md", "LICENSE"):
+        (tmp_path / name).write_text("")
+    return tmp_path
+
+
+def test_staging_replaces_an_earlier_build_and_takes_the_given_notebooks(repository: Path) -> None:
+    executed, target = repository / "01_a.ipynb", repository / "staged"
+    executed.write_text("{}")
+    target.mkdir()
+    (target / "stale.md").write_text("old")
+    book.stage(repository, target, [executed])
+    staged = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert staged == {
+        "_config.yml",
+        "_toc.yml",
+        "CHANGELOG.md",
+        "LICENSE",
+        "book/index.md",
+        "notebooks/01_a.ipynb",
+        "results/study.jsonl",
+    }
+
+
+def test_a_chapter_without_outputs_is_refused_with_the_remedy(repository: Path) -> None:
+    with pytest.raises(book.BookError, match="no executed notebook for 01_a; run `make refresh`"):
+        book.stage(repository, repository / "staged", [repository / "01_a.ipynb"])
+
+
+@pytest.mark.parametrize(
+    ("remote", "environment", "expected"),
+    [
+        (None, {}, book.PLACEHOLDER),
+        ("https://git.example/a/b.git", {}, book.PLACEHOLDER),
+        ("https://github.com/a/b.git", {}, "https://github.com/a/b"),
+        ("git@github.com:a/b.c.git", {}, "https://github.com/a/b.c"),
+        (
+            "git@github.com:a/b.git",
+            {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "c/d"},
+            "https://github.com/c/d",
+        ),
+    ],
+)
+def test_buttons_point_to_the_environments_repository_then_the_remote_then_a_placeholder(
+    tmp_path: Path, remote: str | None, environment: dict[str, str], expected: str
+) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    if remote:
+        subprocess.run(["git", "-C", str(tmp_path), "remote", "add", "origin", remote], check=True)
+    assert book.repository_url(tmp_path, environment) == expected
+
+
+def test_the_placeholder_stands_in_the_configuration() -> None:
+    assert (ROOT / "_config.yml").read_text().count(book.PLACEHOLDER) == 1
+
+
+def _published(folder: Path, dates: list[str]) -> None:
+    from paperkit.experiments.records import Record, to_json
+
+    records = [
+        Record(
+            study="s",
+            profile="laptop",
+            configuration={"seed": seed},
+            metrics={},
+            provenance={"date": date, "commit": f"{seed}" * 40, "device": "cpu (x86_64, 2 cores)"},
+        )
+        for seed, date in enumerate(dates)
+    ]
+    lines = [to_json(record) for record in records]
+    assert all(json.loads(line) for line in lines)
+    (folder / "results" / "s.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_last_verified_is_the_newest_published_record(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "results" / "study.jsonl").unlink()
+    monkeypatch.setenv("PAPERKIT_ROOT", str(repository))
+    assert provenance.last_verified() == "Not verified yet: no record has been published."
+    _published(repository, ["2026-01-02T00:00:00Z", "2026-03-04T00:00:00Z", "2026-02-01T00:00:00Z"])
+    assert provenance.last_verified() == (
+        "Last verified 2026-03-04, at commit 1111111111, on cpu (x86_64, 2 cores)."
+    )
+
+
+def test_the_smoke_limit_is_the_one_that_contributors_are_told() -> None:
+    assert f"at most {SMOKE_SECONDS} s on 2 cores" in (ROOT / "CONTRIBUTING.md").read_text()

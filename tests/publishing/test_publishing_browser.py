@@ -1,0 +1,58 @@
+"""The browser check finds each kind of broken page, and nothing on a sound one."""
+
+import pytest
+
+from paperkit.publishing.browser import Inspection, find_browser, inspect
+
+BROWSER = find_browser()
+START = """<!doctype html><html lang="en"><head><title>t</title><link rel="icon" href="data:,">
+</head><body><h1 id="top">Title</h1><a href="other.html#there">other</a>
+<p>It costs $5</p></body></html>"""
+OTHER = """<!doctype html><html lang="en"><head><title>t</title><link rel="icon" href="data:,">
+</head><body><p id="there">text</p>{}</body></html>"""
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+
+
+SOUND_BODY = """<pre>\\(x\\) costs $\\alpha$</pre>
+<img alt="a dot" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">"""
+BROKEN = {
+    "unrendered": (
+        '<span class="math">\\(x\\)</span>',
+        "mathematics is not rendered: \\(x\\)",
+    ),
+    "raw": ("<p>so $\\alpha$ grows</p>", "raw TeX in the text: $\\alpha$"),
+    "merror": ('<mjx-merror title="Undefined">x</mjx-merror>', "MathJax reports an error"),
+    "console": ("<script>console.error('broken')</script>", "console error: broken"),
+    "script": ("<script>nothing()</script>", "script error: nothing is not defined"),
+    "page": ('<a href="gone.html">x</a>', "dead link to gone.html"),
+    "anchor": ('<a href="start.html#nowhere">x</a>', "dead link to start.html#nowhere"),
+    "image": ('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">', "no alternative text"),
+    "host": ('<script src="https://cdn.example/x.js"></script>', "asks another host for a script"),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Inspection:
+    """What the browser finds in a book with a sound page and one page for each fault."""
+    folder = tmp_path_factory.mktemp("book")
+    (folder / "start.html").write_text(START)
+    (folder / "other.html").write_text(OTHER.format(SOUND_BODY))
+    for name, (body, _) in BROKEN.items():
+        (folder / f"{name}.html").write_text(OTHER.format(body))
+    return inspect(folder, str(BROWSER))
+
+
+def test_every_page_is_opened_and_every_internal_link_followed(found: Inspection) -> None:
+    assert (found.pages, found.links, found.expressions) == (len(BROKEN) + 2, 3, 1)
+
+
+def test_a_sound_page_has_no_problem(found: Inspection) -> None:
+    assert [p for p in found.problems if p.startswith(("start.html", "other.html"))] == []
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_page_is_found(found: Inspection, name: str) -> None:
+    sentence = BROKEN[name][1]
+    problems = [problem for problem in found.problems if problem.startswith(f"{name}.html")]
+    assert any(sentence in problem for problem in problems), found.problems
