@@ -532,7 +532,7 @@ MODERATE_FACTORS = ("2 1 1/2", "3/2 1 2/3", "2/3 1 3/2", "1/2 1 2", "1 2 1/2", "
 CASES = (
     Case("layer-wise, ReLU", "relu", "layerwise", _LAYERWISE),
     Case("layer-wise, leaky ReLU", "leaky_relu", "layerwise", _LAYERWISE),
-    Case("layer-wise, ReLU, Brier score", "relu_brier", "layerwise", _LAYERWISE),
+    Case("layer-wise, ReLU, Brier loss", "relu_brier", "layerwise", _LAYERWISE),
     Case("node-wise, ReLU", "relu", "nodewise", ("3", "1/10")),
     Case("with biases, weights scaled alone", "relu_bias", "layerwise", _LAYERWISE),
     Case("with biases, both scaled", "relu_bias", "layerwise_with_biases", _LAYERWISE),

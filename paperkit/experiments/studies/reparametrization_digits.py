@@ -26,8 +26,8 @@ from paperkit.experiments.studies.reparametrization import (
 )
 from paperkit.training import evaluate, train
 
-WIDTHS = (16, 16, 16, 10)
 SAMPLES = 100
+WIDTH = {"smoke": 8, "laptop": 16, "paper": 16}
 EPOCHS = {"smoke": 5, "laptop": 60, "paper": 60}
 
 _SOME_FACTORS = ("2 1 1/2", "3/2 1 2/3", "1/2 1 2")
@@ -40,13 +40,16 @@ CASES = (
 
 
 @cache
-def trained_problem(network: str, seed: int, epochs: int) -> tuple[Problem, Measures, float]:
+def trained_problem(
+    network: str, seed: int, width: int, epochs: int
+) -> tuple[Problem, Measures, float]:
     """Train a network on the digits; return it with training images, measured, and its accuracy.
 
     Each network is trained once in a process, whatever the number of its transformations.
     """
+    widths = (16, width, width, 10)
     digits = data.load("digits", dtype=torch.float64)
-    model = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *build_network(network, seed, WIDTHS))
+    model = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *build_network(network, seed, widths))
     train(model, digits.train, epochs=epochs, lr=0.05, weight_decay=0.0, seed=seed, progress=False)
     accuracy = evaluate(model, digits.test).accuracy
     problem = Problem(model, digits.train.inputs[:SAMPLES], digits.train.targets[:SAMPLES])
@@ -54,14 +57,15 @@ def trained_problem(network: str, seed: int, epochs: int) -> tuple[Problem, Meas
 
 
 def grid(profile: str) -> list[dict[str, Any]]:
-    """List the configurations: as for random weights, with the length of the training."""
-    return [{**c, "epochs": EPOCHS[profile]} for c in grid_of(CASES, profile)]
+    """List the configurations: as for random weights, with hidden width and training epochs."""
+    training = {"width": WIDTH[profile], "epochs": EPOCHS[profile]}
+    return [{**configuration, **training} for configuration in grid_of(CASES, profile)]
 
 
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """Measure one trained network before and after one change of its parameters."""
     problem, before, accuracy = trained_problem(
-        configuration["network"], configuration["seed"], configuration["epochs"]
+        *(configuration[name] for name in ("network", "seed", "width", "epochs"))
     )
     return {**changes(problem, before, configuration), "test_accuracy": accuracy}
 
