@@ -85,7 +85,10 @@ def table(verdicts: Sequence[Verdict], root: str = "..") -> str:
         ]
         for v in verdicts
     ]
-    return _table(["claim", "paper", "ours", "verdict", "scale", "records"], rows)
+    header = ["claim", "paper", "ours", "verdict", "scale", "records"]
+    # Identities and inequalities have no number of the paper's: a column of dashes says nothing.
+    filled = [i for i in range(len(header)) if any(row[i] != NOTHING for row in rows)]
+    return _table([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
 
 
 def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
@@ -220,9 +223,9 @@ def _records_link(verdict: Verdict, root: str) -> str:
     study = verdict.claim.criterion.study
     if not verdict.records:
         return NOTHING
-    name = f"{len(verdict.records)} of `{study}`"
+    name = str(len(verdict.records))
     if not published_path(study).is_file():
-        return name
+        return f"{name} of `{study}`"
     return f"[{name}]({root}/results/{study}.jsonl)"
 
 
