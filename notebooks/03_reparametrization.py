@@ -111,7 +111,7 @@ show_verdicts("03_reparametrization", p.profile, p.store)
 #
 # *Mathematics*: the chain rule twice, eigenvalues of a symmetric matrix.
 # *From this book*: [chapter 2](02_curvature_objects) says when a layer's Hessian is its Gauss–Newton block, which is used once.
-# *Time and hardware*: two CPU cores and no GPU; a few seconds when the records are at hand, about a minute when every one of them has to be made, and most of that trains fifteen small networks on the digits.
+# *Time and hardware*: one CPU core and no GPU; about a quarter of a minute when the records are at hand, a little over a minute when every one of them has to be made, most of it for fifteen small networks that are trained on the digits and measured.
 #
 # Symbols are those of the [notation page](../book/notation.md), with two local exceptions: $\eta$ is a vector of parameters here, as in {cite:t}`dinh2017`, and no step size appears; $\epsilon$ is the constant inside batch normalisation.
 #

@@ -144,6 +144,7 @@ def plot_layer_spectra(
         axes.set_title(name, loc="left")
         axes.text(0.04, 0.07, f"$d_l$ = {dimension:,}", transform=axes.transAxes, fontsize=9)
         axes.grid(axis="x", visible=False)
+        axes.minorticks_off()
     for axes in grid.flat[len(eigenvalues) :]:
         axes.set_visible(False)
     figure.supxlabel("index $j$ of the eigenvalue", fontsize=10)
@@ -300,8 +301,9 @@ def landing_record(store: str | Path | None = None) -> Record:
 
 def write_landing(path: Path, record: Record) -> None:
     """Draw the landing page's figure; the file names its record in its metadata."""
-    figure = landing_figure(record.metrics["eigenvalues"], record.metrics["dimension"])
-    source = f"study {record.study}, record {record.key}"
+    eigenvalues = {name: record.metrics["eigenvalues"][name] for name in record.metrics["layers"]}
+    figure = landing_figure(eigenvalues, record.metrics["dimension"])
+    source = f"study {record.study}, record {record.key} of {record.provenance['date']}"
     figure.savefig(path, dpi=180, metadata={"Source": source}, facecolor=figure.get_facecolor())
     plt.close(figure)
 

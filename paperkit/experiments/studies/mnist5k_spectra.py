@@ -23,7 +23,7 @@ from paperkit.experiments.studies import mnist5k_training as training
 ORDERS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 """Orders of the entropy; the paper uses ½ and 3/2."""
 
-SAMPLES = {"smoke": (6, 12), "laptop": (50, 100, 200)}
+SAMPLES = {"smoke": (4, 8), "laptop": (50, 100, 200)}
 """Numbers n of training images, the first n of the training part; even, for their halves."""
 
 SMALL = 0.01
@@ -73,6 +73,7 @@ def halves_slack(
 def measure(spectra: Mapping[str, LayerSpectrum]) -> dict[str, Any]:
     """Return the metrics of a record from the spectra of a network's layers.
 
+    ``layers`` are their names from the input to the output, an order that JSON forgets.
     ``small_fraction`` counts all :math:`d_l` eigenvalues of a layer; of
     ``small_fraction_of_cap`` the zeros that the rank bound forces are no part. ``order_slack``
     is the smallest decrease of an entropy from one order to the next, ``cap_slack`` the smallest
@@ -83,6 +84,7 @@ def measure(spectra: Mapping[str, LayerSpectrum]) -> dict[str, Any]:
     by_layer = [[by_order[f"{alpha:g}"][name] for alpha in ORDERS] for name in spectra]
     half = by_order["0.5"]
     return {
+        "layers": list(spectra),
         "dimension": {name: s.dimension for name, s in spectra.items()},
         "rank": {name: s.rank for name, s in spectra.items()},
         "trace": {name: s.trace for name, s in spectra.items()},
