@@ -42,7 +42,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Markdown
-from paperkit.plotting import book_style
 
 from paperkit.experiments import records_of, show_verdicts
 from paperkit.experiments.studies import curvature_blocks as study
@@ -53,6 +52,7 @@ from paperkit.linearize import (
     dense_jacobian,
     linearize,
 )
+from paperkit.plotting import book_style
 
 book_style()
 
