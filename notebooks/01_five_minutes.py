@@ -146,7 +146,7 @@ spectra = layer_spectra(measured, (inputs, targets))
 rank_bound = p.samples * (precise.num_classes - 1)
 pd.DataFrame(
     {
-        "weights $d_l$": {name: s.dimension for name, s in spectra.items()},
+        "weights": {name: s.dimension for name, s in spectra.items()},
         "nonzero eigenvalues": {name: s.rank for name, s in spectra.items()},
         "trace": {name: f"{s.trace:.4g}" for name, s in spectra.items()},
         "largest": {name: f"{s.eigenvalues[0]:.4g}" for name, s in spectra.items()},
@@ -167,7 +167,7 @@ for name, s in fast.items():
         slow = torch.linalg.eigvalsh(dense).flip(0).cpu()
         padded = torch.nn.functional.pad(s.eigenvalues, (0, s.dimension - s.rank))
         assert (padded - slow).abs().max() < 1e-12 * slow[0]
-        print(f"{name}: largest difference below 1e-12 of the largest eigenvalue")
+        print(f"{name}: the spectra agree to below 1e-12")
 
 # %% [markdown]
 # ## Look
@@ -181,7 +181,18 @@ plotting.plot_layer_spectra(
 plt.show()
 
 # %% [markdown]
-# Read one panel from left to right.
+# The same numbers once more, in the way a physicist would look at them: every eigenvalue is a line of an emission spectrum.
+# Flat directions are on the left, steep ones on the right.
+
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"image": {"alt": "One black strip for each layer. Each eigenvalue is a bright vertical line at its place on a logarithmic axis: a dense continuum of small eigenvalues on the left, a few separate lines of large ones on the right."}, "figure": {"caption": "The spectra as emission spectra: one line for every nonzero eigenvalue of every layer.", "name": "fig-five-lines"}}
+plotting.landing_figure(
+    {name: s.eigenvalues.tolist() for name, s in spectra.items()},
+    {name: s.dimension for name, s in spectra.items()},
+)
+plt.show()
+
+# %% [markdown]
+# Read one panel of the first figure from left to right.
 # A handful of directions carry almost all of the curvature.
 # Then comes a long slope, close to a straight line on these axes: a heavy tail.
 # Then a cliff, and after it, exactly, nothing.
@@ -344,7 +355,7 @@ middle = slice(p.samples // 2, p.samples)
 halves = [by_n[p.samples // 2], mnist5k_spectra.spectra_on(measured, precise, middle)]
 slack = mnist5k_spectra.halves_slack(by_n[p.samples], halves)
 assert slack > -1e-10
-print(f"whole minus weighted halves, the smallest over layers and orders up to 1: {slack:.4f}")
+print(f"smallest slack over layers and orders up to 1: {slack:.4f}")
 
 # %% tags=["hide-input", "nbval-ignore-output"] mystnb={"image": {"alt": "Entropy of each layer against the number of samples on a logarithmic axis, at order one half on the left and three halves on the right. On the left every curve rises, below the dashed line of the cap. On the right the curves are lower and rise less."}, "figure": {"caption": "The same network, measured on more and more images. Dashed: the logarithm of n(C − 1), which caps the layers with more weights than that. At order ½ (left) the entropy rises; at order 3/2 (right), which listens to the few largest eigenvalues, less so.", "name": "fig-five-samples"}}
 figure, panels = plt.subplots(1, 2, figsize=(9.2, 3.6), sharey=True, layout="constrained")
@@ -499,7 +510,7 @@ plt.show()
 # Its claim that the entropy correlates with generalization is not touched here at all.
 #
 # **Deviations.**
-# * Another network, other data, fewer images: see the scale of each verdict. The paper's `paper` profile has nothing of its own in this chapter, and runs what `laptop` runs.
+# * Another network, other data, fewer images: see the scale of each verdict. The `paper` profile has nothing of its own in this chapter, and runs what `laptop` runs.
 # * Exact spectra instead of Lanczos quadrature with random probes. What the estimate does to the value is a chapter of its own.
 # * One Hessian of the training loss without weight decay, with frozen statistics of batch normalisation, on images as they are. The paper does not say more than that it draws its images at random and does not augment them.
 
