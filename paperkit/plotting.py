@@ -152,13 +152,7 @@ def plot_layer_spectra(
     return figure
 
 
-def plot_curves(
-    axes: Axes,
-    x: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
-    *,
-    bands: Mapping[str, Sequence[tuple[float, float]]] | None = None,
-) -> None:
+def plot_curves(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[float]]) -> None:
     """Draw one curve a layer in the layers' styles, named beside the axes.
 
     Parameters
@@ -168,44 +162,38 @@ def plot_curves(
         Orders α, or numbers of samples n.
     curves : mapping of str to sequence of float
         By layer, one value for each x.
-    bands : mapping of str to sequence of pairs, optional
-        By layer, an interval for each x, shaded.
     """
     styles = layer_styles(list(curves))
     for name, values in curves.items():
         axes.plot(x, values, label=name, **styles[name])
-        if bands is not None:
-            low, high = zip(*bands[name], strict=True)
-            axes.fill_between(x, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3)
 
 
 def plot_layer_profile(
     axes: Axes,
     values: Mapping[str, float],
-    intervals: Mapping[str, tuple[float, float]] | None = None,
+    others: Sequence[Mapping[str, float]] = (),
     *,
     label: str = "",
     series: int = 0,
 ) -> None:
-    """Draw one value a layer, from the input to the output, with an interval around it.
+    """Draw one value a layer, from the input to the output, before those of other networks.
 
     Parameters
     ----------
     axes : Axes
     values : mapping of str to float
-    intervals : mapping of str to pair, optional
-        Where each value should lie; a grey box.
+    others : sequence of mapping
+        The same of other networks: grey dots.
     label : str
         Name of the series in the legend.
     series : int
         0 for the first series on these axes, 1 for the second: another marker and colour.
     """
     positions = range(len(values))
-    if intervals is not None:
-        for position, name in zip(positions, values, strict=True):
-            low, high = intervals[name]
-            axes.bar(position, high - low, bottom=low, width=0.5, color="#d5d9e0")
+    for other in others:
+        heights = [other[name] for name in values]
+        axes.plot(positions, heights, "o", color="#b4bac4", markersize=5)
     axes.plot(
         positions,
         list(values.values()),

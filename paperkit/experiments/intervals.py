@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 """Confidence of the one-sided intervals that decide an ordering, a trend or a fraction."""
@@ -33,7 +33,7 @@ def one_sided_bounds(
     mean, error = mean_and_error(values)
     if math.isinf(error):
         return -math.inf, math.inf
-    width = float(stats.t.ppf(confidence, len(values) - 1)) * error
+    width = float(special.stdtrit(len(values) - 1, confidence)) * error
     return mean - width, mean + width
 
 
@@ -52,7 +52,7 @@ def prediction_interval(
     count = len(values)
     if count < 3:
         raise ValueError(f"a prediction interval needs at least 3 seeds, there are {count}.")
-    quantile = float(stats.t.ppf(0.5 + coverage / 2, count - 1))
+    quantile = float(special.stdtrit(count - 1, 0.5 + coverage / 2))
     width = quantile * statistics.stdev(values) * math.sqrt(1 + 1 / count)
     mean = statistics.fmean(values)
     return mean - width, mean + width
@@ -67,7 +67,7 @@ def fraction_bounds(
     """
     low, high = 0.0, 1.0
     if successes > 0:
-        low = float(stats.beta.ppf(1 - confidence, successes, trials - successes + 1))
+        low = float(special.betaincinv(successes, trials - successes + 1, 1 - confidence))
     if successes < trials:
-        high = float(stats.beta.ppf(confidence, successes + 1, trials - successes))
+        high = float(special.betaincinv(successes + 1, trials - successes, confidence))
     return low, high

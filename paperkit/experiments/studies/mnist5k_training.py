@@ -16,7 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "smoke": {
         "dataset": "mnist5k",
         "model": "resnet8",
-        "images": 200,
+        "images": 128,
         "epochs": 1,
         "batch_size": 64,
         "lr": 0.05,
