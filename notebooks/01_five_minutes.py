@@ -43,9 +43,9 @@ from paperkit.experiments.studies import mnist5k_spectra, mnist5k_training
 p = resolve(
     globals(),
     {
-        "smoke": {**mnist5k_training.SETTINGS["smoke"], "samples": 8},
-        "laptop": {**mnist5k_training.SETTINGS["laptop"], "samples": 100},
-        "paper": {**mnist5k_training.SETTINGS["laptop"], "samples": 100},
+        "smoke": {**mnist5k_training.SETTINGS["smoke"], "samples": 8, "dense": 200},
+        "laptop": {**mnist5k_training.SETTINGS["laptop"], "samples": 100, "dense": 1000},
+        "paper": {**mnist5k_training.SETTINGS["laptop"], "samples": 100, "dense": 1000},
     },
     allowed="profile dataset model images epochs samples seed device store".split(),
 )
@@ -164,7 +164,7 @@ pd.DataFrame(
 few = (inputs[:2], targets[:2])
 fast = layer_spectra(measured, few)
 for name, s in fast.items():
-    if s.dimension <= 1000:
+    if s.dimension <= p.dense:
         dense = dense_hessian(measured, *few, parameters=[f"{name}.weight"])
         slow = torch.linalg.eigvalsh(dense).flip(0).cpu()
         padded = torch.nn.functional.pad(s.eigenvalues, (0, s.dimension - s.rank))

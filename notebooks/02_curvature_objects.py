@@ -258,8 +258,8 @@ table
 #
 # ````{prf:proof}
 # (a) $\Lambda_i \succeq 0$. (b) $\Lambda_i \mathbf 1 = 0$, so $\operatorname{rank}\Lambda_i \le C - 1$
-# and $G_l$ is a sum of $n$ matrices of at most that rank. (c) $\Lambda_i = \operatorname{diag}(p_i)
-# - p_i p_i^\top$ has no $y_i$ in it, and neither has $J_{l,i}$. ∎
+# and $G_l$ is a sum of $n$ matrices of at most that rank. (c) There is no $y_i$ in
+# $\Lambda_i = \operatorname{diag}(p_i) - p_i p_i^\top$, and none in $J_{l,i}$. ∎
 # ````
 #
 # Part (c) deserves a second reading. At fixed weights, the Rényi sharpness of a layer of a ReLU

@@ -46,7 +46,7 @@ async () => {
       .map(e => short(e.textContent)),
     errors: [...document.querySelectorAll('mjx-merror, [data-mjx-error]')]
       .map(e => short(e.getAttribute('data-mjx-error') || e.title || e.textContent)),
-    raw: (visible.textContent.match(/\\[([][^\n]{0,60}|\$[^$\n]*\\[a-zA-Z]+[^$\n]*\$/g) || [])
+    raw: (visible.textContent.match(/[^\n]{0,40}\\(?:[([]|[a-zA-Z]{2,})[^\n]{0,40}/g) || [])
       .map(short),
     links: [...document.querySelectorAll('a[href]')].map(a => a.href),
     anchors: [...document.querySelectorAll('[id], a[name]')].map(e => e.id || e.name),

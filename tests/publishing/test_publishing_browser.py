@@ -21,7 +21,7 @@ BROKEN = {
         '<span class="math">\\(x\\)</span>',
         "mathematics is not rendered: \\(x\\)",
     ),
-    "raw": ("<p>so $\\alpha$ grows</p>", "raw TeX in the text: $\\alpha$"),
+    "raw": ("<p>so $\\alpha$ grows</p>", "raw TeX in the text: so $\\alpha$ grows"),
     "merror": ('<mjx-merror title="Undefined">x</mjx-merror>', "MathJax reports an error"),
     "console": ("<script>console.error('broken')</script>", "console error: broken"),
     "script": ("<script>nothing()</script>", "script error: nothing is not defined"),
