@@ -110,9 +110,9 @@ assert math.isfinite(live_test.loss)
 print("training:", evaluate(network, data.train))
 print("test:    ", live_test)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of handwritten digits from the test set, each with the class that the network gave it."}, "figure": {"caption": "Test images and what the network calls them. A wrong answer is crossed out, with the right one beside it.", "name": "fig-five-digits"}}
-figure, grid = plt.subplots(2, 10, figsize=(9.2, 2.3), layout="constrained")
-answers = network.eval()(data.test.inputs[:20]).argmax(dim=1)
+# %% tags=["hide-input"] mystnb={"image": {"alt": "A row of handwritten digits from the test set, each with the class that the network gave it."}, "figure": {"caption": "Test images and what the network calls them. A wrong answer is crossed out, with the right one beside it.", "name": "fig-five-digits"}}
+figure, grid = plt.subplots(1, 10, figsize=(9.2, 1.3), layout="constrained")
+answers = network.eval()(data.test.inputs[:10]).argmax(dim=1)
 for axes, image, answer, target in zip(
     grid.flat, data.test.inputs, answers, data.test.targets, strict=False
 ):

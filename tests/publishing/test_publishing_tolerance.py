@@ -98,6 +98,7 @@ def test_a_difference_names_both_numbers_and_the_tolerance() -> None:
 
 
 CODE = """\
+import warnings; warnings.warn("of a library, on standard error", stacklevel=1)
 from IPython.display import HTML, Markdown, display
 print("entropy", {value})
 display(Markdown("| {value} |"), HTML("<b>{value}</b>"))
