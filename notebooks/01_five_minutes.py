@@ -81,7 +81,7 @@ show_verdicts("01_five_minutes", p.profile, p.store)
 # **What to know first.** The gradient of a loss, and what an eigenvalue is.
 # Symbols are those of the {doc}`notation page <../book/notation>`; {ref}`how to read a verdict <verdicts>` defines the words in the boxes.
 #
-# **Time and hardware.** Two cores and no GPU: a minute and a half on the machine that the foot of the page names, most of it training.
+# **Time and hardware.** Two cores and no GPU: about two minutes on the machine that the foot of the page names, most of them training.
 # The network is trained and measured while you watch.
 # The verdicts rest on five other networks, trained once with other seeds: their records are committed, and nothing of them is repeated here, except one measurement near the end.
 
