@@ -15,6 +15,7 @@ Directives
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ MATHJAX = Path("sphinx-mathjax-offline/static/mathjax")
 MATHJAX_PARTS = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
 
 
-class MarkdownDirective(SphinxDirective):
+class MarkdownDirective(SphinxDirective, ABC):
     """A directive whose content is Markdown that is computed when the book is built."""
 
     optional_arguments = 1
     has_content = False
 
+    @abstractmethod
     def markdown(self, argument: str | None) -> str:
         """Compute the directive's Markdown.
 
@@ -50,7 +52,6 @@ class MarkdownDirective(SphinxDirective):
         str
             MyST Markdown.
         """
-        raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
         """Parse the computed Markdown in the place of the directive."""
