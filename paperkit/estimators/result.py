@@ -1,0 +1,72 @@
+"""What every measure returns: a number with its uncertainty and its assumptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One value of one measure; ``float(result)`` is the value.
+
+    Attributes
+    ----------
+    value : float
+        The estimate, or the exact value.
+    measure : str
+        The name of the function that returned it.
+    method : str
+        How it was computed, in a word or two: ``"exact"``, ``"lanczos"``, ``"hutchinson"``, …
+    n : int
+        Samples.
+    loss : str or None
+        The loss with its reduction, a name from :data:`paperkit.linearize.LOSSES`; None where the
+        measure has no loss in it.
+    layer : str or None
+        The module's name, for a measure of a single layer.
+    standard_error : float or None
+        Of the mean over probes; None where the value is exact.
+    bracket : tuple of float or None
+        Lower and upper value between which quadrature puts the probes' mean; it does not contain
+        the statistical error.
+    probes : int or None
+        Random vectors used; None where the value is exact.
+    converged : bool
+        False where an iteration met its cap before its tolerance.
+    assumptions : mapping of str to object
+        What else the value depends on, by name: ``exact_block``, ``obstacle``, ``policy``,
+        ``rank``, ``tolerance``, …
+    """
+
+    value: float
+    measure: str
+    method: str
+    n: int
+    loss: str | None = None
+    layer: str | None = None
+    standard_error: float | None = None
+    bracket: tuple[float, float] | None = None
+    probes: int | None = None
+    converged: bool = True
+    assumptions: Mapping[str, Any] = field(default_factory=dict)
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __repr__(self) -> str:
+        parts = [f"{self.value:.6g}"]
+        if self.standard_error is not None:
+            parts[0] += f" ± {self.standard_error:.2g}"
+        if self.layer is not None:
+            parts.append(f"layer={self.layer!r}")
+        parts += [f"n={self.n}", f"method={self.method!r}"]
+        if self.loss is not None:
+            parts.append(f"loss={self.loss!r}")
+        if self.bracket is not None:
+            parts.append("bracket=({:.6g}, {:.6g})".format(*self.bracket))
+        if not self.converged:
+            parts.append("converged=False")
+        parts += [f"{name}={value!r}" for name, value in self.assumptions.items()]
+        return f"{self.measure}({', '.join(parts)})"

@@ -1,0 +1,262 @@
+r"""Lanczos tridiagonalization of symmetric operators, several starting vectors at once.
+
+After m steps from a unit vector :math:`v`, the operator is known on the Krylov space of :math:`v`
+through an m × m tridiagonal matrix :math:`T`. Its eigenvalues are the Ritz values; the squared
+first components of its eigenvectors are the weights of a Gauss quadrature for
+:math:`v^\top f(A)\, v`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Operator = Callable[[Tensor], Tensor]
+"""A symmetric matrix as a function: k vectors as rows, (k, d), to their k images, (k, d)."""
+
+# A residual below this many units of round-off of the operator's norm is no new direction.
+BREAKDOWN = 100.0
+
+
+def apply(operator: Operator, vectors: Tensor) -> Tensor:
+    """Return the images of (k, d) vectors, checked.
+
+    Parameters
+    ----------
+    operator : callable
+        Maps (k, d) to (k, d); it is not called for k = 0.
+    vectors : Tensor
+        Shape (k, d).
+
+    Returns
+    -------
+    Tensor
+        Shape (k, d).
+
+    Raises
+    ------
+    ValueError
+        If the images have another shape, or NaN or infinite entries.
+    """
+    if len(vectors) == 0:
+        return vectors
+    images = operator(vectors)
+    if images.shape != vectors.shape:
+        raise ValueError(
+            f"operator maps shape {tuple(vectors.shape)} to {tuple(images.shape)}: it must take "
+            "and return vectors as rows."
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("operator returned NaN or infinite entries: check the model.")
+    return images
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """What Lanczos found from each of k starting vectors; m is the most steps any of them took.
+
+    Attributes
+    ----------
+    diagonal : Tensor
+        Shape (k, m), float64; entries beyond ``steps`` are zero.
+    off_diagonal : Tensor
+        Shape (k, m), float64; entry j couples steps j and j + 1, and entry ``steps - 1`` is the
+        residual that the next step would start from (zero after a breakdown).
+    steps : Tensor
+        Shape (k,), int64: how many steps were taken before the Krylov space was exhausted.
+    norm : Tensor
+        Shape (k,), float64: Euclidean norms of the starting vectors.
+    basis : Tensor or None
+        Shape (k, m, d): the orthonormal Lanczos vectors, where they were asked for; zero beyond
+        ``steps``.
+    """
+
+    diagonal: Tensor
+    off_diagonal: Tensor
+    steps: Tensor
+    norm: Tensor
+    basis: Tensor | None = None
+
+    @property
+    def exhausted(self) -> Tensor:
+        """Shape (k,), bool: whether a starting vector's Krylov space is invariant."""
+        last = self.off_diagonal.gather(1, self.steps.unsqueeze(1) - 1)
+        return last.squeeze(1) == 0
+
+    def matrices(self) -> Tensor:
+        """Return the tridiagonal matrices, (k, m, m), zero beyond each one's ``steps``."""
+        inner = self.off_diagonal[:, :-1]
+        return (
+            torch.diag_embed(self.diagonal)
+            + torch.diag_embed(inner, offset=1)
+            + torch.diag_embed(inner, offset=-1)
+        )
+
+
+class Lanczos:
+    """A batch of Lanczos recurrences that can be continued: take steps, look, take more.
+
+    The new vector is orthogonalized against all earlier ones, twice, so that the recurrences stay
+    those of exact arithmetic. Storing the k · m · d numbers of the basis is what this costs.
+
+    Parameters
+    ----------
+    operator : callable
+        Symmetric; maps (k, d) to (k, d), rows are vectors.
+    starts : Tensor
+        Shape (k, d), in the operator's dtype and on its device; need not be normalized.
+
+    Raises
+    ------
+    ValueError
+        If ``starts`` is not a stack of floating-point vectors, or one is zero or not finite.
+    """
+
+    def __init__(self, operator: Operator, starts: Tensor) -> None:
+        if starts.ndim != 2 or 0 in starts.shape or not starts.is_floating_point():
+            raise ValueError(
+                f"starts has shape {tuple(starts.shape)} and dtype {starts.dtype}: pass (k, d) "
+                "floating-point vectors as rows."
+            )
+        self.norm = starts.norm(dim=1, dtype=torch.float64)
+        if not bool((torch.isfinite(self.norm) & (self.norm > 0)).all()):
+            raise ValueError("starts has a zero or infinite vector: draw the probes again.")
+        self.operator = operator
+        self._epsilon = torch.finfo(starts.dtype).eps
+        self._diagonal: list[Tensor] = []
+        self._off_diagonal: list[Tensor] = []
+        self._blocks: list[Tensor] = []  # of the basis, each (k, steps of one advance, d)
+        self._previous = torch.zeros_like(starts)
+        self._vector = starts / self.norm.to(starts.dtype).unsqueeze(1)
+        self._scale = torch.zeros_like(self.norm)
+        self._alive = torch.ones_like(self.norm, dtype=torch.bool)
+        self._taken = torch.zeros_like(self.norm, dtype=torch.int64)
+
+    @property
+    def steps(self) -> int:
+        """The most steps that any starting vector has taken."""
+        return len(self._diagonal)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every Krylov space is invariant, so that there is no further step."""
+        return self.steps == self._vector.shape[1] or not bool(self._alive.any())
+
+    def advance(self, steps: int) -> None:
+        """Take up to ``steps`` more steps; fewer where all Krylov spaces are exhausted.
+
+        Parameters
+        ----------
+        steps : int
+            At least 1.
+
+        Raises
+        ------
+        ValueError
+            If ``steps`` is not positive, or the operator returns another shape, NaN or infinite
+            entries, or is not symmetric.
+        """
+        if steps < 1:
+            raise ValueError(f"steps={steps} must be at least 1.")
+        k, d = self._vector.shape
+        steps = min(steps, d - self.steps)
+        block = self._vector.new_zeros(k, steps, d)
+        seen = [*self._blocks, block]
+        for j in range(steps):
+            if self.exhausted:
+                block = block[:, :j]
+                break
+            block[:, j] = self._vector
+            seen[-1] = block[:, : j + 1]
+            self._step(seen)
+        if block.shape[1]:
+            self._blocks.append(block)
+
+    def _step(self, seen: list[Tensor]) -> None:
+        """One step of the three-term recurrence, and the orthogonalization against ``seen``."""
+        image = apply(self.operator, self._vector)
+        alpha = (image * self._vector).sum(dim=1, dtype=torch.float64)
+        size = image.norm(dim=1, dtype=torch.float64)
+        self._scale = torch.maximum(self._scale, size)
+        image = image - alpha.to(image.dtype).unsqueeze(1) * self._vector
+        if self._off_diagonal:
+            coupling = self._off_diagonal[-1].to(image.dtype).unsqueeze(1)
+            image = image - coupling * self._previous
+        image, leaked = _orthogonalize(image, seen)
+        # What the recurrence leaves along earlier vectors is round-off if A = A^T.
+        if bool((leaked > self._epsilon**0.5 * self._scale).any()):
+            raise ValueError(
+                "operator is not symmetric, or gives different results at each call: pass a "
+                "symmetric, deterministic one."
+            )
+        image, _ = _orthogonalize(image, seen)
+        beta = image.norm(dim=1, dtype=torch.float64)
+        self._taken += self._alive
+        self._diagonal.append(torch.where(self._alive, alpha, 0.0))
+        self._alive = self._alive & (beta > BREAKDOWN * self._epsilon * self._scale)
+        if self.steps == image.shape[1]:
+            self._alive = torch.zeros_like(self._alive)
+        self._off_diagonal.append(torch.where(self._alive, beta, 0.0))
+        safe = torch.where(self._alive, beta, 1.0).to(image.dtype).unsqueeze(1)
+        self._previous = self._vector
+        self._vector = torch.where(self._alive.unsqueeze(1), image / safe, 0.0)
+
+    def tridiagonal(self, *, keep_basis: bool = False) -> Tridiagonal:
+        """Return what the steps so far have found, with the Lanczos vectors on request."""
+        return Tridiagonal(
+            torch.stack(self._diagonal, dim=1),
+            torch.stack(self._off_diagonal, dim=1),
+            self._taken.clone(),
+            self.norm,
+            torch.cat(self._blocks, dim=1) if keep_basis else None,
+        )
+
+
+def _orthogonalize(image: Tensor, seen: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Project (k, d) off the k bases, and return the largest component removed, (k,)."""
+    largest = torch.zeros_like(image[:, 0])
+    for basis in seen:
+        overlap = torch.bmm(basis, image.unsqueeze(2))
+        largest = torch.maximum(largest, overlap.abs().amax(dim=(1, 2)))
+        image = image - torch.bmm(basis.transpose(1, 2), overlap).squeeze(2)
+    return image, largest
+
+
+def lanczos(
+    operator: Operator, starts: Tensor, steps: int, *, keep_basis: bool = False
+) -> Tridiagonal:
+    """Run Lanczos with full reorthogonalization, twice, from each starting vector.
+
+    Source: Golub and Meurant, "Matrices, Moments and Quadrature with Applications" (2010), chapter
+    4; the Rényi paper's Algorithm 1, where the off-diagonal entry of rows i and i + 1 must be
+    β_{i+1}, not β_i as printed.
+
+    Parameters
+    ----------
+    operator : callable
+        Symmetric; maps (k, d) to (k, d), rows are vectors.
+    starts : Tensor
+        Shape (k, d), in the operator's dtype and on its device; need not be normalized.
+    steps : int
+        m, at least 1; more than d steps are not taken.
+    keep_basis : bool
+        Whether to return the Lanczos vectors.
+
+    Returns
+    -------
+    Tridiagonal
+        Coefficients in float64. A starting vector whose Krylov space is exhausted early stops
+        there, judged relative to the operator's norm as seen so far; the others go on.
+
+    Raises
+    ------
+    ValueError
+        If ``steps`` is not positive, a starting vector is zero or not finite, or the operator
+        returns another shape, NaN or infinite entries, or is not symmetric.
+    """
+    process = Lanczos(operator, starts)
+    process.advance(steps)
+    return process.tridiagonal(keep_basis=keep_basis)

@@ -1,0 +1,482 @@
+r"""Traces of functions of a symmetric matrix by stochastic Lanczos quadrature.
+
+For a probe :math:`v` with eigencomponents :math:`\mu_i = (u_i^\top v)^2` at :math:`\lambda_i`,
+:math:`v^\top f(A)\,v = \sum_i \mu_i f(\lambda_i) = \int f\,d\mu`. The m-step Lanczos matrix of
+:math:`v` holds the m-point Gauss rule of this measure, and one more coefficient gives the Radau
+rule with a node fixed at 0. Averaged over probes they estimate :math:`\operatorname{Tr} f(A)`.
+
+**Which rule is on which side.** Let :math:`f` be continuous on :math:`[0, b]` and smooth on
+:math:`(0, b)`, let :math:`\mu` be a positive measure on :math:`[0, b]` that is not exhausted, and
+:math:`\theta_j` the nodes of a rule inside. Then for some :math:`\xi` in :math:`(0, b)`
+
+.. math::
+   \int f\,d\mu - Q_{\text{Gauss}} =
+       \frac{f^{(2m)}(\xi)}{(2m)!} \int \prod_j (t - \theta_j)^2\, d\mu, \qquad
+   \int f\,d\mu - Q_{\text{Radau}} =
+       \frac{f^{(2m+1)}(\xi)}{(2m+1)!} \int t \prod_j (t - \theta_j)^2\, d\mu .
+
+*Proof.* Both rules integrate the polynomial that meets :math:`f` twice at every :math:`\theta_j`
+(and, for Radau, once at 0), and the integrals on the right are positive. Its error at :math:`t` is
+the integrand times a derivative at some :math:`\xi(t)`, by Rolle's theorem applied again and again
+between the nodes and :math:`t`. Rolle's theorem needs a derivative only *between* its zeros, so all
+:math:`\xi(t)` are in the open interval: no derivative at 0 is ever used. ∎
+
+So the sign of one derivative on :math:`(0, b)` decides, also for :math:`t^\alpha` with
+:math:`0 < \alpha < 1` and for :math:`t \log t`, which are not differentiable at 0. The k-th
+derivative of :math:`t^\alpha` has the sign of
+:math:`\alpha (\alpha - 1) \cdots (\alpha - k + 1)`. Gauss is above and Radau below for
+:math:`0 < \alpha < 1`; the reverse holds for :math:`1 < \alpha < 2` and :math:`t \log t`; and so
+on in turn, while :math:`\alpha < 2m`. An integer :math:`\alpha \le 2m - 1` is exact.
+
+Sources: Golub and Meurant (2010), chapter 6, for the rules; Ubaru, Chen and Saad (2017) for the
+average over probes; the Rényi paper's Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from paperkit.linalg.lanczos import BREAKDOWN, Lanczos, Operator, Tridiagonal
+from paperkit.linalg.probes import GIBIBYTE, chunk_sizes, draw_probes, generator_of
+
+_EPSILON = torch.finfo(torch.float64).eps
+# Nodes below this many units of round-off of the largest are zero.
+_ROUND_OFF = 10.0
+# With an adaptive number of steps: the first look, and how much further each time.
+_FIRST_STEPS = 8
+_GROWTH = 1.25
+
+
+@dataclass(frozen=True)
+class SpectralFunction:
+    """A function of eigenvalues, with what its derivatives say about quadrature.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    evaluate : callable
+        From a tensor of points to the tensor of values.
+    derivative_sign : callable
+        From an order k ≥ 2 to the sign (−1, 0 or 1) of the k-th derivative on t > 0, where it must
+        not change.
+    """
+
+    name: str
+    evaluate: Callable[[Tensor], Tensor]
+    derivative_sign: Callable[[int], int]
+
+
+def power(alpha: float) -> SpectralFunction:
+    """Return t ↦ t^α, for bracketing.
+
+    Parameters
+    ----------
+    alpha : float
+        Positive.
+
+    Returns
+    -------
+    SpectralFunction
+        Negative points have a value for integer α only.
+
+    Raises
+    ------
+    ValueError
+        If alpha is not positive and finite.
+    """
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha={alpha} must be positive and finite.")
+
+    def derivative_sign(order: int) -> int:
+        factors = [alpha - i for i in range(order)]
+        if 0.0 in factors:
+            return 0
+        return -1 if sum(factor < 0 for factor in factors) % 2 else 1
+
+    return SpectralFunction(f"t^{alpha:g}", lambda t: t**alpha, derivative_sign)
+
+
+def t_log_t() -> SpectralFunction:
+    """Return t ↦ t log t, zero at 0, for bracketing: its trace gives Shannon's entropy."""
+    return SpectralFunction(
+        "t log t", lambda t: torch.special.xlogy(t, t), lambda order: -1 if order % 2 else 1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over probes; ``float(estimate)`` is its value.
+
+    Attributes
+    ----------
+    value : float
+        The mean of the Gauss rules.
+    standard_error : float
+        Of the mean over probes; it says nothing about the quadrature.
+    bracket : tuple of float or None
+        Lower and upper end of where infinitely many Lanczos steps from these same probes would
+        end; it says nothing about the probes. None where no sign is known.
+    """
+
+    value: float
+    standard_error: float
+    bracket: tuple[float, float] | None
+
+    def __float__(self) -> float:
+        return self.value
+
+    @property
+    def bracket_ratio(self) -> float:
+        """The bracket's width in standard errors; infinite without a bracket."""
+        if self.bracket is None:
+            return math.inf
+        width = self.bracket[1] - self.bracket[0]
+        # Nothing can be resolved below the square root of the eigenvalues' round-off.
+        if width <= _EPSILON**0.5 * abs(self.value):
+            return 0.0
+        return width / self.standard_error if self.standard_error > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One quadrature rule a probe.
+
+    Attributes
+    ----------
+    nodes, weights : Tensor
+        Shape (k, m), float64, on the CPU. A probe's weights sum to its squared norm; a rule of
+        fewer points is padded with weights of zero.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+
+    def integrate(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return each probe's sum of weights times values, (k,).
+
+        Parameters
+        ----------
+        function : callable
+            From a tensor of points to the tensor of values; not called for its value where a weight
+            is zero.
+
+        Raises
+        ------
+        ValueError
+            If it is not finite at a node.
+        """
+        values = torch.where(self.weights > 0, function(self.nodes), 0.0)
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                "function is not finite at some Ritz values: the operator's spectrum reaches "
+                "beyond its domain."
+            )
+        return (self.weights * values).sum(dim=1)
+
+
+def _rule(matrices: Tensor, squared_norm: Tensor) -> Rule:
+    nodes, vectors = torch.linalg.eigh(matrices)
+    weights = vectors[:, 0, :].square()
+    # A squared component below round-off squared belongs to a row of padding.
+    weights = torch.where(weights > _EPSILON**2, weights, 0.0)
+    return Rule(nodes, weights * squared_norm.unsqueeze(1))
+
+
+def gauss_rule(tridiagonal: Tridiagonal) -> Rule:
+    """Return the Gauss rules of the starting vectors' spectral measures.
+
+    Parameters
+    ----------
+    tridiagonal : Tridiagonal
+        From m Lanczos steps.
+
+    Returns
+    -------
+    Rule
+        m points, exact for polynomials of degree 2m − 1, or for everything once the Krylov space
+        is exhausted.
+    """
+    return _rule(tridiagonal.matrices().cpu(), tridiagonal.norm.cpu().square())
+
+
+def radau_rule(tridiagonal: Tridiagonal) -> Rule:
+    r"""Return the Gauss–Radau rules with one node at 0, for a positive semidefinite operator.
+
+    The matrix of one more row whose smallest eigenvalue is 0 has the last diagonal entry
+    :math:`\beta_m^2\, e_m^\top T^{-1} e_m = \beta_m^2 / \delta_m`, with :math:`\delta_m` the last
+    pivot of :math:`T` (Golub, "Some modified matrix eigenvalue problems", 1973).
+
+    Parameters
+    ----------
+    tridiagonal : Tridiagonal
+        From m Lanczos steps.
+
+    Returns
+    -------
+    Rule
+        m + 1 points, exact for polynomials of degree 2m.
+    """
+    diagonal, off_diagonal = tridiagonal.diagonal.cpu(), tridiagonal.off_diagonal.cpu()
+    k, m = diagonal.shape
+    tiny = BREAKDOWN * _EPSILON * diagonal.abs().amax(dim=1)
+    quotient = torch.zeros(k, dtype=torch.float64, device="cpu")
+    coupling = quotient
+    for j in range(m):
+        pivot = diagonal[:, j] - quotient
+        # A pivot of zero means that 0 is a node already: then there is nothing to couple to.
+        coupling = torch.where(pivot > tiny, off_diagonal[:, j], 0.0)
+        quotient = coupling.square() / torch.where(pivot > tiny, pivot, 1.0)
+    matrices = torch.zeros(k, m + 1, m + 1, dtype=torch.float64, device="cpu")
+    matrices[:, :m, :m] = tridiagonal.matrices().cpu()
+    matrices[:, m, m] = quotient
+    matrices[:, m, m - 1] = matrices[:, m - 1, m] = coupling
+    return _rule(matrices, tridiagonal.norm.cpu().square())
+
+
+@dataclass(frozen=True)
+class SpectralQuadrature:
+    """Rules from one set of Lanczos runs, from which the trace of any function follows.
+
+    Attributes
+    ----------
+    gauss : Rule
+        The Gauss rules of all probes.
+    radau : Rule or None
+        The Radau rules with a node at 0; None unless the operator is positive semidefinite.
+    dimension : int
+        d, the operator's size.
+    steps : Tensor
+        Shape (k,), int64: the Lanczos steps of each probe.
+    exhausted : Tensor
+        Shape (k,), bool: whether a probe's rules are exact because there was no further step.
+    converged : bool
+        Whether the bracket of every target was narrower than its standard error; true if there
+        was no target.
+    """
+
+    gauss: Rule
+    radau: Rule | None
+    dimension: int
+    steps: Tensor
+    exhausted: Tensor
+    converged: bool
+
+    @property
+    def probes(self) -> int:
+        """The number of random vectors."""
+        return self.steps.numel()
+
+    @property
+    def products(self) -> int:
+        """The number of operator-vector products."""
+        return int(self.steps.sum())
+
+    def __repr__(self) -> str:
+        return (
+            f"SpectralQuadrature(dimension={self.dimension}, probes={self.probes}, "
+            f"steps={int(self.steps.max())}, converged={self.converged})"
+        )
+
+    def trace(self, function: SpectralFunction | Callable[[Tensor], Tensor]) -> Estimate:
+        """Estimate the trace of a function of the operator.
+
+        Parameters
+        ----------
+        function : SpectralFunction or callable
+            From a tensor of eigenvalues to the tensor of values. Only a
+            :class:`SpectralFunction` of a positive semidefinite operator gets a bracket.
+
+        Returns
+        -------
+        Estimate
+            Mean over probes of the Gauss rules, its standard error, and the bracket.
+
+        Raises
+        ------
+        ValueError
+            If the function is not finite at a Ritz value.
+        """
+        if isinstance(function, SpectralFunction):
+            samples = self.gauss.integrate(function.evaluate)
+            bracket = self._bracket(function, float(samples.mean()))
+        else:
+            samples, bracket = self.gauss.integrate(function), None
+        return Estimate(
+            value=float(samples.mean()),
+            standard_error=float(samples.std()) / len(samples) ** 0.5,
+            bracket=bracket,
+        )
+
+    def _bracket(self, function: SpectralFunction, gauss: float) -> tuple[float, float] | None:
+        if self.radau is None:
+            return None
+        radau = float(self.radau.integrate(function.evaluate).mean())
+        counts = {int(m) for m in self.steps[~self.exhausted]}
+        below, above = [], []
+        for value, extra in ((gauss, 0), (radau, 1)):
+            signs = {function.derivative_sign(2 * m + extra) for m in counts}
+            below += [value] if -1 not in signs else []
+            above += [value] if 1 not in signs else []
+        if not below or not above:
+            return None
+        # Two exact rules can differ by round-off in the wrong order.
+        return min(max(below), min(above)), max(max(below), min(above))
+
+
+def stochastic_lanczos_quadrature(
+    operator: Operator,
+    dimension: int,
+    *,
+    probes: int = 100,
+    steps: int | None = 15,
+    max_steps: int = 100,
+    targets: Sequence[Callable[[SpectralQuadrature], Estimate]] = (),
+    positive_semidefinite: bool = False,
+    distribution: str = "rademacher",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    memory_budget: int = GIBIBYTE,
+) -> SpectralQuadrature:
+    """Run Lanczos from random probes and return the quadrature rules.
+
+    The defaults are the Rényi paper's setting, l = 100 probes and m = 15 steps.
+
+    Parameters
+    ----------
+    operator : callable
+        Symmetric; maps (k, d) to (k, d), rows are vectors. It is called with as many probes at once
+        as the memory budget allows.
+    dimension : int
+        d.
+    probes : int
+        At least 2, for a standard error.
+    steps : int, optional
+        m, for all probes. None lets it grow by continuing the recurrences, until the bracket of
+        every target is narrower than its standard error.
+    max_steps : int
+        Where ``steps=None`` gives up; ignored otherwise.
+    targets : sequence of callable
+        What the steps shall resolve, for ``steps=None`` and for ``converged``. Each maps a
+        quadrature to an :class:`Estimate`, as ``lambda q: q.trace(power(0.5))`` does.
+    positive_semidefinite : bool
+        That the operator is; adds the Radau rules, and so brackets.
+    distribution : str
+        One of :data:`paperkit.linalg.probes.DISTRIBUTIONS`.
+    seed : int
+        Of the probes.
+    dtype, device
+        The operator's.
+    memory_budget : int
+        Bytes for the Lanczos bases of the probes that run at once (at least two of them). With
+        ``steps=None``, later chunks may take another number of steps.
+
+    Returns
+    -------
+    SpectralQuadrature
+        Ritz values below 10 units of round-off of the largest count as zeros.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, ``steps=None`` has no targets or no bracket to watch, the
+        operator is not what it is said to be, or as :func:`paperkit.linalg.lanczos.lanczos`.
+    """
+    if probes < 2:
+        raise ValueError(f"probes={probes} must be at least 2: one has no standard error.")
+    if steps is None and not (targets and positive_semidefinite):
+        raise ValueError(
+            "steps=None watches the brackets of targets, which only a positive semidefinite "
+            "operator has: pass targets and positive_semidefinite=True, or a number of steps."
+        )
+    longest = max_steps if steps is None else steps
+    if longest < 1:
+        name = "max_steps" if steps is None else "steps"
+        raise ValueError(f"{name}={longest} must be at least 1.")
+    generator = generator_of(seed)
+    done: list[SpectralQuadrature] = []
+    elements = min(longest, dimension) * dimension
+
+    def so_far(last: Lanczos) -> SpectralQuadrature:
+        return _join([*done, _quadrature(last.tridiagonal(), starts, positive_semidefinite)])
+
+    def resolved(quadrature: SpectralQuadrature) -> bool:
+        # Of the final standard error, foreseen from the probes that have run.
+        allowed = (quadrature.probes / probes) ** 0.5
+        return all(target(quadrature).bracket_ratio <= allowed for target in targets)
+
+    for count in chunk_sizes(probes, elements, dtype, memory_budget):
+        starts = draw_probes(
+            count, dimension, generator, distribution=distribution, dtype=dtype, device=device
+        )
+        process = Lanczos(operator, starts)
+        process.advance(min(_FIRST_STEPS, longest) if steps is None else steps)
+        while (
+            steps is None
+            and process.steps < longest
+            and not process.exhausted
+            and not resolved(so_far(process))
+        ):
+            grown = min(math.ceil(_GROWTH * process.steps), longest)
+            process.advance(grown - process.steps)
+        done.append(_quadrature(process.tridiagonal(), starts, positive_semidefinite))
+    quadrature = _join(done)
+    return replace(quadrature, converged=resolved(quadrature))
+
+
+def _quadrature(
+    tridiagonal: Tridiagonal, starts: Tensor, positive_semidefinite: bool
+) -> SpectralQuadrature:
+    """Turn coefficients into rules, with nodes at the round-off of the operator set to zero."""
+    gauss = gauss_rule(tridiagonal)
+    radau = radau_rule(tridiagonal) if positive_semidefinite else None
+    epsilon = torch.finfo(starts.dtype).eps
+    scale = float(gauss.nodes.abs().max())
+    if positive_semidefinite and float(gauss.nodes.min()) < -(epsilon**0.5) * scale:
+        raise ValueError(
+            f"positive_semidefinite=True, but the operator has an eigenvalue below "
+            f"{float(gauss.nodes.min()):.3g}: pass False."
+        )
+
+    def without_round_off(rule: Rule) -> Rule:
+        nodes = torch.where(rule.nodes.abs() > _ROUND_OFF * epsilon * scale, rule.nodes, 0.0)
+        return Rule(nodes.clamp(min=0.0) if positive_semidefinite else nodes, rule.weights)
+
+    return SpectralQuadrature(
+        gauss=without_round_off(gauss),
+        radau=None if radau is None else without_round_off(radau),
+        dimension=starts.shape[1],
+        steps=tridiagonal.steps.cpu(),
+        exhausted=tridiagonal.exhausted.cpu(),
+        converged=False,
+    )
+
+
+def _join(pieces: Sequence[SpectralQuadrature]) -> SpectralQuadrature:
+    """Put the rules of several sets of probes together."""
+    radau = [piece.radau for piece in pieces if piece.radau is not None]
+    return replace(
+        pieces[0],
+        gauss=_stack([piece.gauss for piece in pieces]),
+        radau=_stack(radau) if radau else None,
+        steps=torch.cat([piece.steps for piece in pieces]),
+        exhausted=torch.cat([piece.exhausted for piece in pieces]),
+    )
+
+
+def _stack(rules: Sequence[Rule]) -> Rule:
+    longest = max(rule.nodes.shape[1] for rule in rules)
+
+    def padded(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values, (0, longest - values.shape[1]))
+
+    return Rule(
+        torch.cat([padded(rule.nodes) for rule in rules]),
+        torch.cat([padded(rule.weights) for rule in rules]),
+    )

@@ -1,0 +1,346 @@
+r"""Stochastic estimators of a trace from a given number of operator-vector products.
+
+All of them split :math:`\operatorname{Tr} A = \operatorname{Tr} Q^\top A Q +
+\operatorname{Tr}\,(I - QQ^\top) A\, (I - QQ^\top)` for an orthonormal :math:`Q`, take the first
+part exactly and the second from random probes, whose variance is about
+:math:`2\,\lVert (I - QQ^\top) A\, (I - QQ^\top) \rVert_F^2`. They differ in where :math:`Q` comes
+from: nowhere (Hutchinson), eigenvectors or a Krylov space (deflation), images of probes (Hutch++),
+images of all probes but one, in turn (XTrace).
+
+A part of A whose trace is known need not be estimated: pass the difference of the two operators
+and add the known trace. For the Hessian of a network that part is its Gauss–Newton matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paperkit.linalg.lanczos import Operator, apply, lanczos
+from paperkit.linalg.probes import GIBIBYTE, chunk_sizes, draw_probes, generator_of
+
+# Directions of a sketch below this many units of round-off of its largest are noise.
+_RANK_TOLERANCE = 100.0
+
+
+@dataclass(frozen=True)
+class TraceEstimate:
+    """A trace, estimated; ``float(estimate)`` is its value.
+
+    Attributes
+    ----------
+    value : float
+        The estimate.
+    standard_error : float
+        Estimated from the spread of the samples. Those of XTrace are exchangeable, not independent,
+        and theirs is the paper's error estimate.
+    products : int
+        Operator-vector products, those of a deflation included.
+    method : str
+        The estimator's name.
+    """
+
+    value: float
+    standard_error: float
+    products: int
+    method: str
+
+    def __float__(self) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Deflation:
+    r"""An orthonormal basis on which the operator's trace is known.
+
+    Attributes
+    ----------
+    basis : Tensor
+        Shape (r, d), orthonormal rows.
+    trace : float
+        :math:`\operatorname{Tr} Q^\top A Q` over them; for Ritz vectors, the sum of Ritz values.
+    products : int
+        What it cost.
+    """
+
+    basis: Tensor
+    trace: float
+    products: int
+
+
+def krylov_deflation(
+    operator: Operator,
+    dimension: int,
+    products: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Deflation:
+    """Return the Krylov space of one random vector, on which Lanczos knows the operator.
+
+    Every product adds a dimension and pays for its own part of the trace, where Hutch++ pays twice
+    (Chen and Hallman, "Krylov-aware stochastic trace estimation", 2023).
+
+    Parameters
+    ----------
+    operator : callable
+        Symmetric; maps (k, d) to (k, d), rows are vectors.
+    dimension, products : int
+        d, and the number of Lanczos steps.
+    seed : int
+        Of the starting vector; take another for the probes that follow.
+    dtype, device
+        The operator's.
+
+    Returns
+    -------
+    Deflation
+        Of at most ``products`` dimensions.
+
+    Raises
+    ------
+    ValueError
+        As :func:`paperkit.linalg.lanczos.lanczos`.
+    """
+    start = draw_probes(
+        1, dimension, generator_of(seed), distribution="normal", dtype=dtype, device=device
+    )
+    found = lanczos(operator, start, products, keep_basis=True)
+    assert found.basis is not None
+    steps = int(found.steps)
+    return Deflation(found.basis[0, :steps], float(found.diagonal.sum()), steps)
+
+
+def hutchinson(
+    operator: Operator,
+    dimension: int,
+    products: int,
+    *,
+    distribution: str = "rademacher",
+    deflation: Deflation | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    memory_budget: int = GIBIBYTE,
+) -> TraceEstimate:
+    r"""Estimate a trace by the mean of :math:`v^\top A v` (Hutchinson 1989).
+
+    The variance of one sample is :math:`2\,(\lVert A \rVert_F^2 - \sum_i A_{ii}^2)` with random
+    signs and :math:`2\,\lVert A \rVert_F^2` with normal entries.
+
+    Parameters
+    ----------
+    operator : callable
+        Symmetric; maps (k, d) to (k, d), rows are vectors.
+    dimension, products : int
+        d, and the number of products in all; what the deflation leaves of it, at least 2, goes to
+        random probes.
+    distribution : str
+        One of :data:`paperkit.linalg.probes.DISTRIBUTIONS`. Probes from the sphere are scaled back
+        to a sphere after the deflation, which removes the noise of their length.
+    deflation : Deflation, optional
+        A subspace to take out first. It must not depend on these probes.
+    seed : int
+        Of the probes.
+    dtype, device
+        The operator's.
+    memory_budget : int
+        Bytes for the probes that run at once.
+
+    Returns
+    -------
+    TraceEstimate
+        Unbiased, also where the deflation's vectors are no eigenvectors.
+
+    Raises
+    ------
+    ValueError
+        If fewer than 2 products are left, the sizes do not fit, or the operator returns NaN.
+    """
+    spent = deflation.products if deflation else 0
+    count = products - spent
+    if count < 2:
+        raise ValueError(
+            f"products={products} leaves {count} for random probes after a deflation of {spent}: "
+            "at least 2 are needed for a standard error."
+        )
+    if deflation and deflation.basis.shape[1] != dimension:
+        raise ValueError(
+            f"deflation is of dimension {deflation.basis.shape[1]}, the operator of {dimension}."
+        )
+    generator = generator_of(seed)
+    samples = []
+    for size in chunk_sizes(count, 4 * dimension, dtype, memory_budget):
+        probes = draw_probes(
+            size, dimension, generator, distribution=distribution, dtype=dtype, device=device
+        )
+        if deflation:
+            probes = _project(probes, deflation.basis)
+            if distribution == "sphere":
+                probes = _on_sphere(probes, dimension - len(deflation.basis))
+        samples.append(_quadratic_forms(operator, probes))
+    known = deflation.trace if deflation else 0.0
+    return _estimate(known + torch.cat(samples), products, "hutchinson")
+
+
+def hutch_plus_plus(
+    operator: Operator,
+    dimension: int,
+    products: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> TraceEstimate:
+    """Estimate a trace with a third of the products for a sketch of the range.
+
+    Source: Meyer, Musco, Musco and Woodruff, "Hutch++: optimal stochastic trace estimation" (2021),
+    Algorithm 1: a third for the sketch, a third for its part of the trace, a third for probes.
+
+    Parameters
+    ----------
+    operator : callable
+        Symmetric; maps (k, d) to (k, d), rows are vectors, k up to a third of ``products``.
+    dimension, products : int
+        d, and the number of products, at least 4.
+    seed : int
+        Of the probes.
+    dtype, device
+        The operator's.
+
+    Returns
+    -------
+    TraceEstimate
+        Unbiased; the standard error is that of the probes, given the sketch.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 4 products, or the operator returns NaN.
+    """
+    if products < 4:
+        raise ValueError(f"products={products} must be at least 4: one, one, and two probes.")
+    rank = min(products // 3, dimension)
+    generator = generator_of(seed)
+    # Few random signs can be dependent, normal vectors cannot.
+    sketch = draw_probes(
+        rank, dimension, generator, distribution="normal", dtype=dtype, device=device
+    )
+    basis, _ = _row_basis(apply(operator, sketch))
+    known = float(_quadratic_forms(operator, basis).sum())
+    count = products - rank - len(basis)
+    probes = draw_probes(count, dimension, generator, dtype=dtype, device=device)
+    samples = _quadratic_forms(operator, _project(probes, basis))
+    return _estimate(known + samples, products, "hutch++")
+
+
+def xtrace(
+    operator: Operator,
+    dimension: int,
+    products: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> TraceEstimate:
+    r"""Estimate a trace with every probe but one for the sketch, in turn.
+
+    Source: Epperly, Tropp and Webber, "XTrace: making the most of every sample in stochastic trace
+    estimation" (2024), with the normalization of the residual probes proposed there. For a
+    symmetric A, each of the k = products / 2 probes gives a sample from three small matrices. With
+    the columns of :math:`Y = A\Omega = QR`, the space of all images but the i-th is :math:`Q`
+    without the direction :math:`s_i \propto R^{-\top} e_i`. Write
+    :math:`w_i = Q^\top \omega_i`, :math:`\bar w_i = (I - s_i s_i^\top)\, w_i` and
+    :math:`M = Q^\top A Q`; then sample i is
+
+    .. math::
+       \operatorname{Tr} M - s_i^\top M s_i + \frac{d - k + 1}{\lVert\omega_i\rVert^2 -
+       \lVert\bar w_i\rVert^2} \left( w_i^\top r_i - 2 \bar w_i^\top r_i
+       + \bar w_i^\top M \bar w_i \right), \qquad r_i = R e_i .
+
+    Parameters
+    ----------
+    operator : callable
+        Symmetric; maps (k, d) to (k, d), rows are vectors, k up to half of ``products``.
+    dimension, products : int
+        d, and the number of products, at least 4; an odd one is not used. Beyond 2d the trace is
+        exact, and fewer are used.
+    seed : int
+        Of the probes.
+    dtype, device
+        The operator's.
+
+    Returns
+    -------
+    TraceEstimate
+        Unbiased; the standard error is the paper's estimate of the error.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 4 products, or the operator returns NaN.
+    """
+    if products < 4:
+        raise ValueError(f"products={products} must be at least 4: two probes and their images.")
+    count = min(products // 2, dimension)
+    generator = generator_of(seed)
+    probes = draw_probes(
+        count, dimension, generator, distribution="sphere", dtype=dtype, device=device
+    )
+    images = apply(operator, probes)
+    basis, left_out = _row_basis(images)
+    compressed = (apply(operator, basis) @ basis.T).to(torch.float64)
+    # Rows are probes from here on: W, R and S are the transposes of those above.
+    inner = (probes @ basis.T).to(torch.float64)
+    triangle = (images @ basis.T).to(torch.float64)
+    rest = inner - left_out * (left_out * inner).sum(dim=1, keepdim=True)
+    removed = (left_out @ compressed * left_out).sum(dim=1)
+    form = ((inner - 2 * rest) * triangle).sum(dim=1) + (rest @ compressed * rest).sum(dim=1)
+    dimensions = dimension - len(basis) + left_out.square().sum(dim=1)
+    length = probes.square().sum(dim=1, dtype=torch.float64) - rest.square().sum(dim=1)
+    samples = compressed.diagonal().sum() - removed + dimensions / length * form
+    return _estimate(samples, count + len(basis), "xtrace")
+
+
+def _row_basis(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an orthonormal basis (r, d) of the rows of (k, d), and what leaving one out removes.
+
+    The second tensor, (k, r), holds the unit vector of the basis' coordinates that is orthogonal to
+    all rows but the i-th. It is zero where the rows are dependent to round-off, because then no
+    single one is missed.
+    """
+    orthonormal, triangle = torch.linalg.qr(images.T)
+    left, sizes, right = torch.linalg.svd(triangle.T)
+    right = right @ orthonormal.T
+    tolerance = _RANK_TOLERANCE * torch.finfo(images.dtype).eps * sizes[:1]
+    rank = int((sizes > tolerance).sum())
+    if rank < len(images):
+        return right[:rank], torch.zeros_like(left[:, :rank], dtype=torch.float64)
+    # Rows are U S V^T: the pseudo-inverse's columns are U S^{-1} in the basis V^T.
+    dual = left.to(torch.float64) / sizes.to(torch.float64)
+    return right, dual / dual.norm(dim=1, keepdim=True)
+
+
+def _project(probes: Tensor, basis: Tensor) -> Tensor:
+    for _ in range(2):
+        probes = probes - (probes @ basis.T) @ basis
+    return probes
+
+
+def _on_sphere(probes: Tensor, dimensions: int) -> Tensor:
+    if dimensions <= 0:  # nothing is left but round-off
+        return torch.zeros_like(probes)
+    return probes * (dimensions**0.5 / probes.norm(dim=1, keepdim=True))
+
+
+def _quadratic_forms(operator: Operator, vectors: Tensor) -> Tensor:
+    return (vectors * apply(operator, vectors)).sum(dim=1, dtype=torch.float64)
+
+
+def _estimate(samples: Tensor, products: int, method: str) -> TraceEstimate:
+    # One sample is left in dimension one, where XTrace is exact.
+    error = float(samples.std()) / len(samples) ** 0.5 if len(samples) > 1 else 0.0
+    return TraceEstimate(float(samples.mean()), error, products, method)

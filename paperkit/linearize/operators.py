@@ -1,0 +1,521 @@
+r"""Curvature matrices of a whole network, or of some of its parameters, as products with vectors.
+
+With f the outputs of the n samples, J_i the Jacobian of sample i's outputs in the chosen
+parameters, :math:`r_i` and :math:`\Lambda_i` the gradient and the Hessian of its loss in its
+outputs, each matrix is a mean over samples:
+
+.. math::
+
+   H = \frac1n \sum_i \bigl(J_i^\top \Lambda_i J_i + \textstyle\sum_c r_{ic} \nabla^2 f_{ic}\bigr),
+   \qquad G = \frac1n \sum_i J_i^\top \Lambda_i J_i, \qquad
+   \frac1n \sum_i J_i^\top r_i r_i^\top J_i ,
+
+the Hessian, the Gauss–Newton matrix and the empirical Fisher matrix (Martens 2020). No matrix is
+formed, no gradient of a single sample is kept, and no cost grows with the number of outputs beyond
+the network's own last layer. All products follow from one forward-mode pass, the change
+:math:`J_i v` of the outputs along v, and one reverse pass.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
+from torch.nn.functional import one_hot
+
+from paperkit.linearize.batches import batches
+from paperkit.linearize.dense import _select
+from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
+from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
+from paperkit.linearize.losses import get_loss
+
+Parameters = dict[str, Tensor]
+
+# More probes at once hardly amortize the shared pass any further.
+_PROBES_AT_ONCE = 8
+
+# Fewer samples at once leave the processor idle between small operations.
+_SAMPLES_AT_ONCE = 16
+
+
+# A squared error's Hessian in the outputs is this multiple of the identity.
+_SQUARED_ERRORS: dict[str, Callable[[Tensor], float]] = {
+    "half_squared_error": lambda outputs: 1.0,
+    "mse": lambda outputs: 2.0 / outputs.shape[-1],
+}
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some samples: the network on them as a function of the chosen parameters.
+
+    Attributes
+    ----------
+    network : callable
+        Chosen parameters, by name → outputs (m, C).
+    parameters : dict of str to Tensor
+        The chosen parameters, leaves that record gradients.
+    targets : Tensor
+        Of the m samples.
+    """
+
+    network: Callable[[Parameters], Tensor]
+    parameters: Parameters
+    targets: Tensor
+
+    def leaves(self) -> list[Tensor]:
+        """Return the chosen parameters in order."""
+        return list(self.parameters.values())
+
+    def detached(self) -> Parameters:
+        """Return the chosen parameters without a record of their own."""
+        return {name: leaf.detach() for name, leaf in self.parameters.items()}
+
+
+def output_hessian_product(loss: str, outputs: Tensor, changes: Tensor) -> Tensor:
+    r"""Multiply each sample's loss Hessian in the outputs with changes of the outputs.
+
+    For cross-entropy :math:`\Lambda u = p \odot (u - p \cdot u)`. A constant added to all entries
+    of u is first removed so that u is zero at the largest p: then nothing cancels where the
+    softmax is saturated.
+
+    Parameters
+    ----------
+    loss : str
+        A name from :data:`paperkit.linearize.losses.LOSSES`.
+    outputs : Tensor
+        Shape (n, C).
+    changes : Tensor
+        Shape (…, n, C).
+
+    Returns
+    -------
+    Tensor
+        Shape of ``changes``.
+    """
+    if loss in _SQUARED_ERRORS:
+        return changes * _SQUARED_ERRORS[loss](outputs)
+    probabilities = outputs.softmax(dim=-1)
+    likeliest = outputs.argmax(dim=-1, keepdim=True).expand(*changes.shape[:-1], 1)
+    centred = changes - changes.gather(-1, likeliest)
+    return probabilities * (centred - (probabilities * centred).sum(dim=-1, keepdim=True))
+
+
+def _residuals(loss: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient of each sample's own loss in its outputs, (n, C)."""
+    if loss in _SQUARED_ERRORS:
+        return (outputs - targets) * _SQUARED_ERRORS[loss](outputs)
+    return outputs.softmax(dim=-1) - one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+
+
+def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
+    """Flatten the parts of ``count`` parameter vectors and join them: (count, d)."""
+    return torch.cat([part.reshape(count, -1) for part in parts], dim=1)
+
+
+def _reverse(
+    outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor], **options
+) -> tuple[Tensor, ...]:
+    """Reverse pass from those outputs that depend on a leaf; zeros where nothing does."""
+    pairs = [(f, u) for f, u in zip(outputs, cotangents, strict=True) if f.requires_grad]
+    if not pairs:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return torch.autograd.grad(
+        [f for f, _ in pairs],
+        leaves,
+        [u for _, u in pairs],
+        allow_unused=True,
+        materialize_grads=True,
+        **options,
+    )
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[Parameters]:
+    """Evaluation mode without the fused transformer layers, which have no forward mode."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluation(model) as parameters, warnings.catch_warnings():
+            # torch's own forward mode calls it on first use.
+            warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated")
+            yield parameters
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+_Route = Callable[[_Chunk, Tensor], Tensor]
+
+
+class CurvatureOperator(ABC):
+    r"""A symmetric curvature matrix, mean over samples, as a function of vectors.
+
+    Calling it multiplies the matrix with k vectors, the rows of a (k, d) tensor, or with one
+    vector (d,). A vector holds the chosen parameters in the order of ``parameter_names``, each
+    flattened row-major. Each call reads the data and the model's weights anew, so it sees weights
+    that have changed since; the model is left as it was found.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C), one row a sample; run in evaluation mode.
+    data : pair or iterable
+        ``(inputs, targets)``, or an iterable of such batches, of any sizes, that can be read more
+        than once. Samples count equally, whatever the batch they come in. Batches on another
+        device are moved to the model's.
+    loss : str
+        A name from :data:`paperkit.linearize.losses.LOSSES`.
+    parameters : sequence of str, optional
+        Names from ``model.named_parameters()`` that make up the block; default all. Frozen
+        parameters count like others, and a weight under two names counts once.
+    memory_budget : int
+        Bytes that a product may use for what autograd saves; samples and vectors are chunked to
+        stay within it, down to one sample and one vector. It is an estimate from what one sample's
+        forward pass saves.
+
+    Attributes
+    ----------
+    dimension : int
+        d.
+    num_samples : int
+        n, as counted when the operator was built.
+    products : int
+        Products with single vectors so far.
+    parameter_names : list of str
+        The chosen parameters in order.
+    device, dtype
+        Of the vectors.
+    positive_semidefinite : bool
+        Whether the matrix is so by construction.
+
+    Raises
+    ------
+    ValueError
+        If a parameter name is unknown, the data do not fit, a vector has the wrong shape, dtype
+        or device, or a product is not finite.
+    SamplesInteractError
+        A ValueError: if the outputs for a sample depend on the others in its batch.
+
+    Notes
+    -----
+    Forward mode is faster but not to be trusted everywhere: some operations have no rule for it,
+    and the forward rule of PyTorch's layer normalisation takes the statistics for
+    constants, so that its own derivative, and a Hessian from it, is wrong without an error. So each
+    way of computing is compared once, on two samples, with double backward passes, and used only
+    where it agrees with them.
+    """
+
+    positive_semidefinite = True
+    # Peak bytes of a chunk in units of what its forward pass saves, a fixed part and a part for
+    # each vector: the most that was measured on an MLP, a residual network and a transformer.
+    _memory: tuple[float, float]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: object,
+        loss: str = "cross_entropy",
+        parameters: Sequence[str] | None = None,
+        *,
+        memory_budget: int = GIBIBYTE,
+    ) -> None:
+        get_loss(loss)
+        self.model, self.data, self.loss = model, data, loss
+        self.memory_budget = memory_budget
+        self.products = 0
+        with _differentiable(model) as everything:
+            self.parameter_names, leaves = _select(everything, parameters)
+            if len(set(self.parameter_names)) < len(leaves):
+                raise ValueError("parameters lists a name twice: list each once.")
+            self._shapes = {n: everything[n].shape for n in self.parameter_names}
+            self.dimension = sum(shape.numel() for shape in self._shapes.values())
+            self.device, self.dtype = leaves[0].device, leaves[0].dtype
+            self.num_samples, self._sample_bytes = self._inspect(everything)
+            self._routes = self._trusted_routes(everything)
+
+    def split(self, vector: Tensor) -> Parameters:
+        """Cut a vector (d,) into the parameters' shapes, or k vectors (k, d) into (k, …) each."""
+        parts = vector.split([shape.numel() for shape in self._shapes.values()], dim=-1)
+        leading = vector.shape[:-1]
+        return {
+            name: part.reshape(*leading, *shape)
+            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Multiply the matrix with k vectors (k, d), or with one (d,)."""
+        if vectors.ndim not in (1, 2) or vectors.shape[-1] != self.dimension or not len(vectors):
+            raise ValueError(
+                f"vectors has shape {tuple(vectors.shape)}: "
+                f"pass (k, {self.dimension}) or ({self.dimension},)."
+            )
+        if (vectors.dtype, vectors.device) != (self.dtype, self.device):
+            raise ValueError(
+                f"vectors is {vectors.dtype} on {vectors.device}: convert it to {self.dtype} on "
+                f"{self.device}, as the model's parameters."
+            )
+        probes = vectors.detach().reshape(-1, self.dimension)
+        # A half precision sum over many chunks would lose the small ones.
+        precision = torch.promote_types(self.dtype, torch.float32)
+        total = torch.zeros(probes.shape, dtype=precision, device=self.device)
+        count = 0
+        with _differentiable(self.model) as everything:
+            for inputs, targets in batches(self.data):
+                check_inputs(inputs)
+                samples, at_once = self._chunk_sizes(len(inputs), len(probes))
+                for x, y in zip(inputs.split(samples), targets.split(samples), strict=True):
+                    chunk = self._chunk(everything, x, y)
+                    for part, sums in zip(probes.split(at_once), total.split(at_once), strict=True):
+                        sums += self._sum_over_samples(chunk, part)
+                count += len(inputs)
+        self.products += len(probes)
+        product = (total / count).to(self.dtype)
+        if not bool(torch.isfinite(product).all()):
+            raise ValueError("the product has NaN or infinite entries: check the model's weights.")
+        return product.reshape(vectors.shape)
+
+    def _inspect(self, everything: Parameters) -> tuple[int, int]:
+        """Check the data; return the number of samples and the bytes that one sample saves."""
+        count = saved = 0
+        outputs = torch.empty(0, device=self.device)
+        for inputs, targets in batches(self.data):
+            check_inputs(inputs)
+            if count == 0:
+                outputs, saved = self._first_samples(everything, inputs[:2], targets[:2])
+            check_targets(targets, outputs.new_zeros(len(inputs), outputs.shape[1]), self.loss)
+            count += len(inputs)
+        return count, saved
+
+    def _first_samples(
+        self, everything: Parameters, inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, int]:
+        """Return the outputs and the bytes saved for the first sample, the second left out."""
+        with torch.no_grad():
+            together = self._chunk(everything, inputs, targets).network({})
+        check_outputs(together, len(inputs))
+        weights = {leaf.untyped_storage().data_ptr() for leaf in everything.values()}
+        saved: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        # A copy, since a view would count the storage of the whole batch.
+        chunk = self._chunk(everything, inputs[:1].clone(), targets[:1])
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            alone = chunk.network(chunk.parameters)
+        tolerance = torch.finfo(alone.dtype).eps ** 0.5
+        if not torch.allclose(alone, together[:1], rtol=tolerance, atol=tolerance):
+            raise SamplesInteractError(
+                "model gives other outputs for the same sample in another batch: it mixes samples "
+                "(batch statistics?) or is random in evaluation mode; freeze that part first."
+            )
+        return alone.detach(), max(1, sum(saved.values()))
+
+    def _chunk(self, everything: Parameters, inputs: Tensor, targets: Tensor) -> _Chunk:
+        fixed = {name: leaf.detach() for name, leaf in everything.items()}
+        inputs = inputs.to(self.device)
+
+        def network(chosen: Parameters) -> Tensor:
+            return functional_call(self.model, {**fixed, **chosen}, (inputs,))
+
+        chosen = {name: everything[name] for name in self.parameter_names}
+        return _Chunk(network, chosen, targets.to(self.device))
+
+    def _chunk_sizes(self, num_samples: int, num_probes: int) -> tuple[int, int]:
+        """Return how many samples and how many probes fit the memory budget together."""
+        fixed, each = self._memory
+        probes = min(num_probes, _PROBES_AT_ONCE)
+        enough = min(num_samples, _SAMPLES_AT_ONCE)
+        while True:
+            samples = int(self.memory_budget / (self._sample_bytes * (fixed + each * probes)))
+            if samples >= enough or probes == 1:
+                return max(1, min(samples, num_samples)), probes
+            probes //= 2
+
+    def _trusted_routes(self, everything: Parameters) -> list[_Route]:
+        """Return the ways to compute that agree with double backward, the fastest first."""
+        inputs, targets = next(batches(self.data))
+        chunk = self._chunk(everything, inputs[:2], targets[:2])
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        probes = torch.randn(2, self.dimension, generator=generator, device="cpu")
+        probes = probes.to(self.device, self.dtype)
+        expected = self._by_double_backward(chunk, probes)
+        tolerance = torch.finfo(self.dtype).eps ** 0.5 * float(expected.norm())
+        routes: list[_Route] = [self._by_double_backward]
+        for route in (self._one_by_one, self._all_at_once):
+            try:
+                difference = float((route(chunk, probes) - expected).norm())
+            except RuntimeError:  # an operation without a rule
+                continue
+            if difference <= tolerance:
+                routes.insert(0, route)
+        return routes
+
+    def _sum_over_samples(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        """Return the products summed over the samples of a chunk, (k, d)."""
+        routes = (r for r in self._routes if len(probes) > 1 or r != self._all_at_once)
+        return next(routes)(chunk, probes)
+
+    @abstractmethod
+    def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        """Forward mode, all probes in one vectorized pass."""
+
+    @abstractmethod
+    def _one_by_one(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        """Forward mode, a pass for each probe."""
+
+    @abstractmethod
+    def _by_double_backward(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        """Reverse mode alone."""
+
+
+class HessianOperator(CurvatureOperator):
+    r"""The Hessian of the mean loss, or a diagonal block of it.
+
+    A single product is reverse over forward: one pass gives the outputs f and their change
+    :math:`t = Jv`; pulling back :math:`\Lambda t` from f and the residual r from t gives
+    :math:`J^\top \Lambda J v + \sum_c r_c \nabla^2 f_c\, v`, which spares the gradient itself.
+    Several products are forward over reverse (Pearlmutter 1994), vectorized over the vectors, so
+    that they share the pass that they have in common. For the arguments see
+    :class:`CurvatureOperator`.
+    """
+
+    positive_semidefinite = False
+    _memory = (2.5, 3.0)
+
+    def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        def gradient(chosen: Parameters) -> Parameters:
+            outputs, pull_back = vjp(chunk.network, chosen)[:2]
+            return pull_back(_residuals(self.loss, outputs, chunk.targets))[0]
+
+        point = chunk.detached()
+        products = vmap(lambda probe: jvp(gradient, (point,), (probe,))[1])(self.split(probes))
+        return _rows([products[name] for name in self.parameter_names], len(probes))
+
+    def _one_by_one(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        products = []
+        for probe in probes:
+            outputs, change = jvp(chunk.network, (chunk.parameters,), (self.split(probe),))[:2]
+            cotangents = (
+                output_hessian_product(self.loss, outputs.detach(), change.detach()),
+                _residuals(self.loss, outputs.detach(), chunk.targets),
+            )
+            products.append(_rows(_reverse((outputs, change), chunk.leaves(), cotangents), 1))
+        return torch.cat(products)
+
+    def _by_double_backward(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        outputs = chunk.network(chunk.parameters)
+        residuals = _residuals(self.loss, outputs, chunk.targets)
+        gradient = _reverse([outputs], chunk.leaves(), [residuals], create_graph=True)
+        products = [
+            _rows(
+                _reverse(
+                    gradient, chunk.leaves(), list(self.split(probe).values()), retain_graph=True
+                ),
+                1,
+            )
+            for probe in probes
+        ]
+        return torch.cat(products)
+
+
+class _OutputWeightedOperator(CurvatureOperator):
+    r"""A matrix :math:`\frac1n \sum_i J_i^\top M_i J_i` with a C × C matrix for each sample.
+
+    :math:`M_i` is applied to the change :math:`J_i v` of the outputs and never formed; what it
+    returns is pulled back.
+    """
+
+    _memory = (1.0, 2.2)
+
+    @abstractmethod
+    def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
+        """Apply M_i to the changes (k, m, C) of m samples' outputs."""
+
+    def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        point = chunk.detached()
+        with torch.no_grad():
+            changes = vmap(lambda probe: jvp(chunk.network, (point,), (probe,))[1])(
+                self.split(probes)
+            )
+        outputs = chunk.network(chunk.parameters)
+        pulled = _reverse(
+            [outputs],
+            chunk.leaves(),
+            [self._weigh(outputs.detach(), chunk.targets, changes)],
+            is_grads_batched=True,
+        )
+        return _rows(pulled, len(probes))
+
+    def _one_by_one(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        point = chunk.detached()
+        with torch.no_grad():
+            changes = [jvp(chunk.network, (point,), (self.split(v),))[1] for v in probes]
+        outputs = chunk.network(chunk.parameters)
+        return self._pull_back(chunk, outputs, torch.stack(changes))
+
+    def _by_double_backward(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        outputs = chunk.network(chunk.parameters)
+        # Jᵀu is linear in u, and the derivative of v·Jᵀu in u is Jv.
+        u = torch.zeros_like(outputs, requires_grad=True)
+        pulled = _reverse([outputs], chunk.leaves(), [u], create_graph=True)
+        changes = [
+            _reverse(pulled, [u], list(self.split(probe).values()), retain_graph=True)[0]
+            for probe in probes
+        ]
+        return self._pull_back(chunk, outputs, torch.stack(changes))
+
+    def _pull_back(self, chunk: _Chunk, outputs: Tensor, changes: Tensor) -> Tensor:
+        weighted = self._weigh(outputs.detach(), chunk.targets, changes)
+        pulled = [
+            _rows(_reverse([outputs], chunk.leaves(), [row], retain_graph=True), 1)
+            for row in weighted
+        ]
+        return torch.cat(pulled)
+
+
+class GaussNewtonOperator(_OutputWeightedOperator):
+    r"""The Gauss–Newton matrix :math:`\frac1n \sum_i J_i^\top \Lambda_i J_i` of the loss.
+
+    It does not depend on the targets. For the arguments see :class:`CurvatureOperator`.
+    """
+
+    def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
+        return output_hessian_product(self.loss, outputs, changes)
+
+
+class FisherOperator(_OutputWeightedOperator):
+    r"""The Fisher matrix under the model's own labels (information-geometric paper, eq. 2).
+
+    The loss names the likelihood. Cross-entropy: the softmax distribution, and the matrix is the
+    Gauss–Newton matrix. Both squared errors: a Gaussian around the outputs with unit variance, and
+    the matrix is :math:`\frac1n \sum_i J_i^\top J_i`: the Gauss–Newton matrix of
+    ``half_squared_error``, but C/2 times that of ``mse``. For the arguments see
+    :class:`CurvatureOperator`.
+    """
+
+    def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
+        likelihood = "cross_entropy" if self.loss == "cross_entropy" else "half_squared_error"
+        return output_hessian_product(likelihood, outputs, changes)
+
+
+class EmpiricalFisherOperator(_OutputWeightedOperator):
+    r"""The uncentred second moment :math:`\frac1n \sum_i g_i g_i^\top` of the samples' gradients.
+
+    :math:`g_i = J_i^\top r_i` at the observed target, so that :math:`M_i = r_i r_i^\top`; it is no
+    Fisher matrix of the model (Kunstner et al. 2019). For the arguments see
+    :class:`CurvatureOperator`.
+    """
+
+    def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
+        residuals = _residuals(self.loss, outputs, targets)
+        return residuals * (residuals * changes).sum(dim=-1, keepdim=True)

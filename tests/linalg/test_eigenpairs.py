@@ -1,0 +1,102 @@
+"""The largest eigenpairs of matrices whose spectrum is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from known_spectra import EVERY, Counted, D, power_law, rotated
+
+from paperkit.linalg.eigenpairs import ORDERS, top_eigenpairs
+
+SPECTRA = EVERY | {"four copies": torch.tensor([2.0] * 4 + [-1.9] * 3 + [1.0, 0.5] * 10).double()}
+
+
+def first(eigenvalues: torch.Tensor, k: int, which: str) -> torch.Tensor:
+    key = eigenvalues.abs() if which == "magnitude" else eigenvalues
+    return key.sort(descending=True).values[:k]
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("which", ORDERS)
+@pytest.mark.parametrize("k", [1, 4])
+def test_known_eigenvalues_are_found_with_all_their_copies(name: str, which: str, k: int) -> None:
+    eigenvalues = SPECTRA[name]
+    k = min(k, len(eigenvalues))
+    matrix = rotated(eigenvalues)
+    operator = Counted(matrix)
+    found = top_eigenpairs(operator, len(eigenvalues), k, which)
+    size = float(eigenvalues.abs().max())
+    values = found.eigenvalues.abs() if which == "magnitude" else found.eigenvalues
+    # Of a residual of 1e-6 the eigenvalue's error is at most that, whatever the gap.
+    assert bool(found.converged.all())
+    assert (values - first(eigenvalues, k, which)).abs().max() <= 2e-6 * size
+    residuals = (found.vectors @ matrix - found.eigenvalues[:, None] * found.vectors).norm(dim=1)
+    assert (residuals - found.residuals).abs().max() <= 1e-12 * max(size, 1)
+    overlap = found.vectors @ found.vectors.T - torch.eye(k, dtype=torch.float64)
+    assert overlap.abs().max() < 1e-12
+    assert found.products == operator.products
+
+
+def test_a_sharper_tolerance_gives_sharper_eigenvalues() -> None:
+    found = top_eigenpairs(Counted(rotated(power_law())), D, 3, tolerance=1e-12)
+    assert (found.eigenvalues - power_law()[:3]).abs().max() < 1e-13
+
+
+def test_all_eigenvalues_can_be_asked_for() -> None:
+    eigenvalues = torch.linspace(-2, 1, 12, dtype=torch.float64)
+    found = top_eigenpairs(Counted(rotated(eigenvalues)), 12, 12, "algebraic")
+    assert (found.eigenvalues - eigenvalues.flip(0)).abs().max() < 1e-12
+    assert found.products == 12
+
+
+def test_restarts_keep_the_basis_small_and_what_was_found() -> None:
+    tight = torch.cat([torch.tensor([1.02, 1.01]), torch.linspace(0, 1, 398)]).double()
+    operator = Counted(rotated(tight))
+    found = top_eigenpairs(operator, 400, 2, tolerance=1e-8)
+    assert bool(found.converged.all())
+    assert 40 < found.products < 400, "more than one basis, and far from a dense solution"
+    assert (found.eigenvalues - tight[:2]).abs().max() < 1e-8
+
+
+def test_what_did_not_converge_says_so_and_bounds_its_error() -> None:
+    eigenvalues = torch.linspace(0, 1, 200, dtype=torch.float64)
+    found = top_eigenpairs(Counted(rotated(eigenvalues)), 200, 2, max_products=10)
+    assert found.products == 10
+    assert not bool(found.converged.any())
+    distance = (found.eigenvalues[:, None] - eigenvalues).abs().min(dim=1).values
+    assert bool((distance <= found.residuals).all())
+
+
+def test_single_precision_converges_to_a_tolerance_it_can_reach() -> None:
+    matrix = rotated(power_law()).float()
+    found = top_eigenpairs(Counted(matrix), D, 3, tolerance=1e-5, dtype=torch.float32)
+    assert bool(found.converged.all())
+    assert (found.eigenvalues - power_law()[:3]).abs().max() < 2e-5
+    assert found.vectors.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("k", "arguments", "message"),
+    [
+        (0, {}, "k=0 must be between 1 and the operator's dimension, 60"),
+        (61, {}, "k=61 must be between"),
+        (2, {"which": "smallest"}, "'smallest' is unknown"),
+        (4, {"max_products": 3}, "max_products=3 must be at least k=4"),
+        (2, {"tolerance": 0.0}, "tolerance=0.0 must be positive"),
+    ],
+)
+def test_bad_input_is_refused(k: int, arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        top_eigenpairs(Counted(rotated(power_law())), D, k, **arguments)
+
+
+def test_an_operator_with_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        top_eigenpairs(lambda v: v * float("nan"), D, 2)
+
+
+def test_eigenvectors_are_on_the_operators_device(device: torch.device, explicit_devices) -> None:
+    matrix = rotated(power_law()).to(device)
+    with explicit_devices():
+        found = top_eigenpairs(lambda v: v @ matrix, D, 3, device=device)
+    assert found.vectors.device == matrix.device
