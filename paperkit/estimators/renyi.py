@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from paperkit.linalg.gram import Spectrum
-from paperkit.linearize import dense_hessian, linearize
+from paperkit.linearize import LayerLinearization, dense_hessian, linearize
+from paperkit.linearize.batches import as_batch
 from paperkit.linearize.evaluation import check_targets
-from paperkit.linearize.linearize import GIBIBYTE
+from paperkit.linearize.linearize import GIBIBYTE, layer_groups
 
 POLICIES = ("abs", "clamp")
 METHODS = ("auto", "exact")
@@ -168,19 +169,6 @@ class RenyiSharpness:
         )
 
 
-def _as_batch(data: object) -> tuple[Tensor, Tensor]:
-    """Return ``(inputs, targets)`` from a pair, or from an iterable of such batches."""
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
-        return data[0], data[1]
-    if hasattr(data, "inputs") and hasattr(data, "targets"):
-        return data.inputs, data.targets
-    batches = list(data) if isinstance(data, Iterable) else []
-    if not batches:
-        raise ValueError("data is empty: pass (inputs, targets) or an iterable of such batches.")
-    inputs, targets = zip(*batches, strict=True)
-    return torch.cat(inputs), torch.cat(targets)
-
-
 def layer_spectra(
     model: nn.Module,
     data: object,
@@ -188,7 +176,7 @@ def layer_spectra(
     layers: Sequence[str] | None = None,
     *,
     max_dense: int = 2048,
-    chunk_size: int = 128,
+    chunk_size: int | None = None,
     memory_budget: int = GIBIBYTE,
 ) -> dict[str, LayerSpectrum]:
     """Return every layer's exact Hessian spectrum.
@@ -210,10 +198,11 @@ def layer_spectra(
         normalisation layers do not belong to any layer.
     max_dense : int
         The largest block to write out.
-    chunk_size : int
-        Samples of one forward pass.
+    chunk_size : int, optional
+        Samples of one forward pass; default what the budget allows.
     memory_budget : int
-        Bytes for temporaries.
+        Bytes above the model and its data. Where the pairs of all layers take more than half of
+        it, the layers are linearized in groups.
 
     Returns
     -------
@@ -225,14 +214,39 @@ def layer_spectra(
     ValueError
         If the data do not fit the model, or a block outside the proposition is too large.
     """
-    inputs, targets = _as_batch(data)
-    linearization = linearize(
-        model, inputs, loss, layers, chunk_size=chunk_size, memory_budget=memory_budget
-    )
-    check_targets(targets, linearization.outputs, loss)
+    inputs, targets = as_batch(data)
+    spectra = {}
+    for group in layer_groups(model, inputs, layers, memory_budget):
+        linearization = linearize(
+            model, inputs, loss, group, chunk_size=chunk_size, memory_budget=memory_budget
+        )
+        check_targets(targets, linearization.outputs, loss)
+        _refuse_large(linearization.layers.values(), max_dense)
+        for name, layer in linearization.layers.items():
+            if layer.exact_block:
+                spectrum = layer.spectrum()
+            else:
+                hessian = dense_hessian(model, inputs, targets, loss, [layer.weight_name])
+                spectrum = _dense_spectrum(hessian)
+            spectra[name] = LayerSpectrum(
+                layer=name,
+                eigenvalues=spectrum.eigenvalues,
+                dimension=spectrum.dimension,
+                n=inputs.shape[0],
+                num_outputs=linearization.num_outputs,
+                method="gram" if layer.exact_block else "dense",
+                exact_block=layer.exact_block,
+                obstacle=layer.obstacle,
+                tolerance=spectrum.tolerance,
+                loss=loss,
+            )
+    return spectra
+
+
+def _refuse_large(layers: Iterable[LayerLinearization], max_dense: int) -> None:
     too_large = [
-        f"{name} ({layer.num_parameters} weights: {layer.obstacle})"
-        for name, layer in linearization.layers.items()
+        f"{layer.name} ({layer.num_parameters} weights: {layer.obstacle})"
+        for layer in layers
         if not layer.exact_block and layer.num_parameters > max_dense
     ]
     if too_large:
@@ -240,26 +254,6 @@ def layer_spectra(
             "layers: the Hessian block is not the Gauss–Newton block and is too large to write "
             f"out for {'; '.join(too_large)}. Leave these out, or raise max_dense={max_dense}."
         )
-    spectra = {}
-    for name, layer in linearization.layers.items():
-        if layer.exact_block:
-            spectrum = layer.spectrum()
-        else:
-            hessian = dense_hessian(model, inputs, targets, loss, [layer.weight_name])
-            spectrum = _dense_spectrum(hessian)
-        spectra[name] = LayerSpectrum(
-            layer=name,
-            eigenvalues=spectrum.eigenvalues,
-            dimension=spectrum.dimension,
-            n=inputs.shape[0],
-            num_outputs=linearization.outputs.shape[1],
-            method="gram" if layer.exact_block else "dense",
-            exact_block=layer.exact_block,
-            obstacle=layer.obstacle,
-            tolerance=spectrum.tolerance,
-            loss=loss,
-        )
-    return spectra
 
 
 def _dense_spectrum(matrix: Tensor) -> Spectrum:

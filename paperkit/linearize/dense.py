@@ -20,9 +20,16 @@ from paperkit.linearize.losses import get_loss
 _ROWS_AT_ONCE = 64
 
 
-def _select(
+def select_parameters(
     parameters: dict[str, Tensor], names: Sequence[str] | None
 ) -> tuple[list[str], list[Tensor]]:
+    """Return the names and the tensors of the chosen parameters; None chooses all.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown or none is chosen.
+    """
     chosen = list(parameters) if names is None else list(names)
     unknown = [name for name in chosen if name not in parameters]
     if unknown or not chosen:
@@ -108,7 +115,7 @@ def _loss_gradient(
 ) -> tuple[Tensor, list[Tensor]]:
     outputs = _outputs(model, inputs, leaves)
     check_targets(targets, outputs, loss)
-    _, sources = _select(leaves, parameters)
+    _, sources = select_parameters(leaves, parameters)
     gradients = torch.autograd.grad(
         get_loss(loss).value(outputs, targets),
         sources,
@@ -172,7 +179,7 @@ def dense_jacobian(
     """
     with evaluation(model) as leaves:
         outputs = _outputs(model, inputs, leaves)
-        _, sources = _select(leaves, parameters)
+        _, sources = select_parameters(leaves, parameters)
         jacobian = _rows(outputs.reshape(-1), sources)
     return jacobian.reshape(*outputs.shape, -1)
 
@@ -230,10 +237,6 @@ def dense_empirical_fisher(
 
     def residual_rows(outputs: Tensor) -> Tensor:
         check_targets(targets, outputs, loss)
-        leaf = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            mean = get_loss(loss).value(leaf, targets)
-        (residual,) = torch.autograd.grad(mean, leaf)
-        return (outputs.shape[0] * residual).unsqueeze(1)
+        return get_loss(loss).gradient(outputs, targets).unsqueeze(1)
 
     return _weighted_gram(model, inputs, parameters, residual_rows)

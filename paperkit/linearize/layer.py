@@ -77,11 +77,27 @@ def unfold_inputs(module: nn.Module, inputs: Tensor) -> Tensor:
 
 @dataclass
 class LayerUse:
-    """One call of a layer: its inputs (n, …) and output Jacobian (n, C, …), samples first."""
+    r"""One call of a layer.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The layer.
+    inputs : Tensor
+        a, shape (n, …), samples first.
+    output_jacobian : Tensor
+        :math:`B = \partial f/\partial z`, shape (n, C, …).
+    input_jacobian : Tensor or None
+        :math:`\partial f/\partial a`, shape (n, C, …), where it was asked for. It counts every
+        consumer of the tensor that the layer reads, so it equals the layer's operator applied to B
+        only where the layer is the one consumer; a skip connection is a second. None also where
+        no gradient reaches that tensor.
+    """
 
     module: nn.Module
     inputs: Tensor
     output_jacobian: Tensor
+    input_jacobian: Tensor | None = None
 
     @property
     def groups(self) -> int:
@@ -107,7 +123,7 @@ class LayerUse:
         return jacobian.reshape(n, num_outputs, self.groups, channels // self.groups, -1)
 
 
-def _contract_positions(cotangents: Tensor, columns: Tensor) -> Tensor:
+def contract_positions(cotangents: Tensor, columns: Tensor) -> Tensor:
     """Sum B aᵀ over positions: (n, r, g, o, P), (n, g, i, P) → (n, r, g, o, i)."""
     n, r, g, o, p = cotangents.shape
     left = cotangents.transpose(1, 2).reshape(n * g, r * o, p)
@@ -123,6 +139,8 @@ class LayerLinearization:
     ----------
     name : str
         The module's name in the model.
+    weight_name : str
+        The weight's name among the model's parameters.
     weight_shape : torch.Size
         Shape of W.
     uses : list of LayerUse
@@ -137,6 +155,7 @@ class LayerLinearization:
     """
 
     name: str
+    weight_name: str
     weight_shape: torch.Size
     hessian_factor: Tensor
     obstacle: str | None
@@ -147,11 +166,6 @@ class LayerLinearization:
     def exact_block(self) -> bool:
         """Whether the Gauss–Newton block equals the Hessian block."""
         return self.obstacle is None
-
-    @property
-    def weight_name(self) -> str:
-        """The weight's name among the model's parameters."""
-        return f"{self.name}.weight" if self.name else "weight"
 
     @property
     def num_parameters(self) -> int:
@@ -167,7 +181,7 @@ class LayerLinearization:
         """Return J = ∂f/∂W, shape (n, C, d_l), the weight flattened row-major."""
         everything = slice(None)
         parts = (
-            _contract_positions(use.cotangents(everything), use.columns(everything))
+            contract_positions(use.cotangents(everything), use.columns(everything))
             for use in self.uses
         )
         return sum(parts, start=torch.zeros((), device=self.hessian_factor.device)).flatten(2)
@@ -178,7 +192,7 @@ class LayerLinearization:
         total: Tensor | None = None
         for use in self.uses:
             weighted = torch.einsum("nrc,ncgop->nrgop", factor, use.cotangents(samples))
-            rows = _contract_positions(weighted, use.columns(samples))
+            rows = contract_positions(weighted, use.columns(samples))
             total = rows if total is None else total.add_(rows)
         assert total is not None
         return total.flatten(2).flatten(0, 1)
@@ -201,7 +215,7 @@ class LayerLinearization:
         for start in range(0, channels, step):
             block: Tensor | None = None
             for left, right in zip(weighted, columns, strict=True):
-                rows = _contract_positions(left[:, :, :, start : start + step], right)
+                rows = contract_positions(left[:, :, :, start : start + step], right)
                 block = rows if block is None else block.add_(rows)
             assert block is not None
             yield block.flatten(2).flatten(0, 1)

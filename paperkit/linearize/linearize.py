@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.func import functional_call
 
+from paperkit.linearize.batches import batches
 from paperkit.linearize.dense import hessian_product
 from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
 from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization, LayerUse
 from paperkit.linearize.losses import get_loss
 from paperkit.linearize.operations import RecordedGraph
+from paperkit.linearize.remainder import (
+    NORMALIZATION_TYPES,
+    NormalizationCall,
+    channel_sum,
+    normalized_input,
+    per_sample_jacobians,
+)
 
 GIBIBYTE = 2**30
 
 
 class SamplesInteractError(ValueError):
     """The model's outputs for one sample depend on the others, or on chance."""
+
+
+class MemoryBudgetError(ValueError):
+    """What was asked for does not fit the memory budget."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +44,72 @@ class Linearization:
     ----------
     outputs : Tensor
         f, shape (n, C).
+    hessian_factor : Tensor
+        R, shape (n, r, C), with R_iᵀ R_i the Hessian of the loss in the outputs of sample i.
     layers : dict of str to LayerLinearization
         By module name, in the order of the forward pass.
     loss : str
         The name of the loss whose output Hessian the layers carry.
+    input_jacobian : Tensor or None
+        ∂f/∂x, the outputs' Jacobian in the network's input, shape (n, C, …), where it was asked for
+        and the input is not a tensor of integers.
+    parameter_jacobians : dict of str to Tensor or None
+        Where all parameters were asked for: by parameter name the Jacobian (n, C, d_p), flattened
+        row-major, of every parameter that is not the weight of one of the layers.
+    memory_budget : int
+        Bytes for the pairs and for temporaries, half of it each.
     """
 
     outputs: Tensor
+    hessian_factor: Tensor
     layers: dict[str, LayerLinearization]
     loss: str
+    input_jacobian: Tensor | None = None
+    parameter_jacobians: dict[str, Tensor] | None = None
+    memory_budget: int = GIBIBYTE
+
+    @property
+    def num_samples(self) -> int:
+        """The number n of samples."""
+        return self.outputs.shape[0]
+
+    @property
+    def num_outputs(self) -> int:
+        """The number C of outputs."""
+        return self.outputs.shape[1]
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of parameters that :meth:`jacobian_blocks` covers."""
+        rest = self.parameter_jacobians or {}
+        return sum(layer.num_parameters for layer in self.layers.values()) + sum(
+            jacobian.shape[2] for jacobian in rest.values()
+        )
+
+    def jacobian_blocks(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield ∂f/∂θ over all parameters: a parameter's name and its (n, C, d_p), row-major.
+
+        Raises
+        ------
+        ValueError
+            If the linearization was made without ``all_parameters=True``.
+        """
+        if self.parameter_jacobians is None:
+            raise ValueError("linearization lacks the other parameters: set all_parameters=True.")
+        for layer in self.layers.values():
+            yield layer.weight_name, layer.jacobian()
+        yield from self.parameter_jacobians.items()
+
+    def residuals(self, targets: Tensor) -> Tensor:
+        """Return ∂ℓ_i/∂f_i, the gradient of each sample's own loss in its outputs, (n, C).
+
+        Raises
+        ------
+        ValueError
+            If the targets do not fit the outputs.
+        """
+        check_targets(targets, self.outputs, self.loss)
+        return get_loss(self.loss).gradient(self.outputs, targets)
 
     def gauss_newton_products(self, probes: dict[str, Tensor]) -> dict[str, Tensor]:
         """Multiply each layer's Gauss–Newton block with its probes, ``(k, *weight_shape)`` each.
@@ -58,7 +129,19 @@ class _Call:
     name: str
     module: nn.Module
     inputs: Tensor
+    input_node: Any  # torch.autograd.graph.Node, or None where nothing before needs gradients
+    input_edge: GradientEdge | None
     preactivation: Tensor
+
+
+@dataclass
+class _Recording:
+    """What one forward pass left behind."""
+
+    outputs: Tensor
+    inputs: Tensor
+    calls: list[_Call] = field(default_factory=list)
+    normalizations: list[NormalizationCall] = field(default_factory=list)
 
 
 def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -106,9 +189,11 @@ def linearize(
     loss: str = "cross_entropy",
     layers: Sequence[str] | None = None,
     *,
+    input_jacobians: bool = False,
+    all_parameters: bool = False,
     targets: Tensor | None = None,
     verify: bool = False,
-    chunk_size: int = 128,
+    chunk_size: int | None = None,
     memory_budget: int = GIBIBYTE,
 ) -> Linearization:
     """Record the inputs and output Jacobians of linear and convolution layers.
@@ -127,15 +212,21 @@ def linearize(
         A name from :data:`paperkit.linearize.losses.LOSSES`.
     layers : sequence of str, optional
         Module names; default every linear and convolution layer that the forward pass calls.
+    input_jacobians : bool
+        Also record the Jacobian of the outputs in each layer's input and in the network's.
+    all_parameters : bool
+        Also record the Jacobian in all other parameters: biases, normalisation, embeddings. It
+        needs ``layers=None``.
     targets : Tensor, optional
         Only for ``verify``; the blocks themselves do not depend on them.
     verify : bool
         Compare one random probe of each layer with the Hessian product of autograd, and refuse to
         call a block exact where they differ.
-    chunk_size : int
-        Samples of one forward pass.
+    chunk_size : int, optional
+        Samples of one forward pass; default as many as a quarter of the budget lets pass backward.
     memory_budget : int
-        Bytes that the layers' methods may use for temporaries.
+        Bytes. What the result holds may take half of it, the temporaries of its methods the other
+        half.
 
     Returns
     -------
@@ -147,6 +238,9 @@ def linearize(
     ValueError
         If the inputs are empty or not finite; if a layer does not see samples first or its weight
         is used outside the layer; if ``verify`` lacks targets.
+    MemoryBudgetError
+        A ValueError: if the result would not fit; :func:`linearize_in_chunks` serves measures that
+        are sums over samples.
     SamplesInteractError
         A ValueError: if the outputs for some samples change when the others are left out.
 
@@ -156,61 +250,292 @@ def linearize(
     """
     chosen = layers_of(model, layers)
     check_inputs(inputs)
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
-    hessian_factor = get_loss(loss).hessian_factor
-    outputs: list[Tensor] = []
-    recorded: dict[str, LayerLinearization] = {}
+    if all_parameters and layers is not None:
+        raise ValueError("all_parameters=True covers every layer: leave layers=None.")
+    options = _Options(input_jacobians, all_parameters)
     with evaluation(model) as parameters:
-        for start in range(0, len(inputs), chunk_size):
-            stop = min(start + chunk_size, len(inputs))
-            calls, chunk_outputs = _record(model, chosen, parameters, inputs[start:stop])
-            outputs.append(chunk_outputs.detach())
-            if start == 0:
-                _refuse_interaction(model, parameters, inputs[start:stop], outputs[0])
-                recorded = _allocate(calls, chunk_outputs, parameters, chosen, len(inputs))
-            _fill(recorded, calls, chunk_outputs, slice(start, stop))
-    everything = torch.cat(outputs)
-    factor = hessian_factor(everything)
-    for layer in recorded.values():
-        layer.hessian_factor = factor
-        layer.memory_budget = memory_budget
-    result = Linearization(everything, recorded, loss)
-    if layers is not None:
-        missing = [name for name in layers if name not in recorded]
-        if missing:
-            raise ValueError(
-                f"layers={missing} share the weight of another layer or are not "
-                f"called by the forward pass: leave them out."
+        costs = _costs(model, chosen, parameters, inputs, options)
+        needed = len(inputs) * costs.held
+        if needed > memory_budget // 2:
+            raise MemoryBudgetError(
+                f"inputs: the pairs of {len(inputs)} samples take {needed / GIBIBYTE:.2g} GiB, "
+                f"more than half of memory_budget={memory_budget}; raise it to at least "
+                f"{2 * needed}, or pass fewer samples or layers."
             )
+        step = chunk_size or _chunk(memory_budget // 4, costs.graph, len(inputs))
+        result = _linearize(model, inputs, loss, chosen, parameters, options, step, memory_budget)
+    _refuse_missing(layers, result.layers)
     if verify:
         _verify(model, inputs, targets, result)
     return result
 
 
+def linearize_in_chunks(
+    model: nn.Module,
+    data: object,
+    loss: str = "cross_entropy",
+    layers: Sequence[str] | None = None,
+    *,
+    input_jacobians: bool = False,
+    all_parameters: bool = False,
+    memory_budget: int = GIBIBYTE,
+) -> Iterator[tuple[Linearization, Tensor]]:
+    """Linearize a stream of batches, as many samples at a time as fit the memory budget.
+
+    For measures that are sums over samples, on data of any length.
+
+    Parameters
+    ----------
+    model, loss, layers, input_jacobians, all_parameters, memory_budget
+        As in :func:`linearize`.
+    data : pair or iterable of pairs
+        As in :func:`paperkit.linearize.batches.batches`.
+
+    Yields
+    ------
+    tuple of Linearization and Tensor
+        Consecutive samples and their targets; every sample once.
+
+    Raises
+    ------
+    ValueError
+        As :func:`linearize`; a :class:`MemoryBudgetError` if a single sample does not fit.
+    """
+    options = _Options(input_jacobians, all_parameters)
+    chosen = layers_of(model, layers)
+    for inputs, targets in batches(data):
+        check_inputs(inputs)
+        with evaluation(model) as parameters:
+            costs = _costs(model, chosen, parameters, inputs, options)
+        step = min(
+            _chunk(memory_budget // 2, costs.held, len(inputs)),
+            _chunk(memory_budget // 4, costs.graph, len(inputs)),
+        )
+        for start in range(0, len(inputs), step):
+            chunk = slice(start, start + step)
+            linearization = linearize(
+                model,
+                inputs[chunk],
+                loss,
+                layers,
+                input_jacobians=input_jacobians,
+                all_parameters=all_parameters,
+                chunk_size=step,
+                memory_budget=memory_budget,
+            )
+            check_targets(targets[chunk], linearization.outputs, loss)
+            yield linearization, targets[chunk]
+
+
+def layer_groups(
+    model: nn.Module,
+    inputs: Tensor,
+    layers: Sequence[str] | None = None,
+    memory_budget: int = GIBIBYTE,
+) -> list[list[str]]:
+    """Split the layers into groups whose pairs of all samples fit the memory budget.
+
+    Each group costs a linearization of its own. A layer that does not fit alone is a group of one,
+    which :func:`linearize` will refuse.
+
+    Parameters
+    ----------
+    model, inputs, layers, memory_budget
+        As in :func:`linearize`.
+
+    Returns
+    -------
+    list of list of str
+        In the order of the forward pass; layers that it does not call are left out.
+
+    Raises
+    ------
+    ValueError
+        If one of ``layers`` is not called, or shares the weight of another layer.
+    """
+    chosen = layers_of(model, layers)
+    check_inputs(inputs)
+    with evaluation(model) as parameters:
+        costs = _costs(model, chosen, parameters, inputs, _Options())
+    _refuse_missing(layers, costs.layers)
+    groups: list[list[str]] = []
+    room = 0
+    for name, per_sample in costs.layers.items():
+        size = per_sample * len(inputs)
+        if not groups or size > room:
+            groups.append([])
+            room = memory_budget // 2
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+@dataclass(frozen=True)
+class _Options:
+    input_jacobians: bool = False
+    all_parameters: bool = False
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Bytes a sample: of each layer's pairs, of all that is held, of the graph of a pass."""
+
+    layers: dict[str, int]
+    held: int
+    graph: int
+
+
+def _chunk(available: int, per_sample: int, n: int) -> int:
+    return max(1, min(n, available // max(per_sample, 1)))
+
+
+def _costs(
+    model: nn.Module,
+    chosen: dict[str, nn.Module],
+    parameters: dict[str, Tensor],
+    inputs: Tensor,
+    options: _Options,
+) -> _Costs:
+    """Run a sample or two forward and add up what each leaves behind."""
+    # Two, because a network that normalises by batch statistics refuses one; it is refused later.
+    count = min(2, len(inputs))
+    fixed = [*parameters.values(), *model.buffers()]
+    own = {tensor.untyped_storage().data_ptr() for tensor in fixed}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    # A copy of the samples, since a view would count the storage of the whole batch.
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        recording = _record(model, chosen, parameters, inputs[:count].clone(), options)
+    num_outputs = recording.outputs.shape[1]
+    first_name = _first_names(recording.calls, chosen)
+    layers: dict[str, int] = {}
+    held = 0
+    for call in recording.calls:
+        element = call.preactivation.element_size()
+        size = element * (call.inputs.numel() + num_outputs * call.preactivation.numel())
+        name = first_name[id(chosen[call.name].get_parameter("weight"))]
+        layers[name] = layers.get(name, 0) + size
+        held += size
+        if call.input_edge is not None:
+            held += element * num_outputs * call.inputs.numel()
+    if options.input_jacobians and recording.inputs.requires_grad:
+        held += num_outputs * recording.inputs.numel() * recording.inputs.element_size()
+    if options.all_parameters:
+        weights = {id(module.get_parameter("weight")) for module in chosen.values()}
+        rest = sum(
+            parameter.numel() * parameter.element_size()
+            for parameter in model.parameters()
+            if id(parameter) not in weights
+        )
+        held += count * num_outputs * rest
+    # The gradients that a backward pass holds at once are no more than what it was given.
+    per_sample = {name: size // count for name, size in layers.items()}
+    return _Costs(per_sample, held // count, 2 * sum(saved.values()) // count)
+
+
+def _linearize(
+    model: nn.Module,
+    inputs: Tensor,
+    loss: str,
+    chosen: dict[str, nn.Module],
+    parameters: dict[str, Tensor],
+    options: _Options,
+    step: int,
+    memory_budget: int,
+) -> Linearization:
+    hessian_factor = get_loss(loss).hessian_factor
+    outputs: list[Tensor] = []
+    held: _Held | None = None
+    for start in range(0, len(inputs), step):
+        samples = slice(start, min(start + step, len(inputs)))
+        recording = _record(model, chosen, parameters, inputs[samples], options)
+        outputs.append(recording.outputs.detach())
+        if held is None:
+            refuse_interaction(model, parameters, inputs[samples], outputs[0])
+            held = _allocate(model, recording, parameters, chosen, len(inputs), options)
+        _fill(held, recording, samples)
+        if held.differentiated:
+            jacobians = per_sample_jacobians(
+                model, parameters, held.differentiated, inputs[samples]
+            )
+            for name, jacobian in jacobians.items():
+                held.parameters[name][samples] = jacobian
+    assert held is not None
+    everything = torch.cat(outputs)
+    factor = hessian_factor(everything)
+    for layer in held.layers.values():
+        layer.hessian_factor = factor
+        layer.memory_budget = memory_budget
+    return Linearization(
+        everything,
+        factor,
+        held.layers,
+        loss,
+        held.input_jacobian,
+        held.parameters if options.all_parameters else None,
+        memory_budget,
+    )
+
+
 def _record(
-    model: nn.Module, chosen: dict[str, nn.Module], parameters: dict[str, Tensor], inputs: Tensor
-) -> tuple[list[_Call], Tensor]:
-    calls: list[_Call] = []
+    model: nn.Module,
+    chosen: dict[str, nn.Module],
+    parameters: dict[str, Tensor],
+    inputs: Tensor,
+    options: _Options,
+) -> _Recording:
+    recording = _Recording(inputs, inputs)
+    if options.input_jacobians and inputs.is_floating_point():
+        recording.inputs = inputs.detach().clone().requires_grad_()
     handles = []
 
-    def hook_for(name: str) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            calls.append(_Call(name, module, arguments[0], output))
+    def layer_hook(name: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> Tensor:
+            read = arguments[0] if arguments else next(iter(keywords.values()))
+            # The edge of now: an in-place operation moves the tensor on to another.
+            wanted = options.input_jacobians and read.requires_grad
+            edge = get_gradient_edge(read) if wanted else None
+            call = _Call(name, module, read.detach(), read.grad_fn, edge, output)
+            recording.calls.append(call)
             # A copy goes on, so that an in-place activation leaves the recorded one alone.
             return output.clone()
 
         return hook
 
+    def normalization_hook(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+        read = arguments[0] if arguments else next(iter(keywords.values()))
+        with torch.no_grad():
+            normalized = normalized_input(module, read)
+        call = NormalizationCall(module, normalized, get_gradient_edge(output))
+        recording.normalizations.append(call)
+
     try:
         for name, module in chosen.items():
-            handles.append(module.register_forward_hook(hook_for(name), prepend=True))
-        outputs = functional_call(model, parameters, (inputs,))
+            handles.append(
+                module.register_forward_hook(layer_hook(name), prepend=True, with_kwargs=True)
+            )
+        if options.all_parameters:
+            for module in model.modules():
+                if isinstance(module, NORMALIZATION_TYPES) and module.weight is not None:
+                    handles.append(
+                        module.register_forward_hook(
+                            normalization_hook, prepend=True, with_kwargs=True
+                        )
+                    )
+        recording.outputs = functional_call(model, parameters, (recording.inputs,))
     finally:
         for handle in handles:
             handle.remove()
-    check_outputs(outputs, len(inputs))
-    for call in calls:
+    check_outputs(recording.outputs, len(inputs))
+    for call in recording.calls:
         if call.inputs.shape[0] != len(inputs) or (
             not isinstance(call.module, nn.Linear)
             and call.inputs.ndim != len(call.module.kernel_size) + 2  # type: ignore[arg-type]
@@ -219,10 +544,19 @@ def _record(
                 f"layer {call.name} sees an input of shape {tuple(call.inputs.shape)} for "
                 f"{len(inputs)} samples: reshape in the model so that samples come first."
             )
-    return calls, outputs
+    return recording
 
 
-def _refuse_interaction(
+def _refuse_missing(layers: Sequence[str] | None, found: Container[str]) -> None:
+    missing = [name for name in layers or () if name not in found]
+    if missing:
+        raise ValueError(
+            f"layers={missing} share the weight of another layer or are not "
+            f"called by the forward pass: leave them out."
+        )
+
+
+def refuse_interaction(
     model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, outputs: Tensor
 ) -> None:
     """Raise if the outputs of some samples change when the others are left out."""
@@ -239,53 +573,105 @@ def _refuse_interaction(
         )
 
 
+@dataclass
+class _Held:
+    """Room for the results of all samples, and which parameter is filled how."""
+
+    layers: dict[str, LayerLinearization]
+    input_jacobian: Tensor | None
+    parameters: dict[str, Tensor]
+    differentiated: list[str]
+    leaf_names: dict[int, str]
+
+
+def _first_names(calls: list[_Call], chosen: dict[str, nn.Module]) -> dict[int, str]:
+    """Return by weight the name of the layer that uses it first."""
+    first_name: dict[int, str] = {}
+    for call in calls:
+        first_name.setdefault(id(chosen[call.name].get_parameter("weight")), call.name)
+    return first_name
+
+
+def _group(recording: _Recording, chosen: dict[str, nn.Module]) -> dict[str, list[_Call]]:
+    """Collect the calls by weight, under the name of the layer that uses it first."""
+    first_name = _first_names(recording.calls, chosen)
+    grouped: dict[str, list[_Call]] = {}
+    for call in recording.calls:
+        weight = chosen[call.name].get_parameter("weight")
+        grouped.setdefault(first_name[id(weight)], []).append(call)
+    return grouped
+
+
 def _allocate(
-    calls: list[_Call],
-    outputs: Tensor,
+    model: nn.Module,
+    recording: _Recording,
     parameters: dict[str, Tensor],
     chosen: dict[str, nn.Module],
     n: int,
-) -> dict[str, LayerLinearization]:
-    """Group the calls by weight, reserve room for all samples and judge each layer."""
+    options: _Options,
+) -> _Held:
+    """Reserve room for all samples and judge each layer."""
+    outputs = recording.outputs
+    num_outputs = outputs.shape[1]
     graph = RecordedGraph(outputs.grad_fn)
-    weights = {id(module): module.get_parameter("weight") for module in chosen.values()}
-    first_name: dict[int, str] = {}
+    leaf_names = {id(p): name for name, p in model.named_parameters()}
     layers: dict[str, LayerLinearization] = {}
-    grouped: dict[str, list[_Call]] = {}
-    for call in calls:
-        weight = weights[id(call.module)]
-        name = first_name.setdefault(id(weight), call.name)
-        call.name = name
-        grouped.setdefault(name, []).append(call)
-    leaf_of = _leaves_by_module(chosen, parameters)
-    for name, uses in grouped.items():
-        obstacle = _judge(graph, outputs, uses, leaf_of[name], name)
+    for name, uses in _group(recording, chosen).items():
+        weight_name = leaf_names[id(chosen[name].get_parameter("weight"))]
+        weight = parameters[weight_name]
+        obstacle = _judge(graph, outputs, uses, weight, name)
         layer = LayerLinearization(
-            name, leaf_of[name].shape, outputs.new_zeros(0, 0, 0), obstacle, GIBIBYTE
+            name, weight_name, weight.shape, outputs.new_zeros(0, 0, 0), obstacle, GIBIBYTE
         )
         for use in uses:
             inputs = use.inputs.new_empty(n, *use.inputs.shape[1:])
-            jacobian = outputs.new_empty(n, outputs.shape[1], *use.preactivation.shape[1:])
-            layer.uses.append(LayerUse(use.module, inputs.detach(), jacobian))
+            jacobian = outputs.new_empty(n, num_outputs, *use.preactivation.shape[1:])
+            pulled_back = None
+            if use.input_edge is not None:
+                pulled_back = outputs.new_empty(n, num_outputs, *use.inputs.shape[1:])
+            layer.uses.append(LayerUse(use.module, inputs, jacobian, pulled_back))
         layers[name] = layer
-    return layers
+    input_jacobian = None
+    if recording.inputs.requires_grad:
+        input_jacobian = outputs.new_empty(n, num_outputs, *recording.inputs.shape[1:])
+    held = _Held(layers, input_jacobian, {}, [], leaf_names)
+    if options.all_parameters:
+        weights = {layer.weight_name for layer in layers.values()}
+        for name, leaf in parameters.items():
+            if name not in weights:
+                held.parameters[name] = outputs.new_zeros(n, num_outputs, leaf.numel())
+                if _used_elsewhere(graph, recording, leaf_names, name, leaf):
+                    held.differentiated.append(name)
+    return held
 
 
-def _leaves_by_module(
-    chosen: dict[str, nn.Module], parameters: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    by_storage = {parameter.data_ptr(): parameter for parameter in parameters.values()}
-    return {
-        name: by_storage[module.get_parameter("weight").data_ptr()]
-        for name, module in chosen.items()
-    }
+def _used_elsewhere(
+    graph: RecordedGraph,
+    recording: _Recording,
+    leaf_names: dict[int, str],
+    name: str,
+    leaf: Tensor,
+) -> bool:
+    """Whether a parameter reaches the outputs other than through the modules that hold it."""
+    own = [
+        call.preactivation.grad_fn
+        for call in recording.calls
+        if leaf_names.get(id(call.module.bias)) == name
+    ]
+    own += [
+        call.edge.node
+        for call in recording.normalizations
+        if name in (leaf_names.get(id(call.module.weight)), leaf_names.get(id(call.module.bias)))
+    ]
+    source = get_gradient_edge(leaf).node
+    return recording.outputs.grad_fn in graph.dependents([source], avoiding=own)
 
 
 def _judge(
     graph: RecordedGraph, outputs: Tensor, uses: list[_Call], weight: Tensor, name: str
 ) -> str | None:
     """Return why the layer's block may differ from its Hessian block, None if it cannot."""
-    leaf = torch.autograd.graph.get_gradient_edge(weight).node
+    leaf = get_gradient_edge(weight).node
     preactivations = [use.preactivation.grad_fn for use in uses]
     if outputs.grad_fn in graph.dependents([leaf], avoiding=preactivations):
         raise ValueError(
@@ -293,37 +679,77 @@ def _judge(
             f"measure it with the Hessian products of paperkit.linearize instead."
         )
     depends_on_weight = graph.dependents([leaf])
-    if any(use.inputs.grad_fn in depends_on_weight for use in uses):
+    if any(use.input_node in depends_on_weight for use in uses):
         return "an input of the layer depends on the layer's own weight"
     return graph.obstacle(preactivations)
 
 
-def _fill(
-    layers: dict[str, LayerLinearization], calls: list[_Call], outputs: Tensor, samples: slice
-) -> None:
+def _fill(held: _Held, recording: _Recording, samples: slice) -> None:
     """Run one backward pass for each output and store the results of this chunk."""
-    targets = []
-    counters = dict.fromkeys(layers, 0)
-    for call in calls:
-        use = layers[call.name].uses[counters[call.name]]
-        counters[call.name] += 1
-        use.inputs[samples] = call.inputs.detach()
+    counters = dict.fromkeys(held.layers, 0)
+    by_weight = {layer.weight_name: name for name, layer in held.layers.items()}
+    sources: list[Any] = []
+    targets: list[Tensor] = []
+    uses: list[LayerUse] = []
+    for call in recording.calls:
+        name = by_weight[held.leaf_names[id(call.module.get_parameter("weight"))]]
+        use = held.layers[name].uses[counters[name]]
+        counters[name] += 1
+        uses.append(use)
+        use.inputs[samples] = call.inputs
+        sources.append(call.preactivation)
         targets.append(use.output_jacobian[samples])
-    sources = [call.preactivation for call in calls]
+        if call.input_edge is not None:
+            assert use.input_jacobian is not None
+            sources.append(call.input_edge)
+            targets.append(use.input_jacobian[samples])
+    if held.input_jacobian is not None:
+        sources.append(recording.inputs)
+        targets.append(held.input_jacobian[samples])
+    pulled_back = []
+    for normalization in recording.normalizations:
+        outputs = recording.outputs
+        shape = (*outputs.shape, *normalization.normalized.shape[1:])
+        pulled_back.append(outputs.new_empty(shape))
+        sources.append(normalization.edge)
+        targets.append(pulled_back[-1])
+    _backward(recording.outputs, sources, targets)
+    _add_affine(held, recording, uses, pulled_back, samples)
+
+
+def _backward(outputs: Tensor, sources: Sequence[Any], targets: Sequence[Tensor]) -> None:
+    """Write the gradient of each output in each source into ``target[:, c]``."""
     num_outputs = outputs.shape[1]
     seed = torch.zeros_like(outputs)
     for c in range(num_outputs):
         seed.zero_()[:, c] = 1.0
         gradients = torch.autograd.grad(
-            outputs,
-            sources,
-            seed,
-            retain_graph=c + 1 < num_outputs,
-            allow_unused=True,
-            materialize_grads=True,
+            outputs, sources, seed, retain_graph=c + 1 < num_outputs, allow_unused=True
         )
         for target, gradient in zip(targets, gradients, strict=True):
-            target[:, c] = gradient
+            target[:, c] = 0.0 if gradient is None else gradient
+
+
+def _add_affine(
+    held: _Held,
+    recording: _Recording,
+    uses: list[LayerUse],
+    pulled_back: list[Tensor],
+    samples: slice,
+) -> None:
+    """Add what biases, scales and shifts follow from the Jacobians of their modules' outputs."""
+
+    def add(module: nn.Module, parameter: Tensor | None, jacobian: Tensor) -> None:
+        name = held.leaf_names.get(id(parameter))
+        if name in held.parameters and name not in held.differentiated:
+            held.parameters[name][samples] += channel_sum(module, jacobian)
+
+    for call, use in zip(recording.calls, uses, strict=True):
+        add(call.module, call.module.bias, use.output_jacobian[samples])  # type: ignore[arg-type]
+    for normalization, jacobian in zip(recording.normalizations, pulled_back, strict=True):
+        module = normalization.module
+        add(module, module.bias, jacobian)  # type: ignore[arg-type]
+        add(module, module.weight, jacobian * normalization.normalized.unsqueeze(1))  # type: ignore[arg-type]
 
 
 def _verify(

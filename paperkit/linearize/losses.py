@@ -1,9 +1,9 @@
 r"""Losses as functions of the network's outputs, named with their reduction.
 
-Every curvature quantity of a loss :math:`L(\theta) = \frac1n \sum_i \ell(f_i, y_i)` needs three
-things: its value, and the :math:`C \times C` Hessian :math:`\Lambda_i` of :math:`\ell` in the
-outputs :math:`f_i`, preferably as a factor :math:`R_i` with :math:`R_i^\top R_i = \Lambda_i` and
-as few rows as its rank.
+Every curvature quantity of a loss :math:`L(\theta) = \frac1n \sum_i \ell(f_i, y_i)` needs its
+value, the gradient of :math:`\ell` in the outputs :math:`f_i`, and the :math:`C \times C` Hessian
+:math:`\Lambda_i` there: as a product with changes of the outputs, and as a factor :math:`R_i` with
+:math:`R_i^\top R_i = \Lambda_i` and as few rows as its rank.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class Loss:
         What is averaged and with which factor, in words.
     value : callable
         ``(outputs (n, C), targets) -> scalar``, the mean over the n samples.
+    gradient : callable
+        ``(outputs (n, C), targets) -> (n, C)``, ∂ℓ_i/∂f_i of each sample's own loss.
+    hessian_product : callable
+        ``(outputs (n, C), changes (…, n, C)) -> (…, n, C)``, Λ_i times each sample's change.
     hessian_factor : callable
         ``outputs (n, C) -> (n, r, C)``, rows R_i with R_iᵀ R_i = Λ_i for each sample.
     """
@@ -35,6 +39,8 @@ class Loss:
     name: str
     reduction: str
     value: Callable[[Tensor, Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor], Tensor]
+    hessian_product: Callable[[Tensor, Tensor], Tensor]
     hessian_factor: Callable[[Tensor], Tensor]
 
 
@@ -72,14 +78,54 @@ def softmax_hessian_factor(outputs: Tensor) -> Tensor:
     return rows * root.unsqueeze(1)
 
 
-def _scaled_identity(outputs: Tensor, scale: float) -> Tensor:
-    n, num_outputs = outputs.shape
-    identity = torch.eye(num_outputs, dtype=outputs.dtype, device=outputs.device)
-    return (scale * identity).expand(n, -1, -1)
+def softmax_gradient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return p − e_y for each sample, (n, C).
+
+    The label's entry is minus the sum of the other probabilities, which keeps its digits where
+    p_y − 1 has none.
+    """
+    label = targets.unsqueeze(-1)
+    others = outputs.softmax(dim=-1).scatter(-1, label, 0.0)
+    return others.scatter(-1, label, -others.sum(dim=-1, keepdim=True))
+
+
+def softmax_hessian_product(outputs: Tensor, changes: Tensor) -> Tensor:
+    r"""Multiply :math:`\operatorname{diag}(p) - pp^\top` with changes u, (…, n, C).
+
+    :math:`\Lambda u = p \odot (u - p \cdot u)`. A constant added to all entries of u is first
+    removed so that u is zero at the largest p: then nothing cancels where the softmax is saturated.
+    """
+    probabilities = outputs.softmax(dim=-1)
+    likeliest = outputs.argmax(dim=-1, keepdim=True).expand(*changes.shape[:-1], 1)
+    centred = changes - changes.gather(-1, likeliest)
+    return probabilities * (centred - (probabilities * centred).sum(dim=-1, keepdim=True))
 
 
 def _half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum(dim=1).mean()
+
+
+def _squared_error(
+    name: str,
+    reduction: str,
+    value: Callable[[Tensor, Tensor], Tensor],
+    curvature: Callable[[int], float],
+) -> Loss:
+    """Return a squared error whose Hessian in the C outputs is ``curvature(C)`` times identity."""
+
+    def factor(outputs: Tensor) -> Tensor:
+        n, num_outputs = outputs.shape
+        identity = torch.eye(num_outputs, dtype=outputs.dtype, device=outputs.device)
+        return (curvature(num_outputs) ** 0.5 * identity).expand(n, -1, -1)
+
+    return Loss(
+        name,
+        reduction,
+        value,
+        lambda outputs, targets: (outputs - targets) * curvature(outputs.shape[-1]),
+        lambda outputs, changes: changes * curvature(outputs.shape[-1]),
+        factor,
+    )
 
 
 LOSSES: dict[str, Loss] = {
@@ -89,19 +135,21 @@ LOSSES: dict[str, Loss] = {
             "cross_entropy",
             "mean over samples of −log softmax, natural logarithm",
             functional.cross_entropy,
+            softmax_gradient,
+            softmax_hessian_product,
             softmax_hessian_factor,
         ),
-        Loss(
+        _squared_error(
             "half_squared_error",
             "mean over samples of ½‖f − y‖², summed over outputs",
             _half_squared_error,
-            lambda outputs: _scaled_identity(outputs, 1.0),
+            lambda num_outputs: 1.0,
         ),
-        Loss(
+        _squared_error(
             "mse",
             "mean over samples and outputs of (f − y)², as torch.nn.MSELoss()",
             functional.mse_loss,
-            lambda outputs: _scaled_identity(outputs, (2.0 / outputs.shape[1]) ** 0.5),
+            lambda num_outputs: 2.0 / num_outputs,
         ),
     )
 }

@@ -27,10 +27,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
-from torch.nn.functional import one_hot
 
 from paperkit.linearize.batches import batches
-from paperkit.linearize.dense import _select
+from paperkit.linearize.dense import select_parameters
 from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
 from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
 from paperkit.linearize.losses import get_loss
@@ -42,13 +41,6 @@ _PROBES_AT_ONCE = 8
 
 # Fewer samples at once leave the processor idle between small operations.
 _SAMPLES_AT_ONCE = 16
-
-
-# A squared error's Hessian in the outputs is this multiple of the identity.
-_SQUARED_ERRORS: dict[str, Callable[[Tensor], float]] = {
-    "half_squared_error": lambda outputs: 1.0,
-    "mse": lambda outputs: 2.0 / outputs.shape[-1],
-}
 
 
 @dataclass(frozen=True)
@@ -76,42 +68,6 @@ class _Chunk:
     def detached(self) -> Parameters:
         """Return the chosen parameters without a record of their own."""
         return {name: leaf.detach() for name, leaf in self.parameters.items()}
-
-
-def output_hessian_product(loss: str, outputs: Tensor, changes: Tensor) -> Tensor:
-    r"""Multiply each sample's loss Hessian in the outputs with changes of the outputs.
-
-    For cross-entropy :math:`\Lambda u = p \odot (u - p \cdot u)`. A constant added to all entries
-    of u is first removed so that u is zero at the largest p: then nothing cancels where the
-    softmax is saturated.
-
-    Parameters
-    ----------
-    loss : str
-        A name from :data:`paperkit.linearize.losses.LOSSES`.
-    outputs : Tensor
-        Shape (n, C).
-    changes : Tensor
-        Shape (…, n, C).
-
-    Returns
-    -------
-    Tensor
-        Shape of ``changes``.
-    """
-    if loss in _SQUARED_ERRORS:
-        return changes * _SQUARED_ERRORS[loss](outputs)
-    probabilities = outputs.softmax(dim=-1)
-    likeliest = outputs.argmax(dim=-1, keepdim=True).expand(*changes.shape[:-1], 1)
-    centred = changes - changes.gather(-1, likeliest)
-    return probabilities * (centred - (probabilities * centred).sum(dim=-1, keepdim=True))
-
-
-def _residuals(loss: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the gradient of each sample's own loss in its outputs, (n, C)."""
-    if loss in _SQUARED_ERRORS:
-        return (outputs - targets) * _SQUARED_ERRORS[loss](outputs)
-    return outputs.softmax(dim=-1) - one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
 
 
 def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
@@ -230,7 +186,7 @@ class CurvatureOperator(ABC):
         self.memory_budget = memory_budget
         self.products = 0
         with _differentiable(model) as everything:
-            self.parameter_names, leaves = _select(everything, parameters)
+            self.parameter_names, leaves = select_parameters(everything, parameters)
             if len(set(self.parameter_names)) < len(leaves):
                 raise ValueError("parameters lists a name twice: list each once.")
             self._shapes = {n: everything[n].shape for n in self.parameter_names}
@@ -395,7 +351,7 @@ class HessianOperator(CurvatureOperator):
     def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         def gradient(chosen: Parameters) -> Parameters:
             outputs, pull_back = vjp(chunk.network, chosen)[:2]
-            return pull_back(_residuals(self.loss, outputs, chunk.targets))[0]
+            return pull_back(get_loss(self.loss).gradient(outputs, chunk.targets))[0]
 
         point = chunk.detached()
         products = vmap(lambda probe: jvp(gradient, (point,), (probe,))[1])(self.split(probes))
@@ -406,15 +362,15 @@ class HessianOperator(CurvatureOperator):
         for probe in probes:
             outputs, change = jvp(chunk.network, (chunk.parameters,), (self.split(probe),))[:2]
             cotangents = (
-                output_hessian_product(self.loss, outputs.detach(), change.detach()),
-                _residuals(self.loss, outputs.detach(), chunk.targets),
+                get_loss(self.loss).hessian_product(outputs.detach(), change.detach()),
+                get_loss(self.loss).gradient(outputs.detach(), chunk.targets),
             )
             products.append(_rows(_reverse((outputs, change), chunk.leaves(), cotangents), 1))
         return torch.cat(products)
 
     def _by_double_backward(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         outputs = chunk.network(chunk.parameters)
-        residuals = _residuals(self.loss, outputs, chunk.targets)
+        residuals = get_loss(self.loss).gradient(outputs, chunk.targets)
         gradient = _reverse([outputs], chunk.leaves(), [residuals], create_graph=True)
         products = [
             _rows(
@@ -490,7 +446,7 @@ class GaussNewtonOperator(_OutputWeightedOperator):
     """
 
     def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
-        return output_hessian_product(self.loss, outputs, changes)
+        return get_loss(self.loss).hessian_product(outputs, changes)
 
 
 class FisherOperator(_OutputWeightedOperator):
@@ -505,7 +461,7 @@ class FisherOperator(_OutputWeightedOperator):
 
     def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
         likelihood = "cross_entropy" if self.loss == "cross_entropy" else "half_squared_error"
-        return output_hessian_product(likelihood, outputs, changes)
+        return get_loss(likelihood).hessian_product(outputs, changes)
 
 
 class EmpiricalFisherOperator(_OutputWeightedOperator):
@@ -517,5 +473,5 @@ class EmpiricalFisherOperator(_OutputWeightedOperator):
     """
 
     def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
-        residuals = _residuals(self.loss, outputs, targets)
+        residuals = get_loss(self.loss).gradient(outputs, targets)
         return residuals * (residuals * changes).sum(dim=-1, keepdim=True)

@@ -1,0 +1,1 @@
+"""Both sides of every numbered statement of the four papers, with what they assume."""

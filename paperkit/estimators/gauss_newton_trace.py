@@ -1,0 +1,529 @@
+r"""The trace of the Gauss–Newton matrix, as the mean squared gradient of the outputs.
+
+.. math:: S = \operatorname{Tr} G = \frac1n \sum_i \bigl\| R_i J_i \bigr\|_F^2,
+    \qquad J_i = \frac{\partial f(x_i)}{\partial\theta}, \quad R_i^\top R_i = \Lambda_i
+
+For the loss ½‖f − y‖² averaged over samples, Λ = I and this is the sharpness of the compression
+paper's equation 3; it equals the trace of the Hessian where the model interpolates the data, and
+for networks that are piecewise linear in each single weight anywhere. A number under another loss
+is another number: with the mean over outputs of ``torch.nn.MSELoss()`` it is 2/C times as large.
+
+A weight that acts at several positions has a gradient that is a coherent sum over them, which can
+vanish although each term is large. The bounds of the paper's Section 3 need the sum of squares
+instead, as if the sharing were undone; :data:`SHARING` names the choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from paperkit.estimators.result import Measurement
+from paperkit.linearize.batches import batches
+from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.linearize.layer import LayerLinearization, LayerUse
+from paperkit.linearize.linearize import (
+    GIBIBYTE,
+    Linearization,
+    layers_of,
+    linearize_in_chunks,
+)
+from paperkit.linearize.losses import get_loss
+
+METHODS = ("auto", "exact", "hutchinson")
+
+SHARING = ("tied", "positions", "operator")
+"""What counts as one parameter of a layer.
+
+``"tied"``: the weight as it is. ``"positions"``: a copy of the weight for every position and call.
+``"operator"``: every entry of the layer's linear operator, as if it were fully connected.
+"""
+
+# Above this many outputs the exact route's C backward passes cost more than the probes.
+_EXACT_OUTPUTS = 100
+
+
+def weight_gradient_squares(layer: LayerLinearization, factor: Tensor | None = None) -> Tensor:
+    r"""Return :math:`\|R_i\,\partial f_i/\partial W\|_F^2` of each sample.
+
+    With the positions p of all calls in one list, it is
+    :math:`\sum_{pp'} \langle B_p, B_{p'}\rangle \langle a_p, a_{p'}\rangle`: through two P × P
+    Gram matrices, or through the rows :math:`\sum_p B_p a_p^\top` themselves, whichever is cheaper.
+
+    Parameters
+    ----------
+    layer : LayerLinearization
+        A layer on n samples.
+    factor : Tensor, optional
+        R, shape (n, r, C); default the identity.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), float64.
+    """
+    num_rows = layer.uses[0].output_jacobian.shape[1] if factor is None else factor.shape[1]
+    groups = layer.uses[0].groups
+    outputs, fan_in = layer.weight_shape[0] // groups, layer.weight_shape[1:].numel()
+    positions = sum(use.positions() for use in layer.uses)
+    through_rows = num_rows * outputs * fan_in <= positions * (num_rows * outputs + fan_in)
+    size = num_rows * layer.num_parameters if through_rows else 2 * groups * positions**2
+    size += positions * groups * (num_rows * outputs + fan_in)
+
+    def squares(samples: slice) -> Tensor:
+        cotangents = torch.cat([_rows(use, samples, factor) for use in layer.uses], dim=4)
+        columns = torch.cat([use.columns(samples) for use in layer.uses], dim=3)
+        left = cotangents.transpose(1, 2).flatten(2, 3)  # (n, g, r·o, P)
+        if through_rows:
+            return (left @ columns.mT).flatten(1).norm(dim=1, dtype=torch.float64).square()
+        # Here the sum over pairs can cancel, to the square of what the rows can.
+        left, right = left.double(), columns.double()
+        return ((left.mT @ left) * (right.mT @ right)).sum(dim=(1, 2, 3)).clamp(min=0.0)
+
+    return _by_samples(squares, layer, size)
+
+
+def position_gradient_squares(layer: LayerLinearization, factor: Tensor | None = None) -> Tensor:
+    r"""Return :math:`\sum_p \|R_i B_{ip}\|_F^2 \|a_{ip}\|^2`: every position has its own weight.
+
+    Parameters
+    ----------
+    layer, factor
+        As in :func:`weight_gradient_squares`.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), float64.
+    """
+
+    def squares(samples: slice) -> Tensor:
+        parts = []
+        for use in layer.uses:
+            rows = _rows(use, samples, factor).square().sum(dim=(1, 3), dtype=torch.float64)
+            columns = use.columns(samples).square().sum(dim=2, dtype=torch.float64)
+            parts.append((rows * columns).sum(dim=(1, 2)))
+        return torch.stack(parts).sum(dim=0)
+
+    return _by_samples(squares, layer, _pair_size(layer))
+
+
+def operator_gradient_squares(layer: LayerLinearization, factor: Tensor | None = None) -> Tensor:
+    r"""Return :math:`\|R_i B_i\|_F^2 \|x_i\|^2`, x the layer's whole input, summed over its calls.
+
+    It is the squared gradient in the entries of the layer's operator T, :math:`z = T x`, if each
+    were free, and equals :func:`weight_gradient_squares` where a fully connected layer is called
+    once on one position (compression paper, equation 4).
+
+    Parameters
+    ----------
+    layer, factor
+        As in :func:`weight_gradient_squares`.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), float64.
+    """
+
+    def squares(samples: slice) -> Tensor:
+        parts = [
+            _rows(use, samples, factor).flatten(1).norm(dim=1, dtype=torch.float64).square()
+            * use.inputs[samples].flatten(1).norm(dim=1, dtype=torch.float64).square()
+            for use in layer.uses
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    return _by_samples(squares, layer, _pair_size(layer))
+
+
+_SQUARES: dict[str, Callable[[LayerLinearization, Tensor | None], Tensor]] = {
+    "tied": weight_gradient_squares,
+    "positions": position_gradient_squares,
+    "operator": operator_gradient_squares,
+}
+
+
+def _rows(use: LayerUse, samples: slice, factor: Tensor | None) -> Tensor:
+    """Return R B of some samples, (n, r, g, o, P)."""
+    cotangents = use.cotangents(samples)
+    if factor is None:
+        return cotangents
+    return torch.einsum("nrc,ncgop->nrgop", factor[samples], cotangents)
+
+
+def _pair_size(layer: LayerLinearization) -> int:
+    """Count the entries of the largest call's unfolded pair, for one sample."""
+    return max(
+        use.output_jacobian[0].numel()
+        + use.positions() * use.groups * layer.weight_shape[1:].numel()
+        for use in layer.uses
+    )
+
+
+def _by_samples(
+    function: Callable[[slice], Tensor], layer: LayerLinearization, entries: int
+) -> Tensor:
+    n = layer.uses[0].inputs.shape[0]
+    step = max(1, layer.memory_budget // (4 * 8 * entries))
+    return torch.cat([function(slice(start, start + step)) for start in range(0, n, step)])
+
+
+def gradient_squares_from(
+    linearization: Linearization,
+    parameters: str | Sequence[str] = "all",
+    loss: str = "half_squared_error",
+) -> Tensor:
+    r"""Return :math:`\|R_i\,\partial f_i/\partial\theta\|_F^2` of each sample.
+
+    Parameters
+    ----------
+    linearization : Linearization
+        With all parameters, if ``parameters`` is ``"all"``.
+    parameters : "all" or sequence of str
+        All parameters, biases and normalisation included; or the weights of the layers named.
+    loss : str
+        A name from :data:`paperkit.linearize.losses.LOSSES`; it may differ from the
+        linearization's own.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), float64.
+
+    Raises
+    ------
+    ValueError
+        If the linearization lacks what is asked for, or the loss is unknown.
+    """
+    factor = _factor(linearization, loss)
+    if isinstance(parameters, str):
+        _check_all(parameters)
+        if linearization.parameter_jacobians is None:
+            raise ValueError(
+                "linearization lacks the other parameters: set all_parameters=True, or name the "
+                "layers in parameters."
+            )
+        names: Sequence[str] = list(linearization.layers)
+        others = list(linearization.parameter_jacobians.values())
+    else:
+        names, others = list(parameters), []
+    unknown = [name for name in names if name not in linearization.layers]
+    if unknown:
+        raise ValueError(
+            f"parameters={unknown} are not layers of the linearization: choose among "
+            f"{', '.join(linearization.layers)}."
+        )
+    total = torch.zeros(
+        len(linearization.outputs), dtype=torch.float64, device=linearization.outputs.device
+    )
+    for name in names:
+        total += weight_gradient_squares(linearization.layers[name], factor)
+    for jacobian in others:
+        rows = jacobian if factor is None else factor @ jacobian
+        total += rows.flatten(1).norm(dim=1, dtype=torch.float64).square()
+    return total
+
+
+def _factor(linearization: Linearization, loss: str) -> Tensor | None:
+    """Return R of the named loss, None where it is the identity."""
+    factor = get_loss(loss).hessian_factor
+    return None if loss == "half_squared_error" else factor(linearization.outputs)
+
+
+def _check_all(parameters: str) -> None:
+    if parameters != "all":
+        raise ValueError(f'parameters={parameters!r}: pass "all" or a list of layers.')
+
+
+def gauss_newton_trace_from(
+    linearization: Linearization,
+    parameters: str | Sequence[str] = "all",
+    loss: str = "half_squared_error",
+) -> Measurement:
+    """Return :func:`gauss_newton_trace` of a linearization.
+
+    Parameters
+    ----------
+    linearization, parameters, loss
+        As in :func:`gradient_squares_from`.
+
+    Returns
+    -------
+    Measurement
+        Exact on its samples.
+
+    Raises
+    ------
+    ValueError
+        As :func:`gradient_squares_from`.
+    """
+    values = gradient_squares_from(linearization, parameters, loss)
+    return _measurement(values, "gauss_newton_trace", loss)
+
+
+def layer_gauss_newton_traces_from(
+    linearization: Linearization, loss: str = "half_squared_error", *, sharing: str = "tied"
+) -> dict[str, Measurement]:
+    """Return :func:`layer_gauss_newton_traces` of a linearization."""
+    return {
+        name: _measurement(values, "layer_gauss_newton_traces", loss, name, sharing)
+        for name, values in _layer_squares(linearization, loss, sharing).items()
+    }
+
+
+def _layer_squares(linearization: Linearization, loss: str, sharing: str) -> dict[str, Tensor]:
+    if sharing not in SHARING:
+        raise ValueError(f"sharing={sharing!r} is unknown: choose one of {', '.join(SHARING)}.")
+    factor = _factor(linearization, loss)
+    return {name: _SQUARES[sharing](layer, factor) for name, layer in linearization.layers.items()}
+
+
+def gauss_newton_trace(
+    model: nn.Module,
+    data: object,
+    parameters: str | Sequence[str] = "all",
+    loss: str = "half_squared_error",
+    *,
+    method: str = "auto",
+    probes: int = 10,
+    seed: int = 0,
+    memory_budget: int = GIBIBYTE,
+) -> Measurement:
+    r"""Return the trace of the Gauss–Newton matrix over all parameters or some layers' weights.
+
+    Source: compression paper, equation 3.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them, of any sizes; the targets are not used.
+    parameters : "all" or sequence of str
+        As in :func:`gradient_squares_from`.
+    loss : str
+        A name from :data:`paperkit.linearize.losses.LOSSES`.
+    method : str
+        ``"exact"`` (C backward passes), ``"hutchinson"`` (one backward pass a probe: for signs v,
+        independent and equally likely, :math:`\|\partial (v^\top R f)/\partial\theta\|^2` has the
+        right mean), or ``"auto"``: exact up to 100 outputs.
+    probes : int
+        Sign vectors a sample, at least 2.
+    seed : int
+        Of the signs.
+    memory_budget : int
+        Bytes for the pairs and temporaries.
+
+    Returns
+    -------
+    Measurement
+        With a standard error over the probes under ``"hutchinson"``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is unknown or out of range, or the data do not fit the model.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}.")
+    if isinstance(parameters, str):
+        _check_all(parameters)
+    if method == "auto":
+        method = "exact" if _num_outputs(model, data) <= _EXACT_OUTPUTS else "hutchinson"
+    if method == "hutchinson":
+        return _hutchinson(model, data, parameters, loss, probes, seed, memory_budget)
+    everything = isinstance(parameters, str)
+    chunks = linearize_samples(
+        model,
+        data,
+        layers=None if everything else parameters,
+        all_parameters=everything,
+        memory_budget=memory_budget,
+    )
+    values = [gradient_squares_from(chunk, parameters, loss) for chunk in chunks]
+    return _measurement(torch.cat(values), "gauss_newton_trace", loss)
+
+
+def layer_gauss_newton_traces(
+    model: nn.Module,
+    data: object,
+    layers: Sequence[str] | None = None,
+    loss: str = "half_squared_error",
+    *,
+    sharing: str = "tied",
+    memory_budget: int = GIBIBYTE,
+) -> dict[str, Measurement]:
+    """Return the Gauss–Newton trace of each layer's weight, exactly.
+
+    Parameters
+    ----------
+    model, data, loss, memory_budget
+        As in :func:`gauss_newton_trace`.
+    layers : sequence of str, optional
+        Module names; default every linear and convolution layer.
+    sharing : str
+        One of :data:`SHARING`.
+
+    Returns
+    -------
+    dict of str to Measurement
+        By layer, in the order of the forward pass.
+
+    Raises
+    ------
+    ValueError
+        If an argument is unknown, or the data do not fit the model.
+    """
+    collected: dict[str, list[Tensor]] = {}
+    for chunk in linearize_samples(model, data, layers=layers, memory_budget=memory_budget):
+        for name, values in _layer_squares(chunk, loss, sharing).items():
+            collected.setdefault(name, []).append(values)
+    return {
+        name: _measurement(torch.cat(parts), "layer_gauss_newton_traces", loss, name, sharing)
+        for name, parts in collected.items()
+    }
+
+
+def linearize_samples(
+    model: nn.Module,
+    data: object,
+    *,
+    layers: Sequence[str] | None = None,
+    input_jacobians: bool = False,
+    all_parameters: bool = False,
+    memory_budget: int = GIBIBYTE,
+) -> Iterator[Linearization]:
+    """Linearize a stream of batches for measures in which neither loss nor targets matter.
+
+    Parameters
+    ----------
+    model, data, layers, input_jacobians, all_parameters, memory_budget
+        As in :func:`paperkit.linearize.linearize.linearize_in_chunks`; targets of any kind.
+
+    Yields
+    ------
+    Linearization
+        Of consecutive samples; every sample once.
+
+    Raises
+    ------
+    ValueError
+        As :func:`paperkit.linearize.linearize.linearize_in_chunks`.
+    """
+    # Class 0 is a valid label of any model.
+    labelled = [
+        (inputs, torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device))
+        for inputs, _ in batches(data)
+    ]
+    for linearization, _ in linearize_in_chunks(
+        model,
+        labelled,
+        layers=layers,
+        input_jacobians=input_jacobians,
+        all_parameters=all_parameters,
+        memory_budget=memory_budget,
+    ):
+        yield linearization
+
+
+def _num_outputs(model: nn.Module, data: object) -> int:
+    inputs, _ = next(batches(data))
+    check_inputs(inputs)
+    with evaluation(model) as parameters, torch.no_grad():
+        outputs = functional_call(model, parameters, (inputs[:1],))
+    check_outputs(outputs, 1)
+    return outputs.shape[1]
+
+
+def _hutchinson(
+    model: nn.Module,
+    data: object,
+    parameters: str | Sequence[str],
+    loss: str,
+    probes: int,
+    seed: int,
+    memory_budget: int,
+) -> Measurement:
+    if probes < 2:
+        raise ValueError(f"probes={probes} must be at least 2: one has no standard error.")
+    names = None if isinstance(parameters, str) else _weight_names(model, parameters)
+    hessian_factor = get_loss(loss).hessian_factor
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    squares: list[Tensor] = []
+    for inputs, _ in batches(data):
+        check_inputs(inputs)
+        with evaluation(model) as leaves:
+            fixed = {name: leaf.detach() for name, leaf in leaves.items()}
+            chosen = {name: fixed[name] for name in (names or fixed)}
+            size = sum(leaf.numel() * leaf.element_size() for leaf in chosen.values())
+            for chunk in inputs.split(max(1, memory_budget // (4 * size * probes))):
+                with torch.no_grad():
+                    outputs = functional_call(model, fixed, (chunk,))
+                    check_outputs(outputs, len(chunk))
+                    factor = hessian_factor(outputs)
+                squares.append(
+                    _probe_squares(model, fixed, chosen, chunk, factor, probes, generator)
+                )
+    values = torch.cat(squares, dim=1)
+    # Probes of different samples are independent: the variances of the samples' means add up.
+    variance = values.var(dim=0).mean() / values.numel()
+    return Measurement(
+        value=float(values.mean()),
+        measure="gauss_newton_trace",
+        method="hutchinson",
+        n=values.shape[1],
+        loss=loss,
+        standard_error=float(variance.sqrt()),
+        probes=probes,
+    )
+
+
+def _weight_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
+    weights = {id(module.get_parameter("weight")) for module in layers_of(model, layers).values()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in weights]
+
+
+def _probe_squares(
+    model: nn.Module,
+    fixed: dict[str, Tensor],
+    chosen: dict[str, Tensor],
+    inputs: Tensor,
+    factor: Tensor,
+    probes: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return ‖∂(vᵀ R f)/∂θ‖² for every probe and sample, (probes, n)."""
+
+    def projection(parameters: dict[str, Tensor], x: Tensor, cotangent: Tensor) -> Tensor:
+        outputs = functional_call(model, {**fixed, **parameters}, (x.unsqueeze(0),))
+        return (outputs[0] * cotangent).sum()
+
+    def square(x: Tensor, cotangent: Tensor) -> Tensor:
+        gradients = grad(projection)(chosen, x, cotangent)
+        return torch.stack([g.double().square().sum() for g in gradients.values()]).sum()
+
+    bits = torch.randint(0, 2, (probes, *factor.shape[:2]), generator=generator, device="cpu")
+    cotangents = torch.einsum("knr,nrc->knc", (2 * bits - 1).to(factor), factor)
+    # Only the cotangents differ between probes: the forward pass is shared.
+    return vmap(vmap(square), in_dims=(None, 0))(inputs, cotangents).detach()
+
+
+def _measurement(
+    values: Tensor, measure: str, loss: str, layer: str | None = None, sharing: str | None = None
+) -> Measurement:
+    assumptions: dict[str, object] = {"deviation": float(values.std(correction=0))}
+    if sharing is not None:
+        assumptions["sharing"] = sharing
+    return Measurement(
+        value=float(values.mean()),
+        measure=measure,
+        method="exact",
+        n=len(values),
+        loss=loss,
+        layer=layer,
+        assumptions=assumptions,
+    )

@@ -1,0 +1,716 @@
+r"""Information-geometric sharpness, Takeuchi's criterion and the Fisher–Rao norm.
+
+The information-geometric sharpness (information-geometric paper, equation 6) is the mean over
+samples of :math:`g_i^\top F^\dagger g_i`, with :math:`g_i` the gradient of sample i's loss and
+:math:`F = \frac1n \sum_i J_i^\top \Lambda_i J_i` the Fisher matrix under the model's own labels,
+both in all parameters. It is computed in the dual space of the samples. Let
+:math:`R_i^\top R_i = \Lambda_i` with as few rows as the rank of :math:`\Lambda_i`, and stack the
+:math:`G_i = R_i J_i` into G, so that :math:`F = G^\top G / n`. Each gradient is
+:math:`g_i = G_i^\top a_i` with :math:`R_i^\top a_i = \partial\ell_i/\partial f_i`, hence
+
+.. math:: g_i^\top F^\dagger g_i = n\, a_i^\top \Pi_{ii}\, a_i, \qquad
+          \mathrm{IGS} = \sum_i a_i^\top \Pi_{ii}\, a_i \le \sum_i \|a_i\|^2 ,
+
+Π the projector onto the range of G. For softmax cross-entropy :math:`a_i = -R_i e_{y}/p_{iy}` and
+:math:`\|a_i\|^2 = 1/p_{iy} - 1 = e^{\ell_i} - 1`. So where G has full row rank, n(C−1), the measure
+is :math:`\sum_i (e^{\ell_i} - 1)`, a function of the losses that knows nothing of the geometry.
+The paper does not say so; its networks for CIFAR-10 have more parameters than G has rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from paperkit.estimators.baselines import exponential_losses, sample_losses
+from paperkit.estimators.result import Measurement
+from paperkit.linalg.row_space import (
+    RowBlocks,
+    default_tolerance,
+    row_factors,
+    triangular_factor,
+)
+from paperkit.linearize import (
+    Linearization,
+    dense_empirical_fisher,
+    dense_hessian,
+    get_loss,
+    linearize,
+)
+from paperkit.linearize.batches import as_batch, batches
+from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
+from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
+
+CURVATURES = ("fisher", "hessian")
+LABELS = ("model", "observed")
+
+# Factors on the tolerance under which the value is reported beside its own.
+_SENSITIVITY = (1e-2, 1.0, 1e2)
+
+# No tolerance below this is tried: it would count the round-off of the Jacobians themselves.
+_FLOOR = 10.0
+
+# Above this many nats exp overflows in float64.
+_LARGEST_LOSS = 709.0
+
+# Samples of one forward pass.
+_FORWARD = 512
+
+# Float64 copies of G that the factorizations hold at once.
+_COPIES = 4
+
+
+@dataclass(frozen=True)
+class DualGradients:
+    r"""Each sample's loss gradient in the rows of :math:`G_i = R_i J_i`.
+
+    Attributes
+    ----------
+    factor : Tensor
+        R, (n, r, C), float64.
+    directions : Tensor
+        b, (n, r), float64, with :math:`g_i = e^{s_i/2}\, G_i^\top b_i`.
+    log_scales : Tensor
+        s, (n,): the loss for cross-entropy, whose gradients would overflow without it; else zero.
+    squared_norms : Tensor
+        :math:`e^{s_i} \|b_i\|^2`, (n,): :math:`e^{\ell_i} - 1` for cross-entropy, 2ℓ for a squared
+        error.
+    """
+
+    factor: Tensor
+    directions: Tensor
+    log_scales: Tensor
+    squared_norms: Tensor
+
+    @property
+    def dual_vectors(self) -> Tensor:
+        """a, (n, r), with g_i = G_iᵀ a_i."""
+        return torch.exp(0.5 * self.log_scales).unsqueeze(1) * self.directions
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of G, n times r."""
+        return self.directions.numel()
+
+
+def dual_gradients(outputs: Tensor, targets: Tensor, loss: str = "cross_entropy") -> DualGradients:
+    """Write every sample's loss gradient in the rows of the Fisher factor.
+
+    Parameters
+    ----------
+    outputs : Tensor
+        (n, C); taken to float64 first.
+    targets : Tensor
+        Labels (n,), or (n, C) for the squared errors.
+    loss : str
+        A name from :data:`paperkit.linearize.LOSSES`. The squared errors count as Gaussian
+        likelihoods: of unit variance for ``"half_squared_error"`` (Appendix F of the
+        information-geometric paper, derived here), of variance C/2 for ``"mse"``.
+
+    Raises
+    ------
+    ValueError
+        If the targets do not fit.
+    """
+    check_targets(targets, outputs, loss)
+    logits = outputs.detach().to(torch.float64)
+    factor = get_loss(loss).hessian_factor(logits)
+    if loss == "cross_entropy":
+        losses = sample_losses(logits, targets)
+        index = targets.view(-1, 1, 1).expand(-1, factor.shape[1], 1)
+        column = factor.gather(2, index).squeeze(2)
+        directions = -torch.exp(0.5 * losses).unsqueeze(1) * column
+        return DualGradients(factor, directions, losses, exponential_losses(logits, targets))
+    right = get_loss(loss).gradient(logits, targets).unsqueeze(2)
+    directions = torch.linalg.solve(factor.transpose(1, 2), right).squeeze(2)
+    return DualGradients(
+        factor, directions, torch.zeros_like(directions[:, 0]), directions.square().sum(dim=1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class InformationGeometricSharpness(Measurement):
+    r"""The sharpness with all that decides whether it says more than the losses do.
+
+    Attributes
+    ----------
+    sample_terms : Tensor
+        :math:`g_i^\top F^\dagger g_i`, (n,), float64, on the CPU; their mean is the measure.
+    mean_gradient_term : float
+        :math:`\bar g^\top F^\dagger \bar g` of the whole data set's gradient.
+    rank, num_rows : int
+        Of G; at most n(C−1) rows.
+    dimension : int
+        Parameters.
+    tolerance : float
+        Relative to the largest singular value of G with its rows brought to one scale.
+    upper_bound : float
+        :math:`\sum_i \|a_i\|^2`: for cross-entropy :math:`\sum_i (e^{\ell_i} - 1)`.
+    by_tolerance : mapping of float to float
+        The value under a hundredth of the tolerance, the tolerance, and a hundred times it; empty
+        for the damped measure, which has no threshold. No tolerance below ten units of round-off
+        is tried.
+    """
+
+    sample_terms: Tensor
+    mean_gradient_term: float
+    rank: int
+    num_rows: int
+    dimension: int
+    tolerance: float
+    upper_bound: float
+    by_tolerance: Mapping[float, float]
+
+    @property
+    def full_rank(self) -> bool:
+        """Whether G has full row rank, so that the value is its upper bound."""
+        return self.rank == self.num_rows
+
+    @property
+    def tolerance_sensitive(self) -> bool:
+        """Whether the value moves by more than 1 % within a factor of 100 of the tolerance."""
+        return any(
+            abs(other - self.value) > 0.01 * abs(self.value) for other in self.by_tolerance.values()
+        )
+
+    @property
+    def criterion(self) -> float:
+        """The value over n: Takeuchi's criterion with the Fisher matrix for the Hessian."""
+        return self.value / self.n
+
+
+@dataclass(frozen=True)
+class _Options:
+    batch_size: int | None
+    replacement: bool
+    tolerance: float | None
+    damping: float
+
+
+def information_geometric_sharpness(
+    model: nn.Module,
+    data: object,
+    loss: str = "cross_entropy",
+    *,
+    batch_size: int | None = None,
+    replacement: bool = False,
+    tolerance: float | None = None,
+    damping: float = 0.0,
+    memory_budget: int = GIBIBYTE,
+) -> InformationGeometricSharpness:
+    r"""Return IGS, or its mini-batch form, over all parameters (equations 6 and 7).
+
+    Source: information-geometric paper. The mini-batch form is not sampled: for uniform batches of
+    size b it is :math:`c\,\mathrm{IGS} + (1-c)\,\bar g^\top F^\dagger \bar g`, with
+    :math:`c = \frac{n-b}{b(n-1)}` without and :math:`c = 1/b` with replacement.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them; F and the gradients come from all n samples.
+    loss : str
+        A name from :data:`paperkit.linearize.LOSSES`.
+    batch_size : int, optional
+        b, from 1 to n; default 1, which is equation 6. The Fisher matrix is that of all data.
+    replacement : bool
+        Whether the samples of a mini-batch are drawn with replacement.
+    tolerance : float, optional
+        What counts as zero in the rank of G, relative to its largest singular value with rows
+        brought to one scale; default 100 √min(n(C−1), d) times the round-off of the model's dtype.
+    damping : float
+        If positive, :math:`(F + \lambda I)^{-1}` takes the place of :math:`F^\dagger`, λ being
+        this fraction of the largest eigenvalue of F. Stable, but no longer invariant under
+        reparametrization; the result says so in its ``method`` and ``assumptions``.
+    memory_budget : int
+        Bytes. A G with more rows than columns that does not fit is linearized a few samples at a
+        time, and twice over.
+
+    Returns
+    -------
+    InformationGeometricSharpness
+        A value in full rank is the closed form :math:`\sum_i (e^{\ell_i} - 1)`, exact even where
+        the losses span many orders of magnitude. Infinite where a loss exceeds 709 nats.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, the data do not fit the model, or neither n(C−1) nor the
+        number of parameters is small enough for the memory budget.
+    """
+    inputs, targets = as_batch(data)
+    dimension = sum(parameter.numel() for parameter in model.parameters())
+    outputs = torch.cat([_outputs(model, part) for part in inputs.split(_FORWARD)])
+    dual = dual_gradients(outputs, targets, loss)
+    _require_room(dual.num_rows, dimension, memory_budget)
+    if dual.num_rows <= dimension:
+        linearization = linearize(
+            model, inputs, loss, all_parameters=True, memory_budget=memory_budget
+        )
+        row_blocks = _compressed_rows(linearization, dual.factor)
+    else:
+        row_blocks = _streamed_rows(
+            model, inputs, targets, loss, dual.factor, dimension, memory_budget
+        )
+    options = _Options(batch_size, replacement, tolerance, damping)
+    return _sharpness(row_blocks, dual, loss, dimension, outputs.dtype, options)
+
+
+def information_geometric_sharpness_from(
+    linearization: Linearization,
+    targets: Tensor,
+    *,
+    batch_size: int | None = None,
+    replacement: bool = False,
+    tolerance: float | None = None,
+    damping: float = 0.0,
+) -> InformationGeometricSharpness:
+    """Return the same from a linearization in all parameters.
+
+    Parameters
+    ----------
+    linearization : Linearization
+        Made with ``all_parameters=True``.
+    targets : Tensor
+        Labels (n,), or (n, C) for the squared errors.
+    batch_size, replacement, tolerance, damping
+        As in :func:`information_geometric_sharpness`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`information_geometric_sharpness`, with the linearization's memory budget.
+    """
+    dual = dual_gradients(linearization.outputs, targets, linearization.loss)
+    dimension = linearization.num_parameters
+    _require_room(dual.num_rows, dimension, linearization.memory_budget)
+    if dual.num_rows <= dimension:
+        row_blocks = _compressed_rows(linearization, dual.factor)
+    else:
+        jacobian = torch.cat([block for _, block in linearization.jacobian_blocks()], dim=2)
+        row_blocks = _single_block(jacobian, dual.factor)
+    return _sharpness(
+        row_blocks,
+        dual,
+        linearization.loss,
+        dimension,
+        linearization.outputs.dtype,
+        _Options(batch_size, replacement, tolerance, damping),
+    )
+
+
+def information_geometric_sharpness_from_jacobian(
+    jacobian: Tensor,
+    outputs: Tensor,
+    targets: Tensor,
+    loss: str = "cross_entropy",
+    *,
+    batch_size: int | None = None,
+    replacement: bool = False,
+    tolerance: float | None = None,
+    damping: float = 0.0,
+) -> InformationGeometricSharpness:
+    """Return the same from a Jacobian in any coordinates, for small models.
+
+    Parameters
+    ----------
+    jacobian : Tensor
+        ∂f/∂θ, (n, C, d).
+    outputs, targets : Tensor
+        (n, C), and labels (n,) or (n, C).
+    loss, batch_size, replacement, tolerance, damping
+        As in :func:`information_geometric_sharpness`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or an argument is out of range.
+    """
+    if jacobian.ndim != 3 or jacobian.shape[:2] != outputs.shape:
+        raise ValueError(
+            f"jacobian has shape {tuple(jacobian.shape)}: outputs of shape "
+            f"{tuple(outputs.shape)} need (n, C, d)."
+        )
+    dual = dual_gradients(outputs, targets, loss)
+    return _sharpness(
+        _single_block(jacobian, dual.factor),
+        dual,
+        loss,
+        jacobian.shape[2],
+        outputs.dtype,
+        _Options(batch_size, replacement, tolerance, damping),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The rows of G, compressed or streamed
+# ---------------------------------------------------------------------------------------------
+
+
+def _require_room(num_rows: int, dimension: int, memory_budget: int) -> None:
+    needed = 8 * _COPIES * min(num_rows, dimension) ** 2
+    if needed > memory_budget:
+        raise ValueError(
+            f"memory_budget={memory_budget} is too small for {num_rows} rows and {dimension} "
+            f"parameters: raise it to {needed}, or measure fewer samples."
+        )
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    check_inputs(inputs)
+    with evaluation(model) as parameters, torch.no_grad():
+        outputs = functional_call(model, parameters, (inputs,))
+    check_outputs(outputs, len(inputs))
+    return outputs
+
+
+def _row_scales(factor: Tensor, squared_lengths: Tensor) -> Tensor:
+    """Return Σ_c |R_jc| ‖∂f_c/∂θ‖ of each row of G, its length but for cancellation: (n r,)."""
+    return (factor.abs() @ squared_lengths.sqrt().unsqueeze(2)).flatten()
+
+
+def _compressed_rows(linearization: Linearization, factor: Tensor) -> RowBlocks:
+    """Return a wide G as one block, rotated into as many columns as it has rows."""
+    n, r, num_outputs = factor.shape
+    squared_lengths = factor.new_zeros(n, num_outputs)
+
+    def columns() -> Iterator[Tensor]:
+        for _, block in linearization.jacobian_blocks():
+            for piece in block.split(n * r, dim=2):
+                jacobian = piece.to(torch.float64)
+                squared_lengths.add_(jacobian.square().sum(dim=2))
+                yield (factor @ jacobian).flatten(0, 1).T
+
+    # Gᵀ = Q T leaves the range of G to Tᵀ, and the lengths of its rows.
+    rows = triangular_factor(columns()).T
+    scales = _row_scales(factor, squared_lengths)
+    return lambda: [(rows, scales)]
+
+
+def _rows(jacobian: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of G of some samples, with their scales."""
+    jacobian = jacobian.to(torch.float64)
+    scales = _row_scales(factor, jacobian.square().sum(dim=2))
+    return (factor @ jacobian).flatten(0, 1), scales
+
+
+def _single_block(jacobian: Tensor, factor: Tensor) -> RowBlocks:
+    block = _rows(jacobian, factor)
+    return lambda: [block]
+
+
+def _streamed_rows(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss: str,
+    factor: Tensor,
+    dimension: int,
+    memory_budget: int,
+) -> RowBlocks:
+    """Return a tall G a few samples at a time, linearized anew at every pass unless it fits."""
+    n, _, num_outputs = factor.shape
+    size = max(1, memory_budget // (8 * _COPIES * num_outputs * dimension))
+    data = list(zip(inputs.split(size), targets.split(size), strict=True))
+
+    def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
+        start = 0
+        for linearization, _ in linearize_in_chunks(
+            model, data, loss, all_parameters=True, memory_budget=memory_budget
+        ):
+            samples = slice(start, start + linearization.num_samples)
+            start = samples.stop
+            jacobian = torch.cat([block for _, block in linearization.jacobian_blocks()], dim=2)
+            yield _rows(jacobian, factor[samples])
+
+    if n > size:
+        return one_pass
+    rows = list(one_pass())
+    return lambda: rows
+
+
+# ---------------------------------------------------------------------------------------------
+# The projection of the gradients
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """a_iᵀ Π_ii a_i of each sample, (n,), and āᵀ Π ā of the sum of all gradients."""
+
+    sample_parts: Tensor
+    summed_part: float
+
+    def combined(self, weight: float) -> float:
+        """Return the weighted mean of IGS and of the whole gradient's term."""
+        parts = (float(self.sample_parts.sum()), self.summed_part / len(self.sample_parts))
+        # A part of weight zero may be infinite.
+        return sum(
+            part * w for part, w in zip(parts, (weight, 1.0 - weight), strict=True) if w != 0
+        )
+
+
+def _projections(
+    row_blocks: RowBlocks,
+    bases: Sequence[Callable[[Tensor, Tensor], Tensor]],
+    dual: DualGradients,
+) -> list[_Projection]:
+    """Project on several bases in one pass over G."""
+    n, r = dual.directions.shape
+    shares = dual.directions.new_zeros(len(bases), n)
+    summed: list[Tensor | float] = [0.0] * len(bases)
+    halves = torch.exp(0.5 * dual.log_scales)
+    start = 0
+    for rows, scales in row_blocks():
+        samples = slice(start, start + len(rows) // r)
+        start = samples.stop
+        for position, basis in enumerate(bases):
+            columns = basis(rows, scales).unflatten(0, (-1, r))
+            coordinates = torch.einsum("nrk,nr->nk", columns, dual.directions[samples])
+            shares[position, samples] = coordinates.square().sum(dim=1)
+            summed[position] = summed[position] + halves[samples] @ coordinates
+    overflows = dual.log_scales > _LARGEST_LOSS
+    parts = torch.where(overflows, torch.inf, torch.exp(dual.log_scales + torch.log(shares)))
+    infinite = bool(overflows.any())
+    return [
+        _Projection(part, math.inf if infinite else float(torch.as_tensor(total).square().sum()))
+        for part, total in zip(parts, summed, strict=True)
+    ]
+
+
+def _by_tolerance(
+    row_blocks: RowBlocks, dual: DualGradients, tolerances: Sequence[float]
+) -> dict[float, tuple[int, _Projection]]:
+    """Return rank and projection at each tolerance; in full row rank, without projecting."""
+    factors = row_factors(row_blocks)
+    spaces = {tolerance: factors.space(tolerance) for tolerance in tolerances}
+    everything = dual.num_rows
+    found = {everything: _Projection(dual.squared_norms, float(dual.squared_norms.sum()))}
+    partial = {space.rank: space for space in spaces.values() if space.rank < everything}
+    if partial:
+        projections = _projections(row_blocks, [space.basis for space in partial.values()], dual)
+        found |= dict(zip(partial, projections, strict=True))
+    return {tolerance: (space.rank, found[space.rank]) for tolerance, space in spaces.items()}
+
+
+def _batch_weight(n: int, batch_size: int | None, replacement: bool) -> float:
+    """Return the weight of IGS in the mini-batch measure."""
+    b = 1 if batch_size is None else batch_size
+    if b < 1 or (b > n and not replacement):
+        raise ValueError(f"batch_size={b} must be from 1 to the {n} samples.")
+    return 1.0 / b if replacement or b == 1 else (n - b) / (b * (n - 1))
+
+
+def _sharpness(
+    row_blocks: RowBlocks,
+    dual: DualGradients,
+    loss: str,
+    dimension: int,
+    dtype: torch.dtype,
+    options: _Options,
+) -> InformationGeometricSharpness:
+    n = len(dual.directions)
+    weight = _batch_weight(n, options.batch_size, options.replacement)
+    tolerance = options.tolerance
+    if tolerance is None:
+        tolerance = default_tolerance(dual.num_rows, dimension, dtype)
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance={tolerance} must lie between 0 and 1: it is relative.")
+    if not options.damping >= 0:
+        raise ValueError(f"damping={options.damping} must not be negative.")
+    assumptions: dict[str, object] = {}
+    if options.batch_size is not None:
+        assumptions = {"batch_size": options.batch_size, "replacement": options.replacement}
+    by_tolerance: dict[float, float] = {}
+    if options.damping > 0:
+        factors = row_factors(row_blocks)
+        rank = factors.space(tolerance).rank
+        root, shift = factors.resolvent_root(options.damping)
+        (projection,) = _projections(row_blocks, [lambda rows, scales: rows @ root], dual)
+        assumptions |= {"damping": options.damping, "shift": shift / n, "invariant": False}
+        method = "damped"
+    else:
+        floor = min(tolerance, _FLOOR * torch.finfo(dtype).eps)
+        tolerances = [max(tolerance * factor, floor) for factor in _SENSITIVITY]
+        at = _by_tolerance(row_blocks, dual, tolerances)
+        by_tolerance = {tolerance: found.combined(weight) for tolerance, (_, found) in at.items()}
+        rank, projection = at[tolerance]
+        method = "closed form" if rank == dual.num_rows else "projection"
+    return InformationGeometricSharpness(
+        value=projection.combined(weight),
+        measure="information_geometric_sharpness",
+        method=method,
+        n=n,
+        loss=loss,
+        assumptions={"rank": rank, "num_rows": dual.num_rows, **assumptions},
+        sample_terms=(n * projection.sample_parts).cpu(),
+        mean_gradient_term=projection.summed_part / n,
+        rank=rank,
+        num_rows=dual.num_rows,
+        dimension=dimension,
+        tolerance=tolerance,
+        upper_bound=float(dual.squared_norms.sum()),
+        by_tolerance=by_tolerance,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Takeuchi's criterion and the Fisher–Rao norm
+# ---------------------------------------------------------------------------------------------
+
+
+def takeuchi_information_criterion(
+    model: nn.Module,
+    data: object,
+    loss: str = "cross_entropy",
+    *,
+    curvature: str = "fisher",
+    tolerance: float | None = None,
+    max_dense: int = 2048,
+    memory_budget: int = GIBIBYTE,
+) -> Measurement:
+    r"""Return :math:`\frac1n \operatorname{Tr}(H^{-1} C)`, an estimate of the generalization gap.
+
+    C is the uncentred second moment of the samples' gradients. Source: equation 9 of the
+    information-geometric paper (Takeuchi 1976), on the empirical distribution; its limit should
+    read n times the gap. It presumes n well above the number of parameters and an interior
+    optimum.
+
+    Parameters
+    ----------
+    model, data, loss, memory_budget
+        As in :func:`information_geometric_sharpness`.
+    curvature : str
+        ``"fisher"`` puts the Fisher matrix for H, which makes the criterion IGS/n;
+        ``"hessian"`` takes the loss Hessian itself, written out.
+    tolerance : float, optional
+        Relative; eigenvalues of H (singular values of G for ``"fisher"``) up to it are left out.
+        Default d times the round-off of the dtype for ``"hessian"``.
+    max_dense : int
+        The largest number of parameters whose Hessian is written out.
+
+    Returns
+    -------
+    Measurement
+        ``assumptions`` holds the ``rank`` of the curvature; for ``"hessian"`` also how many of its
+        eigenvalues are negative, where the criterion has no justification, and which share of
+        Tr C lies outside its range and is left out.
+
+    Raises
+    ------
+    ValueError
+        If the curvature is unknown, the model too large, or the data do not fit.
+    """
+    if curvature not in CURVATURES:
+        raise ValueError(f"curvature={curvature!r} is unknown: use one of {', '.join(CURVATURES)}.")
+    if curvature == "fisher":
+        sharpness = information_geometric_sharpness(
+            model, data, loss, tolerance=tolerance, memory_budget=memory_budget
+        )
+        return Measurement(
+            value=sharpness.criterion,
+            measure="takeuchi_information_criterion",
+            method=sharpness.method,
+            n=sharpness.n,
+            loss=loss,
+            assumptions={"curvature": curvature, "rank": sharpness.rank},
+        )
+    dimension = sum(parameter.numel() for parameter in model.parameters())
+    if dimension > max_dense:
+        raise ValueError(
+            f"model has {dimension} parameters, too many to write out their Hessian: use "
+            f"curvature='fisher', or raise max_dense={max_dense}."
+        )
+    inputs, targets = as_batch(data)
+    hessian = dense_hessian(model, inputs, targets, loss)
+    moment = dense_empirical_fisher(model, inputs, targets, loss).to(torch.float64)
+    if tolerance is None:
+        tolerance = dimension * torch.finfo(hessian.dtype).eps
+    eigenvalues, vectors = torch.linalg.eigh(hessian.to(torch.float64))
+    kept = eigenvalues.abs() > tolerance * eigenvalues.abs().max()
+    spread = torch.einsum("ij,ik,kj->j", vectors, moment, vectors)
+    trace = float(spread.sum())
+    return Measurement(
+        value=float((spread[kept] / eigenvalues[kept]).sum()) / len(inputs),
+        measure="takeuchi_information_criterion",
+        method="dense",
+        n=len(inputs),
+        loss=loss,
+        assumptions={
+            "curvature": curvature,
+            "rank": int(kept.sum()),
+            "negative_eigenvalues": int((eigenvalues[kept] < 0).sum()),
+            "outside_range": float(spread[~kept].sum()) / trace if trace > 0 else 0.0,
+        },
+    )
+
+
+def fisher_rao_norm(
+    model: nn.Module, data: object, loss: str = "cross_entropy", *, labels: str = "model"
+) -> Measurement:
+    r"""Return the Fisher–Rao norm of the parameters, without a root.
+
+    Under the model's own labels it is :math:`\theta^\top F \theta` (information-geometric paper,
+    Section 3.2), under the observed ones the mean of :math:`\langle\theta, g_i\rangle^2` (Liang et
+    al. 2019). Both need one product :math:`J_i\theta` a sample. For a bias-free network of L
+    weight layers that is positively homogeneous in each, :math:`J_i\theta = L f_i`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
+    loss : str
+        A name from :data:`paperkit.linearize.LOSSES`.
+    labels : str
+        ``"model"`` or ``"observed"``.
+
+    Returns
+    -------
+    Measurement
+        In the units of the loss squared for observed labels; every parameter counts, biases and
+        normalisation included.
+
+    Raises
+    ------
+    ValueError
+        If ``labels`` is unknown or the data do not fit the model.
+    """
+    if labels not in LABELS:
+        raise ValueError(f"labels={labels!r} is unknown: use one of {', '.join(LABELS)}.")
+    factor_of = get_loss(loss).hessian_factor
+    terms = []
+    for inputs, targets in batches(data):
+        check_inputs(inputs)
+        with evaluation(model) as parameters, torch.no_grad():
+            result = jvp(
+                lambda values, inputs=inputs: functional_call(model, values, (inputs,)),
+                (parameters,),
+                (parameters,),
+            )
+        outputs, response = result[0], result[1]
+        check_outputs(outputs, len(inputs))
+        check_targets(targets, outputs, loss)
+        response = response.to(torch.float64)
+        if labels == "model":
+            images = factor_of(outputs.to(torch.float64)) @ response.unsqueeze(2)
+            terms.append(images.flatten(1).square().sum(dim=1))
+        else:
+            residuals = get_loss(loss).gradient(outputs.to(torch.float64), targets)
+            terms.append((residuals * response).sum(dim=1).square())
+    values = torch.cat(terms)
+    return Measurement(
+        value=float(values.mean()),
+        measure="fisher_rao_norm",
+        method="exact",
+        n=len(values),
+        loss=loss,
+        assumptions={"labels": labels},
+    )

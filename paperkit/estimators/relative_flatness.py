@@ -1,0 +1,342 @@
+r"""Relative flatness of a layer (Petzka et al., NeurIPS 2021).
+
+With :math:`w_s` the rows of a layer's weight W, one for each output neuron, and
+:math:`H_{ss'} = \partial^2 L / \partial w_s \partial w_{s'}`,
+
+.. math:: \kappa = \sum_{s,s'} \langle w_s, w_{s'} \rangle \operatorname{Tr} H_{ss'}
+          = \operatorname{Tr}\bigl[H\,(WW^\top \otimes I)\bigr] .
+
+It measures the loss under rotations of the layer's input (Rényi paper, Proposition 3.1): for A
+uniform on the orthogonal group of dimension d, :math:`\operatorname{vec}(WA)` has the second moment
+:math:`WW^\top \otimes I / d`, so the second-order change of the loss at W + ρWA has the mean
+:math:`\rho^2 \kappa / 2d`. Rescaling the layers of a positively homogeneous network leaves κ as it
+is.
+
+Let :math:`FF^\top = WW^\top`. Where the block is its Gauss–Newton block, with the rows of
+:math:`R_i J_i` shaped like W, :math:`G_{ir} = \sum_p b_{irp} a_{ip}^\top`,
+
+.. math:: \kappa = \frac1n \sum_{i,r} \lVert F^\top G_{ir} \rVert_F^2
+          = \frac1n \sum_i \sum_{p,p'} \langle a_{ip}, a_{ip'} \rangle
+            \sum_r \langle F^\top b_{irp}, F^\top b_{irp'} \rangle .
+
+Elsewhere :math:`\kappa = \sum_{k,t} v_{kt}^\top H v_{kt}` with :math:`v_{kt} = F_{:k} e_t^\top`: as
+many Hessian products as F has columns times entries in a row, at most as many as H has columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from paperkit.estimators.result import Measurement
+from paperkit.linalg.lanczos import Operator
+from paperkit.linalg.traces import hutchinson
+from paperkit.linearize.batches import batches
+from paperkit.linearize.evaluation import check_targets
+from paperkit.linearize.layer import LayerLinearization
+from paperkit.linearize.linearize import (
+    GIBIBYTE,
+    Linearization,
+    layer_groups,
+    linearize_in_chunks,
+)
+from paperkit.linearize.operators import HessianOperator
+
+VECTORS_AT_ONCE = 64
+"""Hessian products asked for together; more only cost memory."""
+
+
+def relative_flatness(
+    model: nn.Module,
+    data: object,
+    loss: str = "cross_entropy",
+    layers: Sequence[str] | None = None,
+    *,
+    weight_decay: float = 0.0,
+    max_products: int = 4096,
+    probes: int = 100,
+    seed: int = 0,
+    memory_budget: int = GIBIBYTE,
+) -> dict[str, Measurement]:
+    r"""Return the relative flatness κ of linear and convolution layers.
+
+    Source: Petzka et al. 2021, Definition 3. For a linear last layer with features φ it is
+    :math:`\lVert W \rVert_F^2\,\frac1n \sum_i \lVert \varphi_i \rVert^2` under ½‖f − y‖², whatever
+    the fit, and :math:`\frac1n \sum_i \lVert \varphi_i \rVert^2 (\sum_s p_{is} \lVert w_s \rVert^2
+    - \lVert \sum_s p_{is} w_s \rVert^2)` under cross-entropy.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them; all n samples count equally.
+    loss : str
+        A name from :data:`paperkit.linearize.LOSSES`.
+    layers : sequence of str, optional
+        Module names; default the last linear or convolution layer of the forward pass. The rows
+        of a convolution are its flattened filters. Filters of different groups read different
+        inputs, so their rows count as orthogonal.
+    weight_decay : float
+        λ of a penalty ½λ‖W‖² that counts as part of the loss (``weight_decay`` of
+        :class:`torch.optim.SGD`). It adds λI to the Hessian and so λd‖W‖² to κ, d entries a row.
+    max_products : int
+        Hessian products that an exact value may cost where the Hessian block is not the
+        Gauss–Newton block; 0 asks for random vectors there.
+    probes : int
+        Random vectors (Hutchinson's estimator) where it would cost more; at least 2.
+    seed : int
+        Of the random vectors.
+    memory_budget : int
+        Bytes for temporaries.
+
+    Returns
+    -------
+    dict of str to Measurement
+        By layer, in the order of the forward pass; in units of the loss.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model, a layer is unknown, or an option is out of range.
+    """
+    if probes < 2:
+        raise ValueError(f"probes={probes} must be at least 2, for a standard error.")
+    _check_weight_decay(weight_decay)
+    found: dict[str, LayerLinearization] = {}
+    obstacles: dict[str, str | None] = {}
+    sums: dict[str, float] = {}
+    n = 0
+    if layers is None:
+        # One sample tells the order of the forward pass.
+        inputs, _ = next(iter(batches(data)))
+        layers = layer_groups(model, inputs[:1])[-1][-1:]
+    chunks = linearize_in_chunks(model, data, loss, layers, memory_budget=memory_budget)
+    for linearization, targets in chunks:
+        n += len(targets)
+        found = linearization.layers
+        for name, layer in found.items():
+            # What branches on the data may be piecewise linear for some samples only.
+            layer.obstacle = layer.obstacle or obstacles.get(name)
+            obstacles[name] = layer.obstacle
+            if layer.exact_block:
+                sums[name] = sums.get(name, 0.0) + len(targets) * _from_pairs(layer)
+    results = {}
+    for name, layer in found.items():
+        if layer.exact_block:
+            results[name] = _result(layer, loss, n, sums[name] / n, weight_decay)
+            continue
+        hessian = HessianOperator(
+            model, data, loss, [layer.weight_name], memory_budget=memory_budget
+        )
+        scaled, dimension, working = _scaled_hessian(layer, hessian)
+        if dimension <= max_products:
+            value = sum(
+                float((units * scaled(units)).sum(dtype=torch.float64))
+                for units in unit_vectors(dimension, working, hessian.device)
+            )
+            results[name] = _result(layer, loss, n, value, weight_decay)
+        else:
+            estimate = hutchinson(
+                scaled,
+                dimension,
+                probes,
+                seed=seed,
+                dtype=working,
+                device=hessian.device,
+                memory_budget=memory_budget,
+            )
+            results[name] = _result(
+                layer, loss, n, estimate.value, weight_decay, estimate.standard_error, probes
+            )
+    return results
+
+
+def relative_flatness_from(
+    linearization: Linearization,
+    targets: Tensor,
+    layers: Sequence[str] | None = None,
+    *,
+    weight_decay: float = 0.0,
+) -> dict[str, Measurement]:
+    """Return κ of layers whose Hessian block is their Gauss–Newton block, without the model.
+
+    Parameters
+    ----------
+    linearization : Linearization
+        Holds every layer to measure.
+    targets : Tensor
+        Only checked: the blocks do not depend on them.
+    layers, weight_decay
+        As in :func:`relative_flatness`.
+
+    Returns
+    -------
+    dict of str to Measurement
+        By layer; exact.
+
+    Raises
+    ------
+    ValueError
+        If the targets do not fit, a layer is missing, or its Gauss–Newton block need not be its
+        Hessian block.
+    """
+    check_targets(targets, linearization.outputs, linearization.loss)
+    _check_weight_decay(weight_decay)
+    results = {}
+    for name in list(linearization.layers)[-1:] if layers is None else layers:
+        if name not in linearization.layers:
+            raise ValueError(
+                f"layers: {name!r} is not linearized; choose among "
+                f"{', '.join(linearization.layers)}."
+            )
+        layer = linearization.layers[name]
+        if not layer.exact_block:
+            raise ValueError(
+                f"layers: {name} needs Hessian products, because {layer.obstacle}: "
+                "call relative_flatness with the model."
+            )
+        results[name] = _result(
+            layer, linearization.loss, layer.num_samples, _from_pairs(layer), weight_decay
+        )
+    return results
+
+
+def _check_weight_decay(weight_decay: float) -> None:
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay={weight_decay} must not be negative.")
+
+
+def _row_length(layer: LayerLinearization) -> int:
+    return layer.weight_shape[1:].numel()
+
+
+def weight_by_group(layer: LayerLinearization) -> Tensor:
+    """Return W by groups, (g, o, i), in float64."""
+    use = layer.uses[0]
+    weight = use.module.get_parameter("weight").detach().to(torch.float64)
+    return weight.reshape(use.groups, -1, _row_length(layer))
+
+
+def weighted_pairs(
+    layer: LayerLinearization, bytes_per_sample: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a layer's inputs and weighted output Jacobians, some samples at a time.
+
+    The positions of parallel uses add up like those of one use, so they are put side by side.
+
+    Parameters
+    ----------
+    layer : LayerLinearization
+        Any.
+    bytes_per_sample : int
+        What the caller needs besides, so that both fit the layer's memory budget.
+
+    Yields
+    ------
+    tuple of Tensor
+        Inputs a, (n, g, i, P), and R B, (n, r, g, o, P), in single precision at least.
+    """
+    working = torch.promote_types(layer.hessian_factor.dtype, torch.float32)
+    positions = sum(use.positions() for use in layer.uses)
+    groups = layer.uses[0].groups
+    per_position = groups * _row_length(layer)
+    per_position += 3 * layer.weight_shape[0] * layer.hessian_factor.shape[2]
+    step = max(1, layer.memory_budget // (8 * positions * per_position + bytes_per_sample))
+    for start in range(0, layer.num_samples, step):
+        samples = slice(start, start + step)
+        columns = torch.cat([use.columns(samples) for use in layer.uses], dim=-1)
+        cotangents = torch.cat([use.cotangents(samples) for use in layer.uses], dim=-1)
+        factor = layer.hessian_factor[samples].to(working)
+        yield (
+            columns.to(working),
+            torch.einsum("nrc,ncgop->nrgop", factor, cotangents.to(working)),
+        )
+
+
+def _factor(layer: LayerLinearization) -> Tensor:
+    """Return F with F Fᵀ = W Wᵀ for each group, (g, o, min(o, i)), in float64."""
+    weight = weight_by_group(layer)
+    if weight.shape[2] <= weight.shape[1]:
+        return weight
+    return torch.linalg.qr(weight.transpose(1, 2), mode="r").R.transpose(1, 2)
+
+
+def _from_pairs(layer: LayerLinearization) -> float:
+    factor = _factor(layer)
+    positions = sum(use.positions() for use in layer.uses)
+    temporary = layer.hessian_factor.shape[1] * layer.weight_shape[0]
+    temporary *= min(positions, _row_length(layer))
+    total = 0.0
+    for columns, cotangents in weighted_pairs(layer, 16 * temporary):
+        turned = torch.einsum("nrgop,gok->nrgkp", cotangents, factor.to(cotangents.dtype))
+        total += _summed_squares(turned, columns)
+    return total / layer.num_samples
+
+
+def _summed_squares(turned: Tensor, columns: Tensor) -> float:
+    """Return the sum over samples and rows of ‖Σ_p (Fᵀ b_p) a_pᵀ‖², the cheaper of two ways."""
+    _, _, row_length, positions = columns.shape
+    if positions <= row_length:
+        inputs = torch.einsum("ngip,ngiq->ngpq", columns, columns)
+        outputs = torch.einsum("nrgkp,nrgkq->ngpq", turned, turned)
+        return float((inputs * outputs).sum(dtype=torch.float64))
+    rows = torch.einsum("nrgkp,ngip->nrgki", turned, columns)
+    return float(rows.square_().sum(dtype=torch.float64))
+
+
+def _scaled_hessian(
+    layer: LayerLinearization, hessian: HessianOperator
+) -> tuple[Operator, int, torch.dtype]:
+    """Return (F ⊗ I)ᵀ H (F ⊗ I), whose trace is κ, with its dimension and dtype."""
+    # Only the products themselves are in half precision, where the model is.
+    working = torch.promote_types(hessian.dtype, torch.float32)
+    factor = _factor(layer).to(working)
+    groups, neurons, columns = factor.shape
+
+    def product(vectors: Tensor) -> Tensor:
+        shaped = vectors.reshape(len(vectors), groups, columns, -1)
+        directions = torch.einsum("gok,vgki->vgoi", factor, shaped).flatten(1)
+        images = hessian(directions.to(hessian.dtype)).to(working)
+        shaped = images.reshape(len(vectors), groups, neurons, -1)
+        return torch.einsum("gok,vgoi->vgki", factor, shaped).flatten(1)
+
+    return product, groups * columns * _row_length(layer), working
+
+
+def unit_vectors(dimension: int, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
+    """Yield the rows of the identity, some at a time."""
+    for start in range(0, dimension, VECTORS_AT_ONCE):
+        stop = min(start + VECTORS_AT_ONCE, dimension)
+        rows = torch.zeros(stop - start, dimension, dtype=dtype, device=device)
+        rows[:, start:stop].fill_diagonal_(1.0)
+        yield rows
+
+
+def _result(
+    layer: LayerLinearization,
+    loss: str,
+    n: int,
+    value: float,
+    weight_decay: float,
+    standard_error: float | None = None,
+    probes: int | None = None,
+) -> Measurement:
+    penalty = weight_decay * _row_length(layer) * float(weight_by_group(layer).square().sum())
+    return Measurement(
+        value=value + penalty,
+        measure="relative_flatness",
+        method="exact" if standard_error is None else "hutchinson",
+        n=n,
+        loss=loss,
+        layer=layer.name,
+        standard_error=standard_error,
+        probes=probes,
+        assumptions={
+            "exact_block": layer.exact_block,
+            "obstacle": layer.obstacle,
+            "weight_decay": weight_decay,
+        },
+    )

@@ -1,0 +1,779 @@
+r"""How a network's outputs move with its input, and with the inputs of its layers.
+
+All measures here are functions of the singular values of :math:`J_x = \partial f/\partial x`,
+C outputs × M inputs, at each sample: the largest (maximum local sensitivity), the product of all C
+(local volume), and their spread (local dimension). Each comes in three forms: of given Jacobians,
+sample by sample; of a :class:`~paperkit.linearize.Linearization` that other measures share
+(``…_from``); and of a model and data, a few samples at a time.
+
+Source: compression paper, Section 3 and Appendices E and F. Values are exact on the given samples,
+so they carry no standard error; how much they differ between samples is the assumption
+``deviation``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from paperkit.estimators.gauss_newton_trace import linearize_samples
+from paperkit.estimators.result import Measurement
+from paperkit.linalg.lanczos import Lanczos
+from paperkit.linearize.batches import as_batch
+from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.linearize.linearize import GIBIBYTE, Linearization, refuse_interaction
+
+METHODS = ("auto", "exact", "lanczos")
+AVERAGES = ("volume", "log")
+
+# Above this many outputs, C backward passes cost more than some thirty Lanczos steps.
+_EXACT_OUTPUTS = 100
+
+_STEPS_BETWEEN_CHECKS = 5
+
+# Entries of one float64 temporary, 256 MiB.
+_ENTRIES = 2**25
+
+
+# --- of given Jacobians -------------------------------------------------------------------------
+
+
+def singular_values(jacobian: Tensor) -> Tensor:
+    r"""Return all singular values of each sample's Jacobian.
+
+    They come from :math:`J_x` itself, never from :math:`J_x J_x^\top`, which would lose those
+    below 1e-8 of the largest.
+
+    Parameters
+    ----------
+    jacobian : Tensor
+        Shape (n, C, …), outputs × inputs.
+
+    Returns
+    -------
+    Tensor
+        Shape (n, min(C, M)), float64, descending.
+    """
+    return _in_chunks(torch.linalg.svdvals, jacobian)
+
+
+def largest_singular_values(jacobian: Tensor) -> Tensor:
+    r"""Return :math:`\|J_x\|_2` of each sample, shape (n,), float64.
+
+    Through the smaller Gram matrix, which keeps all digits of the largest singular value.
+
+    Parameters
+    ----------
+    jacobian : Tensor
+        Shape (n, C, …).
+    """
+    return _in_chunks(
+        lambda rows: torch.linalg.eigvalsh(_gram(rows))[:, -1].clamp(min=0.0).sqrt(), jacobian
+    )
+
+
+def frobenius_norms(jacobian: Tensor) -> Tensor:
+    r"""Return :math:`\|J_x\|_F` of each sample, shape (n,), float64."""
+    return _in_chunks(lambda rows: torch.linalg.matrix_norm(rows), jacobian)
+
+
+def log_volumes(jacobian: Tensor, k: int | None = None) -> Tensor:
+    r"""Return the logarithm of the local volume of each sample.
+
+    .. math:: \log d\mathrm{Vol}(x) = \tfrac12 \log\det J_x J_x^\top
+        = \sum_{j=1}^{C} \log \sigma_j(J_x)
+
+    It is the ratio of the volumes of the image of the unit M-ball and of the unit C-ball, not of
+    cubes; and equation 7 of the compression paper must read :math:`J_x J_x^\top`, because the
+    determinant of the M × M matrix that is printed is zero whenever C < M. All C singular values
+    enter: the product of only the nonzero ones violates the paper's Lemma 3.2.
+
+    Parameters
+    ----------
+    jacobian : Tensor
+        Shape (n, C, …).
+    k : int, optional
+        Take only the k largest singular values; default all C.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), float64, natural logarithm; −inf where fewer than k singular values exceed
+        max(C, M) units of round-off (of the Jacobian's own dtype) of the largest.
+
+    Raises
+    ------
+    ValueError
+        If k is not in 1..C.
+    """
+    num_outputs, num_inputs = jacobian.shape[1], jacobian[0, 0].numel()
+    kept = num_outputs if k is None else k
+    if not 1 <= kept <= num_outputs:
+        raise ValueError(f"k={k} must lie in 1..{num_outputs}, the number of outputs.")
+    values = singular_values(jacobian)
+    if kept > num_inputs:
+        return torch.full_like(values[:, 0], -math.inf)
+    round_off = max(num_outputs, num_inputs) * torch.finfo(jacobian.dtype).eps
+    positive = values[:, :kept] > round_off * values[:, :1]
+    return torch.where(positive, values[:, :kept].log(), -math.inf).sum(dim=1)
+
+
+def local_dimensions(jacobian: Tensor) -> Tensor:
+    r"""Return the participation ratio of each sample.
+
+    .. math:: D_{PR} = \frac{(\operatorname{Tr} K)^2}{\operatorname{Tr}(K^2)}
+        = \frac{(\sum_j \sigma_j^2)^2}{\sum_j \sigma_j^4}, \qquad K = J_x J_x^\top
+
+    Between 1 and the rank; it does not change when f is scaled. Source: compression paper,
+    equations 14 and 15.
+
+    Parameters
+    ----------
+    jacobian : Tensor
+        Shape (n, C, …).
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), float64; NaN where the Jacobian is zero.
+    """
+
+    def ratio(rows: Tensor) -> Tensor:
+        gram = _gram(rows)
+        trace = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
+        return (trace / torch.linalg.matrix_norm(gram)).square()
+
+    return _in_chunks(ratio, jacobian)
+
+
+def input_invariant_sensitivities(jacobian: Tensor, inputs: Tensor) -> Tensor:
+    r"""Return :math:`\|J_x \operatorname{diag}(x)\|_F^2` of each sample, shape (n,), float64.
+
+    Parameters
+    ----------
+    jacobian : Tensor
+        Shape (n, C, …).
+    inputs : Tensor
+        x, shape (n, …).
+    """
+    return _in_chunks(
+        lambda rows, x: (rows.square().sum(dim=1) * x.square()).sum(dim=1), jacobian, inputs
+    )
+
+
+def _gram(rows: Tensor) -> Tensor:
+    return rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
+
+
+def _in_chunks(function: Callable[..., Tensor], jacobian: Tensor, *others: Tensor) -> Tensor:
+    """Apply a function of (n_c, C, M) and other flat tensors to a few samples at a time."""
+    step = max(1, _ENTRIES // jacobian[0].numel())
+    parts = [
+        function(
+            jacobian[start : start + step].flatten(2).to(torch.float64),
+            *(other[start : start + step].flatten(1).to(torch.float64) for other in others),
+        )
+        for start in range(0, len(jacobian), step)
+    ]
+    return torch.cat(parts)
+
+
+# --- of a linearization -------------------------------------------------------------------------
+
+
+def maximum_local_sensitivity_from(linearization: Linearization) -> Measurement:
+    """Return :func:`maximum_local_sensitivity` of a linearization with input Jacobians."""
+    values = largest_singular_values(_network_jacobian(linearization))
+    return _mean(values, "maximum_local_sensitivity")
+
+
+def normalized_maximum_local_sensitivity_from(
+    linearization: Linearization, inputs: Tensor
+) -> Measurement:
+    """Return :func:`normalized_maximum_local_sensitivity` of a linearization at these inputs."""
+    values = largest_singular_values(_network_jacobian(linearization, inputs))
+    return _mean(_normalized(values, inputs), "normalized_maximum_local_sensitivity")
+
+
+def input_invariant_local_sensitivity_from(
+    linearization: Linearization, inputs: Tensor
+) -> Measurement:
+    """Return :func:`input_invariant_local_sensitivity` of a linearization at these inputs."""
+    values = input_invariant_sensitivities(_network_jacobian(linearization, inputs), inputs)
+    return _mean(values, "input_invariant_local_sensitivity")
+
+
+def log_volume_from(
+    linearization: Linearization, *, k: int | None = None, average: str = "volume"
+) -> Measurement:
+    """Return :func:`log_volume` of a linearization with input Jacobians."""
+    return _mean_volume(log_volumes(_network_jacobian(linearization), k), k, average)
+
+
+def local_dimension_from(linearization: Linearization) -> Measurement:
+    """Return :func:`local_dimension` of a linearization with input Jacobians."""
+    return _mean_dimension(local_dimensions(_network_jacobian(linearization)))
+
+
+def layer_sensitivities_from(linearization: Linearization) -> dict[str, Tensor]:
+    r"""Return :math:`\|\partial f/\partial x_l\|_2` of every layer and sample.
+
+    Parameters
+    ----------
+    linearization : Linearization
+        With input Jacobians.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By layer, shape (n,), float64; summed over the calls of a layer that is called repeatedly.
+
+    Raises
+    ------
+    ValueError
+        If the linearization has no input Jacobians.
+    """
+    return {
+        name: torch.stack([largest_singular_values(jacobian) for jacobian in jacobians]).sum(dim=0)
+        for name, jacobians in _layer_jacobians(linearization).items()
+    }
+
+
+def layer_log_volumes_from(
+    linearization: Linearization, *, k: int | None = None
+) -> dict[str, Tensor]:
+    """Return the logarithm of the local volume at the input of every layer, sample by sample.
+
+    Parameters
+    ----------
+    linearization : Linearization
+        With input Jacobians.
+    k : int, optional
+        As in :func:`log_volumes`.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By layer, shape (n,), float64; the volumes of the calls of a layer that is called
+        repeatedly are added.
+
+    Raises
+    ------
+    ValueError
+        If the linearization has no input Jacobians, or k is out of range.
+    """
+    return {
+        name: torch.stack([log_volumes(jacobian, k) for jacobian in jacobians]).logsumexp(dim=0)
+        for name, jacobians in _layer_jacobians(linearization).items()
+    }
+
+
+def network_maximum_local_sensitivity_from(linearization: Linearization) -> Measurement:
+    """Return :func:`network_maximum_local_sensitivity` of a linearization."""
+    return _sum_over_layers(layer_sensitivities_from(linearization))
+
+
+def network_log_volume_from(linearization: Linearization, *, k: int | None = None) -> Measurement:
+    """Return :func:`network_log_volume` of a linearization."""
+    return _volume_over_layers(layer_log_volumes_from(linearization, k=k), k)
+
+
+def _network_jacobian(linearization: Linearization, inputs: Tensor | None = None) -> Tensor:
+    jacobian = linearization.input_jacobian
+    if jacobian is None:
+        raise ValueError(
+            "linearization has no input Jacobian: call linearize with input_jacobians=True."
+        )
+    if inputs is not None and inputs.shape != (len(jacobian), *jacobian.shape[2:]):
+        raise ValueError(
+            f"inputs has shape {tuple(inputs.shape)}: pass the "
+            f"{(len(jacobian), *jacobian.shape[2:])} that were linearized."
+        )
+    return jacobian
+
+
+def _layer_jacobians(linearization: Linearization) -> dict[str, list[Tensor]]:
+    jacobians: dict[str, list[Tensor]] = {}
+    for name, layer in linearization.layers.items():
+        found = [use.input_jacobian for use in layer.uses if use.input_jacobian is not None]
+        if len(found) < len(layer.uses):
+            raise ValueError(
+                f"linearization has no Jacobian in the input of layer {name}: call linearize with "
+                f"input_jacobians=True, or leave the layer out."
+            )
+        jacobians[name] = found
+    return jacobians
+
+
+# --- of a model and data ------------------------------------------------------------------------
+
+
+def maximum_local_sensitivity(
+    model: nn.Module,
+    data: object,
+    *,
+    method: str = "auto",
+    max_iterations: int = 40,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    chunk_size: int = 128,
+) -> Measurement:
+    r"""Return the maximum local sensitivity, :math:`\frac1n \sum_i \|J_x(x_i)\|_2`.
+
+    Source: compression paper, Definition 3.7.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them; the targets are not used.
+    method : str
+        ``"exact"`` (C backward passes), ``"lanczos"`` (steps with a vector–Jacobian and a
+        Jacobian–vector product each, whose number does not grow with C), or ``"auto"``: exact up
+        to 100 outputs.
+    max_iterations : int
+        Cap of the Lanczos steps.
+    tolerance : float
+        The steps stop once every sample's largest Ritz pair has a residual
+        :math:`\|J J^\top u - \theta u\| \le` tolerance · θ. The values :math:`\sqrt\theta` are
+        lower bounds of :math:`\|J_x\|_2` at any step.
+    seed : int
+        Of the starting vectors.
+    chunk_size : int
+        Samples of one forward pass.
+
+    Returns
+    -------
+    Measurement
+        ``converged`` is False if the steps met their cap.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown or the data do not fit the model.
+    """
+    inputs, _ = as_batch(data)
+    values, used, converged = _sensitivities(
+        model, inputs, method, max_iterations, tolerance, seed, chunk_size
+    )
+    return _mean(values, "maximum_local_sensitivity", used, converged)
+
+
+def normalized_maximum_local_sensitivity(
+    model: nn.Module,
+    data: object,
+    *,
+    method: str = "auto",
+    max_iterations: int = 40,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    chunk_size: int = 128,
+) -> Measurement:
+    r"""Return the normalized sensitivity, :math:`\frac1n \sum_i \|x_i\|^2 \|J_x(x_i)\|_2^2`.
+
+    A mean of squares, so not a multiple of :func:`maximum_local_sensitivity`. Source: compression
+    paper, Definition F.1; its Figure 3 plots this one, while the bound of its Proposition E.4 is
+    about :func:`input_invariant_local_sensitivity`.
+
+    Parameters
+    ----------
+    model, data, method, max_iterations, tolerance, seed, chunk_size
+        As in :func:`maximum_local_sensitivity`.
+
+    Returns
+    -------
+    Measurement
+        As :func:`maximum_local_sensitivity`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`maximum_local_sensitivity`.
+    """
+    inputs, _ = as_batch(data)
+    values, used, converged = _sensitivities(
+        model, inputs, method, max_iterations, tolerance, seed, chunk_size
+    )
+    values = _normalized(values, inputs)
+    return _mean(values, "normalized_maximum_local_sensitivity", used, converged)
+
+
+def input_invariant_local_sensitivity(
+    model: nn.Module, data: object, *, chunk_size: int = 128
+) -> Measurement:
+    r"""Return :math:`\frac1n \sum_i \|J_x(x_i) \operatorname{diag}(x_i)\|_F^2`.
+
+    Source: compression paper, equation 43, whose sum runs over the input's coordinates. It does
+    not change when a coordinate of the input is scaled and the first layer scaled back.
+
+    Parameters
+    ----------
+    model, data, chunk_size
+        As in :func:`maximum_local_sensitivity`.
+
+    Returns
+    -------
+    Measurement
+        Exact on the samples.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model.
+    """
+    inputs, _ = as_batch(data)
+    values = _per_sample(model, inputs, chunk_size, input_invariant_sensitivities)
+    return _mean(values, "input_invariant_local_sensitivity")
+
+
+def log_volume(
+    model: nn.Module,
+    data: object,
+    *,
+    k: int | None = None,
+    average: str = "volume",
+    chunk_size: int = 128,
+) -> Measurement:
+    r"""Return the logarithm of the mean local volume; see :func:`log_volumes`.
+
+    Source: compression paper, Definitions 3.1 and 3.3, corrected. Its public code plots the three
+    largest singular values only, ``k=3, average="log"``.
+
+    Parameters
+    ----------
+    model, data, chunk_size
+        As in :func:`maximum_local_sensitivity`.
+    k : int, optional
+        Take only the k largest singular values; default all C.
+    average : str
+        ``"volume"``, the logarithm of the samples' mean volume, or ``"log"``, the mean of their
+        logarithms.
+
+    Returns
+    -------
+    Measurement
+        −inf where no sample (``"volume"``) or not every sample (``"log"``) has a volume; the
+        assumption ``rank_deficient`` counts the samples without.
+
+    Raises
+    ------
+    ValueError
+        If k or the average is out of range, or the data do not fit the model.
+    """
+    inputs, _ = as_batch(data)
+    values = _per_sample(model, inputs, chunk_size, lambda rows, _: log_volumes(rows, k))
+    return _mean_volume(values, k, average)
+
+
+def local_dimension(model: nn.Module, data: object, *, chunk_size: int = 128) -> Measurement:
+    """Return the mean participation ratio; see :func:`local_dimensions`.
+
+    Source: compression paper, equation 15. Its public code plots the logarithm of this mean.
+
+    Parameters
+    ----------
+    model, data, chunk_size
+        As in :func:`maximum_local_sensitivity`.
+
+    Returns
+    -------
+    Measurement
+        The mean over the samples whose Jacobian is not zero; the assumption ``undefined`` counts
+        the others. NaN where there is no sample left.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model.
+    """
+    inputs, _ = as_batch(data)
+    values = _per_sample(model, inputs, chunk_size, lambda rows, _: local_dimensions(rows))
+    return _mean_dimension(values)
+
+
+def network_maximum_local_sensitivity(
+    model: nn.Module,
+    data: object,
+    layers: Sequence[str] | None = None,
+    *,
+    memory_budget: int = GIBIBYTE,
+) -> Measurement:
+    r"""Return :math:`\sum_l \frac1n \sum_i \|\partial f/\partial x_l(x_i)\|_2` over the layers.
+
+    Source: compression paper, Definition 3.9, a sum, not the average that the sentence before it
+    says. :math:`x_l` is the input of linear or convolution layer l; all that reads the tensor
+    counts.
+
+    Parameters
+    ----------
+    model, data
+        As in :func:`maximum_local_sensitivity`.
+    layers : sequence of str, optional
+        Module names; default every linear and convolution layer.
+    memory_budget : int
+        Bytes for the pairs and temporaries.
+
+    Returns
+    -------
+    Measurement
+        The assumption ``layers`` holds each layer's share.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model, or no gradient reaches the input of a layer.
+    """
+    return _sum_over_layers(
+        _over_chunks(layer_sensitivities_from, model, data, layers, memory_budget)
+    )
+
+
+def network_log_volume(
+    model: nn.Module,
+    data: object,
+    layers: Sequence[str] | None = None,
+    *,
+    k: int | None = None,
+    memory_budget: int = GIBIBYTE,
+) -> Measurement:
+    """Return the logarithm of the sum over layers of the mean local volume.
+
+    Source: compression paper, Definition 3.5. A layer with fewer inputs than outputs of the
+    network adds nothing.
+
+    Parameters
+    ----------
+    model, data, layers, memory_budget
+        As in :func:`network_maximum_local_sensitivity`.
+    k : int, optional
+        As in :func:`log_volumes`.
+
+    Returns
+    -------
+    Measurement
+        The assumption ``layers`` holds the logarithm of each layer's mean volume.
+
+    Raises
+    ------
+    ValueError
+        If k is out of range, or as :func:`network_maximum_local_sensitivity`.
+    """
+    return _volume_over_layers(
+        _over_chunks(
+            lambda chunk: layer_log_volumes_from(chunk, k=k), model, data, layers, memory_budget
+        ),
+        k,
+    )
+
+
+def _over_chunks(
+    function: Callable[[Linearization], dict[str, Tensor]],
+    model: nn.Module,
+    data: object,
+    layers: Sequence[str] | None,
+    memory_budget: int,
+) -> dict[str, Tensor]:
+    """Collect a function's values by layer over all samples, as many at a time as fit."""
+    collected: dict[str, list[Tensor]] = {}
+    for chunk in linearize_samples(
+        model, data, layers=layers, input_jacobians=True, memory_budget=memory_budget
+    ):
+        for name, values in function(chunk).items():
+            collected.setdefault(name, []).append(values)
+    return {name: torch.cat(parts) for name, parts in collected.items()}
+
+
+def _sensitivities(
+    model: nn.Module,
+    inputs: Tensor,
+    method: str,
+    max_iterations: int,
+    tolerance: float,
+    seed: int,
+    chunk_size: int,
+) -> tuple[Tensor, str, bool]:
+    """Return the largest singular values, how they were found and whether that converged."""
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}.")
+    if max_iterations < 1 or not tolerance > 0:
+        raise ValueError(
+            f"max_iterations={max_iterations} and tolerance={tolerance} must be positive."
+        )
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    values: list[Tensor] = []
+    converged, used = True, method
+    for x, outputs in _graphs(model, inputs, chunk_size):
+        if used == "auto":
+            used = "exact" if outputs.shape[1] <= _EXACT_OUTPUTS else "lanczos"
+        if used == "exact":
+            values.append(largest_singular_values(_jacobian(x, outputs)))
+        else:
+            found, done = _lanczos_values(x, outputs, max_iterations, tolerance, generator)
+            values.append(found)
+            converged = converged and done
+    return torch.cat(values), used, converged
+
+
+def _lanczos_values(
+    x: Tensor, outputs: Tensor, max_iterations: int, tolerance: float, generator: torch.Generator
+) -> tuple[Tensor, bool]:
+    r"""Iterate with :math:`J_x J_x^\top` on all samples at once, each a row with its own matrix.
+
+    A vector–Jacobian product is linear in its cotangent, so that the derivative of one with
+    respect to the cotangent is a Jacobian–vector product: no forward mode is needed.
+    """
+    cotangent = torch.zeros_like(outputs, requires_grad=True)
+    (pulled,) = torch.autograd.grad(
+        outputs, x, cotangent, create_graph=True, materialize_grads=True
+    )
+
+    def squared(vectors: Tensor) -> Tensor:
+        (back,) = torch.autograd.grad(
+            outputs, x, vectors, retain_graph=True, materialize_grads=True
+        )
+        if pulled.grad_fn is None:  # the outputs do not depend on the inputs
+            return torch.zeros_like(vectors)
+        return torch.autograd.grad(
+            pulled, cotangent, back, retain_graph=True, materialize_grads=True
+        )[0]
+
+    starts = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
+    process = Lanczos(squared, starts.to(outputs))
+    while True:
+        process.advance(min(_STEPS_BETWEEN_CHECKS, max_iterations - process.steps))
+        found = process.tridiagonal()
+        ritz_values, ritz_vectors = torch.linalg.eigh(found.matrices())
+        squares = ritz_values[:, -1].clamp(min=0.0)
+        last = (found.steps - 1).unsqueeze(1)
+        residuals = found.off_diagonal.gather(1, last) * ritz_vectors[:, :, -1].gather(1, last)
+        converged = bool((residuals.squeeze(1).abs() <= tolerance * squares).all())
+        if converged or process.exhausted or process.steps >= max_iterations:
+            return squares.sqrt(), converged or process.exhausted
+
+
+def _per_sample(
+    model: nn.Module,
+    inputs: Tensor,
+    chunk_size: int,
+    function: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Apply a function of (Jacobian, inputs) to a chunk of samples at a time."""
+    return torch.cat(
+        [
+            function(_jacobian(x, outputs), x.detach())
+            for x, outputs in _graphs(model, inputs, chunk_size)
+        ]
+    )
+
+
+def _graphs(model: nn.Module, inputs: Tensor, chunk_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield chunks of the inputs as leaves, with the outputs' graph."""
+    check_inputs(inputs)
+    if not inputs.is_floating_point():
+        raise ValueError(f"inputs is {inputs.dtype}: the outputs have no derivative in integers.")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
+    with evaluation(model) as parameters:
+        for start in range(0, len(inputs), chunk_size):
+            x = inputs[start : start + chunk_size].detach().requires_grad_()
+            outputs = functional_call(model, parameters, (x,))
+            check_outputs(outputs, len(x))
+            if start == 0:
+                refuse_interaction(model, parameters, x.detach(), outputs.detach())
+            yield x, outputs
+
+
+def _jacobian(x: Tensor, outputs: Tensor) -> Tensor:
+    """Run one backward pass for each output: (n, C, …)."""
+    n, num_outputs = outputs.shape
+    jacobian = outputs.new_empty(n, num_outputs, *x.shape[1:])
+    seed = torch.zeros_like(outputs)
+    for c in range(num_outputs):
+        seed.zero_()[:, c] = 1.0
+        (jacobian[:, c],) = torch.autograd.grad(
+            outputs, x, seed, retain_graph=c + 1 < num_outputs, materialize_grads=True
+        )
+    return jacobian
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def _normalized(sensitivities: Tensor, inputs: Tensor) -> Tensor:
+    norms = inputs.detach().flatten(1).double().norm(dim=1)
+    return (norms * sensitivities).square()
+
+
+def _mean(
+    values: Tensor, measure: str, method: str = "exact", converged: bool = True
+) -> Measurement:
+    return Measurement(
+        value=float(values.mean()),
+        measure=measure,
+        method=method,
+        n=len(values),
+        converged=converged,
+        assumptions={"deviation": float(values.std(correction=0))},
+    )
+
+
+def _sum_over_layers(by_layer: dict[str, Tensor]) -> Measurement:
+    total = torch.stack(list(by_layer.values())).sum(dim=0)
+    return Measurement(
+        value=float(total.mean()),
+        measure="network_maximum_local_sensitivity",
+        method="exact",
+        n=len(total),
+        assumptions={
+            "deviation": float(total.std(correction=0)),
+            "layers": {name: float(values.mean()) for name, values in by_layer.items()},
+        },
+    )
+
+
+def _volume_over_layers(by_layer: dict[str, Tensor], k: int | None) -> Measurement:
+    layers = {name: _log_mean(values) for name, values in by_layer.items()}
+    values = torch.stack(list(by_layer.values()))
+    return Measurement(
+        value=_log_mean(values.logsumexp(dim=0)),
+        measure="network_log_volume",
+        method="exact",
+        n=values.shape[1],
+        assumptions={"k": k, "layers": layers},
+    )
+
+
+def _log_mean(logarithms: Tensor) -> float:
+    return float(torch.logsumexp(logarithms, 0)) - math.log(len(logarithms))
+
+
+def _mean_volume(values: Tensor, k: int | None, average: str) -> Measurement:
+    if average not in AVERAGES:
+        raise ValueError(f"average={average!r} is unknown: choose one of {', '.join(AVERAGES)}.")
+    return Measurement(
+        value=_log_mean(values) if average == "volume" else float(values.mean()),
+        measure="log_volume",
+        method="exact",
+        n=len(values),
+        assumptions={
+            "k": k,
+            "average": average,
+            "rank_deficient": int(torch.isneginf(values).sum()),
+        },
+    )
+
+
+def _mean_dimension(values: Tensor) -> Measurement:
+    defined = values[~values.isnan()]
+    return Measurement(
+        value=float(defined.mean()),
+        measure="local_dimension",
+        method="exact",
+        n=len(values),
+        assumptions={"undefined": len(values) - len(defined)},
+    )

@@ -1,0 +1,305 @@
+r"""Kronecker-factored approximations of the layers' Gauss–Newton blocks: K-FAC and EKFAC.
+
+A layer's block is :math:`F = \frac1n \sum_i \sum_r \operatorname{vec} G_{ir}
+\operatorname{vec}(G_{ir})^\top`, with the gradients :math:`G_{ir} = \sum_p s_{irp} a_{ip}^\top` of
+the rows r of the Hessian factor R: :math:`s_{irp} = (R_i B_{ip})_r` is what reaches position p of
+the pre-activation, :math:`a_{ip}` the layer's input there, with a 1 appended where the layer has a
+bias. Treating s and a as independent, and positions as uncorrelated, gives (Martens and Grosse
+2015; Grosse and Martens 2016)
+
+.. math::
+
+   F \approx S \otimes A, \qquad S = \frac1n \sum_{i,r,p} s_{irp} s_{irp}^\top, \qquad
+   A = \frac1{nP} \sum_{i,p} a_{ip} a_{ip}^\top .
+
+The gradients' sum over positions makes S a sum and A a mean over the P positions; averaging both
+would lose a factor P. For one sample with one position the product is exact.
+
+K-FAC's eigenvectors are :math:`U = U_S \otimes U_A`. EKFAC (George et al. 2018) keeps them and
+replaces the eigenvalues by :math:`\Lambda = \operatorname{diag}(U^\top F U)`. So its trace is that
+of F, and no other diagonal, K-FAC's included, comes closer to F: in
+:math:`\|F - U D U^\top\|_F = \|U^\top F U - D\|_F` the off-diagonal part does not depend on D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paperkit.linearize.layer import LayerLinearization, contract_positions
+from paperkit.linearize.linearize import Linearization
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    r"""A symmetric matrix :math:`U \operatorname{diag}(\Lambda)\, U^\top`.
+
+    :math:`U = U_S \otimes U_A` is orthogonal. The matrix acts on a layer's parameters written as
+    a matrix, (outputs, columns): the weight flattened to one row an output, and the bias as last
+    column. Between the g groups of a convolution it is zero.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name.
+    parameter_shapes : dict of str to torch.Size
+        The weight's and, where there is one, the bias's name and shape.
+    output_basis : Tensor
+        :math:`U_S`, shape (g, o, o), eigenvectors as columns, float64.
+    input_basis : Tensor
+        :math:`U_A`, shape (g, i, i), eigenvectors as columns, float64.
+    eigenvalues : Tensor
+        :math:`\Lambda`, shape (g, o, i), float64.
+    """
+
+    name: str
+    parameter_shapes: dict[str, torch.Size]
+    output_basis: Tensor
+    input_basis: Tensor
+    eigenvalues: Tensor
+
+    def join(self, parameters: dict[str, Tensor]) -> Tensor:
+        r"""Write the weight and the bias, (…, \*shape) each, as a matrix (…, outputs, columns).
+
+        Raises
+        ------
+        KeyError
+            If a name of ``parameter_shapes`` is missing.
+        """
+        columns = []
+        for name, shape in self.parameter_shapes.items():
+            tensor = parameters[name]
+            leading = tensor.shape[: tensor.ndim - len(shape)]
+            columns.append(tensor.reshape(*leading, shape[0], -1))
+        return torch.cat(columns, dim=-1)
+
+    def split(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Undo :meth:`join`."""
+        widths = [shape.numel() // shape[0] for shape in self.parameter_shapes.values()]
+        parts = matrix.split(widths, dim=-1)
+        return {
+            name: part.reshape(*matrix.shape[:-2], *shape)
+            for (name, shape), part in zip(self.parameter_shapes.items(), parts, strict=True)
+        }
+
+    def product(self, matrix: Tensor) -> Tensor:
+        """Multiply with one or more parameter matrices.
+
+        Parameters
+        ----------
+        matrix : Tensor
+            Shape (…, outputs, columns), see :meth:`join`.
+
+        Returns
+        -------
+        Tensor
+            Same shape and dtype; the arithmetic is in float64.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit.
+        """
+        return self._scaled(matrix, self.eigenvalues)
+
+    def inverse_product(self, gradient: Tensor, damping: float) -> Tensor:
+        r"""Multiply with :math:`(U \operatorname{diag}(\Lambda) U^\top + \lambda I)^{-1}`.
+
+        Parameters
+        ----------
+        gradient : Tensor
+            Shape (…, outputs, columns), see :meth:`join`.
+        damping : float
+            :math:`\lambda > 0`, in the units of the eigenvalues.
+
+        Returns
+        -------
+        Tensor
+            Same shape and dtype; the arithmetic is in float64.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit or ``damping`` is not positive and finite.
+        """
+        if not 0.0 < damping < float("inf"):
+            raise ValueError(f"damping={damping} must be positive and finite.")
+        return self._scaled(gradient, 1.0 / (self.eigenvalues + damping))
+
+    def trace(self) -> float:
+        """Return the sum of all eigenvalues."""
+        return float(self.eigenvalues.sum())
+
+    def matrix(self) -> Tensor:
+        """Write the matrix out, (d, d), for parameter matrices flattened row-major."""
+        g, o, i = self.eigenvalues.shape
+        identity = torch.eye(g * o * i, dtype=torch.float64, device=self.eigenvalues.device)
+        return self.product(identity.reshape(-1, g * o, i)).flatten(1)
+
+    def _scaled(self, matrix: Tensor, scales: Tensor) -> Tensor:
+        g, o, i = self.eigenvalues.shape
+        if matrix.shape[-2:] != (g * o, i):
+            raise ValueError(
+                f"matrix has shape {tuple(matrix.shape)}: layer {self.name} needs "
+                f"(…, {g * o}, {i}), as join() returns."
+            )
+        blocks = matrix.to(torch.float64).reshape(*matrix.shape[:-2], g, o, i)
+        rotated = self.output_basis.mT @ blocks @ self.input_basis
+        blocks = self.output_basis @ (rotated * scales) @ self.input_basis.mT
+        return blocks.reshape(matrix.shape).to(matrix.dtype)
+
+
+def kfac(
+    linearization: Linearization, targets: Tensor | None = None
+) -> dict[str, KroneckerFactors]:
+    r"""Approximate each layer's Gauss–Newton block by :math:`S \otimes A`.
+
+    For cross-entropy the block is the Fisher matrix under the model's own labels, computed
+    without sampling labels (information-geometric paper, Section 4 and eq. 13, with the model's
+    expectation in place of observed labels); for ``mse`` it is 2/C times the Fisher matrix of the
+    unit-variance Gaussian.
+
+    Parameters
+    ----------
+    linearization : Linearization
+        Gives the layers and the loss.
+    targets : Tensor, optional
+        Observed targets of all samples: then the empirical Fisher matrix is approximated, one
+        gradient a sample in place of the rows of the Hessian factor.
+
+    Returns
+    -------
+    dict of str to KroneckerFactors
+        By layer.
+
+    Raises
+    ------
+    ValueError
+        If the targets do not fit, or calls of a shared weight have different biases.
+    """
+    rows = _output_rows(linearization, targets)
+    return {name: _kfac_layer(layer, rows) for name, layer in linearization.layers.items()}
+
+
+def ekfac(
+    linearization: Linearization, targets: Tensor | None = None
+) -> dict[str, KroneckerFactors]:
+    r"""Approximate each layer's block in K-FAC's eigenbasis, with the best eigenvalues there.
+
+    :math:`\Lambda_{oi} = \frac1n \sum_{i,r} \bigl(U_S^\top G_{ir} U_A\bigr)_{oi}^2`, positions
+    summed before squaring (George et al. 2018). The trace is exact, and in the Frobenius norm the
+    block is approximated at least as well as by :func:`kfac`: see the module's derivation.
+
+    Parameters
+    ----------
+    linearization, targets
+        As in :func:`kfac`.
+
+    Returns
+    -------
+    dict of str to KroneckerFactors
+        By layer.
+
+    Raises
+    ------
+    ValueError
+        As :func:`kfac`.
+    """
+    rows = _output_rows(linearization, targets)
+    return {
+        name: _corrected(_kfac_layer(layer, rows), layer, rows)
+        for name, layer in linearization.layers.items()
+    }
+
+
+def _output_rows(linearization: Linearization, targets: Tensor | None) -> Tensor:
+    """Return the rows (n, r, C) whose pull-backs are the gradients G."""
+    if targets is None:
+        return linearization.hessian_factor
+    return linearization.residuals(targets).unsqueeze(1)
+
+
+def _pairs(
+    layer: LayerLinearization, rows: Tensor, entries_per_sample: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield s (m, r, g, o, P) and a (m, g, i, P) in float64 for some samples at a time.
+
+    All uses of the weight are positions of one. ``entries_per_sample`` counts what the caller
+    itself will hold.
+    """
+    biased = _bias(layer) is not None
+    positions = sum(use.positions() for use in layer.uses)
+    fan_in = layer.num_parameters // layer.weight_shape[0] + biased
+    groups = layer.uses[0].groups
+    entries = positions * (rows.shape[1] * layer.weight_shape[0] + groups * fan_in)
+    step = max(1, layer.memory_budget // (8 * 3 * (entries + entries_per_sample)))
+    for start in range(0, layer.num_samples, step):
+        samples = slice(start, min(start + step, layer.num_samples))
+        factor = rows[samples].double()
+        signals, inputs = [], []
+        for use in layer.uses:
+            cotangents = use.cotangents(samples).double()
+            signals.append(torch.einsum("nrc,ncgop->nrgop", factor, cotangents))
+            inputs.append(use.columns(samples).double())
+        columns = torch.cat(inputs, dim=3)
+        if biased:
+            columns = torch.cat([columns, torch.ones_like(columns[:, :, :1])], dim=2)
+        yield torch.cat(signals, dim=4), columns
+
+
+def _kfac_layer(layer: LayerLinearization, rows: Tensor) -> KroneckerFactors:
+    output_factor: Tensor | float = 0.0
+    input_factor: Tensor | float = 0.0
+    positions = sum(use.positions() for use in layer.uses)
+    for signals, columns in _pairs(layer, rows):
+        output_factor = output_factor + torch.einsum("nrgop,nrgqp->goq", signals, signals)
+        input_factor = input_factor + torch.einsum("ngip,ngjp->gij", columns, columns)
+    n = layer.num_samples
+    output_values, output_basis = torch.linalg.eigh(output_factor / n)
+    input_values, input_basis = torch.linalg.eigh(input_factor / (n * positions))
+    eigenvalues = output_values.clamp(min=0.0).unsqueeze(2) * input_values.clamp(min=0.0).unsqueeze(
+        1
+    )
+    return KroneckerFactors(
+        layer.name, _parameter_shapes(layer), output_basis, input_basis, eigenvalues
+    )
+
+
+def _corrected(
+    factors: KroneckerFactors, layer: LayerLinearization, rows: Tensor
+) -> KroneckerFactors:
+    """Replace the eigenvalues by the mean squares of the gradients in the eigenbasis."""
+    total = torch.zeros_like(factors.eigenvalues)
+    for signals, columns in _pairs(layer, rows, rows.shape[1] * total.numel()):
+        gradients = contract_positions(
+            torch.einsum("goq,nrgop->nrgqp", factors.output_basis, signals),
+            torch.einsum("gij,ngip->ngjp", factors.input_basis, columns),
+        )
+        total += gradients.square_().sum(dim=(0, 1))
+    return KroneckerFactors(
+        factors.name,
+        factors.parameter_shapes,
+        factors.output_basis,
+        factors.input_basis,
+        total / layer.num_samples,
+    )
+
+
+def _bias(layer: LayerLinearization) -> Tensor | None:
+    return layer.uses[0].module._parameters["bias"]
+
+
+def _parameter_shapes(layer: LayerLinearization) -> dict[str, torch.Size]:
+    bias = _bias(layer)
+    if any(use.module.bias is not bias for use in layer.uses):
+        raise ValueError(
+            f"layer {layer.name} shares its weight between calls with different biases: "
+            f"leave it out of the linearization."
+        )
+    shapes = {layer.weight_name: layer.weight_shape}
+    if bias is not None:
+        shapes[layer.weight_name.removesuffix("weight") + "bias"] = bias.shape
+    return shapes

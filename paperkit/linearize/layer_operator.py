@@ -1,0 +1,212 @@
+r"""A layer without its bias, as the linear operator T from its input to its pre-activation.
+
+For a fully connected layer on one position, :math:`T = W`. For a convolution T is the large sparse
+matrix that contains every kernel entry once per position, with padding, stride and dilation. Its
+norm is not that of the kernel reshaped to a matrix: with the unfolding U that copies each input
+entry into the patches that see it, :math:`T = (I_P \otimes W)\,U`. A linear layer applied to each
+token is a convolution with a kernel of size one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from paperkit.linalg.lanczos import lanczos
+from paperkit.linearize.layer import unfold_inputs
+
+# The fraction of starting vectors for which the Lanczos bound may be wrong.
+_FAILURE_PROBABILITY = 1e-10
+
+# With this many steps and a million inputs the Lanczos bound is 1.3 percent above the Ritz value.
+_STEPS = 96
+
+
+@dataclass(frozen=True)
+class OperatorNorm:
+    r"""What is known of :math:`\|T\|_2`; ``float(result)`` is the upper bound.
+
+    Attributes
+    ----------
+    lower, upper : float
+        Bounds from below and above, equal where the singular values were computed.
+    method : str
+        What gave ``upper``: ``"svd"``, ``"lanczos"`` (wrong for a fraction of at most
+        ``failure_probability`` of the starting vectors) or ``"patches"``.
+    failure_probability : float
+        Zero unless the method is ``"lanczos"``.
+    """
+
+    lower: float
+    upper: float
+    method: str
+    failure_probability: float = 0.0
+
+    def __float__(self) -> float:
+        return self.upper
+
+
+def apply_operator(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Return T x for every input: the layer without its bias, in the inputs' dtype.
+
+    Parameters
+    ----------
+    module : nn.Linear or nn.Conv1d, Conv2d, Conv3d
+        Gives W, stride, padding, dilation and groups.
+    inputs : Tensor
+        Shape (n, …), as the module takes them.
+    """
+    parameters = {
+        name: torch.zeros_like(value, dtype=inputs.dtype)
+        if name == "bias"
+        else value.detach().to(inputs.dtype)
+        for name, value in module.named_parameters()
+    }
+    return functional_call(module, parameters, (inputs,))
+
+
+def apply_adjoint(module: nn.Module, cotangents: Tensor, input_shape: Sequence[int]) -> Tensor:
+    r"""Return :math:`T^\top b` for every cotangent b.
+
+    Parameters
+    ----------
+    module : nn.Module
+        As in :func:`apply_operator`.
+    cotangents : Tensor
+        Shape (n, …), as the module returns them. Rows of an output Jacobian B give rows of B T.
+    input_shape : sequence of int
+        Of one input, without samples.
+
+    Returns
+    -------
+    Tensor
+        Shape (n, \*input_shape).
+    """
+    inputs = cotangents.new_zeros(len(cotangents), *input_shape, requires_grad=True)
+    with torch.enable_grad():
+        outputs = apply_operator(module, inputs)
+    return torch.autograd.grad(outputs, inputs, cotangents)[0]
+
+
+def weight_matrices(module: nn.Module) -> Tensor:
+    """Return the weight as one matrix a group, shape (g, o, i), in float64."""
+    weight = module.get_parameter("weight").detach().to(torch.float64)
+    groups = getattr(module, "groups", 1)
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def weight_matrix_norm(module: nn.Module) -> float:
+    r"""Return :math:`\|W\|_2` of the weight as a matrix, outputs × inputs of one patch.
+
+    For a convolution with groups it is the largest over groups. It equals the operator's norm for
+    a linear layer; for a convolution it is a lower bound where at least one patch lies inside.
+    """
+    return float(torch.linalg.matrix_norm(weight_matrices(module), ord=2).max())
+
+
+def operator_norm(
+    module: nn.Module, input_shape: Sequence[int], *, max_dense: int = 1024, seed: int = 0
+) -> OperatorNorm:
+    r"""Bound :math:`\|T\|_2` of a layer on inputs of a given shape from both sides.
+
+    A linear layer needs the singular values of W only. A convolution whose operator has at most
+    ``max_dense`` rows or columns is written out. For a larger one, Lanczos on :math:`T^\top T`
+    from a random vector gives a Ritz value θ ≤ ‖T‖² after k steps, and θ ≥ (1 − ε)‖T‖² except
+    with probability :math:`1.648\sqrt d\, e^{-\sqrt\epsilon\,(2k-1)}` over that vector
+    (Kuczyński and Woźniakowski 1992, Theorem 4.2, any spectrum); and each input entry lies in at
+    most c patches, so that :math:`\|T\|^2 \le c\,\|W\|^2` with certainty. ``upper`` is the smaller
+    of the two.
+
+    Parameters
+    ----------
+    module : nn.Linear or nn.Conv1d, Conv2d, Conv3d
+        The layer; its weight is read, in float64.
+    input_shape : sequence of int
+        Of one input, without samples.
+    max_dense : int
+        The largest side of a matrix to write out.
+    seed : int
+        Of the Lanczos starting vector.
+
+    Returns
+    -------
+    OperatorNorm
+        The bracket.
+
+    Raises
+    ------
+    ValueError
+        If ``input_shape`` does not fit the module.
+    """
+    _check_shape(module, input_shape)
+    if isinstance(module, nn.Linear):
+        norm = weight_matrix_norm(module)
+        return OperatorNorm(norm, norm, "svd")
+    device = module.get_parameter("weight").device
+    probe = torch.zeros(1, *input_shape, dtype=torch.float64, device=device)
+    d_in, d_out = probe.numel(), apply_operator(module, probe).numel()
+    if min(d_in, d_out) <= max_dense:
+        # Lanczos squares the operator; the singular values themselves keep all digits.
+        norm = float(torch.linalg.matrix_norm(_dense(module, probe, d_in, d_out), ord=2))
+        return OperatorNorm(norm, norm, "svd")
+    return _iterated_norm(module, probe, seed)
+
+
+def _check_shape(module: nn.Module, input_shape: Sequence[int]) -> None:
+    if isinstance(module, nn.Linear):
+        fits = len(input_shape) >= 1 and input_shape[-1] == module.in_features
+        needs = f"(…, {module.in_features})"
+    else:
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        fits = len(input_shape) == len(module.kernel_size) + 1
+        fits = fits and input_shape[0] == module.in_channels
+        needs = f"({module.in_channels}, {len(module.kernel_size)} sizes)"
+    if not fits:
+        raise ValueError(f"input_shape={tuple(input_shape)} does not fit the layer: it is {needs}.")
+
+
+def _dense(module: nn.Module, probe: Tensor, d_in: int, d_out: int) -> Tensor:
+    """Write the operator out from its smaller side: T, or its transpose."""
+    if d_in <= d_out:
+        columns = torch.eye(d_in, dtype=probe.dtype, device=probe.device)
+        return apply_operator(module, columns.reshape(d_in, *probe.shape[1:])).flatten(1)
+    rows = torch.eye(d_out, dtype=probe.dtype, device=probe.device)
+    shape = apply_operator(module, probe).shape[1:]
+    return apply_adjoint(module, rows.reshape(d_out, *shape), probe.shape[1:]).flatten(1)
+
+
+def _iterated_norm(module: nn.Module, probe: Tensor, seed: int) -> OperatorNorm:
+    shape = probe.shape[1:]
+
+    def squared(vectors: Tensor) -> Tensor:
+        images = apply_operator(module, vectors.reshape(-1, *shape))
+        return apply_adjoint(module, images, shape).flatten(1)
+
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    start = torch.randn(
+        1, probe.numel(), generator=generator, dtype=torch.float64, device="cpu"
+    ).to(probe.device)
+    ritz = float(torch.linalg.eigvalsh(lanczos(squared, start, _STEPS).matrices()).max())
+    deviation = math.log(1.648 * math.sqrt(probe.numel()) / _FAILURE_PROBABILITY)
+    likely = math.sqrt(ritz / (1.0 - (deviation / (2 * _STEPS - 1)) ** 2))
+    certain = math.sqrt(_patches_per_entry(module, shape)) * weight_matrix_norm(module)
+    if certain <= likely:
+        return OperatorNorm(math.sqrt(ritz), certain, "patches")
+    return OperatorNorm(math.sqrt(ritz), likely, "lanczos", _FAILURE_PROBABILITY)
+
+
+def _patches_per_entry(module: nn.Module, shape: Sequence[int]) -> int:
+    """Return how many patch entries copy the input entry that is copied most often.
+
+    Every row of the unfolding U is zero or a unit vector, so UᵀU is diagonal and holds the counts.
+    """
+    device = module.get_parameter("weight").device
+    inputs = torch.zeros(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
+    with torch.enable_grad():
+        total = unfold_inputs(module, inputs).sum()
+    return round(float(torch.autograd.grad(total, inputs)[0].max()))

@@ -1,0 +1,646 @@
+"""Information-geometric sharpness against dense pseudo-inverses, closed forms and extremes."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from networks import CASES, Case
+from torch import Tensor, nn
+
+from paperkit.estimators.baselines import (
+    exponential_losses,
+    generalization_gap,
+    log_odds_against,
+    mean_exponential_loss,
+    mean_loss,
+    sample_losses,
+)
+from paperkit.estimators.information_geometry import (
+    dual_gradients,
+    fisher_rao_norm,
+    information_geometric_sharpness,
+    information_geometric_sharpness_from,
+    information_geometric_sharpness_from_jacobian,
+    takeuchi_information_criterion,
+)
+from paperkit.linearize import (
+    dense_empirical_fisher,
+    dense_gauss_newton,
+    dense_hessian,
+    dense_jacobian,
+    get_loss,
+    linearize,
+)
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_loss = pytest.mark.parametrize("loss", ["cross_entropy", "half_squared_error", "mse"])
+RELU_MLP = CASES[0]
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def labels(n: int, classes: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randint(classes, (n,), generator=generator, device="cpu")
+
+
+def targets_for(loss: str, targets: Tensor) -> Tensor:
+    return targets if loss == "cross_entropy" else nn.functional.one_hot(targets, 3).double()
+
+
+def by_pseudo_inverse(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str) -> float:
+    fisher = dense_gauss_newton(model, inputs, loss)
+    moment = dense_empirical_fisher(model, inputs, targets, loss)
+    # Singular values of G squared: what G keeps down to 1e-7 this keeps down to 1e-13.
+    inverse = torch.linalg.pinv(fisher, rtol=1e-13, hermitian=True)
+    return float((inverse * moment).sum())
+
+
+def of_jacobian(jacobian: Tensor, outputs: Tensor, targets: Tensor, **options: object):
+    return information_geometric_sharpness_from_jacobian(jacobian, outputs, targets, **options)
+
+
+# Equation 6 -----------------------------------------------------------------------------------
+
+
+@every_case
+@every_loss
+@pytest.mark.parametrize("n", [5, 40])
+def test_sharpness_is_that_of_the_dense_pseudo_inverse(
+    case: Case, loss: str, n: int, device: torch.device
+) -> None:
+    model, inputs, targets = case.make(n=n, device=device)
+    targets = targets_for(loss, targets)
+    result = information_geometric_sharpness(model, (inputs, targets), loss)
+    expected = by_pseudo_inverse(model, inputs, targets, loss)
+    assert float(result) == pytest.approx(expected, rel=1e-8)
+    assert float(result) <= result.upper_bound * (1 + 1e-12)
+    assert float(result.sample_terms.mean()) == pytest.approx(float(result), rel=1e-12)
+    assert result.n == n
+    assert result.dimension == sum(p.numel() for p in model.parameters())
+
+
+def shallow(inputs: int, hidden: int, outputs: int, seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)
+    return nn.Sequential(*layers).double()
+
+
+def test_with_enough_parameters_the_sharpness_is_a_function_of_the_losses() -> None:
+    model, inputs, targets = shallow(4, 3, 4), gaussian(8, 4), labels(8, 4)
+    result = information_geometric_sharpness(model, (inputs, targets))
+    losses = nn.functional.cross_entropy(model(inputs).detach(), targets, reduction="none")
+    assert (result.dimension, result.rank, result.num_rows) == (31, 24, 24)
+    assert result.full_rank
+    assert float(result) == pytest.approx(float(torch.expm1(losses).sum()), rel=1e-12)
+    assert float(result) == pytest.approx(
+        by_pseudo_inverse(model, inputs, targets, "cross_entropy"), rel=1e-8
+    )
+
+
+def test_with_few_parameters_the_sharpness_stays_below_the_losses() -> None:
+    model, inputs, targets = shallow(3, 3, 3), gaussian(40, 3), labels(40, 3)
+    result = information_geometric_sharpness(model, (inputs, targets))
+    assert (result.dimension, result.num_rows) == (24, 80)
+    assert result.rank <= 24 - 4  # the head's common shift of all logits
+    assert float(result) < 0.9 * result.upper_bound
+    baseline = mean_exponential_loss(model, (inputs, targets))
+    assert result.upper_bound == pytest.approx(40 * float(baseline), rel=1e-12)
+    assert result.criterion == float(result) / 40
+
+
+@every_case
+def test_model_linearization_and_jacobian_give_one_value(case: Case, device: torch.device) -> None:
+    for n in (4, 50):
+        model, inputs, targets = case.make(n=n, device=device)
+        model.eval()
+        whole = float(information_geometric_sharpness(model, (inputs, targets)))
+        linearization = linearize(model, inputs, all_parameters=True)
+        from_pairs = information_geometric_sharpness_from(linearization, targets)
+        from_jacobian = of_jacobian(dense_jacobian(model, inputs), model(inputs).detach(), targets)
+        assert float(from_pairs) == pytest.approx(whole, rel=1e-9)
+        assert float(from_jacobian) == pytest.approx(whole, rel=1e-9)
+
+
+def test_samples_linearized_a_few_at_a_time_give_the_same(device: torch.device) -> None:
+    model, inputs, targets = RELU_MLP.make(n=90, device=device)
+    whole = information_geometric_sharpness(model, (inputs, targets))
+    uneven = [(inputs[:50], targets[:50]), (inputs[50:57], targets[50:57])]
+    uneven.append((inputs[57:], targets[57:]))
+    # 180 rows of 107 parameters: G takes 924 kB with its copies, the triangular factors 366 kB.
+    streamed = information_geometric_sharpness(model, uneven, memory_budget=400_000)
+    assert streamed.rank == whole.rank
+    torch.testing.assert_close(streamed.sample_terms, whole.sample_terms, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="memory_budget=100000 is too small"):
+        information_geometric_sharpness(model, uneven, memory_budget=100_000)
+
+
+# Extremes -------------------------------------------------------------------------------------
+
+
+def test_saturated_samples_keep_all_their_digits() -> None:
+    outputs = torch.tensor([[27.6310211159, 0.0, 0.0], [0.0, 40.0, -1.0]], dtype=torch.float64)
+    targets = torch.tensor([0, 1])
+    result = of_jacobian(gaussian(2, 3, 20), outputs, targets)
+    expected = [2 * math.exp(-27.6310211159), math.exp(-40) + math.exp(-41)]
+    assert result.full_rank
+    assert float(result) == pytest.approx(sum(expected), rel=1e-13)
+    assert result.sample_terms.tolist() == pytest.approx([2 * x for x in expected], rel=1e-13)
+    # Copies span nothing new: the projection has to find what one sample of each gives.
+    twice = of_jacobian(gaussian(2, 3, 20).repeat(3, 1, 1), outputs.repeat(3, 1), targets.repeat(3))
+    assert twice.rank == 4
+    assert float(twice) == pytest.approx(sum(expected), rel=1e-11)
+
+
+def flipped(scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Eight samples, logits of size ``scale``, one mislabelled at a loss of 2.5 times that."""
+    jacobian = gaussian(8, 3, 40, seed=1)
+    outputs = gaussian(8, 3, seed=2)
+    outputs[3] = torch.tensor([1.5, 0.0, -1.0])
+    outputs = scale * outputs
+    targets = outputs.argmax(dim=1)
+    targets[3] = 2
+    return jacobian, outputs, targets
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0, 16.0, 32.0, 64.0])
+def test_a_confident_mistake_is_exact_in_full_rank_and_among_copies(scale: float) -> None:
+    jacobian, outputs, targets = flipped(scale)
+    expected = float(exponential_losses(outputs, targets).sum())
+    single = of_jacobian(jacobian, outputs, targets)
+    assert single.full_rank
+    assert float(single) == pytest.approx(expected, rel=1e-13)
+    copies = of_jacobian(jacobian.repeat(2, 1, 1), outputs.repeat(2, 1), targets.repeat(2))
+    assert (copies.rank, copies.num_rows) == (16, 32)
+    assert float(copies) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_gram_matrix_loses_the_confident_mistake() -> None:
+    jacobian, outputs, targets = flipped(16.0)
+    dual = dual_gradients(outputs, targets)
+    rows = (dual.factor @ jacobian).flatten(0, 1)
+    eigenvalues, vectors = torch.linalg.eigh(rows @ rows.T)
+    kept = vectors[:, eigenvalues > 1e-12 * eigenvalues[-1]]
+    blocks = kept.unflatten(0, (8, 2))
+    parts = torch.einsum("nrk,nr->nk", blocks, dual.dual_vectors).square().sum()
+    exact = float(of_jacobian(jacobian, outputs, targets))
+    assert float(parts) < 1e-3 * exact
+
+
+def test_a_loss_beyond_the_range_of_exp_is_infinite_not_nan() -> None:
+    outputs = torch.tensor([[0.0, 3000.0], [1.0, 0.0]], dtype=torch.float64)
+    targets = torch.tensor([0, 0])
+    for copies in (1, 2):
+        result = of_jacobian(
+            gaussian(2, 2, 9).repeat(copies, 1, 1),
+            outputs.repeat(copies, 1),
+            targets.repeat(copies),
+        )
+        assert float(result) == math.inf
+        assert result.sample_terms[1] == pytest.approx(2 * math.exp(-1), rel=1e-12)
+
+
+def test_one_sample_has_its_odds_whatever_the_network() -> None:
+    model, inputs, targets = RELU_MLP.make(n=1)
+    result = information_geometric_sharpness(model, (inputs, targets), batch_size=1)
+    loss = nn.functional.cross_entropy(model(inputs).detach(), targets)
+    assert float(result) == pytest.approx(float(torch.expm1(loss)), rel=1e-12)
+
+
+def test_two_classes_have_one_row_a_sample() -> None:
+    model, inputs, targets = shallow(3, 4, 2), gaussian(50, 3), labels(50, 2)
+    result = information_geometric_sharpness(model, (inputs, targets))
+    assert result.num_rows == 50
+    assert float(result) == pytest.approx(
+        by_pseudo_inverse(model, inputs, targets, "cross_entropy"), rel=1e-8
+    )
+
+
+def test_copies_of_the_data_lower_the_rank_share_and_keep_the_sharpness() -> None:
+    model, inputs, targets = RELU_MLP.make(n=6)
+    once = information_geometric_sharpness(model, (inputs, targets))
+    copied = information_geometric_sharpness(model, (inputs.repeat(4, 1), targets.repeat(4)))
+    assert once.full_rank
+    assert (copied.rank, copied.num_rows) == (once.rank, 4 * once.num_rows)
+    assert float(copied) == pytest.approx(float(once), rel=1e-11)
+    assert not copied.tolerance_sensitive
+
+
+def test_zero_gradients_have_sharpness_zero() -> None:
+    model = nn.Linear(4, 3, bias=False).double()
+    result = information_geometric_sharpness(model, (torch.zeros(5, 4).double(), labels(5, 3)))
+    assert (float(result), result.rank) == (0.0, 0)
+    assert result.upper_bound > 0
+    tall = information_geometric_sharpness(model, (torch.zeros(50, 4).double(), labels(50, 3)))
+    assert (float(tall), tall.rank) == (0.0, 0)
+
+
+def test_softmax_regression_has_rank_inputs_times_classes_less_one() -> None:
+    model, inputs, targets = nn.Linear(8, 3).double(), gaussian(60, 8), labels(60, 3)
+    result = information_geometric_sharpness(model, (inputs, targets))
+    assert result.rank == 9 * 2
+    assert not result.tolerance_sensitive
+
+
+def test_a_tolerance_between_the_singular_values_is_reported_as_sensitive() -> None:
+    jacobian = gaussian(6, 3, 4, seed=3)
+    jacobian[..., 3] *= 1e-5
+    outputs, targets = gaussian(6, 3, seed=4), labels(6, 3, seed=5)
+    coarse = of_jacobian(jacobian, outputs, targets, tolerance=1e-4)
+    fine = of_jacobian(jacobian, outputs, targets, tolerance=1e-8)
+    assert (coarse.rank, fine.rank) == (3, 4)
+    assert coarse.tolerance_sensitive
+    assert not fine.tolerance_sensitive
+    assert coarse.by_tolerance[1e-4 * 1e-2] == pytest.approx(float(fine), rel=1e-12)
+
+
+# Equation 7, damping, squared errors --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [6, 40])
+def test_a_batch_of_everything_is_the_norm_of_the_mean_gradient(n: int) -> None:
+    model, inputs, targets = RELU_MLP.make(n=n)
+    result = information_geometric_sharpness(model, (inputs, targets), batch_size=n)
+    fisher = dense_gauss_newton(model, inputs)
+    gradient = torch.autograd.grad(
+        nn.functional.cross_entropy(model(inputs), targets), list(model.parameters())
+    )
+    flat = torch.cat([part.flatten() for part in gradient])
+    expected = flat @ torch.linalg.pinv(fisher, rtol=1e-13, hermitian=True) @ flat
+    assert float(result) == pytest.approx(float(expected), rel=1e-8)
+    single = information_geometric_sharpness(model, (inputs, targets))
+    assert float(result) == pytest.approx(single.mean_gradient_term, rel=1e-12)
+
+
+def test_in_full_rank_a_batch_divides_the_sharpness() -> None:
+    model, inputs, targets = RELU_MLP.make(n=6)
+    whole = float(information_geometric_sharpness(model, (inputs, targets)))
+    for b in (1, 2, 5, 6):
+        part = information_geometric_sharpness(model, (inputs, targets), batch_size=b)
+        assert float(part) == pytest.approx(whole / b, rel=1e-12)
+
+
+@every_loss
+@pytest.mark.parametrize("n", [5, 60])
+def test_the_damped_sharpness_is_that_of_the_dense_resolvent(loss: str, n: int) -> None:
+    model, inputs, targets = RELU_MLP.make(n=n)
+    targets = targets_for(loss, targets)
+    result = information_geometric_sharpness(model, (inputs, targets), loss, damping=1e-3)
+    fisher = dense_gauss_newton(model, inputs, loss)
+    shift = 1e-3 * torch.linalg.eigvalsh(fisher)[-1]
+    identity = torch.eye(len(fisher), dtype=torch.float64)
+    inverse = torch.linalg.inv(fisher + shift * identity)
+    moment = dense_empirical_fisher(model, inputs, targets, loss)
+    assert float(result) == pytest.approx(float((inverse * moment).sum()), rel=1e-10)
+    assert result.assumptions["shift"] == pytest.approx(float(shift), rel=1e-10)
+    assert result.method == "damped"
+    assert result.assumptions["invariant"] is False
+
+
+@pytest.mark.parametrize("loss", ["half_squared_error", "mse"])
+def test_squared_errors_collapse_to_twice_the_loss(loss: str) -> None:
+    model, inputs, _ = RELU_MLP.make(n=4)
+    data = inputs, gaussian(4, 3, seed=7)
+    result = information_geometric_sharpness(model, data, loss)
+    assert result.full_rank
+    assert float(result) == pytest.approx(2 * 4 * float(mean_loss(model, data, loss)), rel=1e-12)
+
+
+def test_dual_gradients_are_the_gradients_in_the_outputs() -> None:
+    outputs = 5 * gaussian(20, 4)
+    for loss in ("cross_entropy", "half_squared_error", "mse"):
+        targets = labels(20, 4) if loss == "cross_entropy" else gaussian(20, 4, seed=1)
+        dual = dual_gradients(outputs, targets, loss)
+        rebuilt = torch.einsum("nrc,nr->nc", dual.factor, dual.dual_vectors)
+        torch.testing.assert_close(rebuilt, get_loss(loss).gradient(outputs, targets))
+        norms = dual.dual_vectors.square().sum(dim=1)
+        torch.testing.assert_close(dual.squared_norms, norms, rtol=1e-10, atol=0.0)
+
+
+# Properties -----------------------------------------------------------------------------------
+
+sizes = st.tuples(st.integers(1, 9), st.integers(2, 4), st.integers(1, 14))
+
+
+@given(sizes, st.floats(0.1, 6.0), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_sharpness_lies_between_zero_and_its_bound_and_grows_with_the_rank(
+    size: tuple[int, int, int], scale: float, seed: int
+) -> None:
+    n, classes, d = size
+    outputs, targets = scale * gaussian(n, classes, seed=seed), labels(n, classes, seed)
+    jacobian = gaussian(n, classes, d, seed=seed + 1)
+    result = of_jacobian(jacobian, outputs, targets)
+    assert 0.0 <= float(result) <= result.upper_bound * (1 + 1e-9)
+    wider = of_jacobian(
+        torch.cat([jacobian, gaussian(n, classes, 2, seed=seed + 2)], dim=2), outputs, targets
+    )
+    assert float(wider) >= float(result) * (1 - 1e-6)
+
+
+@given(sizes, st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_sharpness_does_not_see_the_coordinates(size: tuple[int, int, int], seed: int) -> None:
+    n, classes, d = size
+    outputs, targets = gaussian(n, classes, seed=seed), labels(n, classes, seed)
+    jacobian = gaussian(n, classes, d, seed=seed + 1)
+    orthogonal, _ = torch.linalg.qr(gaussian(d, d, seed=seed + 2))
+    change = orthogonal * torch.logspace(-1, 1, d, dtype=torch.float64)
+    before = float(of_jacobian(jacobian, outputs, targets))
+    after = float(of_jacobian(jacobian @ change, outputs, targets))
+    # A square random matrix is the worst case: its condition number is above 1e4 once in some
+    # thousand draws, a hundred times that under the change.
+    assert after == pytest.approx(before, rel=1e-8)
+
+
+@given(sizes, st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_under_the_models_own_labels_the_mean_sharpness_is_the_rank(
+    size: tuple[int, int, int], seed: int
+) -> None:
+    n, classes, d = size
+    outputs, jacobian = gaussian(n, classes, seed=seed), gaussian(n, classes, d, seed=seed + 1)
+    p = torch.softmax(outputs, dim=1)
+    mean, rank = 0.0, 0
+    for label in range(classes):
+        result = of_jacobian(jacobian, outputs, torch.full((n,), label))
+        mean += float((p[:, label] * result.sample_terms).mean())
+        rank = result.rank
+    assert mean == pytest.approx(rank, rel=1e-9)
+
+
+# Takeuchi's criterion ---------------------------------------------------------------------------
+
+
+def test_the_fisher_criterion_is_the_sharpness_over_n() -> None:
+    model, inputs, targets = RELU_MLP.make(n=40)
+    data = inputs, targets
+    criterion = takeuchi_information_criterion(model, data)
+    assert float(criterion) == float(information_geometric_sharpness(model, data)) / 40
+
+
+def test_in_softmax_regression_both_curvatures_agree() -> None:
+    data = gaussian(60, 5), labels(60, 3)
+    model = nn.Linear(5, 3).double()
+    by_hessian = takeuchi_information_criterion(model, data, curvature="hessian", tolerance=1e-10)
+    by_fisher = takeuchi_information_criterion(model, data)
+    assert float(by_hessian) == pytest.approx(float(by_fisher), rel=1e-9)
+    assert by_hessian.assumptions["negative_eigenvalues"] == 0
+    assert by_hessian.assumptions["outside_range"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_hessian_criterion_is_the_dense_trace_and_counts_negative_curvature() -> None:
+    model, inputs, targets = shallow(3, 3, 3), gaussian(30, 3), labels(30, 3)
+    result = takeuchi_information_criterion(model, (inputs, targets), curvature="hessian")
+    hessian = dense_hessian(model, inputs, targets)
+    moment = dense_empirical_fisher(model, inputs, targets)
+    values, vectors = torch.linalg.eigh(hessian)
+    kept = values.abs() > 24 * 2.3e-16 * values.abs().max()
+    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+    assert float(result) == pytest.approx(float((inverse * moment).sum()) / 30, rel=1e-9)
+    assert result.assumptions["rank"] == int(kept.sum())
+    assert result.assumptions["negative_eigenvalues"] == int((values[kept] < 0).sum()) > 0
+
+
+class Logistic(nn.Module):
+    """Two classes, two parameters: logits (0, wx + b)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        score = self.linear(inputs)
+        return torch.cat([torch.zeros_like(score), score], dim=1)
+
+
+def newton(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Logistic regression by Newton's method for many weightings of the cells: (k, 2)."""
+    features = torch.stack([x, torch.ones_like(x)], dim=1)
+    theta = torch.zeros(len(weights), 2, dtype=torch.float64)
+    for _ in range(25):
+        p = torch.sigmoid(theta @ features.T)
+        gradient = ((p - y) * weights) @ features
+        hessian = torch.einsum("kc,ci,cj->kij", p * (1 - p) * weights, features, features)
+        theta = theta - torch.linalg.solve(hessian, gradient.unsqueeze(2)).squeeze(2)
+    return theta
+
+
+def test_n_times_the_gap_tends_to_the_trace_of_the_criterion() -> None:
+    # A population of 40 equally likely cells whose log-odds are not linear in x: misspecified.
+    x = torch.tensor([-2.0, -1.0, 0.0, 1.5], dtype=torch.float64).repeat_interleave(10)
+    ones = torch.tensor([7, 2, 4, 9])
+    y = torch.cat([(torch.arange(10) < k).double() for k in ones])
+    population = torch.full((1, 40), 1 / 40, dtype=torch.float64)
+    optimum = newton(population, x, y)
+    model = Logistic().double()
+    with torch.no_grad():
+        model.linear.weight.fill_(float(optimum[0, 0]))
+        model.linear.bias.fill_(float(optimum[0, 1]))
+    data = x.unsqueeze(1), y.long()
+    trace = 40 * float(takeuchi_information_criterion(model, data, curvature="hessian"))
+
+    n, draws = 2000, 3000
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    cells = torch.randint(40, (draws, n), generator=generator)
+    counts = torch.zeros(draws, 40, dtype=torch.float64)
+    counts.scatter_add_(1, cells, torch.ones(draws, n, dtype=torch.float64))
+    weights = counts / n
+    features = torch.stack([x, torch.ones_like(x)], dim=1)
+
+    def losses(theta: Tensor) -> Tensor:
+        return nn.functional.softplus(-(2 * y - 1) * (theta @ features.T))
+
+    fitted, at_optimum = losses(newton(weights, x, y)), losses(optimum)
+    # The optimum's own gap has mean zero; taking it away leaves a variance of order one.
+    gap = ((population - weights) * (fitted - at_optimum)).sum(dim=1) * n
+    error = float(gap.std()) / draws**0.5
+    assert error < 0.05 * trace
+    assert abs(trace - 2) > 0.02  # the criterion of Akaike would be the number of parameters
+    assert float(gap.mean()) == pytest.approx(trace, abs=3 * error)
+
+
+# The Fisher–Rao norm ---------------------------------------------------------------------------
+
+
+@every_case
+@every_loss
+def test_fisher_rao_norms_are_the_dense_quadratic_forms(
+    case: Case, loss: str, device: torch.device
+) -> None:
+    model, inputs, targets = case.make(n=9, device=device)
+    targets = targets_for(loss, targets)
+    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+    halves = [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])]
+    matrices = {
+        "model": dense_gauss_newton(model, inputs, loss),
+        "observed": dense_empirical_fisher(model, inputs, targets, loss),
+    }
+    for name, matrix in matrices.items():
+        value = float(fisher_rao_norm(model, halves, loss, labels=name))
+        assert value == pytest.approx(float(theta @ matrix @ theta), rel=1e-10)
+
+
+def homogeneous(activation: type[nn.Module]) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(
+            nn.Linear(6, 8, bias=False),
+            activation(),
+            nn.Linear(8, 7, bias=False),
+            activation(),
+            nn.Linear(7, 4, bias=False),
+        ).double()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
+def test_fisher_rao_norm_of_a_homogeneous_network_is_a_variance_of_its_logits(
+    activation: type[nn.Module],
+) -> None:
+    model, inputs, targets = homogeneous(activation), 3 * gaussian(30, 6), labels(30, 4)
+    outputs = model(inputs).detach()
+    p = torch.softmax(outputs, dim=1)
+    mean = (p * outputs).sum(dim=1)
+    variance = (p * outputs.square()).sum(dim=1) - mean.square()
+    norm = fisher_rao_norm(model, (inputs, targets))
+    assert float(norm) == pytest.approx(9 * float(variance.mean()), rel=1e-10)
+    margin = mean - outputs.gather(1, targets.unsqueeze(1)).squeeze(1)
+    observed = fisher_rao_norm(model, (inputs, targets), labels="observed")
+    assert float(observed) == pytest.approx(9 * float(margin.square().mean()), rel=1e-10)
+
+
+def test_fisher_rao_norm_of_a_tanh_network_is_not() -> None:
+    model, inputs, targets = homogeneous(nn.Tanh), 3 * gaussian(30, 6), labels(30, 4)
+    outputs = model(inputs).detach()
+    p = torch.softmax(outputs, dim=1)
+    variance = (p * outputs.square()).sum(dim=1) - (p * outputs).sum(dim=1).square()
+    norm = float(fisher_rao_norm(model, (inputs, targets)))
+    assert abs(norm / (9 * float(variance.mean())) - 1) > 0.1
+
+
+# Baselines -------------------------------------------------------------------------------------
+
+
+def test_losses_keep_their_digits_at_both_ends() -> None:
+    outputs = torch.tensor([[60.0, 0.0], [0.0, 60.0], [0.0, 0.0], [0.0, 21.0]])
+    targets = torch.tensor([0, 0, 0, 0])
+    assert log_odds_against(outputs, targets).tolist() == [-60.0, 60.0, 0.0, 21.0]
+    expected = [math.exp(-60), 60.0, math.log(2), 21.0 + math.log1p(math.exp(-21))]
+    assert sample_losses(outputs, targets).tolist() == pytest.approx(expected, rel=1e-14)
+    odds = [math.exp(-60), math.exp(60), 1.0, math.exp(21)]
+    assert exponential_losses(outputs, targets).tolist() == pytest.approx(odds, rel=1e-14)
+
+
+@every_loss
+def test_baselines_count_every_sample_once(loss: str, device: torch.device) -> None:
+    model, inputs, targets = CASES[4].make(n=11, device=device)
+    targets = targets_for(loss, targets)
+    uneven = [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])]
+    model.eval()
+    losses = sample_losses(model(inputs).detach(), targets, loss)
+    reference = {
+        "cross_entropy": nn.functional.cross_entropy,
+        "half_squared_error": lambda f, y: 0.5 * (f - y).square().sum(dim=1).mean(),
+        "mse": nn.functional.mse_loss,
+    }[loss]
+    expected = float(reference(model(inputs), targets))
+    assert float(mean_loss(model, uneven, loss)) == pytest.approx(expected, rel=1e-12)
+    exponential = mean_exponential_loss(model, uneven, loss)
+    assert float(exponential) == pytest.approx(float(torch.expm1(losses).mean()), rel=1e-12)
+
+
+def test_the_generalization_gap_is_test_minus_train() -> None:
+    model, inputs, targets = RELU_MLP.make(n=30)
+    train, test = (inputs[:20], targets[:20]), (inputs[20:], targets[20:])
+    gap = generalization_gap(model, train, [test])
+    assert (gap.n, gap.num_test) == (20, 10)
+    expected = float(mean_loss(model, test)) - float(mean_loss(model, train))
+    assert float(gap) == pytest.approx(expected, rel=1e-12)
+    hits = model(inputs).argmax(dim=1) == targets
+    accuracy_gap = float(hits[:20].double().mean() - hits[20:].double().mean())
+    assert gap.accuracy_gap == pytest.approx(accuracy_gap, abs=1e-15)
+    one_hot = nn.functional.one_hot(targets, 3).double()
+    squared = generalization_gap(
+        model, (inputs[:20], one_hot[:20]), (inputs[20:], one_hot[20:]), "mse"
+    )
+    assert squared.accuracy_gap is None
+
+
+# Manners --------------------------------------------------------------------------------------
+
+
+def test_the_model_is_left_as_it_was_found() -> None:
+    model, inputs, targets = CASES[4].make(n=9)
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    state = torch.random.get_rng_state()
+    data = inputs, targets
+    information_geometric_sharpness(model, data)
+    takeuchi_information_criterion(model, data)
+    fisher_rao_norm(model, data)
+    mean_loss(model, data)
+    with pytest.raises(ValueError, match="labels"):
+        fisher_rao_norm(model, (inputs, targets + 5))
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_single_precision_network_gets_a_tolerance_of_its_own() -> None:
+    model, inputs, targets = RELU_MLP.make(n=6)
+    exact = information_geometric_sharpness(model, (inputs, targets))
+    single = information_geometric_sharpness(model.float(), (inputs.float(), targets))
+    expected = 100 * math.sqrt(12) * torch.finfo(torch.float32).eps
+    assert single.tolerance == pytest.approx(expected, rel=1e-12)
+    assert single.full_rank
+    assert float(single) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_bad_arguments_are_refused_by_name() -> None:
+    model, inputs, targets = RELU_MLP.make(n=6)
+    data = inputs, targets
+    for options, message in [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 7}, "batch_size=7"),
+        ({"tolerance": 0.0}, r"tolerance=0\.0"),
+        ({"tolerance": 2.0}, r"tolerance=2\.0"),
+        ({"damping": -1.0}, r"damping=-1\.0"),
+        ({"loss": "hinge"}, "hinge"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            information_geometric_sharpness(model, data, **options)
+    with pytest.raises(ValueError, match="curvature='kfac'"):
+        takeuchi_information_criterion(model, data, curvature="kfac")
+    with pytest.raises(ValueError, match="107 parameters"):
+        takeuchi_information_criterion(model, data, curvature="hessian", max_dense=100)
+    with pytest.raises(ValueError, match="labels='true'"):
+        fisher_rao_norm(model, data, labels="true")
+    with pytest.raises(ValueError, match="jacobian has shape"):
+        of_jacobian(gaussian(6, 2, 4), gaussian(6, 3), targets)
+
+
+@pytest.mark.parametrize("n", [4, 60])
+def test_every_measure_stays_on_the_models_device(
+    n: int, device: torch.device, explicit_devices
+) -> None:
+    model, inputs, targets = RELU_MLP.make(n=n, device=device)
+    data = inputs, targets
+    with explicit_devices():
+        for options in ({}, {"damping": 0.1}, {"batch_size": 2}):
+            information_geometric_sharpness(model, data, **options)
+        takeuchi_information_criterion(model, data, curvature="hessian")
+        for name in ("model", "observed"):
+            fisher_rao_norm(model, data, labels=name)
+        mean_loss(model, data)
+        mean_exponential_loss(model, data)
+        generalization_gap(model, data, data)
