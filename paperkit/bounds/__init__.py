@@ -1,1 +1,6 @@
 """Both sides of every numbered statement of the four papers, with what they assume."""
+
+from paperkit.bounds import compression, information_geometry, renyi, smoothness
+from paperkit.bounds.statement import Bound
+
+__all__ = ["Bound", "compression", "information_geometry", "renyi", "smoothness"]

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from paperkit.bounds.statement import Bound
-from paperkit.estimators.renyi import layer_spectra, renyi_entropy
+from paperkit.estimators.entropy import renyi_entropy
+from paperkit.estimators.spectra import layer_spectra
 from paperkit.linearize.batches import as_batch
 from paperkit.linearize.evaluation import (
     check_inputs,

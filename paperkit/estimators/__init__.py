@@ -1,17 +1,103 @@
 """Every measure of the four papers, one file a family."""
 
+from paperkit.estimators.adaptive_sharpness import (
+    AdaptiveSharpness,
+    adaptive_sharpness,
+    average_adaptive_sharpness,
+)
+from paperkit.estimators.baselines import (
+    GeneralizationGap,
+    generalization_gap,
+    mean_exponential_loss,
+    mean_loss,
+)
+from paperkit.estimators.correlation import kendall_tau, kendall_tau_by_group, permutation_test
+from paperkit.estimators.entropy import EntropyEstimate, renyi_entropy, renyi_entropy_estimate
+from paperkit.estimators.gauss_newton_trace import gauss_newton_trace, layer_gauss_newton_traces
+from paperkit.estimators.hessian import (
+    HessianDensity,
+    TopEigenvalues,
+    hessian_top_eigenvalues,
+    hessian_trace,
+    spectral_density,
+)
+from paperkit.estimators.information_geometry import (
+    InformationGeometricSharpness,
+    fisher_rao_norm,
+    information_geometric_sharpness,
+    takeuchi_information_criterion,
+)
+from paperkit.estimators.pac_bayes import PacBayesFlatness, pac_bayes_flatness
+from paperkit.estimators.parameter_norm import parameter_norm
+from paperkit.estimators.rangamani import rangamani_sharpness
+from paperkit.estimators.relative_flatness import relative_flatness
 from paperkit.estimators.renyi import (
-    LayerSpectrum,
     RenyiSharpness,
-    layer_spectra,
-    renyi_entropy,
+    global_renyi_sharpness,
     renyi_sharpness,
 )
+from paperkit.estimators.report import DEFAULT_MEASURES, MEASURES, PASS_MEASURES, Report, measure
+from paperkit.estimators.representation import (
+    input_invariant_local_sensitivity,
+    local_dimension,
+    log_volume,
+    maximum_local_sensitivity,
+    network_log_volume,
+    network_maximum_local_sensitivity,
+    normalized_maximum_local_sensitivity,
+)
+from paperkit.estimators.result import Measurement
+from paperkit.estimators.spectra import LayerSpectrum, layer_spectra
+from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
 
 __all__ = [
+    "DEFAULT_MEASURES",
+    "MEASURES",
+    "PASS_MEASURES",
+    "AdaptiveSharpness",
+    "EntropyEstimate",
+    "GeneralizationGap",
+    "HessianDensity",
+    "InformationGeometricSharpness",
     "LayerSpectrum",
+    "Measurement",
+    "PacBayesFlatness",
     "RenyiSharpness",
+    "Report",
+    "TopEigenvalues",
+    "adaptive_sharpness",
+    "asam_sharpness",
+    "average_adaptive_sharpness",
+    "fisher_rao_norm",
+    "gauss_newton_trace",
+    "generalization_gap",
+    "global_renyi_sharpness",
+    "hessian_top_eigenvalues",
+    "hessian_trace",
+    "information_geometric_sharpness",
+    "input_invariant_local_sensitivity",
+    "kendall_tau",
+    "kendall_tau_by_group",
+    "layer_gauss_newton_traces",
     "layer_spectra",
+    "local_dimension",
+    "log_volume",
+    "maximum_local_sensitivity",
+    "mean_exponential_loss",
+    "mean_loss",
+    "measure",
+    "network_log_volume",
+    "network_maximum_local_sensitivity",
+    "normalized_maximum_local_sensitivity",
+    "pac_bayes_flatness",
+    "parameter_norm",
+    "permutation_test",
+    "rangamani_sharpness",
+    "relative_flatness",
     "renyi_entropy",
+    "renyi_entropy_estimate",
     "renyi_sharpness",
+    "sam_sharpness",
+    "spectral_density",
+    "takeuchi_information_criterion",
 ]

@@ -262,7 +262,7 @@ def gauss_newton_trace_from(
         As :func:`gradient_squares_from`.
     """
     values = gradient_squares_from(linearization, parameters, loss)
-    return _measurement(values, "gauss_newton_trace", loss)
+    return trace_measurement(values, "gauss_newton_trace", loss)
 
 
 def layer_gauss_newton_traces_from(
@@ -270,12 +270,15 @@ def layer_gauss_newton_traces_from(
 ) -> dict[str, Measurement]:
     """Return :func:`layer_gauss_newton_traces` of a linearization."""
     return {
-        name: _measurement(values, "layer_gauss_newton_traces", loss, name, sharing)
-        for name, values in _layer_squares(linearization, loss, sharing).items()
+        name: trace_measurement(values, "layer_gauss_newton_traces", loss, name, sharing)
+        for name, values in layer_gradient_squares(linearization, loss, sharing).items()
     }
 
 
-def _layer_squares(linearization: Linearization, loss: str, sharing: str) -> dict[str, Tensor]:
+def layer_gradient_squares(
+    linearization: Linearization, loss: str = "half_squared_error", sharing: str = "tied"
+) -> dict[str, Tensor]:
+    """Return each sample's squared gradient norm by layer, (n,), float64."""
     if sharing not in SHARING:
         raise ValueError(f"sharing={sharing!r} is unknown: choose one of {', '.join(SHARING)}.")
     factor = _factor(linearization, loss)
@@ -345,7 +348,7 @@ def gauss_newton_trace(
         memory_budget=memory_budget,
     )
     values = [gradient_squares_from(chunk, parameters, loss) for chunk in chunks]
-    return _measurement(torch.cat(values), "gauss_newton_trace", loss)
+    return trace_measurement(torch.cat(values), "gauss_newton_trace", loss)
 
 
 def layer_gauss_newton_traces(
@@ -380,10 +383,10 @@ def layer_gauss_newton_traces(
     """
     collected: dict[str, list[Tensor]] = {}
     for chunk in linearize_samples(model, data, layers=layers, memory_budget=memory_budget):
-        for name, values in _layer_squares(chunk, loss, sharing).items():
+        for name, values in layer_gradient_squares(chunk, loss, sharing).items():
             collected.setdefault(name, []).append(values)
     return {
-        name: _measurement(torch.cat(parts), "layer_gauss_newton_traces", loss, name, sharing)
+        name: trace_measurement(torch.cat(parts), "layer_gauss_newton_traces", loss, name, sharing)
         for name, parts in collected.items()
     }
 
@@ -512,9 +515,10 @@ def _probe_squares(
     return vmap(vmap(square), in_dims=(None, 0))(inputs, cotangents).detach()
 
 
-def _measurement(
+def trace_measurement(
     values: Tensor, measure: str, loss: str, layer: str | None = None, sharing: str | None = None
 ) -> Measurement:
+    """Return the mean of the samples' values (n,) as the named trace."""
     assumptions: dict[str, object] = {"deviation": float(values.std(correction=0))}
     if sharing is not None:
         assumptions["sharing"] = sharing

@@ -29,6 +29,7 @@ from torch.func import functional_call, jvp
 
 from paperkit.estimators.baselines import exponential_losses, sample_losses
 from paperkit.estimators.result import Measurement
+from paperkit.linalg.gram import add_gram
 from paperkit.linalg.row_space import (
     RowBlocks,
     default_tolerance,
@@ -379,18 +380,39 @@ def _compressed_rows(linearization: Linearization, factor: Tensor) -> RowBlocks:
     """Return a wide G as one block, rotated into as many columns as it has rows."""
     n, r, num_outputs = factor.shape
     squared_lengths = factor.new_zeros(n, num_outputs)
+    gram = factor.new_zeros(n * r, n * r)
 
-    def columns() -> Iterator[Tensor]:
+    def pieces() -> Iterator[Tensor]:
         for _, block in linearization.jacobian_blocks():
-            for piece in block.split(n * r, dim=2):
-                jacobian = piece.to(torch.float64)
-                squared_lengths.add_(jacobian.square().sum(dim=2))
-                yield (factor @ jacobian).flatten(0, 1).T
+            for piece in block.split(max(n * r, 1), dim=2):
+                yield piece.to(torch.float64)
 
-    # Gᵀ = Q T leaves the range of G to Tᵀ, and the lengths of its rows.
-    rows = triangular_factor(columns()).T
+    for jacobian in pieces():
+        squared_lengths.add_(jacobian.square().sum(dim=2))
+        add_gram(gram, (factor @ jacobian).flatten(0, 1))
     scales = _row_scales(factor, squared_lengths)
+    rows = _gram_root(gram)
+    if rows is None:
+        # Gᵀ = Q T leaves the range of G to Tᵀ, and the lengths of its rows.
+        rows = triangular_factor((factor @ jacobian).flatten(0, 1).T for jacobian in pieces()).T
     return lambda: [(rows, scales)]
+
+
+def _gram_root(gram: Tensor) -> Tensor | None:
+    """Return L with L Lᵀ the Gram matrix of which the lower half is given.
+
+    Squaring a matrix costs digits of its small singular values. None where, with the rows at unit
+    length, they would lose more than half of their digits: then G itself must be factorized.
+    """
+    lengths = gram.diagonal().sqrt()
+    if not bool((lengths > 0).all()):
+        return None
+    unit = gram.tril() / (lengths.unsqueeze(1) * lengths)
+    smallest = float(torch.linalg.eigvalsh(unit)[0])
+    if smallest < len(gram) * torch.finfo(gram.dtype).eps ** 0.5:
+        return None
+    root, failed = torch.linalg.cholesky_ex(unit)
+    return None if bool(failed) else lengths.unsqueeze(1) * root
 
 
 def _rows(jacobian: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:

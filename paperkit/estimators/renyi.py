@@ -1,4 +1,4 @@
-r"""Rényi entropy of a spectrum, and the Rényi sharpness of a network's layers.
+r"""The Rényi sharpness of a network's layers, and of all of them jointly.
 
 The Rényi sharpness of a layer (Rényi paper, Definition 2.1) is :math:`-H_\alpha(p)` with
 :math:`p_i = \lambda_i / \sum_j \lambda_j`, :math:`\lambda` the eigenvalues of the layer's loss
@@ -7,260 +7,72 @@ Hessian. It does not see the Hessian's size, only the shape of its spectrum.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from paperkit.estimators.entropy import POLICIES, renyi_entropy, renyi_entropy_estimate
+from paperkit.estimators.parameter_norm import weight_names
+from paperkit.estimators.result import Measurement
+from paperkit.estimators.spectra import MAX_DENSE, LayerSpectrum, dense_spectrum, layer_spectrum
 from paperkit.linalg.gram import Spectrum
+from paperkit.linalg.lanczos import Operator
+from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
 from paperkit.linearize import LayerLinearization, dense_hessian, linearize
 from paperkit.linearize.batches import as_batch
 from paperkit.linearize.evaluation import check_targets
-from paperkit.linearize.linearize import GIBIBYTE, layer_groups
+from paperkit.linearize.linearize import GIBIBYTE, MemoryBudgetError, layer_groups
+from paperkit.linearize.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
 
-POLICIES = ("abs", "clamp")
-METHODS = ("auto", "exact")
+METHODS = ("auto", "exact", "lanczos")
 
-# Within this distance of 1 the general formula divides round-off by 1 − α: use its limit.
-_SHANNON_BAND = 1e-6
-
-
-def renyi_entropy(
-    eigenvalues: Tensor | Sequence[float], alpha: float, policy: str = "abs"
-) -> float:
-    r"""Return :math:`H_\alpha(p) = \frac{1}{1-\alpha}\log\sum_i p_i^\alpha` of a spectrum.
-
-    The limits are taken exactly: the logarithm of the number of nonzero eigenvalues at α = 0, the
-    Shannon entropy at α = 1, :math:`-\log\max_i p_i` at α = ∞. Source: Rényi paper, Section 2 and
-    equation 6; natural logarithm.
-
-    Parameters
-    ----------
-    eigenvalues : Tensor or sequence of float
-        Any number of them, zeros allowed; treated in float64.
-    alpha : float
-        The order, in [0, ∞].
-    policy : str
-        What to do with negative eigenvalues, for which the paper's definition has no meaning:
-        ``"abs"`` takes :math:`p_i \propto |\lambda_i|`, ``"clamp"`` sets them to zero.
-
-    Returns
-    -------
-    float
-        Between 0 and the logarithm of the number of nonzero eigenvalues.
-
-    Raises
-    ------
-    ValueError
-        If alpha is negative or NaN, the policy unknown, or the spectrum is empty, not finite or
-        entirely zero.
-    """
-    if not alpha >= 0:
-        raise ValueError(f"alpha={alpha} must be in [0, inf]: the entropy is not defined below 0.")
-    if policy not in POLICIES:
-        raise ValueError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
-    values = torch.as_tensor(eigenvalues, dtype=torch.float64, device="cpu").detach().flatten()
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("eigenvalues has NaN or infinite entries.")
-    values = values.abs() if policy == "abs" else values.clamp(min=0.0)
-    values = values[values > 0]
-    if values.numel() == 0:
-        raise ValueError("eigenvalues has no nonzero entry: the entropy of nothing is undefined.")
-    # Dividing by the largest first keeps tiny and huge spectra away from under- and overflow.
-    log_p = torch.log(values / values.max())
-    log_p = log_p - torch.logsumexp(log_p, 0)
-    if alpha == 0:
-        return math.log(values.numel())
-    if math.isinf(alpha):
-        return -float(log_p.max())
-    if abs(alpha - 1.0) < _SHANNON_BAND:
-        return -float((log_p.exp() * log_p).sum())
-    return float(torch.logsumexp(alpha * log_p, 0)) / (1.0 - alpha)
+# An indefinite operator has no bracket by which steps could be chosen.
+_INDEFINITE_STEPS = 60
+_BYTES = torch.float64.itemsize
 
 
-@dataclass(frozen=True)
-class LayerSpectrum:
-    """All Hessian eigenvalues of one layer's weight.
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class RenyiSharpness(Measurement):
+    """A Rényi sharpness −H_α, in nats; ``float(result)`` is its value.
 
     Attributes
     ----------
-    layer : str
-        The module's name.
-    eigenvalues : Tensor
-        The nonzero ones, float64, descending, on the CPU.
-    dimension : int
-        d_l, the number of entries of the weight.
-    n, num_outputs : int
-        Samples and outputs; at most min(n(C−1), d_l) eigenvalues of a softmax block are nonzero.
-    method : str
-        ``"gram"`` (Gauss–Newton block equal to the Hessian block) or ``"dense"`` (all columns of
-        the Hessian block).
-    exact_block : bool
-        Whether the proposition makes the Hessian block its Gauss–Newton block.
-    obstacle : str or None
-        Where it does not, why.
-    tolerance : float
-        Absolute; eigenvalues of smaller magnitude are counted as zero.
-    loss : str
-        With its reduction: see :data:`paperkit.linearize.LOSSES`.
-    """
-
-    layer: str
-    eigenvalues: Tensor
-    dimension: int
-    n: int
-    num_outputs: int
-    method: str
-    exact_block: bool
-    obstacle: str | None
-    tolerance: float
-    loss: str
-
-    @property
-    def rank(self) -> int:
-        """The number of eigenvalues above the tolerance."""
-        return self.eigenvalues.numel()
-
-    @property
-    def trace(self) -> float:
-        """The sum of the eigenvalues."""
-        return float(self.eigenvalues.sum())
-
-    @property
-    def rank_bound(self) -> int:
-        """min(n(C−1), d_l), which caps the entropy of an exact softmax block at its logarithm."""
-        return min(self.n * (self.num_outputs - 1), self.dimension)
-
-
-@dataclass(frozen=True)
-class RenyiSharpness:
-    """One layer's Rényi sharpness of one order; ``float(result)`` is its value.
-
-    Attributes
-    ----------
-    value : float
-        −H_α, in nats.
-    standard_error : float or None
-        None: the value is exact.
     alpha : float
         The order.
-    spectrum : LayerSpectrum
-        What it was computed from, with sample counts and method.
     policy : str
         What was done with negative eigenvalues.
+    spectrum : Spectrum or None
+        The exact spectrum; None where it was estimated.
+    quadrature : SpectralQuadrature or None
+        What it was estimated from; None where it is exact.
     """
 
-    value: float
-    standard_error: float | None
     alpha: float
-    spectrum: LayerSpectrum
     policy: str
-
-    def __float__(self) -> float:
-        return self.value
-
-    def __repr__(self) -> str:
-        how = self.spectrum
-        return (
-            f"RenyiSharpness({self.value:.6g}, alpha={self.alpha:g}, layer={how.layer!r}, "
-            f"n={how.n}, method={how.method!r}, exact_block={how.exact_block})"
-        )
+    spectrum: Spectrum | None = None
+    quadrature: SpectralQuadrature | None = None
 
 
-def layer_spectra(
-    model: nn.Module,
-    data: object,
-    loss: str = "cross_entropy",
-    layers: Sequence[str] | None = None,
-    *,
-    max_dense: int = 2048,
-    chunk_size: int | None = None,
-    memory_budget: int = GIBIBYTE,
-) -> dict[str, LayerSpectrum]:
-    """Return every layer's exact Hessian spectrum.
+@dataclass(frozen=True)
+class _Settings:
+    """How to get from a matrix to its entropies."""
 
-    Where the recorded operations show that the layer's Hessian block is its Gauss–Newton block,
-    the spectrum comes from the Gram dual of one linearization. Elsewhere the block is written out
-    column by column, if it has at most ``max_dense`` of them.
+    orders: tuple[float, ...]
+    policy: str
+    method: str
+    probes: int
+    steps: int | None
+    max_steps: int
+    seed: int
+    max_dense: int
+    memory_budget: int
 
-    Parameters
-    ----------
-    model : nn.Module
-        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
-    data : pair or iterable of pairs
-        ``(inputs, targets)``, or batches of them; all n samples count equally.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
-    layers : sequence of str, optional
-        Module names; default every linear and convolution layer. Biases and the parameters of
-        normalisation layers do not belong to any layer.
-    max_dense : int
-        The largest block to write out.
-    chunk_size : int, optional
-        Samples of one forward pass; default what the budget allows.
-    memory_budget : int
-        Bytes above the model and its data. Where the pairs of all layers take more than half of
-        it, the layers are linearized in groups.
-
-    Returns
-    -------
-    dict of str to LayerSpectrum
-        By layer, in the order of the forward pass.
-
-    Raises
-    ------
-    ValueError
-        If the data do not fit the model, or a block outside the proposition is too large.
-    """
-    inputs, targets = as_batch(data)
-    spectra = {}
-    for group in layer_groups(model, inputs, layers, memory_budget):
-        linearization = linearize(
-            model, inputs, loss, group, chunk_size=chunk_size, memory_budget=memory_budget
-        )
-        check_targets(targets, linearization.outputs, loss)
-        _refuse_large(linearization.layers.values(), max_dense)
-        for name, layer in linearization.layers.items():
-            if layer.exact_block:
-                spectrum = layer.spectrum()
-            else:
-                hessian = dense_hessian(model, inputs, targets, loss, [layer.weight_name])
-                spectrum = _dense_spectrum(hessian)
-            spectra[name] = LayerSpectrum(
-                layer=name,
-                eigenvalues=spectrum.eigenvalues,
-                dimension=spectrum.dimension,
-                n=inputs.shape[0],
-                num_outputs=linearization.num_outputs,
-                method="gram" if layer.exact_block else "dense",
-                exact_block=layer.exact_block,
-                obstacle=layer.obstacle,
-                tolerance=spectrum.tolerance,
-                loss=loss,
-            )
-    return spectra
-
-
-def _refuse_large(layers: Iterable[LayerLinearization], max_dense: int) -> None:
-    too_large = [
-        f"{layer.name} ({layer.num_parameters} weights: {layer.obstacle})"
-        for layer in layers
-        if not layer.exact_block and layer.num_parameters > max_dense
-    ]
-    if too_large:
-        raise ValueError(
-            "layers: the Hessian block is not the Gauss–Newton block and is too large to write "
-            f"out for {'; '.join(too_large)}. Leave these out, or raise max_dense={max_dense}."
-        )
-
-
-def _dense_spectrum(matrix: Tensor) -> Spectrum:
-    eigenvalues = torch.linalg.eigvalsh(matrix.to(torch.float64)).flip(0).cpu()
-    largest = float(eigenvalues.abs().max())
-    tolerance = len(matrix) * torch.finfo(matrix.dtype).eps * largest
-    return Spectrum(eigenvalues[eigenvalues.abs() > tolerance], len(matrix), tolerance)
+    def fits(self, size: int) -> bool:
+        """Whether a symmetric matrix of that size may be written out in float64."""
+        return 2 * size * size * _BYTES <= self.memory_budget
 
 
 def renyi_sharpness(
@@ -272,33 +84,183 @@ def renyi_sharpness(
     method: str = "auto",
     *,
     policy: str = "abs",
+    probes: int = 100,
+    steps: int | None = None,
+    max_steps: int = 100,
+    seed: int = 0,
+    max_dense: int = MAX_DENSE,
     memory_budget: int = GIBIBYTE,
 ) -> dict[str, RenyiSharpness] | dict[str, dict[float, RenyiSharpness]]:
     """Return the Rényi sharpness −H_α of every layer (Rényi paper, Definition 2.1).
 
     Parameters
     ----------
-    model, data, loss, layers, memory_budget
-        As in :func:`layer_spectra`.
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them; all n samples count equally.
     alpha : float or sequence of float
         One order or several; they share one set of spectra. Positive; α = 1 is the Shannon limit.
+    loss : str
+        A name from :data:`paperkit.linearize.LOSSES`.
+    layers : sequence of str, optional
+        Module names; default every linear and convolution layer, without biases and normalisation.
     method : str
-        ``"exact"``, or ``"auto"``, which is exact wherever the spectrum can be had.
+        ``"exact"``: the whole spectrum, from the Gram dual or written out. ``"lanczos"``:
+        stochastic Lanczos quadrature (Algorithm 1, corrected), with a standard error and, for
+        blocks under the proposition, a bracket. ``"auto"``: exact where it fits the memory budget.
     policy : str
         As in :func:`renyi_entropy`; matters only outside the proposition, where a block can have
         negative eigenvalues.
+    probes : int
+        Random vectors of the quadrature; the paper takes 100.
+    steps : int, optional
+        Lanczos steps; the paper takes 15, whose bias at order 0.5 can exceed the standard error.
+        None: until every bracket is narrower than its standard error, at most ``max_steps``; for
+        a block with negative eigenvalues, which has no bracket, 60 (or d if that is less).
+    max_steps : int
+        Cap for ``steps=None``.
+    seed : int
+        Of the probes.
+    max_dense : int
+        The largest block outside the proposition that is written out.
+    memory_budget : int
+        Bytes above the model and its data.
 
     Returns
     -------
     dict
         From layer to result for one order, from layer to order to result for several. Values at
-        different n are not comparable: the entropy is capped at log min(n(C−1), d_l).
+        different n are not comparable: the entropy is capped at log min(n(C−1), d_l). An estimate
+        has ``converged=False`` where its bracket is wider than its standard error, or where there
+        is no bracket to tell.
 
     Raises
     ------
     ValueError
-        If an order is not positive, the method is unknown, or as :func:`layer_spectra`.
+        If an order is not positive, the method unknown, the data do not fit the model, or the
+        exact method is asked for where it does not fit.
     """
+    settings = _settings(
+        alpha, policy, method, probes, steps, max_steps, seed, max_dense, memory_budget
+    )
+    inputs, targets = as_batch(data)
+    results: dict[str, dict[float, RenyiSharpness]] = {}
+    for group in layer_groups(model, inputs, layers, memory_budget):
+        try:
+            linearization = linearize(model, inputs, loss, group, memory_budget=memory_budget)
+        except MemoryBudgetError:
+            if method == "exact":
+                raise
+            results |= _streamed(model, (inputs, targets), loss, group, settings)
+            continue
+        check_targets(targets, linearization.outputs, loss)
+        for name, layer in linearization.layers.items():
+            results[name] = _of_layer(layer, model, (inputs, targets), loss, settings)
+    return _unpacked(results, alpha)
+
+
+def renyi_sharpness_from(
+    linearization_layers: dict[str, LayerLinearization],
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss: str,
+    alpha: Sequence[float] = (0.5, 1.5),
+    *,
+    policy: str = "abs",
+    method: str = "auto",
+    seed: int = 0,
+    memory_budget: int = GIBIBYTE,
+) -> dict[str, dict[float, RenyiSharpness]]:
+    """Return what :func:`renyi_sharpness` does, from the layers of a linearization.
+
+    The model and the data are needed only where a block is not its Gauss–Newton block.
+    """
+    settings = _settings(alpha, policy, method, 100, None, 100, seed, MAX_DENSE, memory_budget)
+    return {
+        name: _of_layer(layer, model, (inputs, targets), loss, settings)
+        for name, layer in linearization_layers.items()
+    }
+
+
+def global_renyi_sharpness(
+    model: nn.Module,
+    data: object,
+    alpha: float | Sequence[float] = (0.5, 1.5),
+    loss: str = "cross_entropy",
+    method: str = "auto",
+    *,
+    policy: str = "abs",
+    probes: int = 100,
+    steps: int | None = None,
+    seed: int = 0,
+    max_dense: int = MAX_DENSE,
+    memory_budget: int = GIBIBYTE,
+) -> RenyiSharpness | dict[float, RenyiSharpness]:
+    """Return the Rényi sharpness of all weights jointly (Rényi paper, Definition 2.1).
+
+    The matrix is the Hessian over every parameter tensor with more than one axis: no biases, no
+    normalisation. It is not the Gauss–Newton matrix, also in a ReLU network, and it has negative
+    eigenvalues. It is not invariant under a rescaling of layers; the layers' own values are.
+
+    Parameters
+    ----------
+    model, data, alpha, loss, method, policy, probes, steps, seed, max_dense, memory_budget
+        As in :func:`renyi_sharpness`; the matrix is written out if it has at most ``max_dense``
+        columns.
+
+    Returns
+    -------
+    RenyiSharpness or dict
+        By order if several are asked for.
+
+    Raises
+    ------
+    ValueError
+        As :func:`renyi_sharpness`.
+    """
+    settings = _settings(alpha, policy, method, probes, steps, 100, seed, max_dense, memory_budget)
+    names = weight_names(model)
+    parameters = dict(model.named_parameters())
+    size = sum(parameters[name].numel() for name in names)
+    if method == "exact" and size > max_dense:
+        raise ValueError(
+            f"method='exact' needs a matrix of {size} columns: raise max_dense={max_dense}, or "
+            "use method='lanczos'."
+        )
+    if method != "lanczos" and size <= max_dense:
+        inputs, targets = as_batch(data)
+        spectrum = dense_spectrum(dense_hessian(model, inputs, targets, loss, names))
+        common = {"n": len(inputs), "loss": loss, "layer": None}
+        by_order = _exact(spectrum, settings, common, {"parameters": "all weights"})
+    else:
+        operator = HessianOperator(model, data, loss, names, memory_budget=memory_budget // 2)
+        common = {"n": operator.num_samples, "loss": loss, "layer": None}
+        by_order = _estimated(
+            operator,
+            operator.dimension,
+            operator.dtype,
+            operator.device,
+            False,
+            settings,
+            common,
+            {"parameters": "all weights"},
+        )
+    return _unpacked({"": by_order}, alpha)[""]
+
+
+def _settings(
+    alpha: float | Sequence[float],
+    policy: str,
+    method: str,
+    probes: int,
+    steps: int | None,
+    max_steps: int,
+    seed: int,
+    max_dense: int,
+    memory_budget: int,
+) -> _Settings:
     orders = (alpha,) if isinstance(alpha, int | float) else tuple(alpha)
     if not orders or any(not order > 0 for order in orders):
         raise ValueError(f"alpha={alpha} must be positive: at 0 the entropy only counts the rank.")
@@ -306,16 +268,174 @@ def renyi_sharpness(
         raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}.")
     if policy not in POLICIES:
         raise ValueError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
-    spectra = layer_spectra(model, data, loss, layers, memory_budget=memory_budget)
-    several = {
-        name: {
-            order: RenyiSharpness(
-                -renyi_entropy(spectrum.eigenvalues, order, policy), None, order, spectrum, policy
-            )
-            for order in orders
-        }
-        for name, spectrum in spectra.items()
-    }
+    return _Settings(
+        orders, policy, method, probes, steps, max_steps, seed, max_dense, memory_budget
+    )
+
+
+def _unpacked(results: dict, alpha: float | Sequence[float]) -> dict:
     if isinstance(alpha, int | float):
-        return {name: by_order[alpha] for name, by_order in several.items()}
-    return several
+        return {name: by_order[alpha] for name, by_order in results.items()}
+    return results
+
+
+def _of_layer(
+    layer: LayerLinearization,
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    loss: str,
+    settings: _Settings,
+) -> dict[float, RenyiSharpness]:
+    """Return one layer's results by order, exactly if the method and the budget allow it."""
+    common = {"n": layer.num_samples, "loss": loss, "layer": layer.name}
+    assumptions = {"exact_block": layer.exact_block, "obstacle": layer.obstacle}
+    rows = layer.num_samples * layer.hessian_factor.shape[1]
+    size = min(rows, layer.num_parameters) if layer.exact_block else layer.num_parameters
+    fits = settings.fits(size) and (layer.exact_block or size <= settings.max_dense)
+    if settings.method == "exact" and not fits:
+        raise ValueError(
+            f"method='exact' needs a {size} × {size} matrix for layer {layer.name}: raise "
+            "memory_budget or max_dense, or use method='lanczos'."
+        )
+    if fits and settings.method != "lanczos":
+        spectrum = layer_spectrum(layer, model, *data, loss)
+        return _exact(spectrum, settings, common, assumptions)
+    if not layer.exact_block:
+        return _by_operator(
+            HessianOperator(
+                model,
+                data,
+                loss,
+                [layer.weight_name],
+                memory_budget=settings.memory_budget // 2,
+            ),
+            settings,
+            common,
+            assumptions,
+        )
+
+    def product(vectors: Tensor) -> Tensor:
+        return layer.gauss_newton_product(vectors.reshape(-1, *layer.weight_shape)).flatten(1)
+
+    factor = layer.hessian_factor
+    return _estimated(
+        product,
+        layer.num_parameters,
+        factor.dtype,
+        factor.device,
+        True,
+        settings,
+        common,
+        assumptions,
+    )
+
+
+def _streamed(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    loss: str,
+    layers: Sequence[str],
+    settings: _Settings,
+) -> dict[str, dict[float, RenyiSharpness]]:
+    """Estimate from products that stream over the data, for layers whose pairs do not fit."""
+    few = linearize(model, data[0][:2], loss, layers, memory_budget=settings.memory_budget)
+    results = {}
+    for name, layer in few.layers.items():
+        kind = GaussNewtonOperator if layer.exact_block else HessianOperator
+        operator = kind(
+            model, data, loss, [layer.weight_name], memory_budget=settings.memory_budget // 2
+        )
+        common = {"n": operator.num_samples, "loss": loss, "layer": name}
+        assumptions = {"exact_block": layer.exact_block, "obstacle": layer.obstacle}
+        results[name] = _by_operator(operator, settings, common, assumptions)
+    return results
+
+
+def _by_operator(
+    operator: CurvatureOperator, settings: _Settings, common: dict, assumptions: dict
+) -> dict[float, RenyiSharpness]:
+    return _estimated(
+        operator,
+        operator.dimension,
+        operator.dtype,
+        operator.device,
+        operator.positive_semidefinite,
+        settings,
+        common,
+        assumptions,
+    )
+
+
+def _exact(
+    spectrum: Spectrum, settings: _Settings, common: dict, assumptions: dict
+) -> dict[float, RenyiSharpness]:
+    method = spectrum.method if isinstance(spectrum, LayerSpectrum) else "dense"
+    return {
+        order: RenyiSharpness(
+            value=-renyi_entropy(spectrum.eigenvalues, order, settings.policy),
+            measure="renyi_sharpness",
+            method=method,
+            assumptions={"alpha": order, "policy": settings.policy, **assumptions},
+            alpha=order,
+            policy=settings.policy,
+            spectrum=spectrum,
+            **common,
+        )
+        for order in settings.orders
+    }
+
+
+def _estimated(
+    operator: Operator,
+    dimension: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    positive_semidefinite: bool,
+    settings: _Settings,
+    common: dict,
+    assumptions: dict,
+) -> dict[float, RenyiSharpness]:
+    steps = settings.steps
+    if steps is None and not positive_semidefinite:
+        steps = _INDEFINITE_STEPS
+    quadrature = stochastic_lanczos_quadrature(
+        operator,
+        dimension,
+        probes=settings.probes,
+        steps=steps,
+        max_steps=settings.max_steps,
+        targets=[
+            partial(renyi_entropy_estimate, alpha=order, policy=settings.policy)
+            for order in settings.orders
+        ],
+        positive_semidefinite=positive_semidefinite,
+        seed=settings.seed,
+        dtype=dtype,
+        device=device,
+        memory_budget=settings.memory_budget // 2,
+    )
+    results = {}
+    for order in settings.orders:
+        entropy = renyi_entropy_estimate(quadrature, order, settings.policy)
+        bracket = entropy.bracket
+        results[order] = RenyiSharpness(
+            value=-entropy.value,
+            measure="renyi_sharpness",
+            method="lanczos",
+            standard_error=entropy.standard_error,
+            bracket=None if bracket is None else (-bracket[1], -bracket[0]),
+            probes=quadrature.probes,
+            converged=entropy.bracket_ratio <= 1,
+            assumptions={
+                "alpha": order,
+                "policy": settings.policy,
+                "steps": int(quadrature.steps.max()),
+                "reliable": entropy.reliable,
+                **assumptions,
+            },
+            alpha=order,
+            policy=settings.policy,
+            quadrature=quadrature,
+            **common,
+        )
+    return results

@@ -188,7 +188,7 @@ def _in_chunks(function: Callable[..., Tensor], jacobian: Tensor, *others: Tenso
 def maximum_local_sensitivity_from(linearization: Linearization) -> Measurement:
     """Return :func:`maximum_local_sensitivity` of a linearization with input Jacobians."""
     values = largest_singular_values(_network_jacobian(linearization))
-    return _mean(values, "maximum_local_sensitivity")
+    return mean_measurement(values, "maximum_local_sensitivity")
 
 
 def normalized_maximum_local_sensitivity_from(
@@ -196,7 +196,9 @@ def normalized_maximum_local_sensitivity_from(
 ) -> Measurement:
     """Return :func:`normalized_maximum_local_sensitivity` of a linearization at these inputs."""
     values = largest_singular_values(_network_jacobian(linearization, inputs))
-    return _mean(_normalized(values, inputs), "normalized_maximum_local_sensitivity")
+    return mean_measurement(
+        normalized_squares(values, inputs), "normalized_maximum_local_sensitivity"
+    )
 
 
 def input_invariant_local_sensitivity_from(
@@ -204,19 +206,19 @@ def input_invariant_local_sensitivity_from(
 ) -> Measurement:
     """Return :func:`input_invariant_local_sensitivity` of a linearization at these inputs."""
     values = input_invariant_sensitivities(_network_jacobian(linearization, inputs), inputs)
-    return _mean(values, "input_invariant_local_sensitivity")
+    return mean_measurement(values, "input_invariant_local_sensitivity")
 
 
 def log_volume_from(
     linearization: Linearization, *, k: int | None = None, average: str = "volume"
 ) -> Measurement:
     """Return :func:`log_volume` of a linearization with input Jacobians."""
-    return _mean_volume(log_volumes(_network_jacobian(linearization), k), k, average)
+    return mean_volume(log_volumes(_network_jacobian(linearization), k), k, average)
 
 
 def local_dimension_from(linearization: Linearization) -> Measurement:
     """Return :func:`local_dimension` of a linearization with input Jacobians."""
-    return _mean_dimension(local_dimensions(_network_jacobian(linearization)))
+    return mean_dimension(local_dimensions(_network_jacobian(linearization)))
 
 
 def layer_sensitivities_from(linearization: Linearization) -> dict[str, Tensor]:
@@ -274,12 +276,12 @@ def layer_log_volumes_from(
 
 def network_maximum_local_sensitivity_from(linearization: Linearization) -> Measurement:
     """Return :func:`network_maximum_local_sensitivity` of a linearization."""
-    return _sum_over_layers(layer_sensitivities_from(linearization))
+    return sum_over_layers(layer_sensitivities_from(linearization))
 
 
 def network_log_volume_from(linearization: Linearization, *, k: int | None = None) -> Measurement:
     """Return :func:`network_log_volume` of a linearization."""
-    return _volume_over_layers(layer_log_volumes_from(linearization, k=k), k)
+    return volume_over_layers(layer_log_volumes_from(linearization, k=k), k)
 
 
 def _network_jacobian(linearization: Linearization, inputs: Tensor | None = None) -> Tensor:
@@ -361,7 +363,7 @@ def maximum_local_sensitivity(
     values, used, converged = _sensitivities(
         model, inputs, method, max_iterations, tolerance, seed, chunk_size
     )
-    return _mean(values, "maximum_local_sensitivity", used, converged)
+    return mean_measurement(values, "maximum_local_sensitivity", used, converged)
 
 
 def normalized_maximum_local_sensitivity(
@@ -399,8 +401,8 @@ def normalized_maximum_local_sensitivity(
     values, used, converged = _sensitivities(
         model, inputs, method, max_iterations, tolerance, seed, chunk_size
     )
-    values = _normalized(values, inputs)
-    return _mean(values, "normalized_maximum_local_sensitivity", used, converged)
+    values = normalized_squares(values, inputs)
+    return mean_measurement(values, "normalized_maximum_local_sensitivity", used, converged)
 
 
 def input_invariant_local_sensitivity(
@@ -428,7 +430,7 @@ def input_invariant_local_sensitivity(
     """
     inputs, _ = as_batch(data)
     values = _per_sample(model, inputs, chunk_size, input_invariant_sensitivities)
-    return _mean(values, "input_invariant_local_sensitivity")
+    return mean_measurement(values, "input_invariant_local_sensitivity")
 
 
 def log_volume(
@@ -467,7 +469,7 @@ def log_volume(
     """
     inputs, _ = as_batch(data)
     values = _per_sample(model, inputs, chunk_size, lambda rows, _: log_volumes(rows, k))
-    return _mean_volume(values, k, average)
+    return mean_volume(values, k, average)
 
 
 def local_dimension(model: nn.Module, data: object, *, chunk_size: int = 128) -> Measurement:
@@ -493,7 +495,7 @@ def local_dimension(model: nn.Module, data: object, *, chunk_size: int = 128) ->
     """
     inputs, _ = as_batch(data)
     values = _per_sample(model, inputs, chunk_size, lambda rows, _: local_dimensions(rows))
-    return _mean_dimension(values)
+    return mean_dimension(values)
 
 
 def network_maximum_local_sensitivity(
@@ -528,7 +530,7 @@ def network_maximum_local_sensitivity(
     ValueError
         If the data do not fit the model, or no gradient reaches the input of a layer.
     """
-    return _sum_over_layers(
+    return sum_over_layers(
         _over_chunks(layer_sensitivities_from, model, data, layers, memory_budget)
     )
 
@@ -563,7 +565,7 @@ def network_log_volume(
     ValueError
         If k is out of range, or as :func:`network_maximum_local_sensitivity`.
     """
-    return _volume_over_layers(
+    return volume_over_layers(
         _over_chunks(
             lambda chunk: layer_log_volumes_from(chunk, k=k), model, data, layers, memory_budget
         ),
@@ -704,14 +706,16 @@ def _jacobian(x: Tensor, outputs: Tensor) -> Tensor:
 # --- results ------------------------------------------------------------------------------------
 
 
-def _normalized(sensitivities: Tensor, inputs: Tensor) -> Tensor:
+def normalized_squares(sensitivities: Tensor, inputs: Tensor) -> Tensor:
+    """Return (‖x_i‖ ‖J_i‖)², (n,), float64, from the samples' sensitivities (n,)."""
     norms = inputs.detach().flatten(1).double().norm(dim=1)
     return (norms * sensitivities).square()
 
 
-def _mean(
+def mean_measurement(
     values: Tensor, measure: str, method: str = "exact", converged: bool = True
 ) -> Measurement:
+    """Return the mean of the samples' values (n,) as the named measure."""
     return Measurement(
         value=float(values.mean()),
         measure=measure,
@@ -722,7 +726,8 @@ def _mean(
     )
 
 
-def _sum_over_layers(by_layer: dict[str, Tensor]) -> Measurement:
+def sum_over_layers(by_layer: dict[str, Tensor]) -> Measurement:
+    """Return the network's sensitivity from each layer's and sample's (n,)."""
     total = torch.stack(list(by_layer.values())).sum(dim=0)
     return Measurement(
         value=float(total.mean()),
@@ -736,7 +741,8 @@ def _sum_over_layers(by_layer: dict[str, Tensor]) -> Measurement:
     )
 
 
-def _volume_over_layers(by_layer: dict[str, Tensor], k: int | None) -> Measurement:
+def volume_over_layers(by_layer: dict[str, Tensor], k: int | None) -> Measurement:
+    """Return the network's log volume from each layer's and sample's (n,)."""
     layers = {name: _log_mean(values) for name, values in by_layer.items()}
     values = torch.stack(list(by_layer.values()))
     return Measurement(
@@ -752,7 +758,8 @@ def _log_mean(logarithms: Tensor) -> float:
     return float(torch.logsumexp(logarithms, 0)) - math.log(len(logarithms))
 
 
-def _mean_volume(values: Tensor, k: int | None, average: str) -> Measurement:
+def mean_volume(values: Tensor, k: int | None, average: str) -> Measurement:
+    """Return the log volume from each sample's (n,)."""
     if average not in AVERAGES:
         raise ValueError(f"average={average!r} is unknown: choose one of {', '.join(AVERAGES)}.")
     return Measurement(
@@ -768,7 +775,8 @@ def _mean_volume(values: Tensor, k: int | None, average: str) -> Measurement:
     )
 
 
-def _mean_dimension(values: Tensor) -> Measurement:
+def mean_dimension(values: Tensor) -> Measurement:
+    """Return the local dimension from each sample's (n,), which may be NaN."""
     defined = values[~values.isnan()]
     return Measurement(
         value=float(defined.mean()),

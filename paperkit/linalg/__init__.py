@@ -1,1 +1,54 @@
 """Matrix-free linear algebra that knows nothing of networks."""
+
+from paperkit.linalg.density import SpectralDensity, spectral_density
+from paperkit.linalg.eigenpairs import Eigenpairs, top_eigenpairs
+from paperkit.linalg.gram import Spectrum, gram_spectrum
+from paperkit.linalg.lanczos import Lanczos, Tridiagonal, lanczos
+from paperkit.linalg.probes import draw_probes
+from paperkit.linalg.quadrature import (
+    Estimate,
+    Rule,
+    SpectralFunction,
+    SpectralQuadrature,
+    gauss_rule,
+    power,
+    radau_rule,
+    stochastic_lanczos_quadrature,
+    t_log_t,
+)
+from paperkit.linalg.traces import (
+    Deflation,
+    TraceEstimate,
+    hutch_plus_plus,
+    hutchinson,
+    krylov_deflation,
+    xtrace,
+)
+
+__all__ = [
+    "Deflation",
+    "Eigenpairs",
+    "Estimate",
+    "Lanczos",
+    "Rule",
+    "SpectralDensity",
+    "SpectralFunction",
+    "SpectralQuadrature",
+    "Spectrum",
+    "TraceEstimate",
+    "Tridiagonal",
+    "draw_probes",
+    "gauss_rule",
+    "gram_spectrum",
+    "hutch_plus_plus",
+    "hutchinson",
+    "krylov_deflation",
+    "lanczos",
+    "power",
+    "radau_rule",
+    "spectral_density",
+    "stochastic_lanczos_quadrature",
+    "t_log_t",
+    "top_eigenpairs",
+    "xtrace",
+]

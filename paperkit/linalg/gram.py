@@ -48,7 +48,7 @@ class Spectrum:
     def __repr__(self) -> str:
         top = f"{float(self.eigenvalues[0]):.4g}" if self.rank else "0"
         return (
-            f"Spectrum(dimension={self.dimension}, rank={self.rank}, largest={top}, "
+            f"{type(self).__name__}(dimension={self.dimension}, rank={self.rank}, largest={top}, "
             f"trace={self.trace:.4g})"
         )
 

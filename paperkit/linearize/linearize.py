@@ -329,6 +329,70 @@ def linearize_in_chunks(
             yield linearization, targets[chunk]
 
 
+def join(parts: Sequence[Linearization]) -> Linearization:
+    """Put the linearizations of consecutive samples together, without their input Jacobians.
+
+    Parameters
+    ----------
+    parts : sequence of Linearization
+        Of one model, with the same options. Their layers are emptied on the way, so that the pairs
+        are not held twice.
+
+    Returns
+    -------
+    Linearization
+        Of all samples.
+    """
+    first = parts[0]
+    factor = torch.cat([part.hessian_factor for part in parts])
+    layers: dict[str, LayerLinearization] = {}
+    for name in list(first.layers):
+        pieces = [part.layers.pop(name) for part in parts]
+        uses = [
+            LayerUse(
+                calls[0].module,
+                torch.cat([call.inputs for call in calls]),
+                torch.cat([call.output_jacobian for call in calls]),
+            )
+            for calls in zip(*(piece.uses for piece in pieces), strict=True)
+        ]
+        obstacles = [piece.obstacle for piece in pieces if piece.obstacle is not None]
+        layers[name] = LayerLinearization(
+            name,
+            pieces[0].weight_name,
+            pieces[0].weight_shape,
+            factor,
+            obstacles[0] if obstacles else None,
+            pieces[0].memory_budget,
+            uses,
+        )
+    rest = first.parameter_jacobians
+    if rest is not None:
+        rest = {name: torch.cat([_rest(part)[name] for part in parts]) for name in rest}
+    outputs = torch.cat([part.outputs for part in parts])
+    return Linearization(outputs, factor, layers, first.loss, None, rest, first.memory_budget)
+
+
+def _rest(linearization: Linearization) -> dict[str, Tensor]:
+    assert linearization.parameter_jacobians is not None
+    return linearization.parameter_jacobians
+
+
+def held_bytes(model: nn.Module, inputs: Tensor, *, all_parameters: bool = False) -> int:
+    """Return what the pairs of all samples, without input Jacobians, will take.
+
+    Parameters
+    ----------
+    model, inputs, all_parameters
+        As in :func:`linearize`.
+    """
+    check_inputs(inputs)
+    with evaluation(model) as parameters:
+        options = _Options(all_parameters=all_parameters)
+        costs = _costs(model, layers_of(model), parameters, inputs, options)
+    return len(inputs) * costs.held
+
+
 def layer_groups(
     model: nn.Module,
     inputs: Tensor,

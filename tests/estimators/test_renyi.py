@@ -8,10 +8,17 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from networks import CASES
 from torch import nn
 
-from paperkit.estimators import layer_spectra, renyi_entropy, renyi_sharpness
+from paperkit.estimators import (
+    global_renyi_sharpness,
+    layer_spectra,
+    renyi_entropy,
+    renyi_sharpness,
+)
 from paperkit.linearize import dense_hessian
+from paperkit.linearize.linearize import held_bytes
 
 ORDERS = (0.0, 0.25, 0.5, 0.99, 1.0, 1.01, 1.5, 2.0, 5.0, math.inf)
 spectra = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30)
@@ -125,3 +132,75 @@ def test_bad_arguments_of_the_sharpness_get_one_sentence() -> None:
         renyi_sharpness(model, [])
     with pytest.raises(ValueError, match=r"0 \(30 weights: Tanh is not known"):
         layer_spectra(model, data, max_dense=10)
+
+
+def test_the_estimate_is_within_three_standard_errors_plus_bracket_in_97_of_100_seeds() -> None:
+    model, inputs, targets = CASES[0].make(40)
+    exact = renyi_sharpness(model, (inputs, targets), layers=["0"])["0"]
+    misses = dict.fromkeys((0.5, 1.5), 0)
+    for seed in range(100):
+        found = renyi_sharpness(
+            model, (inputs, targets), layers=["0"], method="lanczos", probes=20, seed=seed
+        )["0"]
+        for order, one in found.items():
+            low, high = one.bracket
+            assert one.converged and low <= high
+            room = 3 * one.standard_error
+            misses[order] += not low - room <= float(exact[order]) <= high + room
+    assert max(misses.values()) <= 3
+
+
+def test_a_capped_step_count_is_reported_as_not_converged() -> None:
+    model, inputs, targets = CASES[0].make(40)
+    options = {"layers": ["0"], "method": "lanczos", "probes": 50}
+    few = renyi_sharpness(model, (inputs, targets), 0.5, max_steps=2, **options)["0"]
+    enough = renyi_sharpness(model, (inputs, targets), 0.5, **options)["0"]
+    assert not few.converged and enough.converged
+    assert few.bracket[1] - few.bracket[0] > few.standard_error
+
+
+def test_blocks_outside_the_proposition_are_estimated_by_hessian_products() -> None:
+    case = next(case for case in CASES if case.inexact == {"first"})
+    model, inputs, targets = case.make(30)
+    (name,) = case.inexact
+    exact = renyi_sharpness(model, (inputs, targets), 1.5, layers=[name])[name]
+    found = renyi_sharpness(
+        model, (inputs, targets), 1.5, layers=[name], method="lanczos", probes=100
+    )[name]
+    assert found.bracket is None and not found.converged and not found.assumptions["exact_block"]
+    # 60 steps exhaust the 48 dimensions of the block: only the probes' error is left.
+    assert abs(float(found) - float(exact)) < 4 * found.standard_error
+
+
+def test_layers_that_do_not_fit_the_budget_are_measured_in_groups_or_streamed() -> None:
+    model, inputs, targets = CASES[3].make(10)
+    whole = renyi_sharpness(model, (inputs, targets), 1.5)
+    held = held_bytes(model, inputs)
+    grouped = renyi_sharpness(model, (inputs, targets), 1.5, memory_budget=2 * held - 2)
+    streamed = renyi_sharpness(model, (inputs, targets), 1.5, probes=20, memory_budget=held // 2)
+    assert {one.method for one in grouped.values()} == {"gram"}
+    assert "lanczos" in {one.method for one in streamed.values()}
+    for name, one in whole.items():
+        assert float(grouped[name]) == pytest.approx(float(one), rel=1e-10)
+        low, high = streamed[name].bracket or (float(streamed[name]),) * 2
+        room = 4 * (streamed[name].standard_error or 0.0) + 1e-10
+        assert low - room <= float(one) <= high + room
+    with pytest.raises(ValueError, match="memory_budget"):
+        renyi_sharpness(model, (inputs, targets), method="exact", memory_budget=held // 2)
+
+
+def test_the_joint_hessian_of_all_weights_leaves_out_biases() -> None:
+    model, inputs, targets = CASES[4].make(10)
+    weights = [name for name, p in model.named_parameters() if p.ndim > 1]
+    eigenvalues = torch.linalg.eigvalsh(dense_hessian(model, inputs, targets, parameters=weights))
+    found = global_renyi_sharpness(model, (inputs, targets))
+    for order, one in found.items():
+        assert float(one) == pytest.approx(-renyi_entropy(eigenvalues, order), rel=1e-8)
+
+
+def test_the_joint_entropy_is_estimated_by_hessian_products() -> None:
+    model, inputs, targets = CASES[7].make(10)
+    exact = global_renyi_sharpness(model, (inputs, targets), 1.5)
+    found = global_renyi_sharpness(model, (inputs, targets), 1.5, method="lanczos", probes=40)
+    # 60 of 93 steps resolve what decides order 1.5; the probes' error is left.
+    assert abs(float(found) - float(exact)) < 4 * found.standard_error

@@ -24,7 +24,6 @@ def spectrum(eigenvalues, dimension, n=10, num_outputs=3):
         n=n,
         num_outputs=num_outputs,
         method="gram",
-        exact_block=True,
         obstacle=None,
         tolerance=0.0,
         loss="cross_entropy",

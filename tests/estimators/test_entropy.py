@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paperkit.estimators.renyi import renyi_entropy
-from paperkit.estimators.renyi_quadrature import renyi_entropy_estimate
+from paperkit.estimators.entropy import renyi_entropy, renyi_entropy_estimate
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
 
 D = 80

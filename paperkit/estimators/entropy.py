@@ -1,6 +1,6 @@
-r"""Rényi entropy of a spectrum from stochastic Lanczos quadrature, with its two errors.
+r"""Rényi entropy of a spectrum: of known eigenvalues, and of a stochastic quadrature.
 
-The entropy needs :math:`\operatorname{Tr} f(H)` and :math:`\operatorname{Tr} |H|`. Both are taken
+The estimate needs :math:`\operatorname{Tr} f(H)` and :math:`\operatorname{Tr} |H|`. Both are taken
 from the same probes, so that their noise cancels where the order is near 1, and all orders from
 the same Lanczos coefficients.
 """
@@ -8,12 +8,12 @@ the same Lanczos coefficients.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from paperkit.estimators.renyi import POLICIES
 from paperkit.linalg.quadrature import (
     Estimate,
     SpectralFunction,
@@ -22,8 +22,65 @@ from paperkit.linalg.quadrature import (
     t_log_t,
 )
 
+POLICIES = ("abs", "clamp")
+
 # Within this distance of 1 the general formula divides round-off by 1 − α: use its limit.
 _SHANNON_BAND = 1e-6
+
+
+def renyi_entropy(
+    eigenvalues: Tensor | Sequence[float], alpha: float, policy: str = "abs"
+) -> float:
+    r"""Return :math:`H_\alpha(p) = \frac{1}{1-\alpha}\log\sum_i p_i^\alpha` of a spectrum.
+
+    The limits are taken exactly: the logarithm of the number of nonzero eigenvalues at α = 0, the
+    Shannon entropy at α = 1, :math:`-\log\max_i p_i` at α = ∞. Source: Rényi paper, Section 2 and
+    equation 6; natural logarithm.
+
+    Parameters
+    ----------
+    eigenvalues : Tensor or sequence of float
+        Any number of them, zeros allowed; treated in float64.
+    alpha : float
+        The order, in [0, ∞].
+    policy : str
+        What to do with negative eigenvalues, for which the paper's definition has no meaning:
+        ``"abs"`` takes :math:`p_i \propto |\lambda_i|`, ``"clamp"`` sets them to zero.
+
+    Returns
+    -------
+    float
+        Between 0 and the logarithm of the number of nonzero eigenvalues.
+
+    Raises
+    ------
+    ValueError
+        If alpha is negative or NaN, the policy unknown, or the spectrum is empty, not finite or
+        entirely zero.
+    """
+    if not alpha >= 0:
+        raise ValueError(f"alpha={alpha} must be in [0, inf]: the entropy is not defined below 0.")
+    if policy not in POLICIES:
+        raise ValueError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
+    values = torch.as_tensor(eigenvalues, dtype=torch.float64, device="cpu").detach().flatten()
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("eigenvalues has NaN or infinite entries.")
+    values = values.abs() if policy == "abs" else values.clamp(min=0.0)
+    values = values[values > 0]
+    if values.numel() == 0:
+        raise ValueError("eigenvalues has no nonzero entry: the entropy of nothing is undefined.")
+    # Dividing by the largest first keeps tiny and huge spectra away from under- and overflow.
+    log_p = torch.log(values / values.max())
+    log_p = log_p - torch.logsumexp(log_p, 0)
+    if alpha == 0:
+        return math.log(values.numel())
+    if math.isinf(alpha):
+        return -float(log_p.max())
+    if abs(alpha - 1.0) < _SHANNON_BAND:
+        return -float((log_p.exp() * log_p).sum())
+    return float(torch.logsumexp(alpha * log_p, 0)) / (1.0 - alpha)
+
+
 # Below this order the entropy is all but the logarithm of the rank, which few steps do not see.
 _SMALL_ORDER = 0.3
 

@@ -1,0 +1,386 @@
+r"""Trace, top eigenvalues and spectral density of the Hessian of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paperkit.estimators.result import Measurement
+from paperkit.estimators.spectra import MAX_DENSE
+from paperkit.linalg import density
+from paperkit.linalg.eigenpairs import top_eigenpairs
+from paperkit.linalg.probes import chunk_sizes
+from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
+from paperkit.linalg.traces import (
+    TraceEstimate,
+    hutch_plus_plus,
+    hutchinson,
+    krylov_deflation,
+    xtrace,
+)
+from paperkit.linearize.linearize import (
+    GIBIBYTE,
+    Linearization,
+    linearize_in_chunks,
+)
+from paperkit.linearize.operators import CurvatureOperator, HessianOperator, ResidualOperator
+
+# Added to the seed of the space, for the probes.
+_OTHER_SEED = 2**31
+
+TRACE_METHODS = ("auto", "exact", "split", "xtrace", "hutch++", "hutchinson")
+
+
+def _deflated(
+    operator: CurvatureOperator,
+    dimension: int,
+    products: int,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> TraceEstimate:
+    """Spend a third of the products on a Krylov space, the rest on probes beside it."""
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    found = krylov_deflation(operator, dimension, max(1, products // 3), seed=seed, **options)
+    # Probes of another seed: they must not depend on the space.
+    return hutchinson(
+        operator,
+        dimension,
+        products,
+        distribution="sphere",
+        deflation=found,
+        seed=seed + _OTHER_SEED,
+        **options,
+    )
+
+
+_ESTIMATORS: dict[str, Callable[..., TraceEstimate]] = {
+    "split": _deflated,
+    "xtrace": xtrace,
+    "hutch++": hutch_plus_plus,
+    "hutchinson": hutchinson,
+}
+
+
+def hessian_trace(
+    model: nn.Module,
+    data: object,
+    loss: str = "cross_entropy",
+    parameters: Sequence[str] | None = None,
+    *,
+    method: str = "auto",
+    products: int = 60,
+    max_dense: int = MAX_DENSE,
+    seed: int = 0,
+    memory_budget: int = GIBIBYTE,
+) -> Measurement:
+    r"""Return the trace of the Hessian (compression paper, equation 2; SA-SAM paper, equation 7).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
+    loss : str
+        A name from :data:`paperkit.linearize.LOSSES`; the value scales with it.
+    parameters : sequence of str, optional
+        Names from ``model.named_parameters()``; default all, biases included.
+    method : str
+        ``"exact"`` multiplies with every unit vector. ``"split"`` adds the trace of the
+        Gauss–Newton part, which is exact from one linearization, to an estimate of the rest, with
+        a third of the products for a Krylov space that is taken out first (all parameters only).
+        ``"xtrace"``, ``"hutch++"`` and ``"hutchinson"`` estimate the whole.
+        ``"auto"`` is exact up to ``max_dense`` parameters, else split where the network can be
+        linearized, else XTrace, whose standard error is right in its order of magnitude only.
+    products : int
+        Products with the Hessian, or with its residual part, that an estimate may take.
+    max_dense : int
+        Where ``"auto"`` stops being exact.
+    seed : int
+        Of the probes.
+    memory_budget : int
+        Bytes above the model and its data.
+
+    Returns
+    -------
+    Measurement
+        In units of the loss per squared parameter. PyHessian's ``trace`` is ``"hutchinson"``.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown, too few products are allowed, or the data do not fit.
+    """
+    if method not in TRACE_METHODS:
+        raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(TRACE_METHODS)}.")
+    if method == "split" and parameters is not None:
+        raise ValueError("method='split' is for all parameters: leave parameters=None.")
+    operator: CurvatureOperator = HessianOperator(
+        model, data, loss, parameters, memory_budget=memory_budget // 2
+    )
+    chosen = method
+    gauss_newton = 0.0
+    if method == "auto":
+        chosen = "exact" if operator.dimension <= max_dense else "xtrace"
+    if method == "split" or (method == "auto" and chosen == "xtrace" and parameters is None):
+        try:
+            gauss_newton = _gauss_newton_trace(model, data, loss, memory_budget)
+            chosen = "split"
+        except ValueError:
+            if method == "split":
+                raise
+    if chosen == "exact":
+        return Measurement(
+            value=float(_diagonal(operator, memory_budget // 2).sum()),
+            measure="hessian_trace",
+            method="exact",
+            n=operator.num_samples,
+            loss=loss,
+        )
+    if chosen == "split":
+        operator = ResidualOperator(model, data, loss, memory_budget=memory_budget // 2)
+    estimate = _ESTIMATORS[chosen](
+        operator,
+        operator.dimension,
+        products,
+        seed=seed,
+        dtype=operator.dtype,
+        device=operator.device,
+    )
+    return Measurement(
+        value=estimate.value + gauss_newton,
+        measure="hessian_trace",
+        method=chosen,
+        n=operator.num_samples,
+        loss=loss,
+        standard_error=estimate.standard_error,
+        probes=estimate.products,
+        assumptions={"gauss_newton_part": gauss_newton} if chosen == "split" else {},
+    )
+
+
+def _diagonal(operator: CurvatureOperator, memory_budget: int) -> Tensor:
+    """Return the diagonal (d,), float64, by products with unit vectors."""
+    entries = []
+    start = 0
+    d = operator.dimension
+    for count in chunk_sizes(d, 4 * d, operator.dtype, memory_budget):
+        index = torch.arange(start, start + count, device=operator.device)
+        unit = torch.zeros(count, d, dtype=operator.dtype, device=operator.device)
+        unit.scatter_(1, index.unsqueeze(1), 1.0)
+        entries.append(operator(unit).gather(1, index.unsqueeze(1)).squeeze(1).double())
+        start += count
+    return torch.cat(entries)
+
+
+def _gauss_newton_trace(model: nn.Module, data: object, loss: str, memory_budget: int) -> float:
+    total, n = 0.0, 0
+    stream = linearize_in_chunks(
+        model, data, loss, all_parameters=True, memory_budget=memory_budget
+    )
+    for linearization, _ in stream:
+        total += gauss_newton_trace_sum(linearization)
+        n += linearization.num_samples
+    return total / n
+
+
+def gauss_newton_trace_sum(linearization: Linearization) -> float:
+    r"""Return :math:`\sum_i \operatorname{Tr} J_i^\top \Lambda_i J_i` over all parameters.
+
+    Parameters
+    ----------
+    linearization : Linearization
+        With all parameters.
+    """
+    total = 0.0
+    for _, jacobian in linearization.jacobian_blocks():
+        rows = linearization.hessian_factor @ jacobian
+        total += float(rows.to(torch.float64).square().sum())
+    return total
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class TopEigenvalues(Measurement):
+    """The Hessian's top eigenvalues; ``float(result)`` is the first.
+
+    Attributes
+    ----------
+    eigenvalues, residuals : Tensor
+        Shape (k,), float64: an eigenvalue lies within the residual of each.
+    vectors : Tensor
+        Shape (k, d): unit vectors, in the order of ``parameter_names``.
+    pair_converged : Tensor
+        Shape (k,), bool.
+    parameter_names : tuple of str
+        The block's parameters.
+    """
+
+    eigenvalues: Tensor
+    residuals: Tensor
+    vectors: Tensor
+    pair_converged: Tensor
+    parameter_names: tuple[str, ...]
+
+
+def hessian_top_eigenvalues(
+    model: nn.Module,
+    data: object,
+    k: int = 1,
+    which: str = "algebraic",
+    loss: str = "cross_entropy",
+    parameters: Sequence[str] | None = None,
+    *,
+    tolerance: float = 1e-4,
+    max_products: int = 1000,
+    seed: int = 0,
+    memory_budget: int = GIBIBYTE,
+) -> TopEigenvalues:
+    """Return the k top eigenvalues of the Hessian, with residuals (SA-SAM paper, Section 4).
+
+    Power iteration, which the paper uses, finds the eigenvalue of largest *magnitude*; away from a
+    minimum that can be a negative one.
+
+    Parameters
+    ----------
+    model, data, loss, parameters, seed, memory_budget
+        As in :func:`hessian_trace`.
+    k : int
+        How many.
+    which : str
+        ``"algebraic"``: the largest ones; ``"magnitude"``: those of largest absolute value.
+    tolerance : float
+        Of the residual, relative to the largest magnitude seen.
+    max_products : int
+        Cap; ``converged=False`` where a pair has not met the tolerance by then.
+
+    Returns
+    -------
+    TopEigenvalues
+        In units of the loss per squared parameter.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range or the data do not fit.
+    """
+    operator = HessianOperator(model, data, loss, parameters, memory_budget=memory_budget // 2)
+    pairs = top_eigenpairs(
+        operator,
+        operator.dimension,
+        k,
+        which,
+        tolerance=tolerance,
+        max_products=max_products,
+        seed=seed,
+        dtype=operator.dtype,
+        device=operator.device,
+    )
+    first, distance = float(pairs.eigenvalues[0]), float(pairs.residuals[0])
+    return TopEigenvalues(
+        value=first,
+        measure="hessian_top_eigenvalues",
+        method="block Lanczos",
+        n=operator.num_samples,
+        loss=loss,
+        bracket=(first - distance, first + distance),
+        converged=bool(pairs.converged.all()),
+        assumptions={"which": which, "products": pairs.products},
+        eigenvalues=pairs.eigenvalues,
+        residuals=pairs.residuals,
+        vectors=pairs.vectors,
+        pair_converged=pairs.converged,
+        parameter_names=tuple(operator.parameter_names),
+    )
+
+
+@dataclass(frozen=True)
+class HessianDensity:
+    """The density of the Hessian's eigenvalues, and what it was made from.
+
+    Attributes
+    ----------
+    density : SpectralDensity
+        Grid, values and standard errors.
+    quadrature : SpectralQuadrature
+        Nodes and weights; it gives the trace of any other function as well.
+    n : int
+        Samples.
+    loss : str
+        With its reduction.
+    """
+
+    density: density.SpectralDensity
+    quadrature: SpectralQuadrature
+    n: int
+    loss: str
+
+
+def spectral_density(
+    model: nn.Module,
+    data: object,
+    loss: str = "cross_entropy",
+    parameters: Sequence[str] | None = None,
+    *,
+    grid: Tensor | None = None,
+    width: float | None = None,
+    probes: int = 10,
+    steps: int = 50,
+    seed: int = 0,
+    memory_budget: int = GIBIBYTE,
+) -> HessianDensity:
+    r"""Estimate the density of the Hessian's eigenvalues, smoothed with a Gaussian.
+
+    Parameters
+    ----------
+    model, data, loss, parameters, seed, memory_budget
+        As in :func:`hessian_trace`.
+    grid : Tensor, optional
+        Points, (g,); default 500 from four widths below the smallest Ritz value to four above the
+        largest.
+    width : float, optional
+        Standard deviation of the Gaussian; default a hundredth of the range of Ritz values.
+    probes, steps : int
+        Of the stochastic Lanczos quadrature (Rényi paper, Algorithm 1).
+
+    Returns
+    -------
+    HessianDensity
+        As a fraction of all eigenvalues, per unit.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range or the data do not fit.
+    """
+    operator = HessianOperator(model, data, loss, parameters, memory_budget=memory_budget // 2)
+    quadrature = stochastic_lanczos_quadrature(
+        operator,
+        operator.dimension,
+        probes=probes,
+        steps=steps,
+        seed=seed,
+        dtype=operator.dtype,
+        device=operator.device,
+        memory_budget=memory_budget // 2,
+    )
+    nodes = quadrature.gauss.nodes[quadrature.gauss.weights > 0]
+    low, high = float(nodes.min()), float(nodes.max())
+    if width is None:
+        # A spectrum of a single point still needs a width.
+        width = (high - low) / 100 or 0.01 * max(abs(high), 1.0)
+    if grid is None:
+        grid = torch.linspace(
+            low - 4 * width, high + 4 * width, 500, dtype=torch.float64, device="cpu"
+        )
+    return HessianDensity(
+        density.spectral_density(quadrature, grid, width),
+        quadrature,
+        operator.num_samples,
+        loss,
+    )

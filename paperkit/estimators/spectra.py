@@ -1,0 +1,171 @@
+"""Exact Hessian spectra of a network's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paperkit.linalg.gram import Spectrum
+from paperkit.linearize import LayerLinearization, dense_hessian, linearize
+from paperkit.linearize.batches import as_batch
+from paperkit.linearize.evaluation import check_targets
+from paperkit.linearize.linearize import GIBIBYTE, layer_groups
+
+MAX_DENSE = 2048
+"""The largest matrix that is written out where no other exact way is known."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class LayerSpectrum(Spectrum):
+    """All Hessian eigenvalues of one layer's weight.
+
+    Attributes
+    ----------
+    eigenvalues : Tensor
+        The nonzero ones, float64, descending, on the CPU.
+    dimension : int
+        d_l, the number of entries of the weight.
+    tolerance : float
+        Absolute; eigenvalues of smaller magnitude are counted as zero.
+    layer : str
+        The module's name.
+    n, num_outputs : int
+        Samples and outputs; at most min(n(C−1), d_l) eigenvalues of a softmax block are nonzero.
+    method : str
+        ``"gram"`` (Gauss–Newton block equal to the Hessian block) or ``"dense"`` (all columns of
+        the Hessian block).
+    obstacle : str or None
+        Why the Gauss–Newton block need not be the Hessian block; None where the proposition makes
+        them equal.
+    loss : str
+        With its reduction: see :data:`paperkit.linearize.LOSSES`.
+    """
+
+    layer: str
+    n: int
+    num_outputs: int
+    method: str
+    obstacle: str | None
+    loss: str
+
+    @property
+    def exact_block(self) -> bool:
+        """Whether the proposition makes the Hessian block its Gauss–Newton block."""
+        return self.obstacle is None
+
+    @property
+    def rank_bound(self) -> int:
+        """min(n(C−1), d_l), which caps the entropy of an exact softmax block at its logarithm."""
+        return min(self.n * (self.num_outputs - 1), self.dimension)
+
+
+def layer_spectra(
+    model: nn.Module,
+    data: object,
+    loss: str = "cross_entropy",
+    layers: Sequence[str] | None = None,
+    *,
+    max_dense: int = MAX_DENSE,
+    chunk_size: int | None = None,
+    memory_budget: int = GIBIBYTE,
+) -> dict[str, LayerSpectrum]:
+    """Return every layer's exact Hessian spectrum.
+
+    Where the recorded operations show that the layer's Hessian block is its Gauss–Newton block,
+    the spectrum comes from the Gram dual of one linearization. Elsewhere the block is written out
+    column by column, if it has at most ``max_dense`` of them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them; all n samples count equally.
+    loss : str
+        A name from :data:`paperkit.linearize.LOSSES`.
+    layers : sequence of str, optional
+        Module names; default every linear and convolution layer. Biases and the parameters of
+        normalisation layers do not belong to any layer.
+    max_dense : int
+        The largest block to write out.
+    chunk_size : int, optional
+        Samples of one forward pass; default what the budget allows.
+    memory_budget : int
+        Bytes above the model and its data. Where the pairs of all layers take more than half of
+        it, the layers are linearized in groups.
+
+    Returns
+    -------
+    dict of str to LayerSpectrum
+        By layer, in the order of the forward pass.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model, or a block outside the proposition is too large.
+    """
+    inputs, targets = as_batch(data)
+    spectra = {}
+    for group in layer_groups(model, inputs, layers, memory_budget):
+        linearization = linearize(
+            model, inputs, loss, group, chunk_size=chunk_size, memory_budget=memory_budget
+        )
+        check_targets(targets, linearization.outputs, loss)
+        _refuse_large(linearization.layers.values(), max_dense)
+        for name, layer in linearization.layers.items():
+            spectra[name] = layer_spectrum(layer, model, inputs, targets, loss)
+    return spectra
+
+
+def layer_spectrum(
+    layer: LayerLinearization, model: nn.Module, inputs: Tensor, targets: Tensor, loss: str
+) -> LayerSpectrum:
+    """Return one layer's spectrum: from its pairs where its block is exact, else written out.
+
+    Parameters
+    ----------
+    layer : LayerLinearization
+        From a linearization of ``model`` on ``inputs`` under ``loss``.
+    model, inputs, targets, loss
+        As there; needed only where the block is not exact.
+    """
+    if layer.exact_block:
+        spectrum = layer.spectrum()
+    else:
+        hessian = dense_hessian(model, inputs, targets, loss, [layer.weight_name])
+        spectrum = dense_spectrum(hessian)
+    return LayerSpectrum(
+        eigenvalues=spectrum.eigenvalues,
+        dimension=spectrum.dimension,
+        tolerance=spectrum.tolerance,
+        layer=layer.name,
+        n=layer.num_samples,
+        num_outputs=layer.hessian_factor.shape[2],
+        method="gram" if layer.exact_block else "dense",
+        obstacle=layer.obstacle,
+        loss=loss,
+    )
+
+
+def _refuse_large(layers: Iterable[LayerLinearization], max_dense: int) -> None:
+    too_large = [
+        f"{layer.name} ({layer.num_parameters} weights: {layer.obstacle})"
+        for layer in layers
+        if not layer.exact_block and layer.num_parameters > max_dense
+    ]
+    if too_large:
+        raise ValueError(
+            "layers: the Hessian block is not the Gauss–Newton block and is too large to write "
+            f"out for {'; '.join(too_large)}. Leave these out, or raise max_dense={max_dense}."
+        )
+
+
+def dense_spectrum(matrix: Tensor) -> Spectrum:
+    """Return the eigenvalues of a symmetric (d, d) matrix, in float64, descending."""
+    eigenvalues = torch.linalg.eigvalsh(matrix.to(torch.float64)).flip(0).cpu()
+    largest = float(eigenvalues.abs().max())
+    tolerance = len(matrix) * torch.finfo(matrix.dtype).eps * largest
+    return Spectrum(eigenvalues[eigenvalues.abs() > tolerance], len(matrix), tolerance)
