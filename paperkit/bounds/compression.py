@@ -587,7 +587,7 @@ def volume_lemma(jacobian: Tensor, k: int | None = None) -> Bound:
     jacobian : Tensor
         Shape (n, C, …), outputs × inputs.
     k : int, optional
-        As in :func:`paperkit.estimators.representation.log_volumes`.
+        As in :func:`paperkit.estimators.log_volumes`.
 
     Returns
     -------
@@ -1114,7 +1114,8 @@ class InterpolationBounds:
         :math:`\frac1n\sum_i (f_i - y_i)^\top \sum_j w_j\,\partial^2 f_i/\partial\theta_j^2`,
         to which the difference is equal.
     laplacian : Bound
-        |difference| against :math:`\varepsilon\max_i\|\sum_j w_j\,\partial_j^2 f_i\|`.
+        The magnitude of the difference against
+        :math:`\varepsilon\max_i\|\sum_j w_j\,\partial_j^2 f_i\|`.
     parameter_count : Bound
         That against :math:`m M \varepsilon`, m parameters.
     """

@@ -29,9 +29,9 @@ class Bound:
         The theorem's hypotheses by name: True (checked, met), False (checked, violated) or None
         (could not be checked). Kept as a read-only copy.
     tolerance, absolute_tolerance : float
-        A slack of no less than −(tolerance · max(|left|, |right|) + absolute_tolerance), infinite
-        sides left out, is round-off and still counts as holding. The absolute part is for sides
-        that are logarithms or differences, whose round-off does not shrink with them.
+        A slack of no less than minus (tolerance times the larger finite magnitude of the two sides,
+        plus absolute_tolerance) is round-off and still counts as holding. The absolute part is for
+        sides that are logarithms or differences, whose round-off does not shrink with them.
 
     Raises
     ------

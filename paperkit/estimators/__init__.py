@@ -28,7 +28,7 @@ from paperkit.estimators.information_geometry import (
     takeuchi_information_criterion,
 )
 from paperkit.estimators.pac_bayes import PacBayesFlatness, pac_bayes_flatness
-from paperkit.estimators.parameter_norm import parameter_norm
+from paperkit.estimators.parameter_norm import parameter_norm, weight_names
 from paperkit.estimators.rangamani import rangamani_sharpness
 from paperkit.estimators.relative_flatness import relative_flatness
 from paperkit.estimators.renyi import (
@@ -40,11 +40,14 @@ from paperkit.estimators.report import DEFAULT_MEASURES, MEASURES, PASS_MEASURES
 from paperkit.estimators.representation import (
     input_invariant_local_sensitivity,
     local_dimension,
+    local_dimensions,
     log_volume,
+    log_volumes,
     maximum_local_sensitivity,
     network_log_volume,
     network_maximum_local_sensitivity,
     normalized_maximum_local_sensitivity,
+    singular_values,
 )
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import LayerSpectrum, layer_spectra
@@ -81,7 +84,9 @@ __all__ = [
     "layer_gauss_newton_traces",
     "layer_spectra",
     "local_dimension",
+    "local_dimensions",
     "log_volume",
+    "log_volumes",
     "maximum_local_sensitivity",
     "mean_exponential_loss",
     "mean_loss",
@@ -98,6 +103,8 @@ __all__ = [
     "renyi_entropy_estimate",
     "renyi_sharpness",
     "sam_sharpness",
+    "singular_values",
     "spectral_density",
     "takeuchi_information_criterion",
+    "weight_names",
 ]

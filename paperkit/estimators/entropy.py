@@ -126,7 +126,7 @@ def renyi_entropy_estimate(
     Parameters
     ----------
     quadrature : SpectralQuadrature
-        From :func:`paperkit.linalg.quadrature.stochastic_lanczos_quadrature`; serves all orders.
+        From :func:`paperkit.linalg.stochastic_lanczos_quadrature`; serves all orders.
     alpha : float
         Positive and finite.
     policy : str

@@ -10,7 +10,8 @@ is another number: with the mean over outputs of ``torch.nn.MSELoss()`` it is 2/
 
 A weight that acts at several positions has a gradient that is a coherent sum over them, which can
 vanish although each term is large. The bounds of the paper's Section 3 need the sum of squares
-instead, as if the sharing were undone; :data:`SHARING` names the choices.
+instead, as if the sharing were undone; ``"tied"``, ``"positions"`` and ``"operator"`` name the
+choices.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ def gauss_newton_trace_from(
     Parameters
     ----------
     linearization, parameters, loss
-        As in :func:`gradient_squares_from`.
+        As in ``gradient_squares_from``.
 
     Returns
     -------
@@ -259,7 +260,7 @@ def gauss_newton_trace_from(
     Raises
     ------
     ValueError
-        As :func:`gradient_squares_from`.
+        As ``gradient_squares_from``.
     """
     values = gradient_squares_from(linearization, parameters, loss)
     return trace_measurement(values, "gauss_newton_trace", loss)
@@ -307,7 +308,7 @@ def gauss_newton_trace(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them, of any sizes; the targets are not used.
     parameters : "all" or sequence of str
-        As in :func:`gradient_squares_from`.
+        As in ``gradient_squares_from``.
     loss : str
         A name from :data:`paperkit.linearize.losses.LOSSES`.
     method : str
@@ -369,7 +370,7 @@ def layer_gauss_newton_traces(
     layers : sequence of str, optional
         Module names; default every linear and convolution layer.
     sharing : str
-        One of :data:`SHARING`.
+        One of ``"tied"``, ``"positions"``, ``"operator"``.
 
     Returns
     -------

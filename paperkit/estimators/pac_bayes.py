@@ -78,7 +78,7 @@ def pac_bayes_flatness(
 
     Batch normalisation uses its frozen statistics, and its parameters get noise like any other.
     The value then depends on the scale of the weights before it, which the function does not see:
-    fold it into the layer before (:func:`torch.nn.utils.fusion.fuse_conv_bn_eval`) to compare
+    fold it into the layer before (``torch.nn.utils.fusion.fuse_conv_bn_eval``) to compare
     networks; ``assumptions["unfolded_batch_norm"]`` counts what is left.
 
     Parameters

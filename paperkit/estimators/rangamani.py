@@ -47,7 +47,7 @@ def rangamani_sharpness(
         A name from :data:`paperkit.linearize.LOSSES`.
     parameters : sequence of str, optional
         Names from ``model.named_parameters()``; default the weight tensors
-        (:func:`paperkit.estimators.parameter_norm.weight_names`). Biases and normalisation have
+        (:func:`paperkit.estimators.weight_names`). Biases and normalisation have
         no part in it. Each tensor is one block of D.
     tolerance : float
         Of the eigenvector: its residual relative to the largest magnitude of the spectrum. The

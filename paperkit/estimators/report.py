@@ -159,7 +159,7 @@ def measure(
     seed: int = 0,
     memory_budget: int = GIBIBYTE,
 ) -> Report:
-    """Compute any set of measures, those of :data:`PASS_MEASURES` from one pass of linearization.
+    """Compute any set of measures, those of ``PASS_MEASURES`` from one pass of linearization.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def measure(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
     measures : sequence of str, or "all"
-        Names from :data:`MEASURES`; default :data:`DEFAULT_MEASURES`, which leaves out those that
+        Names from ``MEASURES``; default ``DEFAULT_MEASURES``, which leaves out those that
         take many passes of their own. Each is what the function of that name returns with its
         default settings. ``adaptive_weight_sharpness`` is the part of ``adaptive_sharpness`` that
         is due to the layers' weights; ``relative_flatness`` is that of the last layer;

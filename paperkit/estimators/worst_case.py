@@ -110,7 +110,7 @@ def asam_sharpness(
 ) -> Measurement:
     r"""Return :math:`\max_{\lVert T^{-1}\delta\rVert_p \le \rho} L(w + \delta) - L(w)`, from below.
 
-    With the default T = |w| it does not see the scale of single parameters, as long as the
+    With the default T = :math:`|w|` it does not see the scale of single parameters, as long as the
     function of the network stays the same; every ``eta`` > 0 and every tensor left unscaled
     breaks that.
 
@@ -119,9 +119,9 @@ def asam_sharpness(
     model, data, loss, parameters, rho, p, steps, per_batch, seed
         As in :func:`sam_sharpness`.
     eta : float
-        Added to |w| in the scaled tensors; Kwon et al. use 0.01.
+        Added to :math:`|w|` in the scaled tensors; Kwon et al. use 0.01.
     scaled : str
-        Which tensors have T = |w| + η: ``"all"``, or those whose name contains ``"weight"``
+        Which tensors have T = :math:`|w|` + η: ``"all"``, or those whose name contains ``"weight"``
         (Kwon's code; the scales of normalisation layers are among them). T = 1 in the others.
 
     Returns

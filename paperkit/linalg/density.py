@@ -41,7 +41,7 @@ def spectral_density(quadrature: SpectralQuadrature, grid: Tensor, width: float)
     Parameters
     ----------
     quadrature : SpectralQuadrature
-        From :func:`paperkit.linalg.quadrature.stochastic_lanczos_quadrature`. The width should
+        From :func:`paperkit.linalg.stochastic_lanczos_quadrature`. The width should
         not be smaller than the distance of its nodes, or single nodes become visible as peaks.
     grid : Tensor
         Shape (g,): the points t.

@@ -49,7 +49,7 @@ class Eigenpairs:
     products: int
 
     def deflation(self) -> Deflation:
-        """Return what :func:`paperkit.linalg.traces.hutchinson` takes out before it samples."""
+        """Return what :func:`paperkit.linalg.hutchinson` takes out before it samples."""
         return Deflation(self.vectors, float(self.eigenvalues.sum()), self.products)
 
 
@@ -81,7 +81,7 @@ def top_eigenpairs(
     k : int
         At least 1, at most d.
     which : str
-        One of :data:`ORDERS`.
+        One of ``"magnitude"``, ``"algebraic"``.
     tolerance : float
         A pair has converged when its residual is at most this times the largest magnitude seen.
         The error of an eigenvalue is then of the order of the square, divided by its gap.

@@ -35,7 +35,7 @@ def draw_probes(
         On the CPU. Vectors are drawn one after the other: k of them at once are the same as k
         drawn in several calls, so that a memory budget does not change a result.
     distribution : str
-        One of :data:`DISTRIBUTIONS`.
+        One of ``"rademacher"``, ``"sphere"``, ``"normal"``.
     dtype, device
         Of the vectors.
 

@@ -368,7 +368,7 @@ def stochastic_lanczos_quadrature(
     positive_semidefinite : bool
         That the operator is; adds the Radau rules, and so brackets.
     distribution : str
-        One of :data:`paperkit.linalg.probes.DISTRIBUTIONS`.
+        One of ``"rademacher"``, ``"sphere"``, ``"normal"``.
     seed : int
         Of the probes.
     dtype, device
@@ -386,7 +386,7 @@ def stochastic_lanczos_quadrature(
     ------
     ValueError
         If a number is out of range, ``steps=None`` has no targets or no bracket to watch, the
-        operator is not what it is said to be, or as :func:`paperkit.linalg.lanczos.lanczos`.
+        operator is not what it is said to be, or as :func:`paperkit.linalg.lanczos`.
     """
     if probes < 2:
         raise ValueError(f"probes={probes} must be at least 2: one has no standard error.")

@@ -103,7 +103,7 @@ def krylov_deflation(
     Raises
     ------
     ValueError
-        As :func:`paperkit.linalg.lanczos.lanczos`.
+        As :func:`paperkit.linalg.lanczos`.
     """
     start = draw_probes(
         1, dimension, generator_of(seed), distribution="normal", dtype=dtype, device=device
@@ -139,7 +139,7 @@ def hutchinson(
         d, and the number of products in all; what the deflation leaves of it, at least 2, goes to
         random probes.
     distribution : str
-        One of :data:`paperkit.linalg.probes.DISTRIBUTIONS`. Probes from the sphere are scaled back
+        One of ``"rademacher"``, ``"sphere"``, ``"normal"``. Probes from the sphere are scaled back
         to a sphere after the deflation, which removes the noise of their length.
     deflation : Deflation, optional
         A subspace to take out first. It must not depend on these probes.

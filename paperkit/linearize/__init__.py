@@ -1,5 +1,6 @@
 """A network and a batch → the inputs and output Jacobians of its layers, and their curvature."""
 
+from paperkit.linearize.batches import batches
 from paperkit.linearize.dense import (
     dense_empirical_fisher,
     dense_gauss_newton,
@@ -44,6 +45,7 @@ __all__ = [
     "OperatorNorm",
     "ResidualOperator",
     "SamplesInteractError",
+    "batches",
     "dense_empirical_fisher",
     "dense_gauss_newton",
     "dense_hessian",

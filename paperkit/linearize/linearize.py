@@ -291,7 +291,7 @@ def linearize_in_chunks(
     model, loss, layers, input_jacobians, all_parameters, memory_budget
         As in :func:`linearize`.
     data : pair or iterable of pairs
-        As in :func:`paperkit.linearize.batches.batches`.
+        As in :func:`paperkit.linearize.batches`.
 
     Yields
     ------
