@@ -35,7 +35,7 @@ _OTHER_SEED = 2**31
 TRACE_METHODS = ("auto", "exact", "split", "xtrace", "hutch++", "hutchinson")
 
 
-def _deflated(
+def deflated_hutchinson(
     operator: CurvatureOperator,
     dimension: int,
     products: int,
@@ -60,7 +60,7 @@ def _deflated(
 
 
 _ESTIMATORS: dict[str, Callable[..., TraceEstimate]] = {
-    "split": _deflated,
+    "split": deflated_hutchinson,
     "xtrace": xtrace,
     "hutch++": hutch_plus_plus,
     "hutchinson": hutchinson,

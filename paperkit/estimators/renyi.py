@@ -314,10 +314,16 @@ def _of_layer(
             assumptions,
         )
 
+    factor = layer.hessian_factor
+    # Formed once, the rows serve all steps.
+    fits = 4 * rows * layer.num_parameters * factor.element_size() <= settings.memory_budget
+    formed = layer.rows() if fits else None
+
     def product(vectors: Tensor) -> Tensor:
+        if formed is not None:
+            return (vectors @ formed.T) @ formed / layer.num_samples
         return layer.gauss_newton_product(vectors.reshape(-1, *layer.weight_shape)).flatten(1)
 
-    factor = layer.hessian_factor
     return _estimated(
         product,
         layer.num_parameters,

@@ -226,10 +226,8 @@ def _from_one_pass(
 ) -> dict[str, Result]:
     inputs, targets = pair
     every_parameter = bool(wanted & {"gauss_newton_trace", "information_geometric_sharpness"})
-    room = memory_budget // 2
-    keep = bool(wanted & set(_JOINT)) and (
-        held_bytes(model, inputs, all_parameters=every_parameter) <= room
-    )
+    held = held_bytes(model, inputs, all_parameters=every_parameter)
+    keep = bool(wanted & set(_JOINT)) and held <= memory_budget // 2
     sums = _Sums(wanted)
     kept: list[Linearization] = []
     start = 0
@@ -239,7 +237,7 @@ def _from_one_pass(
         loss,
         input_jacobians=bool(wanted & {*_LAYER_INPUTS, *_NETWORK_INPUT}),
         all_parameters=every_parameter,
-        memory_budget=memory_budget,
+        memory_budget=(memory_budget - held) // 2 if keep else memory_budget,
     ):
         samples = slice(start, start + chunk.num_samples)
         sums.add(chunk, inputs[samples], labels)

@@ -186,7 +186,7 @@ class LayerLinearization:
         )
         return sum(parts, start=torch.zeros((), device=self.hessian_factor.device)).flatten(2)
 
-    def _rows(self, samples: slice) -> Tensor:
+    def rows(self, samples: slice = slice(None)) -> Tensor:
         """Return the rows R J of some samples, shape (n_chunk · r, d_l)."""
         factor = self.hessian_factor[samples]
         total: Tensor | None = None
@@ -238,7 +238,7 @@ class LayerLinearization:
         scale = self.num_samples**-0.5
         if self.num_parameters <= num_rows:
             chunks = self._sample_chunks(self._row_bytes())
-            blocks: Iterator[Tensor] = (self._rows(chunk) for chunk in chunks)
+            blocks: Iterator[Tensor] = (self.rows(chunk) for chunk in chunks)
         else:
             blocks = self._column_blocks()
         return gram_spectrum((block.mul_(scale) for block in blocks), num_rows, self.num_parameters)
@@ -287,7 +287,7 @@ class LayerLinearization:
         return (total / n).reshape(probes.shape)
 
     def _product_through_rows(self, samples: slice, vectors: Tensor, total: Tensor) -> None:
-        rows = self._rows(samples)
+        rows = self.rows(samples)
         total.addmm_(vectors @ rows.T, rows)
 
     def _product_through_positions(self, samples: slice, vectors: Tensor, total: Tensor) -> None:

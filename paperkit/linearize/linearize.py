@@ -223,7 +223,7 @@ def linearize(
         Compare one random probe of each layer with the Hessian product of autograd, and refuse to
         call a block exact where they differ.
     chunk_size : int, optional
-        Samples of one forward pass; default as many as a quarter of the budget lets pass backward.
+        Samples of one forward pass; default as many as an eighth of the budget lets pass backward.
     memory_budget : int
         Bytes. What the result holds may take half of it, the temporaries of its methods the other
         half.
@@ -264,7 +264,7 @@ def linearize(
                 f"more than half of memory_budget={memory_budget}; raise it to at least "
                 f"{2 * needed}, or pass fewer samples or layers."
             )
-        step = chunk_size or _chunk(memory_budget // 4, costs.graph, len(inputs))
+        step = chunk_size or _chunk(memory_budget // 8, costs.graph, len(inputs))
         result = _linearize(model, inputs, loss, chosen, parameters, options, step, memory_budget)
     _refuse_missing(layers, result.layers)
     if verify:
@@ -309,9 +309,10 @@ def linearize_in_chunks(
         check_inputs(inputs)
         with evaluation(model) as parameters:
             costs = _costs(model, chosen, parameters, inputs, options)
+        # A loop still holds the last chunk while the next is made.
         step = min(
-            _chunk(memory_budget // 2, costs.held, len(inputs)),
-            _chunk(memory_budget // 4, costs.graph, len(inputs)),
+            _chunk(memory_budget // 4, costs.held, len(inputs)),
+            _chunk(memory_budget // 8, costs.graph, len(inputs)),
         )
         for start in range(0, len(inputs), step):
             chunk = slice(start, start + step)
@@ -537,7 +538,7 @@ def _linearize(
     factor = hessian_factor(everything)
     for layer in held.layers.values():
         layer.hessian_factor = factor
-        layer.memory_budget = memory_budget
+        layer.memory_budget = memory_budget // 2
     return Linearization(
         everything,
         factor,
