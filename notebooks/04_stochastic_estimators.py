@@ -38,7 +38,7 @@ from paperkit.experiments import resolve
 p = resolve(
     globals(),
     {"smoke": {"repeats": 10}, "laptop": {"repeats": 30}, "paper": {"repeats": 200}},
-    allowed=["profile", "seed", "repeats"],
+    allowed=["profile", "seed", "repeats", "store"],
 )
 
 # %% tags=["hide-input"]
