@@ -2,7 +2,7 @@
 # make html     build the book from the committed outputs
 # make test     everything that must hold before a change is shared
 # make refresh  rewrite the chapters' committed outputs (CHAPTERS="01_five_minutes" for some)
-# make benchmark  what one linearization costs, in gradients (on a quiet machine)
+# make benchmark  time and memory beside other libraries (ten minutes on a quiet machine)
 #
 # Settings: PYTHON=<Python 3.11>  THREADS=<processor cores to use>  DEVICE=<cpu or cuda>
 
@@ -105,10 +105,22 @@ lock:
 	@{ sed -n '/^#/p' requirements.lock; $(BIN) -m pip freeze --all --exclude-editable --exclude pip --exclude paperkit | sed -E 's/^((nvidia|cuda)-.*|triton==.*)$$/\1 ; platform_machine == "x86_64" and sys_platform == "linux"/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
+# The libraries to compare with stand beside the locked environment, which stays as it is.
+BENCHMARK := _build/benchmark-venv
+PACKAGES := lib/python3.11/site-packages
+
+$(BENCHMARK)/.installed: benchmarks/requirements.txt $(STAMP)
+	@echo "== benchmark: installing benchmarks/requirements.txt into $(BENCHMARK)"
+	@$(BIN) -m venv --clear --without-pip $(BENCHMARK)
+	@echo "import site; site.addsitedir('$(CURDIR)/$(VENV)/$(PACKAGES)')" > $(BENCHMARK)/$(PACKAGES)/environment.pth
+	@$(BIN) -m pip --python $(BENCHMARK)/bin/python install --disable-pip-version-check --quiet --no-deps -r benchmarks/requirements.txt
+	@touch $@
+
 # Page faults stay out of the timings.
-benchmark: environment
+benchmark: environment $(BENCHMARK)/.installed
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
-	$(BIN) benchmarks/linearization.py --device $(DEVICE)
+	$(BENCHMARK)/bin/python -m benchmarks --device $(DEVICE) --output results/benchmarks.json
+	$(BENCHMARK)/bin/python -m benchmarks.render
 
 clean:
 	rm -rf _build

@@ -1,0 +1,1 @@
+"""The curvature engine's time and memory beside those of other libraries: ``make benchmark``."""

@@ -1,0 +1,136 @@
+"""Measure everything side by side, print the table and, on request, write the record.
+
+Run on a quiet machine, about ten minutes::
+
+    make benchmark
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measuring import Measured, Settings, measure
+from benchmarks.quantities import BEST, COMBINED, QUANTITIES, TRACE_SEEDS, Quantity
+from benchmarks.render import console_row, console_summary
+from benchmarks.traces import trace_errors
+from paperkit.experiments.provenance import describe, tree_state
+
+# Ours comes first: the others are compared with it.
+TOOLS = (
+    "benchmarks.with_paperkit",
+    "benchmarks.with_torch",
+    "benchmarks.with_curvlinops",
+    "benchmarks.with_eigenthings",
+    "benchmarks.with_nngeometry",
+)
+LIBRARIES = ("curvlinops-for-pytorch", "hessian-eigenthings", "nngeometry")
+UNIT = Quantity("gradient", "one gradient, the unit")
+
+
+def measured(settings: Settings) -> Iterator[Measured]:
+    """Yield every quantity with every tool that has it, each from a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.warm_up"])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        for quantity in (UNIT, *QUANTITIES):
+            reference: np.ndarray | None = None
+            for module in TOOLS:
+                for tool in import_module(module).WAYS.get(quantity.key, ()):
+                    row = pool.submit(
+                        measure, module, quantity.key, quantity.problem, tool, settings
+                    ).result()
+                    if reference is None:
+                        reference = row.found
+                    else:
+                        row = replace(row, difference=difference(row.found, reference))
+                    yield row
+
+
+def difference(found: np.ndarray, reference: np.ndarray) -> float:
+    """Return the norm of the difference, relative to the reference's."""
+    return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
+
+
+def best_others(rows: list[Measured]) -> Measured:
+    """Return the combined measures' costs added up, each with the best tool that is not ours."""
+    parts = []
+    for quantity in (q for q in QUANTITIES if q.combined):
+        agreeing = [
+            row
+            for row in rows
+            if row.quantity == quantity.key
+            and row.difference is not None
+            and row.difference <= quantity.tolerance
+        ]
+        parts.append(min(agreeing, key=lambda row: row.gradients))
+    together = next(row for row in rows if row.quantity == COMBINED)
+    return Measured(
+        quantity=COMBINED,
+        tool=BEST,
+        gradients=sum(row.gradients for row in parts),
+        seconds=sum(row.seconds for row in parts),
+        gradient_seconds=float(np.median([row.gradient_seconds for row in parts])),
+        peak=max(row.peak for row in parts),
+        calls=min(row.calls for row in parts),
+        remark="sum of the times above: " + ", ".join(row.tool for row in parts),
+        difference=difference(np.concatenate([row.found for row in parts]), together.found),
+    )
+
+
+def run(settings: Settings, seeds: int) -> dict[str, Any]:
+    """Measure everything; print each row as it comes; return the record."""
+    start = time.perf_counter()
+    tree = tree_state()
+    rows = []
+    for row in measured(settings):
+        print(console_row(row.record()), flush=True)
+        rows.append(row)
+    rows.append(best_others(rows))
+    print(console_row(rows[-1].record()), flush=True)
+    origin = describe(tree, torch.device(settings.device))
+    origin["versions"] |= {name: version(name) for name in LIBRARIES}
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        **origin,
+        "settings": asdict(settings) | {"seeds": seeds},
+        "rows": [row.record() for row in rows],
+        "traces": [asdict(row) for row in trace_errors(seeds)],
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def main() -> None:
+    """Parse the options, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=Settings.samples)
+    parser.add_argument("--repeats", type=int, default=Settings.repeats)
+    parser.add_argument("--device", default=Settings.device)
+    parser.add_argument("--seeds", type=int, default=TRACE_SEEDS, help="of the estimates of Tr H")
+    parser.add_argument("--output", type=Path, help="where to write the record")
+    options = parser.parse_args()
+    # Libraries warn of their own affairs, in every process.
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    record = run(Settings(options.samples, options.device, options.repeats), options.seeds)
+    print(console_summary(record))
+    if options.output:
+        text = json.dumps(record, indent=1, ensure_ascii=False)
+        options.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Time and peak memory of one way to compute a quantity, in a process of its own.
+
+A process that did other work before would hide memory in what it already holds, so each
+measurement gets a fresh one. The unit, one gradient, is timed in turn with what is measured, so
+that a machine that slows down slows both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.problems import PROBLEMS, Problem
+from paperkit.experiments.provenance import peak_memory, reset_peak_memory
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one way does, prepared.
+
+    Attributes
+    ----------
+    action : callable
+        What is timed.
+    found : callable
+        From what the action returned to a vector that must agree with the other tools'.
+    count : float
+        How many of the quantity one call of the action computes; a fraction where the whole would
+        take too long, and is extrapolated.
+    remark : str
+        What a reader has to know: what was extrapolated, or which of a library's ways this is.
+    """
+
+    action: Callable[[], Any]
+    found: Callable[[Any], Tensor] = lambda result: result
+    count: float = 1.0
+    remark: str = ""
+
+
+Way = Callable[[Problem], Work]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes
+    ----------
+    samples : int
+        n.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    repeats : int
+        Timed calls, after an untimed one.
+    longest : float
+        Seconds; a first call that took longer is the only one, and counts.
+    """
+
+    samples: int = 64
+    device: str = "cpu"
+    repeats: int = 3
+    longest: float = 5.0
+
+
+@dataclass
+class Measured:
+    """One row of the record.
+
+    Attributes
+    ----------
+    quantity, tool : str
+        What, and with what.
+    gradients : float
+        The cost of one quantity, in gradients.
+    seconds : float
+        The same in seconds.
+    gradient_seconds : float
+        The unit, as measured beside it.
+    peak : int
+        Bytes above the model and its data, preparation included; on a GPU of its allocator.
+    calls : int
+        Timed calls; the figures are medians.
+    remark : str
+        See :class:`Work`.
+    difference : float or None
+        Norm of the difference from our result, relative to ours; None for ours.
+    found : ndarray
+        What was computed; compared, then dropped.
+    """
+
+    quantity: str
+    tool: str
+    gradients: float
+    seconds: float
+    gradient_seconds: float
+    peak: int
+    calls: int
+    remark: str
+    difference: float | None = None
+    found: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """Return what is written down."""
+        return {name: value for name, value in asdict(self).items() if name != "found"}
+
+
+def _seconds(action: Callable[[], Any], device: str) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = action()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def _memory(device: str) -> int:
+    peak = peak_memory(torch.device(device))
+    return peak["device" if device == "cuda" else "process"]
+
+
+def measure(module: str, quantity: str, problem: str, tool: str, settings: Settings) -> Measured:
+    """Measure one way; meant for a process of its own.
+
+    Parameters
+    ----------
+    module : str
+        Whose ``WAYS`` holds the way, under ``quantity`` and ``tool``.
+    quantity, problem, tool : str
+        Names.
+    settings : Settings
+        How.
+    """
+    setup = PROBLEMS[problem](settings.samples, settings.device)
+    way: Way = import_module(module).WAYS[quantity][tool]
+    # Threads and kernels are there before the memory is counted.
+    Problem(setup.model, setup.inputs[:1], setup.targets[:1]).gradient()
+    setup.model.zero_grad()
+    reset_peak_memory(torch.device(settings.device))
+    before = _memory(settings.device)
+    work = way(setup)
+    first, result = _seconds(work.action, settings.device)
+    peak = _memory(settings.device) - before
+    found = work.found(result).detach().flatten().to(device="cpu", dtype=torch.float64)
+    del result
+    _seconds(setup.gradient, settings.device)
+    units, times = [], []
+    for _ in range(settings.repeats):
+        units.append(_seconds(setup.gradient, settings.device)[0])
+        if first <= settings.longest:
+            times.append(_seconds(work.action, settings.device)[0])
+    seconds = statistics.median(times or [first]) / work.count
+    unit = statistics.median(units)
+    return Measured(
+        quantity=quantity,
+        tool=tool,
+        gradients=seconds / unit,
+        seconds=seconds,
+        gradient_seconds=unit,
+        peak=peak,
+        calls=max(1, len(times)),
+        remark=work.remark,
+        found=found.numpy(),
+    )

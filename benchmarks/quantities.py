@@ -1,0 +1,89 @@
+"""What is measured, and the ceilings that were fixed before the measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OURS = "paperkit"
+
+BEST = "the best other tool for each"
+
+COMBINED = "all_measures"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One quantity that several tools compute.
+
+    Attributes
+    ----------
+    key : str
+        Its name in the tools' ``WAYS``.
+    title : str
+        For a table.
+    problem : str
+        A name from :data:`benchmarks.problems.PROBLEMS`.
+    tolerance : float
+        By how much a tool's result may differ from ours, relative to its norm. A tool that differs
+        by more computes something else, and its time is not shown. Single precision through 20
+        layers forwards and backwards keeps about five digits, so 1e-3; double precision, 1e-6.
+    ceiling : float or None
+        At most so many gradients, on ResNet-20 with 64 samples.
+    combined : bool
+        Whether it is one of the measures that :data:`COMBINED` computes together.
+    """
+
+    key: str
+    title: str
+    problem: str = "ResNet-20"
+    tolerance: float = 1e-3
+    ceiling: float | None = None
+    combined: bool = False
+
+
+QUANTITIES = (
+    Quantity("hessian_product", "a full Hessian product", ceiling=2.7),
+    Quantity("hessian_products", "a full Hessian product, 16 at a time", ceiling=2.0),
+    Quantity("preparation", "what all layers' products need, once", ceiling=5.5),
+    Quantity(
+        "layer_products",
+        "all layers' blocks times one vector, 16 at a time, prepared",
+        ceiling=0.8,
+    ),
+    Quantity(
+        "exact_sharpness",
+        "Rényi sharpness of all layers, exact",
+        ceiling=32.0,
+        combined=True,
+    ),
+    Quantity(
+        "quadrature_sharpness",
+        "Rényi sharpness of all layers by quadrature, l = 100, m = 15",
+    ),
+    Quantity(
+        "normalized_sensitivity", "normalized maximum local sensitivity (NMLS)", combined=True
+    ),
+    Quantity("sharpness", "sharpness S, all parameters", combined=True),
+    Quantity(
+        "layer_sensitivities", "maximum local sensitivity at every layer's input", combined=True
+    ),
+    Quantity("layer_volumes", "local volume at every layer's input", combined=True),
+    Quantity(COMBINED, "the exact Rényi sharpness and the four measures above, in one call"),
+    Quantity(
+        "information_geometry",
+        "information-geometric sharpness (IGS)",
+        problem="digits MLP",
+        tolerance=1e-6,
+    ),
+)
+
+REFERENCE_SAMPLES = 64
+"""The batch that the ceilings are for."""
+
+COMBINED_CEILING = 0.8
+"""All combined measures in one call, over the sum of the best times for each."""
+
+TRACE_CEILING = 0.5
+"""Percent: relative root-mean-square error of Tr H after 60 products."""
+
+TRACE_PRODUCTS, TRACE_SEEDS = 60, 100

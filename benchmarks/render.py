@@ -1,0 +1,265 @@
+"""The committed record of a benchmark as text: for the terminal, and as a page of the book.
+
+``python -m benchmarks.render`` writes the page. No number on it is typed: a test compares it with
+what the record renders to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quantities import (
+    BEST,
+    COMBINED,
+    COMBINED_CEILING,
+    OURS,
+    QUANTITIES,
+    REFERENCE_SAMPLES,
+    TRACE_CEILING,
+    TRACE_PRODUCTS,
+    TRACE_SEEDS,
+    Quantity,
+)
+from paperkit.linearize.linearize import GIBIBYTE
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "results" / "benchmarks.json"
+PAGE = ROOT / "book" / "benchmarks.md"
+TEMPLATE = ROOT / "benchmarks" / "page.md"
+
+MEBIBYTE = 2**20
+_BY_KEY = {quantity.key: quantity for quantity in QUANTITIES}
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A ceiling that was fixed before the measurement, and what was measured.
+
+    Attributes
+    ----------
+    what : str
+        In words, with the unit.
+    value, ceiling : float
+        Measured, and allowed.
+    judged : bool
+        Whether the run had the size that the ceiling is for.
+    """
+
+    what: str
+    value: float
+    ceiling: float
+    judged: bool
+
+    @property
+    def verdict(self) -> str:
+        """``met``, ``NOT MET`` or ``not judged``."""
+        if not self.judged:
+            return "not judged"
+        return "met" if self.value <= self.ceiling else "NOT MET"
+
+
+def targets(record: Row) -> list[Target]:
+    """Return every ceiling beside what the record says."""
+    settings = record["settings"]
+    full = settings["samples"] == REFERENCE_SAMPLES
+    ours = {row["quantity"]: row for row in record["rows"] if row["tool"] == OURS}
+    found = [
+        Target(f"{q.title}, in gradients", ours[q.key]["gradients"], q.ceiling, full)
+        for q in QUANTITIES
+        if q.ceiling is not None
+    ]
+    (others,) = (row for row in record["rows"] if row["tool"] == BEST)
+    ratio = ours[COMBINED]["gradients"] / others["gradients"]
+    found.append(Target(f"{_BY_KEY[COMBINED].title}, over {BEST}", ratio, COMBINED_CEILING, full))
+    best = min(row["percent"] for row in record["traces"] if row["tool"] == OURS)
+    found.append(
+        Target(
+            f"relative error of Tr H after {TRACE_PRODUCTS} products, in percent",
+            best,
+            TRACE_CEILING,
+            settings["seeds"] == TRACE_SEEDS,
+        )
+    )
+    largest = max(row["peak"] for row in ours.values()) / MEBIBYTE
+    found.append(
+        Target(
+            "largest peak of ours, in MiB (the default budget)", largest, GIBIBYTE / MEBIBYTE, full
+        )
+    )
+    return found
+
+
+def void(row: Row) -> bool:
+    """Whether a tool's result differs from ours by more than round-off can explain."""
+    if row["difference"] is None or row["quantity"] not in _BY_KEY:
+        return False
+    return not row["difference"] <= _BY_KEY[row["quantity"]].tolerance
+
+
+def beaten(record: Row) -> list[tuple[Quantity, Row, Row]]:
+    """Return the quantities that another tool computes faster, with its row and ours."""
+    found = []
+    for quantity in QUANTITIES:
+        rows = [row for row in record["rows"] if row["quantity"] == quantity.key and not void(row)]
+        best = min(rows, key=lambda row: row["gradients"])
+        if best["tool"] != OURS:
+            found.append((quantity, best, next(row for row in rows if row["tool"] == OURS)))
+    return found
+
+
+# --- for the terminal ------------------------------------------------------------------------
+
+
+def console_row(row: Row) -> str:
+    """Return one row of the terminal's table."""
+    agreement = "" if row["difference"] is None else f"differs by {row['difference']:.0e}"
+    cost = "void" if void(row) else number(row["gradients"])
+    return (
+        f"{row['quantity']:24s} {row['tool']:32s} {cost:>9s} gradients "
+        f"{number(row['seconds']):>9s} s {row['peak'] / MEBIBYTE:8.0f} MiB  "
+        f"{agreement:18s} {row['remark']}"
+    )
+
+
+def console_summary(record: Row) -> str:
+    """Return the terminal's lines on Tr H, the drift and the targets."""
+    lines = [
+        f"Tr H  {row['tool']:24s} {row['method']:12s} {row['percent']:6.2f} % "
+        f"after {row['products']:.0f} products"
+        for row in record["traces"]
+    ]
+    lines.append(f"the unit varied by a factor of {drift(record):.2f} during the run")
+    lines += [
+        f"{target.verdict:11s} {number(target.value):>8s} (at most {number(target.ceiling)})  "
+        f"{target.what}"
+        for target in targets(record)
+    ]
+    return "\n".join(lines)
+
+
+def drift(record: Row) -> float:
+    """Return the largest over the smallest median time of a gradient of ResNet-20."""
+    units = [
+        row["gradient_seconds"]
+        for row in record["rows"]
+        if row["quantity"] not in _BY_KEY or _BY_KEY[row["quantity"]].problem == "ResNet-20"
+    ]
+    return max(units) / min(units)
+
+
+def number(value: float) -> str:
+    """Format with three digits, without exponents."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+def page(record: Row) -> str:
+    """Return the book's page: the template with the record's figures."""
+    settings = record["settings"]
+    unit = next(row for row in record["rows"] if row["quantity"] == "gradient")
+    commit = f"`{record['commit'][:10]}`" if record["commit"] else "an unknown commit"
+    return TEMPLATE.read_text(encoding="utf-8").format(
+        samples=settings["samples"],
+        repeats=settings["repeats"],
+        longest=number(settings["longest"]),
+        seeds=settings["seeds"],
+        products=TRACE_PRODUCTS,
+        unit_seconds=number(unit["gradient_seconds"]),
+        unit_peak=_mebibytes(unit),
+        drift=number(drift(record)),
+        device=record["device"],
+        threads=record["threads"],
+        software=", ".join(f"{name} {value}" for name, value in record["versions"].items()),
+        commit=commit + (" with uncommitted changes" if record["dirty"] else ""),
+        date=record["date"],
+        minutes=number(record["seconds"] / 60),
+        warning=_warning(settings),
+        target_rows=_target_rows(record),
+        table_rows=_table_rows(record),
+        trace_rows=_trace_rows(record),
+        weaknesses=_weaknesses(record),
+    )
+
+
+def _warning(settings: Row) -> str:
+    if settings["samples"] == REFERENCE_SAMPLES and settings["seeds"] == TRACE_SEEDS:
+        return ""
+    return (
+        f"```{{warning}}\nThis was a trial run with n = {settings['samples']} and "
+        f"{settings['seeds']} seeds; the ceilings are for n = {REFERENCE_SAMPLES} and "
+        f"{TRACE_SEEDS}.\n```\n\n"
+    )
+
+
+def _mebibytes(row: Row) -> str:
+    return f"{row['peak'] / MEBIBYTE:,.0f}"
+
+
+def _target_rows(record: Row) -> str:
+    return "\n".join(
+        f"| {target.what} | {number(target.value)} | {number(target.ceiling)} | {target.verdict} |"
+        for target in targets(record)
+    )
+
+
+def _table_rows(record: Row) -> str:
+    lines = []
+    for quantity in QUANTITIES:
+        title = quantity.title
+        for row in record["rows"]:
+            if row["quantity"] != quantity.key:
+                continue
+            cost = (
+                ["void", "void"]
+                if void(row)
+                else [number(row["gradients"]), number(row["seconds"])]
+            )
+            apart = "" if row["difference"] is None else _power(row["difference"])
+            cells = [title, row["tool"], *cost, _mebibytes(row), apart]
+            lines.append(f"| {' | '.join(cells)} | {row['remark']} |")
+            title = ""
+    return "\n".join(lines)
+
+
+def _power(value: float) -> str:
+    """Round up to a power of ten: round-off differs from machine to machine."""
+    if value == 0:
+        return "0"
+    exponent = int(f"{value:e}".split("e")[1]) + 1
+    return f"< 1e{exponent}"
+
+
+def _trace_rows(record: Row) -> str:
+    return "\n".join(
+        f"| {row['tool']} | {row['method']} | {row['percent']:.2f} | {row['products']:.0f} |"
+        for row in record["traces"]
+    )
+
+
+def _weaknesses(record: Row) -> str:
+    slower = [
+        f"* {quantity.title}: {best['tool']} takes {number(best['gradients'])} gradients and "
+        f"{_mebibytes(best)} MiB, this library {number(row['gradients'])} and {_mebibytes(row)}."
+        for quantity, best, row in beaten(record)
+    ]
+    if not slower:
+        return "* No other tool was faster in this run."
+    return "Another tool was faster in:\n\n" + "\n".join(slower) + "\n\nAnd in general:\n"
+
+
+def main() -> None:
+    """Write the page from the record."""
+    PAGE.write_text(page(json.loads(RECORD.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

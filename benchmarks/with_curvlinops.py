@@ -1,0 +1,101 @@
+"""The ways of curvlinops (f-dangel/curvlinops).
+
+Its products of one layer are Gauss–Newton products, which are the Hessian's here and cheaper.
+"""
+
+from __future__ import annotations
+
+import torch
+from curvlinops import GGNLinearOperator, HessianLinearOperator
+from curvlinops.papyan2020traces.spectrum import fast_lanczos
+from torch import Tensor, nn
+
+from benchmarks.measuring import Way, Work
+from benchmarks.problems import LANCZOS_PROBES, LANCZOS_STEPS, PROBES, Problem
+
+NAME = "curvlinops"
+
+
+def _hessian(problem: Problem) -> HessianLinearOperator:
+    return HessianLinearOperator(
+        problem.model,
+        nn.CrossEntropyLoss(),
+        list(problem.model.parameters()),
+        problem.data,
+        check_deterministic=False,
+    )
+
+
+def _blocks(problem: Problem) -> dict[str, GGNLinearOperator]:
+    return {
+        name: GGNLinearOperator(
+            problem.model,
+            nn.CrossEntropyLoss(),
+            [weight],
+            problem.data,
+            check_deterministic=False,
+        )
+        for name, weight in problem.weights.items()
+    }
+
+
+def hessian_product(problem: Problem) -> Work:
+    hessian, vector = _hessian(problem), problem.vectors()[0]
+    return Work(lambda: hessian @ vector)
+
+
+def hessian_products(problem: Problem) -> Work:
+    hessian, columns = _hessian(problem), problem.vectors().T.contiguous()
+    return Work(lambda: hessian @ columns, lambda products: products[:, 0], PROBES)
+
+
+def layer_products(problem: Problem) -> Work:
+    blocks = _blocks(problem)
+    columns = {
+        name: vectors.flatten(1).T.contiguous() for name, vectors in problem.layer_vectors().items()
+    }
+    return Work(
+        lambda: [block @ columns[name] for name, block in blocks.items()],
+        lambda products: torch.cat([product[:, 0] for product in products]),
+        PROBES,
+        remark="Gauss–Newton operator of each layer",
+    )
+
+
+def quadrature_sharpness(problem: Problem) -> Work:
+    blocks, steps = _blocks(problem), 2
+
+    def ritz_values() -> Tensor:
+        return torch.cat([fast_lanczos(block, steps)[0] for block in blocks.values()])
+
+    def found(_: Tensor) -> Tensor:
+        # Its starts are its own: check it on ours, step by step.
+        starts = problem.layer_vectors()
+        values = []
+        for name, block in blocks.items():
+            first = starts[name][0].flatten() / starts[name][0].norm()
+            image = block @ first
+            diagonal = image @ first
+            rest = image - diagonal * first
+            coupling = rest.norm()
+            second = rest / coupling
+            last = (block @ second) @ second
+            matrix = torch.stack([diagonal, coupling, coupling, last]).reshape(2, 2)
+            values.append(torch.linalg.eigvalsh(matrix.double().cpu()))
+        return torch.cat(values)
+
+    return Work(
+        ritz_values,
+        found,
+        steps / (LANCZOS_PROBES * LANCZOS_STEPS),
+        remark=(
+            f"extrapolated from {steps} of the {LANCZOS_STEPS} steps of one of the "
+            f"{LANCZOS_PROBES} probes; no reorthogonalization"
+        ),
+    )
+
+
+WAYS: dict[str, dict[str, Way]] = {
+    way.__name__: {NAME: way}
+    for way in (hessian_product, hessian_products, layer_products, quadrature_sharpness)
+}

@@ -1,0 +1,863 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (chapter-one-linearization)=
+# # One linearization, every measure
+#
+# The four papers of this book measure different things: eigenvalues of a Hessian block, lengths of gradients in a curved metric, traces, singular values of a Jacobian.
+# Each comes with code of its own, and each code differentiates the network again.
+#
+# They all look at the same object.
+# Replace the network by its tangent at the current weights.
+# What is left of a layer is a pair of tensors: $a_l$, what its weights multiply, and $B_l$, how the outputs answer to the layer's result.
+#
+# **The question of this chapter: how much of the four papers can be read off the pairs $(a_l, B_l)$, and by which equations?**
+# The answer: every measure that belongs to the tangent. What evaluates the loss somewhere else, like worst-case sharpness, stays outside. We derive the measures one by one.
+# Every equation becomes a few lines of code, and every number is computed twice more, by brute force and by the library.
+# These are identities, so there are no verdicts: a cell whose assertion fails stops the notebook.
+
+# %% tags=["parameters"]
+profile = "laptop"  # smoke, laptop or paper
+seed = 0  # draws the weights and the images
+samples = None  # images; None: the profile's own number
+
+# %% tags=["hide-input"]
+from paperkit.experiments import resolve
+
+p = resolve(
+    globals(),
+    {"smoke": {"samples": 8}, "laptop": {"samples": 15}, "paper": {"samples": 15}},
+    allowed=["profile", "seed", "samples", "store"],
+)
+
+# %% tags=["hide-input"]
+from copy import deepcopy
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import jacrev, vmap
+from torch.nn import functional
+
+from paperkit import estimators
+from paperkit.bounds import compression
+from paperkit.estimators import PASS_MEASURES, measure
+from paperkit.experiments.studies import curvature_blocks as study
+from paperkit.linalg.probes import draw_probes, generator_of
+from paperkit.linearize import (
+    FisherOperator,
+    dense_gauss_newton,
+    dense_hessian,
+    dense_jacobian,
+    ekfac,
+    kfac,
+    linearize,
+)
+from paperkit.plotting import book_style, layer_styles
+
+book_style()
+torch.set_num_threads(1)  # on matrices this small, sharing the work costs more than it saves
+
+checked: dict[str, dict[str, str]] = {}
+
+
+def distance(one, other) -> float:
+    """Return the largest relative distance of two numbers, tensors, or mappings of them."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        return max(distance(one[key], other[key]) for key in one)
+    x, y = (
+        v.detach().double()
+        if isinstance(v, Tensor)
+        else torch.tensor(float(v), dtype=torch.float64)
+        for v in (one, other)
+    )
+    return float((x - y).norm() / x.norm())
+
+
+def agree(row: str, ours, *, brute_force, library, tolerance: float = 1e-12) -> None:
+    """Assert that three routes agree, and enter it in the table at the end."""
+    others = {"brute force": brute_force, "the library": library}
+    for other in others.values():
+        assert distance(ours, other) < tolerance, f"{row}: {distance(ours, other)}"
+    checked[row] = {f"against {name}": f"below {tolerance:.0e}" for name in others}
+
+
+# %% [markdown]
+# **What to know first.** The chain rule, the singular values of a matrix, and the symbols of the {doc}`notation page <../book/notation>`.
+# {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian block $H_l$ equals its Gauss–Newton block $G_l$. It does in every layer of the network below, so "the block" needs no second name here.
+#
+# **Time and hardware.** Under twenty seconds on two cores. Nothing is trained, no record is read, and all arithmetic is in float64.
+#
+# | quantity | in the paper | here |
+# |---|---|---|
+# | the pair, and what it determines | – | {eq}`eq-one-pair` |
+# | a block times a vector | – | {eq}`eq-one-product` |
+# | its nonzero spectrum | – | {eq}`eq-one-gram` |
+# | Rényi entropies of all orders | Rényi, Definition 2.1 and eq. 6 | {eq}`eq-one-entropy` |
+# | the Fisher matrix over all parameters | IGS, eq. 2 | {eq}`eq-one-fisher` |
+# | information-geometric sharpness | IGS, eq. 6 | {eq}`eq-one-igs` |
+# | Takeuchi's criterion; the Fisher–Rao norm | IGS, eq. 9; Section 3.2 | {eq}`eq-one-tic` |
+# | trace sharpness $S$, tied and untied | Compression, eqs. 3 and 4 | {eq}`eq-one-sharing` |
+# | local sensitivity, volume, dimension | Compression, Definitions 3.1, 3.7 and F.1, eq. 15 | {eq}`eq-one-features` |
+# | relative flatness | Petzka et al. {cite:p}`petzka2021` | {eq}`eq-one-flatness` |
+# | adaptive sharpness, the weights' part | Compression, eq. 40 | {eq}`eq-one-flatness` |
+# | K-FAC and EKFAC | IGS, eq. 13 | {eq}`eq-one-kfac` |
+#
+# (one-pair)=
+# ## The pass
+#
+# Our network is small enough that every matrix can be written out: a convolution ("stem") with stride 2, batch normalisation by frozen statistics, ReLU; a second convolution ("conv") and its normalisation, **added to its own input**; ReLU; pooling; a linear layer ("head").
+# It reads real 8 × 8 digits.
+#
+# Write $x_l$ for the activation that enters layer $l$. The layer cuts it into patches $a_{l,t}$, one for each position $t = 1, \dots, P_l$, and multiplies: $z_{l,t} = W_l\, a_{l,t} + b_l$.
+# A forward pass records the $a_l$. Then each of the $C$ outputs is sent backwards once, which gives $B_l = \partial f / \partial z_l$ in all layers together. Samples do not interact, so one backward pass serves all $n$ of them.
+#
+# A change $V$ of the weights moves every $z_{l,t}$ by $V a_{l,t}$, since no input of the layer depends on its own weights, and $z_{l,t}$ moves the outputs by $B_{l,t} V a_{l,t}$ in first order. Hence for output $c$ of sample $i$
+#
+# $$
+# \mathrm d f_{ic} = \sum_{t} B_{l,ict}^{\vphantom\top}\, V a_{l,it}
+# \qquad\Longleftrightarrow\qquad
+# \frac{\partial f_{ic}}{\partial W_l} = \sum_{t=1}^{P_l} B_{l,ict}^\top\, a_{l,it}^\top ,
+# $$ (eq-one-pair)
+#
+# where $B_{l,ict}$ is a row of $h_l$ numbers. The pair has $n (C h_l + k_l) P_l$ numbers, the Jacobian $J_l$ has $n C h_l k_l$. So the pair is smaller where the layer is wide and its positions are few.
+
+# %%
+model = study.build_network("residual, frozen batch norm", p.seed)
+data = inputs, targets = study.digits_batch(p.samples, p.seed)
+linearization = linearize(model, inputs, input_jacobians=True, all_parameters=True)
+
+layers, n, C = linearization.layers, *linearization.outputs.shape
+uses = {name: layer.uses[0] for name, layer in layers.items()}  # each layer is called once
+W = {name: use.module.weight.detach().flatten(1) for name, use in uses.items()}  # (h, k)
+a = {name: use.columns(slice(None))[:, 0] for name, use in uses.items()}  # (n, k, P)
+B = {name: use.cotangents(slice(None))[:, :, 0] for name, use in uses.items()}  # (n, C, h, P)
+J = {name: torch.einsum("ncht,nkt->nchk", B[name], a[name]).flatten(2) for name in layers}
+
+brute = {name: dense_jacobian(model, inputs, [f"{name}.weight"]) for name in layers}
+library = {name: layer.jacobian() for name, layer in layers.items()}
+agree("Jacobian of a layer's weights", J, brute_force=brute, library=library)
+assert all(layer.exact_block for layer in layers.values())
+
+# %% [markdown]
+# (one-product)=
+# ## A block times a vector
+#
+# The block is $G_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$, and {eq}`eq-one-pair` is both $J_{l,i}$ and its transpose. Read it from right to left for a change $V$ of the weights:
+#
+# $$
+# u_i = \sum_t B_{l,it}\, V a_{l,it} \in \mathbb R^C,
+# \qquad
+# G_l\, V = \frac1n \sum_{i,t} B_{l,it}^\top\, (\Lambda_i u_i)\; a_{l,it}^\top .
+# $$ (eq-one-product)
+#
+# The first equation carries the change forward to the outputs. There it is weighed by the curvature of softmax cross-entropy, $\Lambda_i u = p_i \odot (u - p_i^\top u)$. The second equation carries it back.
+# Autograd takes no part. The change $V$ may be many changes at once, and the network is not asked again.
+
+
+# %%
+prob = linearization.outputs.softmax(dim=1)
+
+
+def gauss_newton_product(name: str, V: Tensor) -> Tensor:
+    moved = torch.einsum("vhk,nkt->vnht", V.view(-1, *W[name].shape), a[name])
+    u = torch.einsum("ncht,vnht->vnc", B[name], moved)
+    weighed = prob * (u - (prob * u).sum(dim=2, keepdim=True))
+    return torch.einsum("vnc,ncht,nkt->vhk", weighed, B[name], a[name]).flatten(1) / n
+
+
+H = {name: dense_hessian(model, *data, parameters=[f"{name}.weight"]) for name in layers}
+V = {name: draw_probes(3, W[name].numel(), generator_of(0)) for name in layers}
+shaped = {name: V[name].view(-1, *layers[name].weight_shape) for name in layers}
+agree(
+    "Gauss–Newton block times a vector",
+    {name: gauss_newton_product(name, V[name]) for name in layers},
+    brute_force={name: V[name] @ H[name] for name in layers},
+    library={k: v.flatten(1) for k, v in linearization.gauss_newton_products(shaped).items()},
+)
+
+# %% [markdown]
+# The brute force is the *Hessian*, from automatic differentiation of the loss: that the two agree is the proposition of {doc}`chapter 2 <02_curvature_objects>`.
+#
+# (one-gram)=
+# ## The spectrum, exactly
+#
+# For any matrix $M$, $M^\top M$ and $M M^\top$ have the same nonzero eigenvalues.
+# So factor each $\Lambda_i = R_i^\top R_i$, stack the $R_i J_{l,i} / \sqrt n$ into $M_l$, and take whichever of the two products is smaller: $G_l = M_l^\top M_l$ with $d_l$ rows, or
+#
+# $$
+# K_l = M_l M_l^\top,
+# \qquad
+# (K_l)_{ij} = \frac1n \sum_{t,t'} \langle a_{l,it},\, a_{l,jt'} \rangle\; (R_i B_{l,it}) (R_j B_{l,jt'})^\top .
+# $$ (eq-one-gram)
+#
+# *How few rows can $R_i$ have?* Put $q = \sqrt{p_i}$, entry by entry. It is a unit vector, since the probabilities sum to one, and
+#
+# $$
+# \Lambda_i = \operatorname{diag}(p_i) - p_i p_i^\top
+# = D\,(I - q q^\top)\,D, \qquad D = \operatorname{diag}(q) .
+# $$ (eq-one-factor)
+#
+# $I - qq^\top$ projects on the complement of $q$. With $C - 1$ orthonormal rows $Q \perp q$ it is $Q^\top Q$, and $R_i = Q D$. No factor has fewer rows, for the null vectors of $\Lambda_i$ are the multiples of $\mathbf 1$.
+# So $K_l$ has $n(C - 1)$ rows. Where these are more than $d_l$, as in the stem, the library writes $G_l$ out instead; the smaller number bounds the rank.
+
+# %%
+Lambda = torch.diag_embed(prob) - prob[:, :, None] * prob[:, None, :]
+q = prob.sqrt().unsqueeze(1)  # (n, 1, C)
+R = torch.linalg.svd(q).Vh[:, 1:] * q  # the right singular vectors but the first are ⟂ q
+assert distance(R.mT @ R, Lambda) < 1e-12
+
+eigenvalues, spectra = {}, {name: layer.spectrum() for name, layer in layers.items()}
+for name in layers:
+    RB = torch.einsum("nrc,ncht->nrht", R, B[name])
+    inner = torch.einsum("nkt,mku->nmtu", a[name], a[name])
+    K = torch.einsum("nrht,mshu,nmtu->nrms", RB, RB, inner).reshape(n * (C - 1), -1) / n
+    eigenvalues[name] = torch.linalg.eigvalsh(K).flip(0)[: spectra[name].rank]
+
+dense = {k: torch.linalg.eigvalsh(H[k]).flip(0)[: spectra[k].rank] for k in layers}
+library = {name: spectrum.eigenvalues for name, spectrum in spectra.items()}
+agree("spectrum through the Gram dual", eigenvalues, brute_force=dense, library=library)
+sizes = {k: (*W[k].shape, W[k].numel(), n * (C - 1), spectra[k].rank) for k in layers}
+pd.DataFrame(sizes, index=["rows h", "columns k", "weights d", "n(C − 1)", "rank"]).T
+
+# %% [markdown]
+# The rank of the stem and of conv stays below both numbers. The library's own factor $R_i$ comes from a Householder reflection, which stays accurate where the softmax is saturated. It is another $R_i$ with the same $\Lambda_i$, and gives the same spectrum.
+#
+# (one-entropy)=
+# ## All orders at once
+#
+# With $q_j = \lambda_j / \sum_k \lambda_k$ over the nonzero eigenvalues {cite:p}`renyi2025`,
+#
+# $$
+# \mathcal H_\alpha(H_l) = \frac{1}{1-\alpha} \log \sum_j q_j^\alpha ,
+# \qquad
+# \mathcal H_1(H_l) = -\sum_j q_j \log q_j .
+# $$ (eq-one-entropy)
+#
+# One spectrum serves every order. Where it does not fit into memory, one set of Lanczos matrices does: the operator is {eq}`eq-one-product`, and {doc}`chapter 4 <04_stochastic_estimators>` says how wrong the result can be. In the figure its bracket, widened by four standard errors, must contain the exact entropy at every order, from the same matrices.
+
+
+# %%
+def entropy(eigenvalues: Tensor, alpha: float) -> Tensor:
+    log_q = (eigenvalues / eigenvalues.sum()).log()
+    if alpha == 1:
+        return -(log_q.exp() * log_q).sum()
+    return (alpha * log_q).logsumexp(dim=0) / (1 - alpha)
+
+
+def at_all_orders(spectra: dict[str, Tensor]) -> dict[str, dict[float, Tensor]]:
+    return {
+        name: {order: entropy(values, order) for order in orders}
+        for name, values in spectra.items()
+    }
+
+
+orders = (0.5, 1.0, 1.5, 2.0)
+found = estimators.renyi_sharpness(model, data, orders)
+library = {name: {order: -float(found[name][order]) for order in orders} for name in layers}
+ours, brute = at_all_orders(eigenvalues), at_all_orders(dense)
+agree("Rényi entropies of all orders", ours, brute_force=brute, library=library)
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels, a curve for each of the three layers. Left: the eigenvalues fall by several decades with their index; the first nine of the head stand far above its others. Right: the entropy falls as the order grows from 0.1 to 4; error bars at the orders 0.5, 1, 1.5 and 2 lie across the curves."}, "figure": {"caption": "The three layers of one network, from one pass. Left: all nonzero eigenvalues of each layer's Hessian block. Right: the Rényi entropy of that spectrum, in nats, against its order; the bars are estimates from one set of Lanczos matrices a layer, with four standard errors.", "name": "fig-one-spectra"}}
+styles = layer_styles(list(layers))
+grid = [step / 20 for step in range(2, 81)]
+estimates = estimators.renyi_sharpness(model, data, orders, method="lanczos")
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+for name, values in eigenvalues.items():
+    left.semilogy(range(1, len(values) + 1), values, label=name, **styles[name])
+    right.plot(grid, [float(entropy(values, alpha)) for alpha in grid], **styles[name])
+    for alpha, one in estimates[name].items():
+        low, high = (
+            end + 4 * sign * one.standard_error
+            for end, sign in zip(one.bracket, (-1, 1), strict=True)
+        )
+        assert low <= -entropy(values, alpha) <= high
+        bar = {"color": styles[name]["color"], "fmt": "o", "ms": 3, "capsize": 4}
+        right.errorbar(alpha, -one.value, 4 * one.standard_error, **bar)
+left.set(xlabel="index of the eigenvalue", ylabel="eigenvalue")
+right.set(xlabel="order α", ylabel="entropy")
+left.legend(title="layer")
+plt.show()
+
+# %% [markdown]
+# The first nine eigenvalues of the head stand apart: one for each of the $C - 1$ directions in which outputs can differ.
+#
+# (one-fisher)=
+# ## All parameters, biases and normalisation included
+#
+# Information-geometric sharpness belongs to the network, not to a layer, and needs the Jacobian $J$ in *every* parameter. The pairs have the rest, too.
+#
+# A bias is added at every position, so $\partial f / \partial b_l = \sum_t B_{l,t}$.
+# Frozen normalisation of channel $h$ maps $z_h$ to $y_h = \gamma_h (z_h - m_h) / s_h + \beta_h$, with its stored mean $m_h$ and deviation $s_h$. By the chain rule $\partial f / \partial z_{ht} = (\gamma_h / s_h)\, \partial f / \partial y_{ht}$, hence for $\gamma_h \ne 0$
+#
+# $$
+# \begin{aligned}
+# \frac{\partial f}{\partial \beta_h} &= \sum_t \frac{\partial f}{\partial y_{ht}} = \frac{s_h}{\gamma_h} \sum_t B_{l,ht}, \\
+# \frac{\partial f}{\partial \gamma_h} &= \sum_t \frac{\partial f}{\partial y_{ht}} \frac{z_{ht} - m_h}{s_h}
+# = \sum_t B_{l,ht}\, \frac{z_{ht} - m_h}{\gamma_h} .
+# \end{aligned}
+# $$ (eq-one-normalisation)
+
+# %%
+blocks = {f"{name}.weight": J[name] for name in layers} | {"head.bias": B["head"].sum(dim=3)}
+for name, norm in (("stem", model.norm1), ("conv", model.norm2)):
+    z = torch.einsum("hk,nkt->nht", W[name], a[name])
+    gamma, mean = norm.weight.detach(), norm.running_mean
+    deviation = (norm.running_var + norm.eps).sqrt()
+    centred = (z - mean[:, None]) / gamma[:, None]
+    number = "norm1" if name == "stem" else "norm2"
+    blocks[f"{number}.weight"] = torch.einsum("ncht,nht->nch", B[name], centred)
+    blocks[f"{number}.bias"] = B[name].sum(dim=3) * deviation / gamma
+
+names = [name for name, _ in model.named_parameters()]
+brute_force = {name: dense_jacobian(model, inputs, [name]) for name in blocks}
+library = dict(linearization.jacobian_blocks())
+agree("Jacobian in every parameter", blocks, brute_force=brute_force, library=library)
+
+# %% [markdown]
+# Now stack $M_i = R_i J_i / \sqrt n$ over the samples. For softmax cross-entropy $F = G$ {cite:p}`martens2020`, so that
+#
+# $$
+# F = \frac1n \sum_i J_i^\top \Lambda_i J_i = M^\top M ,
+# \qquad
+# \theta^\top F\, \theta = \lVert M \theta \rVert^2 ,
+# $$ (eq-one-fisher)
+#
+# and the second is the Fisher–Rao norm {cite:p}`liang2019`. $M$ has $n(C-1)$ rows, $F$ has $d$.
+
+# %%
+M = (R @ torch.cat([blocks[name] for name in names], dim=2)).flatten(0, 1) / n**0.5
+F = dense_gauss_newton(model, inputs)
+theta = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+identity = torch.eye(len(theta), dtype=theta.dtype)
+operator = FisherOperator(model, data)
+agree("Fisher matrix of all parameters", M.T @ M, brute_force=F, library=operator(identity))
+
+norm = estimators.fisher_rao_norm(model, data)
+square = (M @ theta).square().sum()
+agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
+
+# %% [markdown]
+# (one-igs)=
+# ## Information-geometric sharpness, in the space of the samples
+#
+# The measure {cite:p}`igs2022` is $\mathrm{IGS} = \frac1n \sum_i g_i^\top F^{+} g_i$, with $g_i$ the gradient of sample $i$'s loss. $F$ is $d \times d$ and singular. But its rows know the gradients.
+#
+# The gradient of the loss in the outputs is $p_i - e_y$, $y$ being the label. From $\Lambda_i e_y = p_{iy}(e_y - p_i)$ and $\Lambda_i = R_i^\top R_i$,
+#
+# $$
+# p_i - e_y = R_i^\top c_i, \qquad c_i = - \frac{R_i\, e_y}{p_{iy}},
+# \qquad
+# g_i = J_i^\top (p_i - e_y) = \sqrt n\, M_i^\top c_i .
+# $$ (eq-one-dual)
+#
+# Put this in. $M (M^\top M)^{+} M^\top = \Pi$ is the projector on the range of $M$, a subspace of $\mathbb R^{n(C-1)}$, and
+#
+# $$
+# \mathrm{IGS} = \sum_i c_i^\top \Pi_{ii}\, c_i \;\le\; \sum_i \lVert c_i \rVert^2
+# = \sum_i \big( e^{\ell_i} - 1 \big) ,
+# \qquad
+# \lVert c_i \rVert^2 = \frac{e_y^\top \Lambda_i e_y}{p_{iy}^2} = \frac1{p_{iy}} - 1 .
+# $$ (eq-one-igs)
+#
+# The bound is met if $M$ has full row rank, as it has as a rule while $n(C-1) \le d$. **Then the measure is a function of the losses alone, and no geometry is left in it.**
+# So we take two batches: ours, and one of 60 images, where $n(C-1) = 540$ exceeds $d = 366$ and the projector matters.
+#
+# Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} \widehat F)$, with $\widehat F = \frac1n \sum_i g_i g_i^\top$. With $F^{+}$ in the place of $H^{-1}$ it is the same number over $n$:
+#
+# $$
+# \frac1n \operatorname{Tr}\big( F^{+} \widehat F \big) = \frac1{n^2} \sum_i g_i^\top F^{+} g_i = \frac{\mathrm{IGS}}{n} .
+# $$ (eq-one-tic)
+
+
+# %%
+def projected_sharpness(linearization, targets: Tensor) -> tuple[Tensor, int]:
+    J = torch.cat([block for _, block in linearization.jacobian_blocks()], dim=2)
+    R, n = linearization.hessian_factor, len(targets)
+    p_y = linearization.outputs.softmax(dim=1).gather(1, targets[:, None])
+    c = -R[range(n), :, targets] / p_y  # (n, C − 1)
+    left, singular, _ = torch.linalg.svd((R @ J).flatten(0, 1) / n**0.5, full_matrices=False)
+    basis = left[:, singular > 1e-12 * singular[0]].unflatten(0, c.shape)
+    return torch.einsum("nrj,nr->nj", basis, c).square().sum(), basis.shape[2]
+
+
+# %% tags=["nbval-rtol=1e-6"]
+rows = []
+for batch in (data, study.digits_batch(60, p.seed)):
+    one = linearize(model, batch[0], all_parameters=True)
+    igs, rank = projected_sharpness(one, batch[1])
+    J_all = dense_jacobian(model, batch[0])
+    g = torch.einsum("ncd,nc->nd", J_all, one.residuals(batch[1]))
+    F = torch.einsum("nra,nrb->ab", *[one.hessian_factor @ J_all] * 2) / len(g)
+    brute = (g @ torch.linalg.pinv(F, rtol=1e-14, hermitian=True) * g).sum() / len(g)
+    library = estimators.information_geometric_sharpness(model, batch)
+    agree(f"IGS, n = {len(g)}", igs, brute_force=brute, library=library, tolerance=1e-6)
+    tic = estimators.takeuchi_information_criterion(model, batch)
+    assert distance(igs / len(g), tic) < 1e-6 and rank == library.rank <= len(theta) - 25
+    rows.append((len(g), library.num_rows, rank, float(igs), library.upper_bound, library.method))
+columns = ["n", "rows of M", "rank", "IGS", "Σ (exp ℓ − 1)", "method"]
+pd.DataFrame(rows, columns=columns).set_index("n").round(4)
+
+# %% [markdown]
+# The tolerance is 1e-6 here, because brute force inverts $F$, whose condition number is the square of that of $M$.
+# The rank cannot reach $d = 366$, for 25 directions change nothing: the same amount added to all ten logits by any of the 17 columns of the head, and, in each of the eight channels, a scaling of the filter that normalisation undoes by its scale and shift.
+#
+# (one-sharing)=
+# ## Trace sharpness, with shared weights and without
+#
+# For $\frac12 \lVert f - y \rVert^2$, $\Lambda_i = I$, and the trace of the block is the mean squared gradient of the outputs {cite:p}`compression`. Insert {eq}`eq-one-pair`:
+#
+# $$
+# S_l = \frac1n \sum_i \Big\lVert \sum_t B_{l,it}^\top \otimes a_{l,it} \Big\rVert^2
+# = \frac1n \sum_i \sum_{t,t'} \langle B_{l,it}, B_{l,it'} \rangle \langle a_{l,it}, a_{l,it'} \rangle .
+# $$ (eq-one-sharing)
+#
+# $\langle B_t, B_{t'} \rangle$ sums over outputs and channels. The double sum is what weight sharing does: terms of different positions can cancel.
+# Undo the sharing in two ways. Give **every position its own copy** of the weight, and only $t = t'$ is left, $\sum_t \lVert B_t \rVert^2 \lVert a_t \rVert^2$.
+# Or free **every entry of the layer's matrix** $A_l$, where $z_l = A_l x_l + b_l$: its gradient is the outer product of $B_l$ and $x_l$, of squared norm $\lVert B_l \rVert_F^2 \lVert x_l \rVert^2$.
+# A linear layer with one position knows no difference.
+#
+# For the brute force we build these networks, and differentiate them. They compute the same function; only what counts as a parameter differs.
+
+
+# %% tags=["hide-input"]
+class FreePositions(nn.Module):
+    """A convolution of its own at every position."""
+
+    def __init__(self, convolution: nn.Conv2d, side: int):
+        super().__init__()
+        self.side, self.window = side, convolution
+        self.weight = nn.Parameter(convolution.weight.flatten(1).repeat(side * side, 1, 1))
+
+    def forward(self, x):
+        like = self.window
+        patches = functional.unfold(x, like.kernel_size, padding=like.padding, stride=like.stride)
+        result = torch.einsum("thk,nkt->nht", self.weight, patches)
+        return result.unflatten(2, (self.side, self.side))
+
+
+class FreeMatrix(nn.Module):
+    """A convolution as a matrix without zeros that would have to stay."""
+
+    def __init__(self, matrix: Tensor, side: int):
+        super().__init__()
+        self.side, self.weight = side, nn.Parameter(matrix.clone())
+
+    def forward(self, x):
+        return (x.flatten(1) @ self.weight.T).reshape(len(x), -1, self.side, self.side)
+
+
+class Tail(nn.Module):
+    """The rest of the network, from the input of a layer on."""
+
+    def __init__(self, network: nn.Module, start: str):
+        super().__init__()
+        self.network, self.start = network, start
+
+    def forward(self, x):
+        f = self.network
+        if self.start == "stem":
+            return f(x)
+        if self.start == "conv":
+            x = functional.adaptive_avg_pool2d(functional.relu(f.norm2(f.conv(x)) + x), 2)
+        return f.head(x.flatten(1))
+
+
+def operator_matrix(name: str) -> Tensor:
+    """Return A_l, column by column: the layer applied to a basis, less its bias."""
+    shape = uses[name].inputs.shape[1:]
+    basis = torch.eye(shape.numel(), dtype=inputs.dtype).view(-1, *shape)
+    module = uses[name].module
+    return (module(basis) - module(0 * basis)).detach().flatten(1).T
+
+
+A = {name: operator_matrix(name) for name in layers}
+
+
+def freed_trace(name: str, sharing: str) -> float:
+    """Return the mean squared gradient in one weight of the network without sharing."""
+    network = deepcopy(model)
+    if name != "head" and sharing == "operator":
+        setattr(network, name, FreeMatrix(A[name], 4))
+    if name != "head" and sharing == "positions":
+        setattr(network, name, FreePositions(uses[name].module, 4))
+    assert distance(model(inputs), network(inputs)) < 1e-12
+    return float(dense_jacobian(network, inputs, [f"{name}.weight"]).square().sum()) / n
+
+
+# %% tags=["nbval-rtol=1e-6"]
+S = {"tied": {}, "positions": {}, "operator": {}}
+for name, use in uses.items():
+    BB, aa = B[name].flatten(1, 2).mT @ B[name].flatten(1, 2), a[name].mT @ a[name]
+    norms = B[name].square().sum(dim=(1, 2, 3)) * use.inputs.flatten(1).square().sum(dim=1)
+    S["tied"][name] = float((BB * aa).sum()) / n
+    S["positions"][name] = float(torch.einsum("ntt,ntt->", BB, aa)) / n
+    S["operator"][name] = float(norms.sum()) / n
+
+brute = {sharing: {name: freed_trace(name, sharing) for name in layers} for sharing in S}
+library = {k: estimators.layer_gauss_newton_traces(model, data, sharing=k) for k in S}
+agree("trace sharpness, tied and untied", S, brute_force=brute, library=library)
+pd.DataFrame(S).rename_axis("layer").round(4)
+
+# %% [markdown]
+# The difference is no detail. Bounds of the compression paper that divide a gradient by $\lVert x_l \rVert$ speak of the last column, and its sharpness is the first. We come back to it {ref}`below <one-bounds>`.
+#
+# (one-features)=
+# ## What the features feel, and the second consumer
+#
+# The compression paper looks at $X_l = \partial f / \partial x_l$, in which $x_l$ is the activation that enters a layer. From its singular values $\sigma_1 \ge \dots \ge \sigma_C$ at each sample come, with a bar for the mean over the samples,
+#
+# $$
+# \mathrm{MLS} = \overline{\sigma_1}, \quad
+# \mathrm{NMLS} = \overline{\lVert x \rVert^2 \sigma_1^2}, \quad
+# \mathrm{Vol} = \overline{\textstyle\prod_j \sigma_j}, \quad
+# D_{\mathrm{PR}} = \overline{\big(\textstyle\sum_j \sigma_j^2\big)^2 \big/ \textstyle\sum_j \sigma_j^4} .
+# $$ (eq-one-features)
+#
+# (The determinant in the paper's equation 7 is that of $X^\top X$, which is zero as soon as there are more inputs than outputs. It should be that of $X X^\top$.)
+#
+# Is $X_l$ in the pair? If the layer is the only one that reads $x_l$, then $f$ depends on $x_l$ through $z_l = A_l x_l + b_l$ alone, and $X_l = B_l A_l$.
+# A **skip connection** is a second reader. In our block $y = \gamma (z - m)/s + \beta$ is added to $x$ itself, so with $\tilde\gamma = \gamma / s$, channel by channel,
+#
+# $$
+# X_{\mathrm{conv}} = \underbrace{B_{\mathrm{conv}} A_{\mathrm{conv}}}_{\text{through the layer}}
+# + \underbrace{\tilde\gamma^{-1} B_{\mathrm{conv}}}_{\text{through the skip}},
+# \qquad\text{since}\quad B_{\mathrm{conv}} = \tilde\gamma\, \frac{\partial f}{\partial (x + y)} .
+# $$ (eq-one-skip)
+#
+# What reads a tensor is not a property of the layer, and in general nobody knows the second term. So the pass records $X_l$ beside $B_l$, at the tensor itself, where autograd adds up all consumers. It costs no further pass.
+
+# %%
+tails = {name: Tail(model, name) for name in layers}  # the network from a layer's input on
+X = {k: vmap(jacrev(lambda x, k=k: tails[k](x[None])[0]))(use.inputs) for k, use in uses.items()}
+X = {name: jacobian.detach().flatten(2) for name, jacobian in X.items()}
+through_layer = {name: B[name].flatten(2) @ A[name] for name in layers}
+scale = (model.norm2.weight / (model.norm2.running_var + model.norm2.eps).sqrt()).detach()
+skip = {"stem": 0, "conv": (B["conv"] / scale[:, None]).flatten(2), "head": 0}
+ours = {name: through_layer[name] + skip[name] for name in layers}
+library = {name: use.input_jacobian.flatten(2) for name, use in uses.items()}
+agree("Jacobian in a layer's input", ours, brute_force=X, library=library)
+assert distance(X["conv"], through_layer["conv"]) > 0.01  # the skip connection counts
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter plot with one marker for each layer and sample: the sensitivity through the layer alone against the whole sensitivity. The markers of stem and head lie on the diagonal, those of conv far below it."}, "figure": {"caption": "The sensitivity of the outputs to a layer's input, at every sample: all of it (horizontal) and the part that passes through the layer (vertical). On the line where the layer is the only reader, below it where a skip connection reads too.", "name": "fig-one-skip"}}
+figure, axes = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
+for (name, marker), color in zip(
+    {"stem": "o", "conv": "s", "head": "^"}.items(), ("#2a9d8f", "#a62639", "#16324f"), strict=True
+):
+    whole, part = (torch.linalg.matrix_norm(v[name], ord=2) for v in (X, through_layer))
+    axes.plot(whole, part, marker, ms=5, color=color, mfc="none", label=name)
+ends = axes.get_xlim()
+axes.plot(ends, ends, color="0.5", lw=1, ls=":", zorder=0)
+axes.set(xlabel="all readers: ‖X‖₂", ylabel="through the layer: ‖BA‖₂")
+axes.legend(title="layer")
+plt.show()
+
+# %% [markdown]
+# At the head all samples lie on one point: there $B_l = I$, so $X_l$ is the head's weight matrix.
+#
+# Now the measures. The brute force uses operator norms, the triangular factor of $X^\top$ for the determinant, and traces of $X X^\top$ and its square. Small singular values are known to round-off of the large ones, so the tolerance is 1e-10.
+
+
+# %% tags=["nbval-rtol=1e-6"]
+def features(jacobian: Tensor, x: Tensor) -> dict[str, Tensor]:
+    sigma = torch.linalg.svdvals(jacobian)
+    squares = sigma.square()
+    return {
+        "MLS": sigma[:, 0].mean(),
+        "NMLS": (x.flatten(1).square().sum(dim=1) * squares[:, 0]).mean(),
+        "log volume": sigma.prod(dim=1).mean().log(),
+        "dimension": (squares.sum(dim=1).square() / squares.square().sum(dim=1)).mean(),
+    }
+
+
+found = {k: features(use.input_jacobian.flatten(2), use.inputs) for k, use in uses.items()}
+pd.DataFrame({k: {m: float(v) for m, v in row.items()} for k, row in found.items()}).T.round(4)
+
+# %% tags=["hide-input"]
+brute = {}
+for name, use in uses.items():
+    K, norm = X[name] @ X[name].mT, torch.linalg.matrix_norm(X[name], ord=2)
+    x = use.inputs.flatten(1).norm(dim=1)
+    traces = torch.einsum("ncc->n", K), torch.einsum("ncd,ndc->n", K, K)
+    triangular = torch.linalg.qr(X[name].mT).R  # its diagonal squared multiplies to det X Xᵀ
+    volume = triangular.diagonal(dim1=1, dim2=2).prod(dim=1).abs().mean().log()
+    dimension = (traces[0].square() / traces[1]).mean()
+    brute[name] = {"MLS": norm.mean(), "NMLS": (x * norm).square().mean()}
+    brute[name] |= {"log volume": volume, "dimension": dimension}
+whole = [estimators.maximum_local_sensitivity, estimators.normalized_maximum_local_sensitivity]
+whole += [estimators.log_volume, estimators.local_dimension]
+library = {
+    name: {
+        key: one(tails[name], (use.inputs, targets))
+        for key, one in zip(found[name], whole, strict=True)
+    }
+    for name, use in uses.items()
+}
+agree("MLS, NMLS, volume, dimension", found, brute_force=brute, library=library, tolerance=1e-10)
+
+# %% [markdown]
+# The library is asked here for each tail of the network as if it were a network of its own, whose input is $x_l$. Sums of the sensitivities and of the volumes over the layers are the paper's Definitions 3.9 and 3.5.
+#
+# (one-flatness)=
+# ## Measures that look at the weights as well
+#
+# Write $G_{ir} = \sum_t (R_i B_{l,it})_r^\top\, a_{l,it}^\top$, a matrix shaped like $W_l$: the rows of $R_i J_{l,i}$, folded up. Then $\operatorname{vec}(V)^\top G_l \operatorname{vec}(V) = \frac1n \sum_{i,r} \langle G_{ir}, V \rangle^2$ for any $V$.
+#
+# **Relative flatness** {cite:p}`petzka2021` is $\kappa = \sum_{s,s'} \langle w_s, w_{s'} \rangle \operatorname{Tr} H_{ss'}$, with $w_s$ the rows of $W_l$ and $H_{ss'}$ the blocks that belong to them. The row of $G_{ir}$ that belongs to $w_s$, call it $v_s$, contributes $\operatorname{Tr} v_s^\top v_{s'} = \langle v_s, v_{s'} \rangle$ to the trace, and $\sum_{s,s'} \langle w_s, w_{s'} \rangle \langle v_s, v_{s'} \rangle = \lVert \sum_s w_s^\top v_s \rVert_F^2$.
+# **Adaptive sharpness**, $\sum_j w_j^2 H_{jj}$, needs the diagonal of the block only:
+#
+# $$
+# \kappa_l = \frac1n \sum_{i,r} \big\lVert W_l^\top G_{ir} \big\rVert_F^2 ,
+# \qquad
+# \sum_j w_j^2\, H_{jj} = \frac1n \sum_{i,r} \big\lVert W_l \odot G_{ir} \big\rVert_F^2 .
+# $$ (eq-one-flatness)
+
+# %% tags=["nbval-rtol=1e-6"]
+kappa, adaptive, brute_kappa, brute_adaptive = {}, {}, {}, {}
+for name in layers:
+    G = (R @ J[name]).unflatten(2, W[name].shape)  # (n, C − 1, h, k)
+    kappa[name] = float((W[name].T @ G).square().sum()) / n
+    adaptive[f"{name}.weight"] = float((W[name] * G).square().sum()) / n
+
+    folded = H[name].view(*W[name].shape, *W[name].shape)
+    brute_kappa[name] = torch.einsum("st,sktk->", W[name] @ W[name].T, folded)
+    brute_adaptive[f"{name}.weight"] = W[name].flatten().square() @ H[name].diagonal()
+
+library = estimators.relative_flatness(model, data, layers=list(layers))
+agree("relative flatness", kappa, brute_force=brute_kappa, library=library)
+library = estimators.adaptive_sharpness(model, data, parameters=list(adaptive)).by_parameter
+agree(
+    "adaptive sharpness, the weights' part", adaptive, brute_force=brute_adaptive, library=library
+)
+pd.Series(kappa, name="relative flatness").rename_axis("layer").to_frame().round(6)
+
+# %% [markdown]
+# (one-kfac)=
+# ## Kronecker factors
+#
+# $G_l$ is a mean of Kronecker products. With $s_{irt} = (R_i B_{l,it})_r \in \mathbb R^{h_l}$, and a 1 appended to $a_{l,it}$ where there is a bias,
+#
+# $$
+# \begin{aligned}
+# G_l &= \frac1n \sum_{i,r} \sum_{t,t'} s_{irt}^{\vphantom\top} s_{irt'}^\top \otimes a_{l,it}^{\vphantom\top} a_{l,it'}^\top
+# \;\approx\; \Omega_l \otimes \Psi_l, \\
+# \Omega_l &= \frac1n \sum_{i,r,t} s_{irt}^{\vphantom\top} s_{irt}^\top,
+# \qquad
+# \Psi_l = \frac1{n P_l} \sum_{i,t} a_{l,it}^{\vphantom\top} a_{l,it}^\top .
+# \end{aligned}
+# $$ (eq-one-kfac)
+#
+# **K-FAC** ({cite:t}`martens2015`; {cite:t}`grosse2016` for convolutions) drops $t \ne t'$ and takes the mean of the product for the product of the means. In other words, it lets every $s$ meet the input of *every* sample, not only its own; this is our brute force, for the head.
+# **EKFAC** {cite:p}`george2018` keeps the eigenvectors $U = U_\Omega \otimes U_\Psi$, and corrects the eigenvalues to the diagonal of $U^\top G_l\, U$, which are the mean squares of $U_\Omega^\top G_{ir}\, U_\Psi$. In this basis no other diagonal comes closer to $G_l$: the entries off the diagonal of $U^\top G_l\, U$ are an error that no diagonal changes.
+
+# %% tags=["nbval-rtol=1e-6"]
+kronecker, corrected, exact = {}, {}, {}
+for name, use in uses.items():
+    one = torch.ones_like(a[name][:, :1])
+    columns = a[name] if use.module.bias is None else torch.cat([a[name], one], dim=1)
+    s = torch.einsum("nrc,ncht->nrht", R, B[name])
+    Omega = torch.einsum("nrht,nrgt->hg", s, s) / n
+    Psi = torch.einsum("nkt,njt->kj", columns, columns) / (n * columns.shape[2])
+    U = torch.kron(torch.linalg.eigh(Omega).eigenvectors, torch.linalg.eigh(Psi).eigenvectors)
+    G = torch.einsum("nrht,nkt->nrhk", s, columns).flatten(2)
+    exact[name] = torch.einsum("nra,nrb->ab", G, G) / n
+    kronecker[name] = torch.kron(Omega, Psi)
+    corrected[name] = U * ((G @ U).square().sum(dim=(0, 1)) / n) @ U.T
+errors = {k: [distance(exact[k], m[k]) for m in (kronecker, corrected)] for k in exact}
+assert all(better < worse for worse, better in errors.values())
+pd.DataFrame(errors, index=["K-FAC", "EKFAC"]).T.rename_axis("distance from the block").round(4)
+
+# %% tags=["hide-input"]
+library = {name: factors.matrix() for name, factors in kfac(linearization).items()}
+s = torch.einsum("nrc,nch->nrh", R, B["head"].squeeze(3)).flatten(0, 1)
+columns = functional.pad(uses["head"].inputs, (0, 1), value=1.0)
+pairs = torch.einsum("ih,jk->ijhk", s, columns).flatten(2).flatten(0, 1)  # every s meets every a
+brute = {**kronecker, "head": pairs.T @ pairs / n**2}
+agree("K-FAC", kronecker, brute_force=brute, library=library)
+
+brute, library = {}, ekfac(linearization)
+for name, factors in library.items():
+    block = brute_force[f"{name}.weight"].unflatten(2, W[name].shape)
+    if uses[name].module.bias is not None:
+        block = torch.cat([block, brute_force[f"{name}.bias"].unsqueeze(3)], dim=3)
+    rows = (R @ block.flatten(2)).flatten(0, 1)
+    U = torch.kron(factors.output_basis[0], factors.input_basis[0])
+    brute[name] = U * (U.T @ (rows.T @ rows / n) @ U).diagonal() @ U.T
+    assert distance(corrected[name].trace(), exact[name].trace()) < 1e-12
+library = {name: factors.matrix() for name, factors in library.items()}
+agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
+
+# %% [markdown]
+# The trace of EKFAC is that of the block, in any basis. The tolerance on its matrix is 1e-9, because eigenvectors are less certain than eigenvalues.
+#
+# (one-call)=
+# ## All of it in one call
+#
+# `measure(model, data)` linearizes once and computes the measures of this chapter from the pass. Takeuchi's criterion is one of its numbers over $n$, and `kfac(linearization)` and `ekfac(linearization)` take the same object. The last four rows are no part of the pass; they need a forward pass, or one product $J\theta$ (the Fisher–Rao norm).
+# The last column is as important as the value. A number that does not say what it presumes cannot be compared:
+#
+# * `exact_block=True`: the recorded operations allow the Hessian block to be read off the Gauss–Newton block. Where they do not, `measure` takes Hessian products and says so.
+# * `policy`: what was done with negative eigenvalues, of which there are none here.
+# * `rank` and `num_rows` of information-geometric sharpness: equal, so this value is the closed form {eq}`eq-one-igs`.
+# * `sharing` of the trace; `average` and `rank_deficient` of the volume, what was averaged and how many samples have none; `labels`, whether they are the model's or the data's.
+# * `loss`: the Hessian measures are of cross-entropy, the traces of ½‖f − y‖², as the compression paper defines them, and the measures of features have no loss in them at all.
+
+# %% tags=["nbval-rtol=1e-6"]
+report = measure(model, data)
+
+
+def described(one) -> dict[str, str]:
+    order = f", α = {one.alpha}" if hasattr(one, "alpha") else ""
+    facts = {k: v for k, v in one.assumptions.items() if isinstance(v, bool | int | str)}
+    if one.loss is not None:
+        facts = {"loss": one.loss, **facts}
+    assumes = ", ".join(f"{key}={value}" for key, value in facts.items())
+    of = (one.layer or "network") + order
+    return {"of": of, "value": f"{one.value:.5g}", "method": one.method, "assumes": assumes}
+
+
+rows = report.measurements()
+pd.DataFrame(map(described, rows), index=[one.measure for one in rows]).rename_axis("measure")
+
+# %% [markdown]
+# (one-checked)=
+# **Everything that was checked.** What we computed by hand must be what the report says, and below is every comparison of this chapter.
+# Every tolerance comes from the arithmetic: 1e-12 relative, except where a step multiplies by a condition number or turns eigenvectors, as said at the place.
+
+# %%
+by_hand = {
+    "layer_gauss_newton_traces": S["tied"],
+    "relative_flatness": {"head": kappa["head"]},
+    "adaptive_weight_sharpness": sum(adaptive.values()),
+    "maximum_local_sensitivity": found["stem"]["MLS"],
+    "normalized_maximum_local_sensitivity": found["stem"]["NMLS"],
+    "log_volume": found["stem"]["log volume"],
+    "local_dimension": found["stem"]["dimension"],
+    "network_maximum_local_sensitivity": sum(row["MLS"] for row in found.values()),
+}
+assert max(distance(value, report[name]) for name, value in by_hand.items()) < 1e-10
+for name, by_order in report["renyi_sharpness"].items():
+    assert max(distance(-entropy(eigenvalues[name], o), one) for o, one in by_order.items()) < 1e-12
+pd.DataFrame(checked).T.rename_axis("quantity")
+
+# %% [markdown]
+# (one-cost)=
+# ## What the sharing saves
+#
+# A pass of linearization is one forward pass and $C$ backward passes over the batch, after a look at a few samples, whether they interact. Asked for one at a time, each measure needs such a pass of its own. We count the forward passes over the whole batch.
+#
+# Memory is the price: the pairs of all layers take about $C$ times what the layers' outputs take. If `memory_budget` is small, `measure` goes through the samples a few at a time, or through the layers in groups. The numbers must stay the same.
+
+
+# %%
+def passes(measures: list[str]) -> int:
+    sizes = []
+    hook = model.register_forward_hook(lambda module, arguments, f: sizes.append(len(f)))
+    measure(model, data, measures)
+    hook.remove()
+    return sizes.count(n)
+
+
+separately = sum(passes([name]) for name in PASS_MEASURES)
+together = passes(list(PASS_MEASURES))
+print(f"{len(PASS_MEASURES)} measures, one at a time: {separately} passes; in one call: {together}")
+
+streamed = [name for name in PASS_MEASURES if name != "information_geometric_sharpness"]
+small = measure(model, data, streamed, memory_budget=300_000)
+for one, other in zip(
+    small.measurements(), measure(model, data, streamed).measurements(), strict=True
+):
+    assert distance(one, other) < 1e-10
+
+# %% [markdown]
+# The passes are not the whole cost. The Gram products {eq}`eq-one-gram` grow with the square of $n(C-1)$, and with exact spectra they are most of it. They are paid once in either case, since only the entropies need them.
+# So sharing saves most among cheap measures, and least where one of them is dear. The times, beside those of other libraries, are on the {doc}`benchmarks page <../book/benchmarks>`.
+#
+# Information-geometric sharpness is the one that cannot be split: all rows of $M$ meet in one projector, and a budget without room for it is refused. Where a Gram matrix does not fit either, the entropies are estimated by Lanczos.
+#
+# (one-bounds)=
+# ## Two sides of a bound, from the same pass
+#
+# The compression paper bounds what features feel by the sharpness {cite:p}`compression`. Its step is {eq}`eq-one-sharing` for **one** position: $\lVert \partial f / \partial W \rVert_F = \lVert B \rVert_F \lVert x \rVert$, and from $X = BW$,
+#
+# $$
+# \lVert X \rVert_F \;\le\; \lVert W \rVert_2\, \lVert B \rVert_F \;=\; \frac{\lVert W \rVert_2}{\lVert x \rVert}\, \Big\lVert \frac{\partial f}{\partial W} \Big\rVert_F
+# \qquad (\text{paper: eq. 5, corrected}) .
+# $$ (eq-one-bound)
+#
+# A convolution breaks the equality in the middle, in the direction that hurts. What holds there has $A_l$ for $W_l$ and $\lVert B_l \rVert_F \lVert x_l \rVert$ for the gradient: the last column of the table of traces.
+# A bound of the library carries both sides and its hypotheses, checked on the recorded tensors. `certified` says that the theorem applies, `holds` that the numbers are in order.
+
+# %% tags=["nbval-rtol=1e-6"]
+networks = {"dense": study.build_network("ReLU MLP", p.seed), "convolution": model}
+rows = {}
+for kind, sharing in (("dense", "tied"), ("convolution", "tied"), ("convolution", "operator")):
+    terms = compression.compression_terms(networks[kind], data)
+    bounds = {
+        "eq. 5": compression.linear_stability_bounds(terms, sharing=sharing)[1],
+        "eq. 11": compression.sensitivity_bound(terms, sharing=sharing),
+    }
+    for equation, bound in bounds.items():
+        assert bound.certified == ((kind, sharing) != ("convolution", "tied"))
+        assert bound.holds == (bound.certified or equation == "eq. 11")
+        sides = (round(bound.left, 5), round(bound.right, 5))
+        rows[kind, sharing, equation] = (*sides, bound.holds, bound.certified)
+index = ["first layer", "gradient in", "bound"]
+pd.DataFrame(rows, index=["left", "right", "holds", "certified"]).T.rename_axis(index)
+
+# %% [markdown]
+# All three cases can be seen. Certified, and it holds. Not certified, and it holds all the same, by luck. Not certified, and false: on real digits, with a network that nobody designed for the purpose, equation 5 fails for the convolution. (It is about one sample; the sides are those of the tightest.)
+# Equation 11, on the mean sensitivity, has the gradient of all parameters on its right side, and survives here. Exercise 2 refutes it with two pixels.
+
+# %% [markdown]
+# ## Deviations, and what failed
+#
+# * *Piecewise linear networks only, for Hessian measures.* Behind GELU or layer normalisation the pairs still give $G_l$, and everything that is built on $J$ and $X$. The entropy and the flatness of the *Hessian* then need Hessian products.
+# * *$X_l$ is not in the pair.* Multiplying $B_l$ by the layer is the natural shortcut, and wrong by the skip connection's share, without a warning.
+# * *Information-geometric sharpness on few samples* is a function of the losses. The value in the report above contains no curvature.
+# * *K-FAC is no measure of the block.* For the convolutions its error is nearly as large as the block. For the head it is small, because at random weights all samples have nearly the same $\Lambda_i$. It belongs to optimizers, where a cheap inverse matters more than accuracy; {eq}`eq-one-product` and {eq}`eq-one-gram` need no approximation.
+# * *Random weights.* The identities hold at any weights, so none were trained. The numbers mean nothing beyond this page.
+# * *The normalisation formula* {eq}`eq-one-normalisation` divides by $\gamma_h$. The library records the Jacobian at the normalisation's own output instead, and has no such division.
+#
+# ## Exercises
+#
+# **1.** For which layers is {eq}`eq-one-sharing` with $t \ne t'$ dropped always *larger* than the double sum?
+#
+# ````{dropdown} Solution
+# For none, in general. The off-diagonal terms are $\sum_{t \ne t'} \langle B_t, B_{t'} \rangle \langle a_t, a_{t'} \rangle$, of either sign. If all positions agree, $B_t = b$ and $a_t = a$, the double sum is $P^2 \lVert b \rVert^2 \lVert a \rVert^2$, which is $P$ times the other; if they cancel it is zero. By the inequality of Cauchy and Schwarz the factor $P$ is the worst.
+# ````
+#
+# **2.** Find a network of one convolution and one linear layer, with two pixels and one output, for which the sensitivity is positive and the gradient of the convolution's weight is zero.
+#
+# ````{dropdown} Solution
+# $f = v_1 w x_1 + v_2 w x_2$, a convolution with a kernel of one pixel and weight $w$. At $x = (1, 1)$ and $v = (1, -1)$: $\partial f / \partial w = x_1 - x_2 = 0$, while $\lVert \partial f / \partial x \rVert = \sqrt 2\, |w|$. Equation 5 would read $\sqrt 2\,|w| \le 0$. Equation 11 has all parameters on its right side: $S = \lVert \partial f / \partial v \rVert^2 = 2 w^2$, and $\mathrm{MLS} = \sqrt 2\,|w| \le |w| \cdot \sqrt{1/2} \cdot \sqrt{2}\,|w| = w^2$ is false for $|w| < \sqrt 2$.
+# ````
+#
+# **3.** Let the linear head's features be $\varphi_i$. Show that its block is $\frac1n \sum_i \Lambda_i \otimes \varphi_i \varphi_i^\top$, and that for $n = 1$ K-FAC without the bias is exact.
+#
+# ````{dropdown} Solution
+# $B = I$ and $P = 1$, so {eq}`eq-one-product` reads $G V = \frac1n \sum_i \Lambda_i V \varphi_i \varphi_i^\top$, which is $\frac1n \sum_i \Lambda_i \otimes \varphi_i \varphi_i^\top$ applied to the row-major vector of $V$. The $s_r$ are the rows of $R$, so for $n = 1$ $\Omega = \sum_r s_r s_r^\top = R^\top R = \Lambda$, and $\Psi = \varphi \varphi^\top$.
+# ````
+#
+# **4.** Two samples of the batch are equal, with the same label. How large can the rank of $M$ be, and is {eq}`eq-one-igs` still a function of the losses?
+#
+# ````{dropdown} Solution
+# The rows of the two samples are equal, so the rank is at most $(n-1)(C-1)$. In the space of the two samples $\Pi$ projects on pairs $(u, u) / \sqrt 2$, so each $\Pi_{ii}$ is $\frac12 I$ if the rows are otherwise independent. The two contribute $\lVert c \rVert^2$ together, and not $2 \lVert c \rVert^2$: still a function of the losses, but a smaller one than the bound.
+# ````
+#
+# ## How to cite
+#
+# Cite the book as `CITATION.cff` says, and the chapter as "One linearization, every measure". The measures belong to the papers that the table at the top names; Gram duals of Jacobians are old, and ours are no discovery.
