@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 from torch.overrides import TorchFunctionMode
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("paperkit", deadline=None)
+settings.load_profile("paperkit")
 
 _FACTORIES = {
     torch.zeros,

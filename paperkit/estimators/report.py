@@ -248,6 +248,8 @@ def _from_one_pass(
     whole = None
     if keep:
         whole = kept[0] if len(kept) == 1 else join(kept)
+        # The chunks were made beside what is kept; now the rest of the budget is free.
+        whole = replace(whole, memory_budget=memory_budget)
     if "renyi_sharpness" in wanted:
         if whole is not None:
             results["renyi_sharpness"] = renyi_sharpness_from(
