@@ -1,0 +1,101 @@
+r"""Adaptive sharpness-aware minimisation: a ball that is measured in units of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from paperkit.optim.modules import parameter_names
+from paperkit.optim.vector import Vector
+from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
+
+SCALED_TENSORS = ("weights", "all")
+
+
+class ASAM(WrappedOptimizer):
+    r"""Adaptive sharpness-aware minimisation (Kwon et al. 2021), two gradient evaluations a step.
+
+    .. math::
+
+       w \leftarrow \mathrm{base}\bigl(w, \nabla L(w + \varepsilon)\bigr), \qquad
+       \varepsilon = \rho\, \frac{T^2 g}{\|T g\|}, \qquad T = |w| + \eta
+
+    entry by entry, the maximiser of :math:`g^\top\varepsilon` over
+    :math:`\|T^{-1}\varepsilon\| \le \rho`.
+
+    Parameters
+    ----------
+    params : iterable
+        As in :class:`~paperkit.optim.wrapped.WrappedOptimizer`.
+    base : callable
+        Makes the base optimizer.
+    rho : float
+        Radius of the ball, without a unit: a relative change of the weights.
+    eta : float
+        η ≥ 0 keeps entries that are zero movable.
+    scaled : str
+        Which tensors have a T: ``"weights"``, the authors' rule, those with "weight" in their
+        name, the scale of a normalisation among them, T = 1 in the others; or ``"all"``, which
+        together with ``eta=0`` is the rule of the most used implementation. Names are those of
+        ``named_parameters()`` where it is passed, else of the modules that hold the parameters.
+    **options
+        ``max_norm``, ``log``, ``no_sync``, and options of the base optimizer.
+
+    Raises
+    ------
+    ValueError
+        If ``rho`` or ``eta`` is negative or the rule unknown; in a step, if a tensor that has a
+        gradient has no name.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base: BaseOptimizer = torch.optim.SGD,
+        rho: float = 0.5,
+        *,
+        eta: float = 0.01,
+        scaled: str = "weights",
+        **options: Any,
+    ) -> None:
+        if not eta >= 0.0:
+            raise ValueError(f"eta={eta} must be at least 0.")
+        if scaled not in SCALED_TENSORS:
+            raise ValueError(f"scaled={scaled!r} must be one of {', '.join(SCALED_TENSORS)}.")
+        self.eta = eta
+        self.scaled = scaled
+        super().__init__(params, base, rho, **options)
+        self._names: dict[int, str] = {}
+
+    def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
+        """Return ε, see the class."""
+        scale = Vector(
+            [
+                weight.abs() + self.eta if has_scale else torch.ones_like(weight)
+                for weight, has_scale in zip(weights.tensors, self._have_scale(), strict=True)
+            ]
+        )
+        return (scale * (scale * gradient).normalized()).scaled(strengths)
+
+    def _have_scale(self) -> list[bool]:
+        """Say for each parameter with a gradient whether T is more than 1."""
+        parameters = self._active_parameters()
+        if self.scaled == "all":
+            return [True] * len(parameters)
+        if any(id(parameter) not in self._names for parameter in parameters):
+            self._names = self._find_names()
+        return ["weight" in self._names[id(parameter)] for parameter in parameters]
+
+    def _find_names(self) -> dict[int, str]:
+        names = parameter_names(self._parameters(), self._modules())
+        for group in self.param_groups:
+            given = group.get("param_names", ())
+            names |= {id(p): name for p, name in zip(group["params"], given, strict=False)}
+        if any(id(parameter) not in names for parameter in self._active_parameters()):
+            raise ValueError(
+                'scaled="weights" goes by names: pass model.named_parameters(), or scaled="all".'
+            )
+        return names

@@ -1,0 +1,489 @@
+r"""What the optimizers share: several gradients a step, taken without leaving a trace.
+
+A sharpness-aware step asks for the gradient of one batch at more than one point. Each optimizer
+writes its step as a generator, :meth:`MultiPassOptimizer._passes`: it starts where the gradient at
+the present weights is known, moves the weights, and at each ``yield`` asks for the gradient there.
+The same generator serves ``step(closure)``, where the closure is called again for each ``yield``,
+and ``first_step()`` and ``second_step()``, where the caller runs the passes. Here is what must hold
+around it, whatever the method:
+
+* weights come back from a copy, bit for bit, also when the closure raises;
+* all passes draw the same random numbers, and the generators end where one pass leaves them;
+* buffers (running statistics of batch normalisation) keep what the first pass wrote;
+* a loss scaled by a ``GradScaler`` is unscaled in each pass, and an overflow in any skips the step;
+* the step is decided by one read from the device, at its end.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from paperkit.optim.modules import BufferSnapshot, modules_around, refuse_sharded
+from paperkit.optim.replay import RandomState
+from paperkit.optim.vector import Vector
+
+Closure = Callable[[], Any]
+Passes = Iterator[None]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step did, as logged with ``log=True``.
+
+    Attributes
+    ----------
+    step : int
+        From 0, skipped steps included.
+    gradient_norm : float
+        ‖g‖ of the first pass, over all parameters with a gradient.
+    perturbation_norm : float
+        ‖ε‖, 0 in a step of the base optimizer alone.
+    cosine : float
+        Of the angle between ε and g; NaN where one of them is zero.
+    regularizer : float
+        What the perturbation adds to the loss to first order, gᵀε, unless the optimizer says
+        otherwise.
+    """
+
+    step: int
+    gradient_norm: float
+    perturbation_norm: float
+    cosine: float
+    regularizer: float
+
+
+class _UnscaledPass:
+    """One pass in the eyes of a gradient scaler, which unscales an optimizer once an update."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
+
+
+class MultiPassOptimizer(Optimizer, ABC):
+    """An optimizer whose step takes the gradient of one batch at several points.
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters, named parameters or parameter groups, as for every optimizer of PyTorch.
+    defaults : dict
+        Options that a group may set for itself.
+    max_norm : float, optional
+        Scale the gradient that the step follows down to this norm, over all parameters. The
+        gradients that only place the perturbation stay as they are.
+    log : bool
+        Append a :class:`StepRecord` to :attr:`log` at each step.
+
+    Attributes
+    ----------
+    gradient_evaluations : int
+        Gradients of a batch taken so far.
+    skipped_steps : int
+        Steps not taken because a gradient was not finite. Weights and state stay, the generators
+        and the running statistics go on as after one pass.
+    log : list of StepRecord or None
+        None unless asked for.
+    """
+
+    # Of the step that is being taken:
+    _running: Passes | None
+    _active: list[Tensor] | None
+    _saved: list[Tensor] | None
+    _buffers: BufferSnapshot | None
+    _pass_number: int
+    _logged: tuple[Tensor, ...]
+
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        *,
+        max_norm: float | None = None,
+        log: bool = False,
+    ) -> None:
+        if max_norm is not None and not max_norm > 0.0:
+            raise ValueError(f"max_norm={max_norm} must be positive, or None for no clipping.")
+        self.max_norm = max_norm
+        self.gradient_evaluations = 0
+        self.steps = 0
+        self.skipped_steps = 0
+        self.log: list[StepRecord] | None = [] if log else None
+        self._modules_found: list[nn.Module] | None = None
+        self._unscaled: list[_UnscaledPass] = []
+        self._forget_step()
+        super().__init__(params, defaults)
+
+    # -- the step --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _passes(self) -> Passes:
+        """Start with the first gradient in ``.grad``; yield where another one is needed."""
+
+    def step(self, closure: Closure | None = None, *, scaler: GradScaler | None = None) -> Any:
+        """Take one step.
+
+        Parameters
+        ----------
+        closure : callable
+            Zeroes the gradients, computes the loss of the batch (over all micro-batches where
+            gradients are accumulated), calls ``backward`` and returns the loss. It is called once
+            for each gradient evaluation, with the same random numbers.
+        scaler : torch.amp.GradScaler, optional
+            The scaler with which the closure scales its loss. Call ``scaler.update()`` after the
+            step as usual; ``scaler.step`` is not needed.
+
+        Returns
+        -------
+        object
+            What the closure returned at the present weights.
+
+        Raises
+        ------
+        ValueError
+            If there is no closure.
+        RuntimeError
+            If a step begun with :meth:`first_step` is open.
+        """
+        if closure is None:
+            raise ValueError(
+                "step needs a closure that zeroes the gradients, computes the loss, calls backward "
+                "and returns the loss; for a loop by hand call first_step() and second_step()."
+            )
+        self._refuse_open_step()
+        random_state = RandomState(parameter.device for parameter in self._parameters())
+        try:
+            loss = self._first_pass(closure)
+            self._running = self._passes() if self._perturbs_now() else self._single_pass()
+            while self._advance(scaler):
+                with random_state.replayed():
+                    self._later_pass(closure)
+        except BaseException:
+            self.restore()
+            raise
+        return loss
+
+    def first_step(self, *, scaler: GradScaler | None = None) -> None:
+        """Move the weights to where the second gradient is taken, in a loop written by hand.
+
+        Call it after the first backward pass; then compute the loss of the same batch again, call
+        ``backward`` and :meth:`second_step`. Gradients are cleared. For dropout masks that are
+        equal in both passes keep a :class:`~paperkit.optim.replay.RandomState`.
+
+        Parameters
+        ----------
+        scaler : torch.amp.GradScaler, optional
+            As in :meth:`step`.
+
+        Raises
+        ------
+        RuntimeError
+            If the last step was not finished with :meth:`second_step` or :meth:`restore`.
+        """
+        self._refuse_open_step()
+        self._running = self._passes() if self._perturbs_now() else self._repeated_pass()
+        try:
+            self._advance(scaler)
+        except BaseException:
+            self.restore()
+            raise
+        self.zero_grad()
+
+    def second_step(self, *, scaler: GradScaler | None = None) -> None:
+        """Restore the weights and take the step that :meth:`first_step` began.
+
+        Parameters
+        ----------
+        scaler : torch.amp.GradScaler, optional
+            As in :meth:`step`.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no :meth:`first_step`.
+        """
+        if self._running is None:
+            raise RuntimeError("second_step() follows first_step() and a second backward pass.")
+        try:
+            self._advance(scaler)
+        except BaseException:
+            self.restore()
+            raise
+        self._opt_called = True  # what learning-rate schedulers look at
+
+    def restore(self) -> None:
+        """Give up a begun step: put weights and buffers back as they were before it."""
+        self._restore_weights()
+        if self._buffers is not None:
+            self._buffers.restore()
+        self._forget_step()
+
+    def _perturbs(self) -> bool:
+        """Whether the next step asks for more than the gradient at the present weights."""
+        return True
+
+    def _perturbs_now(self) -> bool:
+        return self._perturbs() and bool(self._active_parameters())
+
+    def _single_pass(self) -> Passes:
+        if self._active_parameters():
+            gradient = self._gradient()
+            self._record(gradient)
+            self._finish([])
+        yield from ()
+
+    def _repeated_pass(self) -> Passes:
+        yield
+        self._active = None
+        yield from self._single_pass()
+
+    def _first_pass(self, closure: Closure) -> Any:
+        return self._call(closure)
+
+    def _later_pass(self, closure: Closure) -> None:
+        self._call(closure)
+
+    def _call(self, closure: Closure) -> Any:
+        # Where the caller has an autocast region open, it keeps the casts of the weights until its
+        # end, and would take a moved weight for the unmoved one.
+        torch.clear_autocast_cache()
+        with torch.enable_grad():
+            return closure()
+
+    def _advance(self, scaler: GradScaler | None) -> bool:
+        """Hand a new gradient to the step; return whether it asks for another one."""
+        assert self._running is not None
+        self.gradient_evaluations += 1
+        self._unscale(scaler)
+        with torch.no_grad():
+            for _ in self._running:
+                if self._buffers is None:
+                    self._buffers = BufferSnapshot(self._modules())
+                return True
+        if self._buffers is not None:
+            self._buffers.restore()
+        self._forget_step()
+        return False
+
+    def _unscale(self, scaler: GradScaler | None) -> None:
+        if scaler is None:
+            return
+        if self._pass_number == len(self._unscaled):
+            self._unscaled.append(_UnscaledPass(self))
+        scaler.unscale_(cast(Optimizer, self._unscaled[self._pass_number]))
+        self._pass_number += 1
+
+    def _forget_step(self) -> None:
+        self._running = None
+        self._active = None
+        self._saved = None
+        self._buffers = None
+        self._pass_number = 0
+        self._logged = ()
+
+    def _refuse_open_step(self) -> None:
+        if self._running is not None:
+            raise RuntimeError("finish the step with second_step(), or give it up with restore().")
+
+    # -- what a step is written with -------------------------------------------------------------
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _modules(self) -> list[nn.Module]:
+        if self._modules_found is None:
+            found = modules_around(self._parameters())
+            refuse_sharded((), found)
+            self._modules_found = found
+        return self._modules_found
+
+    def _group_values(self, key: str) -> list[float]:
+        """Return a group option for each parameter with a gradient."""
+        active = {id(parameter) for parameter in self._active_parameters()}
+        return [
+            group.get(key, 0.0)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if id(parameter) in active
+        ]
+
+    def _active_parameters(self) -> list[Tensor]:
+        """Return the parameters to which the first pass gave a gradient."""
+        if self._active is None:
+            self._active = [p for p in self._parameters() if p.grad is not None]
+        return self._active
+
+    def _weights(self) -> Vector:
+        return Vector([parameter.detach() for parameter in self._active_parameters()])
+
+    def _gradient(self) -> Vector:
+        """Return the gradient in ``.grad``, densely; a missing part of a later pass is zero."""
+        return Vector(
+            [
+                torch.zeros_like(p) if p.grad is None else p.grad.detach().to_dense()
+                for p in self._active_parameters()
+            ]
+        )
+
+    def _set_gradient(self, gradient: Vector) -> None:
+        """Make a vector the gradient that the step follows, sparse where it was."""
+        for parameter, values in zip(self._active_parameters(), gradient.tensors, strict=True):
+            if parameter.grad is None:
+                parameter.grad = values
+            elif parameter.grad.is_sparse:
+                parameter.grad = values.sparse_mask(parameter.grad.coalesce())
+            else:
+                parameter.grad.copy_(values)
+
+    def _move_by(self, displacement: Vector) -> None:
+        self._save_weights()
+        torch._foreach_add_(self._active_parameters(), displacement.tensors)
+
+    def _move_to(self, weights: Vector) -> None:
+        self._save_weights()
+        torch._foreach_copy_(self._active_parameters(), weights.tensors)
+
+    def _save_weights(self) -> None:
+        if self._saved is None:
+            self._saved = [p.detach().clone() for p in self._active_parameters()]
+
+    def _restore_weights(self) -> None:
+        if self._saved is not None:
+            with torch.no_grad():
+                torch._foreach_copy_(self._active_parameters(), self._saved)
+            self._saved = None
+
+    def _curvature_along(
+        self, gradient: Vector, direction: Vector, tau: float
+    ) -> Generator[None, None, Vector]:
+        r"""Return Hd from one more gradient, a distance τ along d.
+
+        :math:`H d \approx \|d\| (\nabla L(w + \tau d / \|d\|) - \nabla L(w)) / \tau`. The first
+        gradient is kept by the caller.
+        """
+        self._move_by(direction.normalized() * tau)
+        yield
+        self._restore_weights()
+        return (self._gradient() - gradient) * (direction.norm() / tau)
+
+    def _record(
+        self,
+        gradient: Vector,
+        perturbation: Vector | None = None,
+        regularizer: Tensor | None = None,
+    ) -> None:
+        """Note what :attr:`log` will say of this step; no perturbation is one of length 0."""
+        if self.log is not None:
+            perturbation = gradient * 0.0 if perturbation is None else perturbation
+            inner = gradient.dot(perturbation)
+            lengths = gradient.norm(), perturbation.norm()
+            cosine = inner / (lengths[0] * lengths[1])
+            self._logged = (*lengths, cosine, inner if regularizer is None else regularizer)
+
+    def _finish(self, checks: Sequence[Tensor]) -> bool:
+        """Follow the gradient in ``.grad``, if it and the checks are finite; say whether."""
+        gradients = [_entries(p) for p in self._parameters() if p.grad is not None]
+        if not gradients:
+            raise ValueError("closure left no gradient in its last call: it must call backward.")
+        norm = Vector(gradients).norm()
+        scalars = [x.to(norm) for x in (norm, *checks, *self._logged)]
+        values = torch.stack(scalars).tolist()
+        length, decisive = values[0], values[: 1 + len(checks)]
+        taken = all(math.isfinite(value) for value in decisive)
+        if taken:
+            if self.max_norm is not None and length > self.max_norm:
+                torch._foreach_mul_(gradients, self.max_norm / length)
+            self._descend()
+        else:
+            self.skipped_steps += 1
+        if self.log is not None:
+            self.log.append(StepRecord(self.steps, *values[1 + len(checks) :]))
+        self.steps += 1
+        return taken
+
+    @abstractmethod
+    def _descend(self) -> None:
+        """Change the weights along ``.grad``."""
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return what is neither a group's option nor a parameter's state, in plain values."""
+        return {
+            "steps": self.steps,
+            "skipped_steps": self.skipped_steps,
+            "gradient_evaluations": self.gradient_evaluations,
+        }
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.skipped_steps = state["skipped_steps"]
+        self.gradient_evaluations = state["gradient_evaluations"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a run continues from.
+
+        Returns
+        -------
+        dict
+            ``state`` and ``param_groups`` as PyTorch's optimizers have them, and ``own``.
+
+        Raises
+        ------
+        RuntimeError
+            Between :meth:`first_step` and :meth:`second_step`.
+        """
+        self._refuse_open_step()
+        return {**super().state_dict(), "own": self._own_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a :meth:`state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it comes from another kind of optimizer or from other parameter groups.
+        """
+        self._refuse_open_step()
+        if "own" not in state_dict:
+            raise ValueError(
+                f"state_dict was not made by {type(self).__name__}: load it into the optimizer "
+                "that made it."
+            )
+        super().load_state_dict(state_dict)
+        self._load_own_state(state_dict["own"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_open_step()
+        # A scheduler's wrapper of step() belongs to this object alone.
+        kept = {name: value for name, value in self.__dict__.items() if name != "step"}
+        return {**kept, "_modules_found": None, "_unscaled": []}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as every optimizer of PyTorch does."""
+        super().add_param_group(param_group)
+        refuse_sharded(param_group["params"], ())
+        self._modules_found = None
+
+
+def _entries(parameter: Tensor) -> Tensor:
+    """Return the entries of a parameter's gradient that are stored, each once."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if not gradient.is_sparse:
+        return gradient
+    parameter.grad = gradient.coalesce()
+    return parameter.grad.values()

@@ -1,0 +1,156 @@
+r"""Eigen-SAM: a perturbation turned towards the Hessian's top eigenvector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from paperkit.optim.core import Closure
+from paperkit.optim.modules import BufferSnapshot, evaluation_mode
+from paperkit.optim.replay import RandomState
+from paperkit.optim.vector import Vector
+from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
+
+
+class EigenSAM(WrappedOptimizer):
+    r"""Eigenvalue-regularised sharpness-aware minimisation (Luo et al. 2024).
+
+    .. math::
+
+       w \leftarrow \mathrm{base}\bigl(w, \nabla L(w + \varepsilon)\bigr), \qquad
+       \varepsilon = \rho\, \frac{\tilde g}{\|\tilde g\|}, \qquad
+       \tilde g = \hat g + \alpha\, \mathrm{sign}(g^\top v)\,
+       \bigl(v - (v^\top \hat g)\, \hat g\bigr), \qquad \hat g = \frac{g}{\|g\|},
+
+    v the Hessian's eigenvector of largest absolute eigenvalue. Every ``period`` steps it is taken
+    on from where it was by power iterations on the batch's Hessian, the modules in evaluation
+    mode; a product with the Hessian is a central difference of gradients, a distance ``tau`` to
+    either side. Two gradient evaluations a step, and ``2 * iterations`` more every ``period``
+    steps.
+
+    Parameters
+    ----------
+    params : iterable
+        As in :class:`~paperkit.optim.wrapped.WrappedOptimizer`.
+    base : callable
+        Makes the base optimizer.
+    rho : float
+        Radius, in the units of the weights' Euclidean norm.
+    alpha : float
+        Weight of the eigenvector's part.
+    period : int
+        Steps from one renewal of v to the next; the first one is before the first step.
+    iterations : int
+        Power iterations of a renewal.
+    tau : float
+        Distance of the differences, in the units of the weights.
+    seed : int
+        Of the vector that the first renewal starts from.
+    **options
+        ``max_norm``, ``log``, ``no_sync``, and options of the base optimizer.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base: BaseOptimizer = torch.optim.SGD,
+        rho: float = 0.05,
+        *,
+        alpha: float = 0.2,
+        period: int = 100,
+        iterations: int = 5,
+        tau: float = 1e-2,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        if period < 1 or iterations < 1:
+            raise ValueError(f"period={period} and iterations={iterations} must be at least 1.")
+        if not tau > 0.0:
+            raise ValueError(f"tau={tau} must be positive.")
+        self.alpha = alpha
+        self.period = period
+        self.iterations = iterations
+        self.tau = tau
+        self.seed = seed
+        super().__init__(params, base, rho, **options)
+
+    def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
+        """Return ε, see the class."""
+        v = self._eigenvector()
+        direction = gradient.normalized()
+        across = v - direction * v.dot(direction)
+        tilted = direction + across * (self.alpha * torch.sign(gradient.dot(v)))
+        return tilted.normalized().scaled(strengths)
+
+    def _first_pass(self, closure: Closure) -> Any:
+        if self._perturbs() and self.steps % self.period == 0:
+            self.renew_eigenvector(closure)
+        return super()._first_pass(closure)
+
+    def _eigenvector(self) -> Vector:
+        known = [self.state[p].get("eigenvector") for p in self._active_parameters()]
+        if all(part is None for part in known):
+            raise RuntimeError("a loop by hand calls renew_eigenvector(closure) first.")
+        return Vector(
+            [
+                torch.zeros_like(parameter) if part is None else part
+                for parameter, part in zip(self._active_parameters(), known, strict=True)
+            ]
+        )
+
+    def renew_eigenvector(self, closure: Closure) -> None:
+        """Take the eigenvector on by power iterations; ``step`` does it when it is due.
+
+        A loop by hand calls it before the first of its passes, every so many steps. Weights,
+        buffers and random generators are left as they are; a renewal that meets a gradient that is
+        not finite is given up.
+
+        Parameters
+        ----------
+        closure : callable
+            As for ``step``.
+        """
+        self._refuse_open_step()
+        self._active = [p for p in self._parameters() if p.requires_grad]
+        random_state = RandomState(parameter.device for parameter in self._active)
+        buffers = BufferSnapshot(self._modules())
+        try:
+            with evaluation_mode(self._modules()), torch.no_grad():
+                v = self._start()
+                for _ in range(self.iterations):
+                    with random_state.replayed():
+                        product = self._hessian_product(closure, v)
+                    v = product.normalized()
+                if bool(torch.isfinite(v.norm())):
+                    for parameter, part in zip(self._active, v.tensors, strict=True):
+                        self.state[parameter]["eigenvector"] = part
+        finally:
+            self.restore()
+            buffers.restore()
+
+    def _start(self) -> Vector:
+        generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        parts = []
+        for parameter in self._active_parameters():
+            draw = torch.randn(parameter.shape, generator=generator, device="cpu")
+            parts.append(self.state[parameter].setdefault("eigenvector", draw.to(parameter)))
+        return Vector(parts).normalized()
+
+    def _hessian_product(self, closure: Closure, v: Vector) -> Vector:
+        """Return Hv up to a positive factor."""
+        sides = []
+        for distance in (self.tau, -self.tau):
+            self._move_by(v * distance)
+            self._call(closure)
+            self.gradient_evaluations += 1
+            sides.append(self._gradient().clone())
+            self._restore_weights()
+        return sides[0] - sides[1]

@@ -1,0 +1,50 @@
+"""The state of the random number generators, so that every pass of a step draws the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+class RandomState:
+    """The global generators of torch (CPU and devices), NumPy and Python at one moment.
+
+    Dropout and stochastic depth draw from them. A generator that a model holds itself is not seen.
+
+    Parameters
+    ----------
+    devices : iterable of torch.device
+        The devices in use besides the CPU.
+    """
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._cpu = torch.get_rng_state()
+        self._devices = {
+            device: torch.get_device_module(device).get_rng_state(device)
+            for device in set(devices)
+            if device.type != "cpu"
+        }
+        self._numpy = np.random.get_state()  # noqa: NPY002 - the generator that layers draw from
+        self._python = random.getstate()
+
+    def set(self) -> None:
+        """Put all generators back into this state."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._devices.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        random.setstate(self._python)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw from this state inside, and continue afterwards from where the generators were."""
+        present = RandomState(self._devices)
+        self.set()
+        try:
+            yield
+        finally:
+            present.set()

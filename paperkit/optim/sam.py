@@ -1,0 +1,90 @@
+r"""Sharpness-aware minimisation: the gradient at the worst point of a ball, to first order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from paperkit.optim.vector import Vector, nonzero
+from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
+
+
+class SAM(WrappedOptimizer):
+    r"""Sharpness-aware minimisation (Foret et al. 2021), two gradient evaluations a step.
+
+    .. math::
+
+       w \leftarrow \mathrm{base}\bigl(w, \nabla L(w + \varepsilon)\bigr), \qquad
+       \varepsilon = \rho\, \frac{\mathrm{sign}(g)\, |g|^{q - 1}}{\|g\|_q^{q - 1}}, \qquad
+       \frac1p + \frac1q = 1,
+
+    the maximiser of :math:`g^\top \varepsilon` over :math:`\|\varepsilon\|_p \le \rho`; for p = 2
+    it is :math:`\rho\, g / \|g\|`. The SA-SAM paper (equation 1) states the ball for every p and
+    prints the direction for p = 2 only. For p = 1 all of ρ goes to the largest entries of g.
+
+    Parameters
+    ----------
+    params : iterable
+        As in :class:`~paperkit.optim.wrapped.WrappedOptimizer`.
+    base : callable
+        Makes the base optimizer.
+    rho : float
+        Radius of the ball, in the units of the weights' p-norm.
+    p : float
+        Norm of the ball, from 1 to infinity.
+    **options
+        ``max_norm``, ``log``, ``no_sync``, and options of the base optimizer.
+
+    Raises
+    ------
+    ValueError
+        If ``rho`` is negative or ``p`` less than 1.
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = model(torch.ones(3, 2)).square().mean()
+    ...     loss.backward()
+    ...     return loss
+    >>> loss = optimizer.step(closure)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base: BaseOptimizer = torch.optim.SGD,
+        rho: float = 0.05,
+        *,
+        p: float = 2.0,
+        **options: Any,
+    ) -> None:
+        if not p >= 1.0:
+            raise ValueError(f"p={p} must be at least 1.")
+        self.p = p
+        super().__init__(params, base, rho, **options)
+
+    def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
+        """Return ε, see the class."""
+        return ball_maximizer(gradient, self.p).scaled(strengths)
+
+
+def ball_maximizer(gradient: Vector, p: float = 2.0) -> Vector:
+    r"""Return the ε that maximises :math:`g^\top \varepsilon` over :math:`\|\varepsilon\|_p \le 1`.
+
+    For p = 1 the largest entries share it equally. Zero for a zero gradient.
+    """
+    if p == 2.0:
+        return gradient.normalized()
+    if p == 1.0:
+        largest = gradient.norm(math.inf)
+        chosen = Vector([t * (t.abs() == largest.to(t.device)) for t in gradient.tensors])
+        return chosen / nonzero(chosen.norm(1.0))
+    q = 1.0 if p == math.inf else p / (p - 1.0)
+    return (gradient / nonzero(gradient.norm(q))).signed_power(q - 1.0)

@@ -1,0 +1,111 @@
+r"""Smoothness-adaptive sharpness-aware minimisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from typing import Any
+
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.optimizer import ParamsT
+
+from paperkit.optim.smoothness_adaptive import SmoothnessAdaptiveOptimizer
+from paperkit.optim.vector import Vector
+
+RHO_RULES = ("sqrt_eta", "sqrt_previous_eta", "sqrt_eta_over_beta")
+ASCENTS = ("normalized", "gradient")
+
+
+class SASAM(SmoothnessAdaptiveOptimizer):
+    r"""Smoothness-adaptive sharpness-aware minimisation (SA-SAM paper, Algorithm 1).
+
+    .. math::
+
+       w_{t+1} = w_t - \eta_t \nabla L\Bigl(w_t + \rho_t \frac{g_t}{\|g_t\|}; \xi_t\Bigr), \qquad
+       g_t = \nabla L(w_t; \xi_t), \qquad \rho_t = \sqrt{\eta_t},
+
+    with :math:`\eta_t` of :func:`~paperkit.optim.smoothness_adaptive.adaptive_step_size`, all
+    gradients on the batch :math:`\xi_t`. Three gradient evaluations a step, two in the first step
+    and with ``full_batch=True``.
+
+    The algorithm's line 2 uses :math:`\rho_0`, which it does not define: :math:`\sqrt{\eta_0}`. The
+    theorem that the radius is taken from is about the ascent :math:`\rho_t g_t`; for the normalised
+    one ρ has the units of w and √η does not, so the method depends on the scale of the loss, and on
+    a quadratic it ends in a two-cycle whose loss is 1/36 whatever the curvature.
+
+    Parameters
+    ----------
+    params, eta0
+        As in :class:`~paperkit.optim.smoothness_adaptive.SmoothnessAdaptiveOptimizer`.
+    rho_rule : str or float, optional
+        ρ_t: ``"sqrt_eta"`` √η_t (the paper), ``"sqrt_previous_eta"`` √η_{t−1} (the release),
+        ``"sqrt_eta_over_beta"`` √(η_t/β_t), with 1/(cη_t) for a β_t that is unknown or 0, which
+        with ``ascent="gradient"`` has the units of the cited theorem; or a fixed number. Default
+        what the variant says.
+    ascent : str
+        ``"normalized"`` as above, or ``"gradient"`` for ρ_t g_t.
+    **options
+        ``delta``, ``damping``, ``theta0``, ``variant``, ``weight_decay``, ``full_batch``,
+        ``max_norm``, ``log``.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        eta0: float = 1e-3,
+        *,
+        rho_rule: str | float | None = None,
+        ascent: str = "normalized",
+        **options: Any,
+    ) -> None:
+        if ascent not in ASCENTS:
+            raise ValueError(f"ascent={ascent!r} must be one of {', '.join(ASCENTS)}.")
+        if isinstance(rho_rule, str):
+            if rho_rule not in RHO_RULES:
+                raise ValueError(
+                    f"rho_rule={rho_rule!r} must be a number or one of {', '.join(RHO_RULES)}."
+                )
+        elif rho_rule is not None and not 0.0 <= rho_rule < math.inf:
+            raise ValueError(f"rho_rule={rho_rule} must be finite and at least 0.")
+        super().__init__(params, eta0, **options)
+        self.rho_rule = self.variant.rho_rule if rho_rule is None else rho_rule
+        self.ascent = ascent
+
+    def first_step(self, *, scaler: GradScaler | None = None) -> None:
+        """Begin a step of full batches; mini-batches take a third gradient.
+
+        Raises
+        ------
+        RuntimeError
+            Without ``full_batch=True``, or if a step is open.
+        """
+        if not self.full_batch:
+            raise RuntimeError("a step of mini-batches has three passes: call step(closure).")
+        super().first_step(scaler=scaler)
+
+    def _take_direction(
+        self, gradient: Vector, eta: float, beta: float
+    ) -> Generator[None, None, float]:
+        rho = self._radius(eta, beta)
+        towards = gradient.normalized() if self.ascent == "normalized" else gradient
+        epsilon = towards * rho
+        self._record(gradient, epsilon)
+        self._move_by(epsilon)
+        yield
+        self._restore_weights()
+        return rho
+
+    def _radius(self, eta: float, beta: float) -> float:
+        if not isinstance(self.rho_rule, str):
+            return float(self.rho_rule)
+        if self.rho_rule == "sqrt_previous_eta":
+            return math.sqrt(self.eta)
+        if self.rho_rule == "sqrt_eta_over_beta":
+            known = beta if beta > 0.0 else 1.0 / (self.damping * eta)
+            return math.sqrt(eta / known)
+        return math.sqrt(eta)

@@ -1,0 +1,40 @@
+r"""Smoothness-adaptive gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from paperkit.optim.core import Passes
+from paperkit.optim.smoothness_adaptive import SmoothnessAdaptiveOptimizer
+from paperkit.optim.vector import Vector
+
+
+class SASGD(SmoothnessAdaptiveOptimizer):
+    r"""Gradient descent with smoothness-adaptive step sizes (SA-SAM paper, Section 3).
+
+    .. math::
+
+       w_{t+1} = w_t - \eta_t \nabla L(w_t; \xi_t)
+
+    with :math:`\eta_t` of :func:`~paperkit.optim.smoothness_adaptive.adaptive_step_size`, both its
+    gradients on the batch :math:`\xi_t`. Two gradient evaluations a step, one in the first step
+    and with ``full_batch=True``. The method is that of Malitsky and Mishchenko (2020), whose
+    theorem is for full batches of a convex loss, c = 2 and δ = 1.
+
+    Parameters and attributes are those of
+    :class:`~paperkit.optim.smoothness_adaptive.SmoothnessAdaptiveOptimizer`.
+    """
+
+    def _take_direction(
+        self, gradient: Vector, eta: float, beta: float
+    ) -> Generator[None, None, float]:
+        self._record(gradient)
+        self._set_gradient(gradient)
+        yield from ()
+        return 0.0
+
+    def _perturbs(self) -> bool:
+        return self._has_previous and not self.full_batch
+
+    def _single_pass(self) -> Passes:
+        return self._passes()

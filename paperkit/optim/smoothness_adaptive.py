@@ -1,0 +1,264 @@
+r"""Step sizes that follow the local smoothness of the loss: what SASAM and SASGD share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from paperkit.optim.core import MultiPassOptimizer, Passes
+from paperkit.optim.vector import Vector
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the paper's text and the released code set differently.
+
+    Attributes
+    ----------
+    damping : float
+        c in the step size.
+    theta0 : float
+        θ before the first ratio of step sizes is known.
+    rho_rule : str
+        See :class:`~paperkit.optim.sasam.SASAM`.
+    offset : float
+        Added to the step size wherever the smoothness is known.
+    grows_at_once : bool
+        Whether the first step, which has no predecessor, already grows ``eta0``.
+    """
+
+    damping: float
+    theta0: float
+    rho_rule: str
+    offset: float
+    grows_at_once: bool
+
+
+VARIANTS = {
+    "paper": Variant(2.0, math.inf, "sqrt_eta", 0.0, False),
+    "release": Variant(1.0, 1.0, "sqrt_previous_eta", 1e-8, True),
+}
+
+
+def adaptive_step_size(
+    displacement: float,
+    change: float,
+    eta: float,
+    theta: float,
+    *,
+    delta: float = 0.02,
+    damping: float = 2.0,
+    offset: float = 0.0,
+) -> float:
+    r"""Return the step size from the last one.
+
+    .. math::
+
+       \eta_t = \min\Bigl\{ \frac{\|w_t - w_{t-1}\|}{c\, \|g_t - g_{t-1}\|},\;
+       \sqrt{1 + \delta\, \theta_{t-1}}\; \eta_{t-1} \Bigr\}
+
+    SA-SAM paper, equation 5, which has c = 2 and δ = 1; its experiments have δ = 0.02. Algorithm 1,
+    line 5, and Section 3 print :math:`\theta_t`, which is not known yet; Section 3 also sets
+    :math:`\eta_t` under the root. On a quadratic with largest eigenvalue β the result is at least
+    1/(cβ), not 1/β as the paper says of c = 2.
+
+    Parameters
+    ----------
+    displacement, change : float
+        ‖w_t − w_{t−1}‖ and ‖g_t − g_{t−1}‖. Where one is 0 or not finite only the growth counts.
+    eta, theta : float
+        :math:`\eta_{t-1}` and :math:`\theta_{t-1}`, which may be infinite.
+    delta, damping : float
+        δ and c.
+    offset : float
+        Added where the smoothness is known.
+
+    Returns
+    -------
+    float
+        :math:`\eta_t`; :math:`\eta_{t-1}` where neither branch is finite.
+    """
+    grown = math.inf if math.isinf(theta) else math.sqrt(1.0 + delta * theta) * eta
+    fallback = grown if math.isfinite(grown) else eta
+    if displacement == 0.0 or change == 0.0:
+        return fallback
+    inverse_smoothness = displacement / (damping * change)
+    if not math.isfinite(inverse_smoothness):
+        return fallback
+    return min(inverse_smoothness, grown) + offset
+
+
+class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
+    r"""Steps of a size taken from the change of the gradient along the last step.
+
+    One step size serves all parameters, with norms over all of them; the released code has one for
+    each parameter group. The numbers are read from the device once before the step's last gradient
+    and once at its end.
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters, named parameters or parameter groups. A group may set ``weight_decay`` and
+        ``lr``, a factor on the step size that learning-rate schedulers set; the paper has none.
+    eta0 : float
+        η_0 > 0, best small.
+    delta : float
+        δ ≥ 0.
+    damping : float, optional
+        c > 0; 2 in the paper, 1 in the release.
+    theta0 : float, optional
+        θ_0; infinite in the paper, 1 in the release.
+    variant : str
+        ``"paper"`` or ``"release"``.
+    weight_decay : float
+        Adds this multiple of the weights to the direction of the step, and to nothing else.
+    full_batch : bool
+        Say that the closure always has the same data: the previous gradient is then kept, which
+        saves one evaluation a step.
+    max_norm, log
+        As in :class:`~paperkit.optim.core.MultiPassOptimizer`.
+
+    Attributes
+    ----------
+    eta : float
+        η of the last step, ``eta0`` before the first.
+    theta : float
+        The last ratio of step sizes.
+    beta : float
+        Local smoothness, ‖Δg‖/‖Δw‖, NaN before it is known.
+    rho : float
+        Radius of the last perturbation; 0 for a method without.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        eta0: float = 1e-3,
+        *,
+        delta: float = 0.02,
+        damping: float | None = None,
+        theta0: float | None = None,
+        variant: str = "paper",
+        weight_decay: float = 0.0,
+        full_batch: bool = False,
+        max_norm: float | None = None,
+        log: bool = False,
+    ) -> None:
+        if variant not in VARIANTS:
+            raise ValueError(f"variant={variant!r} must be one of {', '.join(VARIANTS)}.")
+        self.variant = VARIANTS[variant]
+        self.damping = self.variant.damping if damping is None else damping
+        self.theta = self.variant.theta0 if theta0 is None else theta0
+        if not 0.0 < eta0 < math.inf:
+            raise ValueError(f"eta0={eta0} must be positive and finite.")
+        if not 0.0 <= delta < math.inf or not 0.0 < self.damping < math.inf:
+            raise ValueError(f"delta={delta} must be at least 0 and damping={damping} positive.")
+        if not self.theta >= 0.0:
+            raise ValueError(f"theta0={theta0} must be at least 0; it may be infinite.")
+        if not 0.0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay={weight_decay} must be at least 0.")
+        self.delta = delta
+        self.full_batch = full_batch
+        self.eta = eta0
+        self.beta = math.nan
+        self.rho = 0.0
+        self._has_previous = False
+        self._step_size = eta0
+        defaults = {"lr": 1.0, "weight_decay": weight_decay}
+        super().__init__(params, defaults, max_norm=max_norm, log=log)
+
+    def _passes(self) -> Passes:
+        if not self._active_parameters():
+            return
+        weights, gradient = self._weights().clone(), self._gradient().clone()
+        eta, theta, beta, change = self.eta, self.theta, self.beta, gradient.norm() * 0.0
+        if self._has_previous:
+            previous, before = self._previous(weights, gradient)
+            if not self.full_batch:
+                self._move_to(previous)
+                yield
+                self._restore_weights()
+                before = self._gradient()
+            change = (gradient - before).norm()
+            lengths = torch.stack([(weights - previous).norm(), change]).tolist()
+            eta, beta = self._adapted(*lengths), _ratio(*reversed(lengths))
+        elif self.variant.grows_at_once:
+            eta = self._adapted(0.0, 0.0)
+        if self._has_previous or self.variant.grows_at_once:
+            theta = eta / self.eta
+        self._step_size = eta
+        rho = yield from self._take_direction(gradient, eta, beta)
+        if self._finish([gradient.norm(), change]):
+            self.eta, self.theta, self.beta, self.rho = eta, theta, beta, rho
+            self._remember(weights, gradient)
+
+    def _take_direction(
+        self, gradient: Vector, eta: float, beta: float
+    ) -> Generator[None, None, float]:
+        """Leave in ``.grad`` what the step follows; return the radius of the perturbation."""
+        raise NotImplementedError
+
+    def _adapted(self, displacement: float, change: float) -> float:
+        return adaptive_step_size(
+            displacement,
+            change,
+            self.eta,
+            self.theta,
+            delta=self.delta,
+            damping=self.damping,
+            offset=self.variant.offset,
+        )
+
+    def _previous(self, weights: Vector, gradient: Vector) -> tuple[Vector, Vector]:
+        """Return w_{t−1} and, of full batches, g_{t−1}; a new parameter has not changed."""
+        states = [self.state[parameter] for parameter in self._active_parameters()]
+        return (
+            Vector([s.get("weight", w) for s, w in zip(states, weights.tensors, strict=True)]),
+            Vector([s.get("gradient", g) for s, g in zip(states, gradient.tensors, strict=True)]),
+        )
+
+    def _remember(self, weights: Vector, gradient: Vector) -> None:
+        parts = zip(self._active_parameters(), weights.tensors, gradient.tensors, strict=True)
+        for parameter, weight, part in parts:
+            self.state[parameter]["weight"] = weight
+            if self.full_batch:
+                self.state[parameter]["gradient"] = part
+        self._has_previous = True
+
+    def _descend(self) -> None:
+        for group in self.param_groups:
+            size = group["lr"] * self._step_size
+            moved = [p for p in group["params"] if p.grad is not None]
+            dense = [p for p in moved if not p.grad.is_sparse]
+            if group["weight_decay"] and moved:
+                torch._foreach_mul_(moved, 1.0 - size * group["weight_decay"])
+            if dense:
+                torch._foreach_add_(dense, [p.grad for p in dense], alpha=-size)
+            for parameter in moved:
+                if parameter.grad.is_sparse:
+                    parameter.add_(parameter.grad, alpha=-size)
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            **super()._own_state(),
+            "eta": self.eta,
+            "theta": self.theta,
+            "beta": self.beta,
+            "rho": self.rho,
+            "has_previous": self._has_previous,
+        }
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        super()._load_own_state(state)
+        self.eta, self.theta = state["eta"], state["theta"]
+        self.beta, self.rho = state["beta"], state["rho"]
+        self._has_previous = state["has_previous"]
+
+
+def _ratio(change: float, displacement: float) -> float:
+    return change / displacement if displacement else math.nan

@@ -1,0 +1,179 @@
+r"""What the optimizers share that perturb the weights around the step of a base optimizer."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch.optim import LBFGS, Optimizer
+from torch.optim.optimizer import ParamsT
+
+from paperkit.optim.core import Closure, MultiPassOptimizer, Passes
+from paperkit.optim.modules import refuse_sharded
+from paperkit.optim.vector import Vector
+
+BaseOptimizer = Callable[..., Optimizer]
+
+
+class WrappedOptimizer(MultiPassOptimizer):
+    r"""A base optimizer that follows the gradient at perturbed weights.
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters, named parameters or parameter groups. A group may set the strength, and every
+        option of the base optimizer, for itself; norms run over all groups.
+    base : callable
+        Makes the base optimizer: ``torch.optim.SGD`` or any other whose ``step`` needs no closure.
+    strength : float
+        The option ``rho`` (or what :attr:`strength_name` says), at least 0. Where it is 0 in all
+        groups the step is the base optimizer's, with one gradient evaluation.
+    max_norm : float, optional
+        As in :class:`~paperkit.optim.core.MultiPassOptimizer`.
+    log : bool
+        As in :class:`~paperkit.optim.core.MultiPassOptimizer`.
+    no_sync : callable, optional
+        ``no_sync`` of a :class:`~torch.nn.parallel.DistributedDataParallel` model. Then each
+        worker perturbs along the gradient of its own batch, and only the gradients that the step
+        follows are averaged. Without it all workers share one perturbation.
+    **base_options
+        For the base optimizer: ``lr``, ``momentum``, ``foreach``, ``maximize``, ….
+
+    Attributes
+    ----------
+    base : torch.optim.Optimizer
+        It shares :attr:`param_groups`, so schedulers work on either. A hook on its ``step`` sees
+        the final gradients.
+
+    Raises
+    ------
+    ValueError
+        If the strength is negative or not finite, the base optimizer needs a closure or has an
+        option of the same name, or the parameters are sharded.
+    """
+
+    strength_name = "rho"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base: BaseOptimizer,
+        strength: float,
+        *,
+        max_norm: float | None = None,
+        log: bool = False,
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+        **base_options: Any,
+    ) -> None:
+        self.no_sync = no_sync
+        super().__init__(params, {self.strength_name: strength}, max_norm=max_norm, log=log)
+        self.base = base(self.param_groups, **base_options)
+        if isinstance(self.base, LBFGS):
+            raise ValueError("base=LBFGS calls closures itself: choose a first-order optimizer.")
+        if self.strength_name in self.base.defaults:
+            raise ValueError(
+                f"base={type(self.base).__name__} has an option {self.strength_name} of its own, "
+                "which a parameter group cannot tell from this one: choose another optimizer."
+            )
+        self.param_groups = self.base.param_groups
+        self.defaults = {**self.base.defaults, **self.defaults}
+
+    @abstractmethod
+    def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
+        """Return ε from the gradient of the loss that is minimised.
+
+        Parameters
+        ----------
+        gradient : Vector
+            Over the parameters that have one.
+        weights : Vector
+            The same parameters.
+        strengths : sequence of float
+            ρ of each tensor.
+        """
+
+    def _passes(self) -> Passes:
+        gradient = self._objective_gradient()
+        epsilon = self.perturbation(gradient, self._weights(), self._strengths())
+        self._record(gradient, epsilon)
+        # A first gradient that one worker alone has must not decide, or the workers would part.
+        # Its overflow makes the weights, and so the averaged gradient, not finite.
+        checks = [gradient.norm()] if self.no_sync is None else []
+        self._move_by(epsilon)
+        yield
+        self._restore_weights()
+        self._finish(checks)
+
+    def _perturbs(self) -> bool:
+        return any(group[self.strength_name] for group in self.param_groups)
+
+    def _strengths(self) -> list[float]:
+        return self._group_values(self.strength_name)
+
+    def _objective_gradient(self) -> Vector:
+        """Return the gradient of what the base optimizer minimises, −g where it maximises."""
+        gradient = self._gradient()
+        if any(group.get("maximize") for group in self.param_groups):
+            signs = [-1.0 if flag else 1.0 for flag in self._group_values("maximize")]
+            return gradient.scaled(signs)
+        return gradient
+
+    def _first_pass(self, closure: Closure) -> Any:
+        if self.no_sync is None or not self._perturbs():
+            return self._call(closure)
+        with self.no_sync():
+            return self._call(closure)
+
+    def _descend(self) -> None:
+        self.base.step()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters to this and to the base optimizer.
+
+        Raises
+        ------
+        ValueError
+            If its strength is negative or not finite.
+        """
+        name = self.strength_name
+        strength = param_group.get(name, self.defaults[name])
+        if not 0.0 <= strength < math.inf:
+            raise ValueError(f"{name}={strength} must be finite and at least 0.")
+        if not hasattr(self, "base"):
+            super().add_param_group(param_group)
+            return
+        param_group.setdefault(name, strength)
+        self.base.add_param_group(param_group)
+        refuse_sharded(param_group["params"], ())
+        self._modules_found = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a run continues from, the base optimizer's state included.
+
+        Returns
+        -------
+        dict
+            As :meth:`~paperkit.optim.core.MultiPassOptimizer.state_dict`, and ``base``.
+
+        Raises
+        ------
+        RuntimeError
+            Between :meth:`first_step` and :meth:`second_step`.
+        """
+        return {**super().state_dict(), "base": self.base.state_dict()["state"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a :meth:`state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it comes from another kind of optimizer or from other parameter groups.
+        """
+        super().load_state_dict(state_dict)
+        groups = state_dict["param_groups"]
+        self.base.load_state_dict({"state": state_dict["base"], "param_groups": groups})
+        self.param_groups = self.base.param_groups
