@@ -64,7 +64,8 @@ A loop written by hand:
 >>> optimizer.second_step()
 
 Several workers, each with the perturbation of its own batch (``parallel`` is a
-DistributedDataParallel model; without ``no_sync`` they share one perturbation)::
+DistributedDataParallel model; without ``no_sync`` they share one perturbation). Parameters that are
+sharded over processes, as by FSDP, are refused::
 
     optimizer = SAM(parallel.parameters(), lr=0.1, no_sync=parallel.no_sync)
 
@@ -75,6 +76,54 @@ Groups with a radius of their own, and what each step did:
 >>> loss = optimizer.step(closure)
 >>> optimizer.log[0].step, optimizer.gradient_evaluations
 (0, 2)
+
+A compiled model; its running statistics, too, change once a step:
+
+>>> compiled = torch.compile(model, backend="eager")
+>>> before = int(model[1].num_batches_tracked)
+>>> def fast():
+...     optimizer.zero_grad()
+...     loss = cross_entropy(compiled(inputs), targets)
+...     loss.backward()
+...     return loss
+>>> loss = optimizer.step(fast)
+>>> int(model[1].num_batches_tracked) - before
+1
+
+Training saved and continued; without the save it would go on in the same way, bit for bit:
+
+>>> saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+>>> groups = [{"params": model[0].parameters()}, {"params": model[3].parameters()}]
+>>> optimizer = SAM(groups, lr=0.1)
+>>> optimizer.load_state_dict(saved["optimizer"])
+>>> optimizer.param_groups[0]["rho"], optimizer.gradient_evaluations
+(0.2, 4)
+
+A gradient that is not finite skips the step, whichever pass it comes from, and leaves the weights
+as they were:
+
+>>> weight = model[0].weight.detach().clone()
+>>> def broken():
+...     optimizer.zero_grad()
+...     loss = cross_entropy(model(inputs), targets) * float("nan")
+...     loss.backward()
+...     return loss
+>>> loss = optimizer.step(broken)
+>>> optimizer.skipped_steps, torch.equal(model[0].weight, weight)
+(1, True)
+
+Sparse gradients stay sparse, and parameters without a gradient stay as they are:
+
+>>> embedding, unused = torch.nn.Embedding(5, 3, sparse=True), torch.nn.Linear(3, 3)
+>>> optimizer = SAM([*embedding.parameters(), *unused.parameters()], lr=0.1)
+>>> def look_up():
+...     optimizer.zero_grad()
+...     loss = embedding(torch.tensor([0, 2])).square().sum()
+...     loss.backward()
+...     return loss
+>>> loss = optimizer.step(look_up)
+>>> embedding.weight.grad.is_sparse, unused.weight.grad is None
+(True, True)
 """
 
 from paperkit.optim.asam import ASAM

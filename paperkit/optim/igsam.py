@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from paperkit.linearize import linearize
 from paperkit.linearize.kronecker import KroneckerFactors, ekfac
+from paperkit.linearize.linearize import GIBIBYTE
 from paperkit.optim.core import Closure, Passes
 from paperkit.optim.vector import Vector
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
@@ -64,6 +65,9 @@ class IGSAM(WrappedOptimizer):
         ``"paper"``; or a control: ``"gradient"`` has :math:`\delta = (\rho / \lambda) g` in all
         parameters, the limit of large damping; ``"scaled_gradient"`` follows
         :math:`(1 + \rho) g`.
+    memory_budget : int
+        Bytes for :func:`~paperkit.linearize.linearize`, which refuses a batch that needs more: then
+        raise it or set ``samples``.
     **options
         ``max_norm``, ``log``, ``no_sync``, and options of the base optimizer.
 
@@ -85,6 +89,7 @@ class IGSAM(WrappedOptimizer):
         samples: int | None = None,
         loss: str = "cross_entropy",
         mode: str = "paper",
+        memory_budget: int = GIBIBYTE,
         **options: Any,
     ) -> None:
         if not 0.0 < damping < float("inf"):
@@ -99,6 +104,7 @@ class IGSAM(WrappedOptimizer):
         self.samples = samples
         self.loss = loss
         self.mode = mode
+        self.memory_budget = memory_budget
         self.factors: dict[str, KroneckerFactors] = {}
         super().__init__(params, base, rho, **options)
 
@@ -130,7 +136,13 @@ class IGSAM(WrappedOptimizer):
         ValueError
             As :func:`~paperkit.linearize.linearize`.
         """
-        self.factors = ekfac(linearize(_network(self.model), inputs[: self.samples], self.loss))
+        linearization = linearize(
+            _network(self.model),
+            inputs[: self.samples],
+            self.loss,
+            memory_budget=self.memory_budget,
+        )
+        self.factors = ekfac(linearization)
 
     def _natural_gradient(self, gradient: dict[int, Tensor]) -> dict[int, Tensor]:
         """Return (F + λI)⁻¹g of the layers' parameters; both by the parameter's ``id``."""

@@ -80,8 +80,12 @@ class BufferSnapshot:
     """The values of all buffers of some modules, to go back to."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
+        # module.buffers() costs more than the copies.
         buffers = {
-            id(buffer): buffer for module in modules for buffer in module.buffers(recurse=False)
+            id(buffer): buffer
+            for module in modules
+            for buffer in module._buffers.values()
+            if buffer is not None
         }
         self._buffers = list(buffers.values())
         self._values = [buffer.detach().clone() for buffer in self._buffers]

@@ -13,7 +13,7 @@ from paperkit.optim.smoothness_adaptive import SmoothnessAdaptiveOptimizer
 from paperkit.optim.vector import Vector
 
 RHO_RULES = ("sqrt_eta", "sqrt_previous_eta", "sqrt_eta_over_beta")
-ASCENTS = ("normalized", "gradient")
+ASCENTS = ("normalized", "gradient", "adaptive")
 
 
 class SASAM(SmoothnessAdaptiveOptimizer):
@@ -31,7 +31,8 @@ class SASAM(SmoothnessAdaptiveOptimizer):
     The algorithm's line 2 uses :math:`\rho_0`, which it does not define: :math:`\sqrt{\eta_0}`. The
     theorem that the radius is taken from is about the ascent :math:`\rho_t g_t`; for the normalised
     one ρ has the units of w and √η does not, so the method depends on the scale of the loss, and on
-    a quadratic it ends in a two-cycle whose loss is 1/36 whatever the curvature.
+    a quadratic it ends in a two-cycle whose loss is 1/36 whatever the curvature (with damping c,
+    1/(2c (2c − 1)²)).
 
     Parameters
     ----------
@@ -43,7 +44,9 @@ class SASAM(SmoothnessAdaptiveOptimizer):
         with ``ascent="gradient"`` has the units of the cited theorem; or a fixed number. Default
         what the variant says.
     ascent : str
-        ``"normalized"`` as above, or ``"gradient"`` for ρ_t g_t.
+        ``"normalized"`` as above; ``"gradient"`` for ρ_t g_t; or ``"adaptive"`` for ASAM's
+        :math:`\rho_t T^2 g_t / \|T g_t\|` with T = \|w_t\| entry by entry, which one of the two
+        released scripts has.
     **options
         ``delta``, ``damping``, ``theta0``, ``variant``, ``weight_decay``, ``full_batch``,
         ``max_norm``, ``log``.
@@ -92,13 +95,20 @@ class SASAM(SmoothnessAdaptiveOptimizer):
         self, gradient: Vector, eta: float, beta: float
     ) -> Generator[None, None, float]:
         rho = self._radius(eta, beta)
-        towards = gradient.normalized() if self.ascent == "normalized" else gradient
-        epsilon = towards * rho
+        epsilon = self._towards(gradient) * rho
         self._record(gradient, epsilon)
         self._move_by(epsilon)
         yield
         self._restore_weights()
         return rho
+
+    def _towards(self, gradient: Vector) -> Vector:
+        if self.ascent == "gradient":
+            return gradient
+        if self.ascent == "normalized":
+            return gradient.normalized()
+        scale = Vector([weight.abs() for weight in self._weights().tensors])
+        return scale * (scale * gradient).normalized()
 
     def _radius(self, eta: float, beta: float) -> float:
         if not isinstance(self.rho_rule, str):

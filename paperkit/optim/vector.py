@@ -96,6 +96,24 @@ class Vector:
         return [scalar.to(tensor.device) for tensor in self.tensors]
 
 
+class FixedVector(Vector):
+    """A vector whose entries do not change while it is in use: its norm is computed once."""
+
+    __slots__ = ("_length",)
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__(tensors)
+        self._length: Tensor | None = None
+
+    def norm(self, order: float = 2.0) -> Tensor:
+        """Return the norm as :meth:`Vector.norm` does."""
+        if order != 2.0:
+            return super().norm(order)
+        if self._length is None:
+            self._length = super().norm()
+        return self._length
+
+
 def nonzero(scalar: Tensor) -> Tensor:
     """Replace 0 by 1, for a denominator whose numerator is then 0 as well."""
     return torch.where(scalar == 0, torch.ones_like(scalar), scalar)

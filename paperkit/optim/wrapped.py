@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from paperkit.optim.core import Closure, MultiPassOptimizer, Passes
 from paperkit.optim.modules import refuse_sharded
-from paperkit.optim.vector import Vector
+from paperkit.optim.vector import FixedVector, Vector
 
 BaseOptimizer = Callable[..., Optimizer]
 
@@ -96,7 +96,7 @@ class WrappedOptimizer(MultiPassOptimizer):
         """
 
     def _passes(self) -> Passes:
-        gradient = self._objective_gradient()
+        gradient = FixedVector(self._objective_gradient().tensors)
         epsilon = self.perturbation(gradient, self._weights(), self._strengths())
         self._record(gradient, epsilon)
         # A first gradient that one worker alone has must not decide, or the workers would part.

@@ -140,8 +140,31 @@ ADAPTIVE: dict[str, Make] = {
 
 EVERY = WRAPPED | ADAPTIVE
 
-STEP = {name: {"lr": 0.1, "momentum": 0.9} for name in WRAPPED} | {
-    name: {"eta0": 0.1} for name in ADAPTIVE
+VARIANTS: dict[str, Make] = {
+    "SAM of the 3-norm": lambda model, **o: SAM(model.parameters(), p=3.0, **o),
+    "SAM of the 1-norm": lambda model, **o: SAM(model.parameters(), p=1.0, **o),
+    "ASAM of all tensors": lambda model, **o: ASAM(model.parameters(), scaled="all", eta=0.0, **o),
+    "RSAM of SAM's sign": lambda model, **o: RSAM(
+        model.parameters(), rho=0.1, alpha=0.7, mode="sam_radius", max_radius=1.0, **o
+    ),
+    "IGSAM scaled": lambda model, **o: IGSAM(
+        model.parameters(), model, rho=0.05, damping=0.1, mode="scaled_gradient", **o
+    ),
+    "SASAM gradient": lambda model, **o: SASAM(
+        model.parameters(), ascent="gradient", rho_rule="sqrt_eta_over_beta", **o
+    ),
+    "SASAM adaptive": lambda model, **o: SASAM(model.parameters(), ascent="adaptive", **o),
+    "SASAM release full batch": lambda model, **o: SASAM(
+        model.parameters(), variant="release", full_batch=True, **o
+    ),
+    "SASGD release": lambda model, **o: SASGD(model.parameters(), variant="release", **o),
+    "SASGD full batch": lambda model, **o: SASGD(model.parameters(), full_batch=True, **o),
+}
+"""Their other options, for what does not need all tests."""
+
+STEP = {
+    name: {"eta0": 0.1} if name.startswith("SAS") else {"lr": 0.1, "momentum": 0.9}
+    for name in EVERY | VARIANTS
 }
 """Options with which each optimizer takes visible steps."""
 

@@ -19,6 +19,7 @@ from paperkit.bounds.renyi import (
 )
 from paperkit.linearize import linearize
 from paperkit.linearize.kronecker import ekfac
+from paperkit.linearize.linearize import MemoryBudgetError
 from paperkit.optim import IGSAM, RSAM, SAM, GradientRegularization, Vector
 from paperkit.optim.wrapped import WrappedOptimizer
 
@@ -455,6 +456,19 @@ def test_the_factors_see_all_micro_batches_of_the_closure() -> None:
     optimizer.step(closure)
     for name, factors in ekfac(linearize(model, inputs)).items():
         torch.testing.assert_close(optimizer.factors[name].eigenvalues, factors.eigenvalues)
+
+
+def test_a_batch_beyond_the_memory_budget_is_refused_before_anything_moves() -> None:
+    model, loss = smooth_network()
+    options = {"rho": 0.1, "damping": 0.1, "lr": 0.1}
+    optimizer = IGSAM(model.parameters(), model, memory_budget=1000, **options)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(MemoryBudgetError, match="memory_budget=1000"):
+        optimizer.step(Calls(optimizer, loss))
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+    optimizer.memory_budget = 2**20
+    optimizer.step(Calls(optimizer, loss))
+    assert optimizer.steps == 1
 
 
 def test_igsam_says_when_the_closure_does_not_call_its_model() -> None:

@@ -75,6 +75,40 @@ def test_normalised_sam_with_a_constant_step_ends_in_the_two_cycle() -> None:
     assert w.item() == pytest.approx(-before, rel=1e-13)
 
 
+@pytest.mark.parametrize("factor", [0.99, 1.01])
+def test_normalised_sam_with_a_constant_step_diverges_beyond_the_edge_of_descent(factor) -> None:
+    # w⁺ = (1 − ηλ) w − ηλρ sign(w): |w| grows without bound iff ηλ ≥ 2.
+    eigenvalue, rho = 4.0, 0.01
+    w, loss = quadratic(diagonal(eigenvalue), (1.0,))
+    optimizer = SAM([w], rho=rho, lr=factor * 2 / eigenvalue)
+    plain, plain_loss = quadratic(diagonal(eigenvalue), (1.0,))
+    descent = torch.optim.SGD([plain], lr=factor * 2 / eigenvalue)
+    for _ in range(400):
+        optimizer.step(Calls(optimizer, loss))
+        descent.step(Calls(descent, plain_loss))
+    cycle = 2 * factor * rho / abs(2 - 2 * factor)
+    if factor < 1:
+        assert abs(w.item()) == pytest.approx(cycle, rel=1e-3)
+        assert plain.item() == pytest.approx((1 - 2 * factor) ** 400, rel=1e-9)
+        assert abs(plain.item()) < 1e-3
+    else:
+        growth = (2 * factor - 1) ** 400
+        assert abs(w.item()) == pytest.approx((1.0 + cycle) * growth - cycle, rel=1e-9)
+        assert abs(plain.item()) == pytest.approx(growth, rel=1e-9)
+
+
+@pytest.mark.parametrize("kappa", [0.01, 100.0])
+def test_sam_does_not_see_the_scale_of_the_loss_when_the_step_size_follows_it(kappa) -> None:
+    ends = []
+    for scale in (1.0, kappa):
+        w, loss = quadratic(diagonal(3.0, 0.5), (1.0, -0.5))
+        optimizer = SAM([w], rho=0.2, lr=0.1 / scale)
+        for _ in range(20):
+            optimizer.step(Calls(optimizer, lambda scale=scale, loss=loss: scale * loss()))
+        ends.append(w.detach())
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=0.0)
+
+
 def test_one_step_of_asam_on_a_quadratic_is_the_one_worked_by_hand() -> None:
     # w = (2, 1), g = (2, 4), T = (2, 1), Tg = (4, 4): ε = ρ (8, 4) / (4√2).
     w, loss = quadratic(diagonal(1.0, 4.0), (2.0, 1.0))

@@ -212,6 +212,29 @@ def test_the_step_size_is_at_least_one_over_c_beta(kind, damping) -> None:
     assert max(etas[1:]) <= 1 / (damping * 0.1) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("eta0", [1e-3, 1.0])
+def test_with_a_finite_first_ratio_the_step_size_stays_above_the_first_or_the_bound(eta0) -> None:
+    w, loss = quadratic(diagonal(10.0, 0.1), (1.0, 1.0))
+    optimizer = SASGD([w], eta0=eta0, theta0=1.0, full_batch=True)
+    closure, etas = Calls(optimizer, loss), []
+    for _ in range(100):
+        optimizer.step(closure)
+        etas.append(optimizer.eta)
+    assert min(etas) >= min(eta0, 1 / (2 * 10)) * (1 - 1e-9)
+
+
+def test_along_flat_directions_the_step_size_passes_the_edge_and_the_loss_recovers() -> None:
+    w, loss = quadratic(diagonal(10.0, 0.1), (1.0, 1.0))
+    optimizer = SASGD([w], eta0=1e-4, delta=1.0, full_batch=True)
+    closure, etas, losses = Calls(optimizer, loss), [], []
+    for _ in range(300):
+        losses.append(float(optimizer.step(closure)))
+        etas.append(optimizer.eta)
+    assert max(etas) > 2 / 10  # where a constant step would diverge
+    assert any(after > before for before, after in pairwise(losses))
+    assert losses[-1] < 1e-10 * losses[0]
+
+
 def test_the_bound_that_the_paper_states_is_false() -> None:
     w, loss = quadratic(diagonal(10.0, 0.1), (1.0, 1.0))
     optimizer = SASAM([w], eta0=1e-4, delta=1.0, full_batch=True)
@@ -252,11 +275,20 @@ def test_the_floor_stays_when_the_loss_is_rescaled(kappa) -> None:
     assert run(optimizer, lambda: kappa * loss(), 200)[-1] == pytest.approx(1 / 36, rel=1e-9)
 
 
-def test_the_ascent_raises_the_quadratic_by_half_rho_squared_lambda_at_most() -> None:
+@pytest.mark.parametrize("damping", [1.0, 2.0, 3.0])
+def test_the_ascent_from_the_cycle_raises_the_quadratic_by_what_its_half_width_and_radius_give(
+    damping,
+) -> None:
+    """With √λ a = 1/(√c (2c − 1)) and √λ ρ = 1/√c the rise is λρa + λρ²/2, above ½ρ²λ = 1/(2c)."""
     w, loss = quadratic(diagonal(3.0), (1.0,))
-    optimizer = SASAM([w], eta0=1e-2, full_batch=True)
+    optimizer = SASAM([w], eta0=1e-2, damping=damping, full_batch=True)
     run(optimizer, loss, 100)
-    assert 0.5 * optimizer.rho**2 * 3.0 == pytest.approx(1 / 4, rel=1e-12)
+    c = damping
+    assert 0.5 * optimizer.rho**2 * 3.0 == pytest.approx(1 / (2 * c), rel=1e-12)
+    low = loss().item()
+    with torch.no_grad():
+        w.add_(optimizer.rho * w.sign())
+    assert loss().item() - low == pytest.approx((2 * c + 1) / (2 * c * (2 * c - 1)), rel=1e-9)
 
 
 @pytest.mark.parametrize("damping", [1.0, 2.0])
@@ -273,6 +305,16 @@ def test_the_unnormalised_ascent_of_the_theorem_converges_for_c_2_and_stalls_for
     for before, after in pairwise(later):
         assert after / before == pytest.approx(multiplier**2, rel=1e-9)
     assert (losses[-1] < 1e-20) == (damping == 2.0)
+
+
+def test_the_adaptive_ascent_is_that_of_asam_with_the_weights_magnitude() -> None:
+    # w = (2, 1), g = (2, 4), T = (2, 1), Tg = (4, 4): ε = ρ (8, 4) / (4√2), ρ = √0.1.
+    w, loss = quadratic(diagonal(1.0, 4.0), (2.0, 1.0))
+    optimizer = SASAM([w], eta0=0.1, ascent="adaptive")
+    run(optimizer, loss, 1)
+    unit = math.sqrt(0.1) / math.sqrt(2)
+    expected = [2 - 0.1 * (2 + 2 * unit), 1 - 0.1 * (4 + 4 * unit)]
+    assert w.tolist() == pytest.approx(expected, abs=1e-15)
 
 
 @pytest.mark.parametrize("rule, expected", [(0.3, 0.3), ("sqrt_previous_eta", math.sqrt(0.1))])

@@ -18,6 +18,7 @@ import torch
 from problems import (
     EVERY,
     STEP,
+    VARIANTS,
     WRAPPED,
     Calls,
     batch,
@@ -31,11 +32,12 @@ from torch.nn import functional
 
 import paperkit.optim
 import paperkit.optim.sam
-from paperkit.optim import RSAM, SAM, RandomState
+from paperkit.optim import IGSAM, RSAM, SAM, EigenSAM, RandomState
 from paperkit.optim.modules import refuse_sharded
 
 every = pytest.mark.parametrize("name", list(EVERY))
 wrapped = pytest.mark.parametrize("name", list(WRAPPED))
+every_variant = pytest.mark.parametrize("name", list(EVERY | VARIANTS))
 
 PASSES = {  # of the third step, when no renewal is due and a previous step exists
     **dict.fromkeys(WRAPPED, 2),
@@ -43,6 +45,25 @@ PASSES = {  # of the third step, when no renewal is due and a previous step exis
     "SASAM release": 3,
     "SASAM full batch": 2,
     "SASGD": 2,
+    "SAM of the 3-norm": 2,
+    "SAM of the 1-norm": 2,
+    "ASAM of all tensors": 2,
+    "RSAM of SAM's sign": 2,
+    "IGSAM scaled": 1,
+    "SASAM gradient": 3,
+    "SASAM adaptive": 3,
+    "SASAM release full batch": 2,
+    "SASGD release": 2,
+    "SASGD full batch": 1,
+}
+FIRST_PASSES = PASSES | {  # without a previous step; with EigenSAM's first renewal
+    "EigenSAM": 4,
+    "SASAM": 2,
+    "SASAM release": 2,
+    "SASAM gradient": 2,
+    "SASAM adaptive": 2,
+    "SASGD": 1,
+    "SASGD release": 1,
 }
 CLOSURE_CALLS = PASSES | {"GR double": 1}
 BY_HAND = [name for name in EVERY if name not in ("GR double", "SASAM", "SASAM release")]
@@ -64,17 +85,20 @@ def start(name: str, device: torch.device | str = "cpu", **options: Any) -> tupl
     """Return a network, the optimizer, and its closure; the generators are seeded."""
     torch.manual_seed(0)
     model = network(device)
-    optimizer = EVERY[name](model, **STEP[name], **options)
+    optimizer = (EVERY | VARIANTS)[name](model, **STEP[name], **options)
     return model, optimizer, Calls(optimizer, classification(model, *batch(device=device)))
 
 
 # -- counts --------------------------------------------------------------------------------------
 
 
-@every
+@every_variant
 def test_gradient_evaluations_are_as_tabulated_and_counted(name) -> None:
     _, optimizer, closure = start(name)
-    for _ in range(3):
+    hidden = PASSES[name] - CLOSURE_CALLS[name]  # a double backward pass is not in the closure
+    optimizer.step(closure)
+    assert optimizer.gradient_evaluations == closure.count + hidden == FIRST_PASSES[name]
+    for _ in range(2):
         optimizer.step(closure)
     closure.count, counted = 0, optimizer.gradient_evaluations
     optimizer.step(closure)  # no renewal is due: periods are 2
@@ -83,9 +107,39 @@ def test_gradient_evaluations_are_as_tabulated_and_counted(name) -> None:
 
 
 def test_a_renewal_of_eigen_sam_takes_two_evaluations_an_iteration() -> None:
-    _, optimizer, closure = start("EigenSAM")
-    optimizer.step(closure)
-    assert closure.count == optimizer.gradient_evaluations == 4
+    model = network()
+    optimizer = EigenSAM(model.parameters(), period=3, iterations=4)
+    closure, counts = Calls(optimizer, classification(model, *batch())), []
+    for _ in range(4):
+        before = closure.count
+        optimizer.step(closure)
+        counts.append(closure.count - before)
+    assert counts == [10, 2, 2, 10]
+    assert optimizer.gradient_evaluations == closure.count
+
+
+@wrapped
+def test_rho_0_takes_one_evaluation_a_step(name) -> None:
+    _, optimizer, closure = start(name, rho=0.0)
+    for _ in range(3):
+        optimizer.step(closure)
+    assert optimizer.gradient_evaluations == closure.count == 3
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_loop_by_hand_counts_the_two_gradients_that_it_takes(name) -> None:
+    _, optimizer, closure = start(name)
+    if name == "EigenSAM":
+        optimizer.renew_eigenvector(closure)
+    if name == "IGSAM":
+        optimizer.renew_factors(batch()[0])
+    for _ in range(3):
+        closure()
+        optimizer.first_step()
+        closure()
+        optimizer.second_step()
+    assert optimizer.gradient_evaluations == closure.count == 6 + 2 * (name == "EigenSAM")
+    assert optimizer.steps == 3
 
 
 # -- batch normalisation, dropout, random numbers --------------------------------------------------
@@ -363,7 +417,7 @@ def test_a_model_of_one_number_works(name) -> None:
     assert 0.0 < abs(holder.weight.item()) < 1.0
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "GR double"])
+@every
 def test_sparse_gradients_take_the_steps_of_dense_ones(name) -> None:
     ends = []
     for sparse in (False, True):
@@ -403,6 +457,32 @@ def test_a_zero_gradient_moves_nothing(name) -> None:
     for _ in range(3):
         optimizer.step(Calls(optimizer, lambda: holder.weight.square().sum()))
     assert holder.weight.tolist() == [0.0, 0.0, 0.0]
+    assert optimizer.skipped_steps == 0
+
+
+def one_weight(inputs: float) -> tuple[nn.Linear, Callable[[], Tensor], dict[str, Any]]:
+    """Return a linear model of one number, its loss, and IGSAM's options for it."""
+    model = nn.Linear(1, 1, bias=False).double()
+    model.weight.data.fill_(1.0)
+    x = torch.full((2, 1), inputs, dtype=torch.float64)
+    options = {"rho": 0.1, "damping": 0.5, "loss": "half_squared_error", "lr": 0.1}
+    return model, lambda: 0.5 * model(x).square().mean(), options
+
+
+def test_igsam_works_on_a_model_of_one_number() -> None:
+    # L = ½ (2w)², so g = 4, F = H = 4, δ = 0.1 · 4 / 4.5.
+    model, loss, options = one_weight(2.0)
+    optimizer = IGSAM(model.parameters(), model, **options)
+    optimizer.step(Calls(optimizer, loss))
+    assert model.weight.item() == pytest.approx(1 - 0.1 * 4 * (1 + 0.4 / 4.5), abs=1e-15)
+
+
+def test_igsam_moves_nothing_where_the_gradient_and_the_fisher_matrix_are_zero() -> None:
+    model, loss, options = one_weight(0.0)
+    optimizer = IGSAM(model.parameters(), model, **options)
+    for _ in range(2):
+        optimizer.step(Calls(optimizer, loss))
+    assert model.weight.item() == 1.0
     assert optimizer.skipped_steps == 0
 
 
@@ -770,11 +850,11 @@ def test_nothing_is_logged_unasked() -> None:
 # -- devices ---------------------------------------------------------------------------------------
 
 
-@every
+@every_variant
 def test_a_step_runs_where_the_model_is(name, device, explicit_devices) -> None:
     model = network(device)
     before = weights_of(model)
-    optimizer = EVERY[name](model, **STEP[name], log=True, max_norm=10.0)
+    optimizer = (EVERY | VARIANTS)[name](model, **STEP[name], log=True, max_norm=10.0)
     inputs, targets = batch(device=device)
     closure = Calls(optimizer, classification(model, inputs, targets))
     with explicit_devices():
@@ -782,6 +862,41 @@ def test_a_step_runs_where_the_model_is(name, device, explicit_devices) -> None:
             optimizer.step(closure)
     assert not same(weights_of(model), before)
     assert all(parameter.device == inputs.device for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_loop_by_hand_runs_where_the_model_is(name, device, explicit_devices) -> None:
+    model, optimizer, closure = start(name, device)
+    before, inputs = weights_of(model), batch(device=device)[0]
+    with explicit_devices():
+        random_state = RandomState([inputs.device])
+        if name == "EigenSAM":
+            optimizer.renew_eigenvector(closure)
+        if name == "IGSAM":
+            optimizer.renew_factors(inputs)
+        model.masks.clear()
+        random_state.set()
+        closure()
+        optimizer.first_step()
+        with random_state.replayed():
+            closure()
+        optimizer.second_step()
+    assert not same(weights_of(model), before)
+    assert len(model.masks) == 2 and torch.equal(*model.masks)
+    assert all(parameter.device == inputs.device for parameter in model.parameters())
+
+
+@every
+def test_a_saved_state_is_loaded_where_the_model_is(name, device, explicit_devices) -> None:
+    _, optimizer, closure = start(name, device)
+    for _ in range(2):
+        optimizer.step(closure)
+    _, resumed, closure = start(name, device)
+    state = copy.deepcopy(optimizer.state_dict())
+    with explicit_devices():
+        resumed.load_state_dict(state)
+        resumed.step(closure)
+    assert resumed.steps == 3 and resumed.skipped_steps == 0
 
 
 PRECISIONS = [(name, torch.float32) for name in EVERY] + [
