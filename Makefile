@@ -2,7 +2,7 @@
 # make html     build the book from the committed outputs
 # make test     everything that must hold before a change is shared
 # make refresh  rewrite the chapters' committed outputs (CHAPTERS="01_five_minutes" for some)
-# make benchmark  time and memory beside other libraries (ten minutes on a quiet machine)
+# make benchmark  time and memory beside other libraries (a quarter of an hour on a quiet machine)
 #
 # Settings: PYTHON=<Python 3.11>  THREADS=<processor cores to use>  DEVICE=<cpu or cuda>
 

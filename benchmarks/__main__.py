@@ -1,8 +1,10 @@
 """Measure everything side by side, print the table and, on request, write the record.
 
-Run on a quiet machine, about ten minutes::
+Run on a quiet machine, about twelve minutes::
 
     make benchmark
+
+``python -m benchmarks --only steps`` runs a part; the page is made from a whole record.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -25,8 +27,16 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import Measured, Settings, measure
-from benchmarks.quantities import BEST, COMBINED, QUANTITIES, TRACE_SEEDS, Quantity
-from benchmarks.render import console_row, console_summary
+from benchmarks.quantities import (
+    BEST,
+    COMBINED,
+    QUANTITIES,
+    STEP_KINDS,
+    TRACE_SEEDS,
+    Quantity,
+)
+from benchmarks.render import console_row, console_step, console_summary
+from benchmarks.steps import MeasuredStep, measure_step
 from benchmarks.traces import trace_errors
 from paperkit.experiments.provenance import describe, tree_state
 
@@ -38,15 +48,28 @@ TOOLS = (
     "benchmarks.with_eigenthings",
     "benchmarks.with_nngeometry",
 )
-LIBRARIES = ("curvlinops-for-pytorch", "hessian-eigenthings", "nngeometry")
+STEP_TOOLS = ("benchmarks.optimizers", "benchmarks.with_pytorch_optimizer")
+LIBRARIES = (
+    "curvlinops-for-pytorch",
+    "hessian-eigenthings",
+    "nngeometry",
+    "pytorch-optimizer",
+)
+GROUPS = ("rows", "traces", "steps")
+"""What a record consists of: quantities side by side, errors of Tr H, steps of optimizers."""
 UNIT = Quantity("gradient", "one gradient, the unit")
 
 
-def measured(settings: Settings) -> Iterator[Measured]:
-    """Yield every quantity with every tool that has it, each from a process of its own."""
+def fresh_processes() -> ProcessPoolExecutor:
+    """Return a pool in which each task has a process of its own, one after the other."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.warm_up"])
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+    return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
+
+
+def measured(settings: Settings) -> Iterator[Measured]:
+    """Yield every quantity with every tool that has it."""
+    with fresh_processes() as pool:
         for quantity in (UNIT, *QUANTITIES):
             reference: np.ndarray | None = None
             for module in TOOLS:
@@ -54,6 +77,21 @@ def measured(settings: Settings) -> Iterator[Measured]:
                     row = pool.submit(
                         measure, module, quantity.key, quantity.problem, tool, settings
                     ).result()
+                    if reference is None:
+                        reference = row.found
+                    else:
+                        row = replace(row, difference=difference(row.found, reference))
+                    yield row
+
+
+def measured_steps(settings: Settings) -> Iterator[MeasuredStep]:
+    """Yield every kind of step with every tool that has it."""
+    with fresh_processes() as pool:
+        for kind in STEP_KINDS:
+            reference: np.ndarray | None = None
+            for module in STEP_TOOLS:
+                for tool in import_module(module).STEPS.get(kind.key, ()):
+                    row = pool.submit(measure_step, module, kind.key, tool, settings).result()
                     if reference is None:
                         reference = row.found
                     else:
@@ -92,24 +130,43 @@ def best_others(rows: list[Measured]) -> Measured:
     )
 
 
-def run(settings: Settings, seeds: int) -> dict[str, Any]:
-    """Measure everything; print each row as it comes; return the record."""
-    start = time.perf_counter()
-    tree = tree_state()
+def run_quantities(settings: Settings) -> list[dict[str, Any]]:
+    """Measure all quantities; print each row as it comes."""
     rows = []
     for row in measured(settings):
         print(console_row(row.record()), flush=True)
         rows.append(row)
     rows.append(best_others(rows))
     print(console_row(rows[-1].record()), flush=True)
+    return [row.record() for row in rows]
+
+
+def run_steps(settings: Settings) -> list[dict[str, Any]]:
+    """Measure all optimizers; print each row as it comes."""
+    rows = []
+    for row in measured_steps(settings):
+        print(console_step(row.record()), flush=True)
+        rows.append(row.record())
+    return rows
+
+
+def run(settings: Settings, seeds: int, groups: Collection[str] = GROUPS) -> dict[str, Any]:
+    """Measure the groups, in their order; return the record."""
+    start = time.perf_counter()
+    tree = tree_state()
+    ways = {
+        "rows": lambda: run_quantities(settings),
+        "traces": lambda: [asdict(row) for row in trace_errors(seeds)],
+        "steps": lambda: run_steps(settings),
+    }
+    found = {group: ways[group]() for group in GROUPS if group in groups}
     origin = describe(tree, torch.device(settings.device))
     origin["versions"] |= {name: version(name) for name in LIBRARIES}
     return {
         "date": datetime.now(UTC).date().isoformat(),
         **origin,
         "settings": asdict(settings) | {"seeds": seeds},
-        "rows": [row.record() for row in rows],
-        "traces": [asdict(row) for row in trace_errors(seeds)],
+        **found,
         "seconds": time.perf_counter() - start,
     }
 
@@ -120,12 +177,24 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=Settings.samples)
     parser.add_argument("--repeats", type=int, default=Settings.repeats)
     parser.add_argument("--device", default=Settings.device)
+    parser.add_argument("--batch", type=int, default=Settings.batch, help="of an optimizer's step")
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="timed ones")
     parser.add_argument("--seeds", type=int, default=TRACE_SEEDS, help="of the estimates of Tr H")
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=GROUPS, help="parts of the record to measure"
+    )
     parser.add_argument("--output", type=Path, help="where to write the record")
     options = parser.parse_args()
     # Libraries warn of their own affairs, in every process.
     os.environ["PYTHONWARNINGS"] = "ignore"
-    record = run(Settings(options.samples, options.device, options.repeats), options.seeds)
+    settings = Settings(
+        samples=options.samples,
+        device=options.device,
+        repeats=options.repeats,
+        batch=options.batch,
+        steps=options.steps,
+    )
+    record = run(settings, options.seeds, options.only)
     print(console_summary(record))
     if options.output:
         text = json.dumps(record, indent=1, ensure_ascii=False)

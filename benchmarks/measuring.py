@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.problems import PROBLEMS, Problem
+from benchmarks.quantities import REFERENCE_BATCH
 from paperkit.experiments.provenance import peak_memory, reset_peak_memory
 
 
@@ -62,12 +63,18 @@ class Settings:
         Timed calls, after an untimed one.
     longest : float
         Seconds; a first call that took longer is the only one, and counts.
+    batch : int
+        Samples of an optimizer's step.
+    steps : int
+        Timed steps of an optimizer, after an untimed one.
     """
 
     samples: int = 64
     device: str = "cpu"
     repeats: int = 3
     longest: float = 5.0
+    batch: int = REFERENCE_BATCH
+    steps: int = 5
 
 
 @dataclass
@@ -112,7 +119,8 @@ class Measured:
         return {name: value for name, value in asdict(self).items() if name != "found"}
 
 
-def _seconds(action: Callable[[], Any], device: str) -> tuple[float, Any]:
+def timed(action: Callable[[], Any], device: str) -> tuple[float, Any]:
+    """Run the action until the device has finished; return the seconds and what it returned."""
     start = time.perf_counter()
     result = action()
     if device == "cuda":
@@ -120,7 +128,8 @@ def _seconds(action: Callable[[], Any], device: str) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def _memory(device: str) -> int:
+def memory(device: str) -> int:
+    """Return the peak so far in bytes, of the process or of a GPU's allocator."""
     peak = peak_memory(torch.device(device))
     return peak["device" if device == "cuda" else "process"]
 
@@ -143,18 +152,18 @@ def measure(module: str, quantity: str, problem: str, tool: str, settings: Setti
     Problem(setup.model, setup.inputs[:1], setup.targets[:1]).gradient()
     setup.model.zero_grad()
     reset_peak_memory(torch.device(settings.device))
-    before = _memory(settings.device)
+    before = memory(settings.device)
     work = way(setup)
-    first, result = _seconds(work.action, settings.device)
-    peak = _memory(settings.device) - before
+    first, result = timed(work.action, settings.device)
+    peak = memory(settings.device) - before
     found = work.found(result).detach().flatten().to(device="cpu", dtype=torch.float64)
     del result
-    _seconds(setup.gradient, settings.device)
+    timed(setup.gradient, settings.device)
     units, times = [], []
     for _ in range(settings.repeats):
-        units.append(_seconds(setup.gradient, settings.device)[0])
+        units.append(timed(setup.gradient, settings.device)[0])
         if first <= settings.longest:
-            times.append(_seconds(work.action, settings.device)[0])
+            times.append(timed(work.action, settings.device)[0])
     seconds = statistics.median(times or [first]) / work.count
     unit = statistics.median(units)
     return Measured(

@@ -87,3 +87,79 @@ TRACE_CEILING = 0.5
 """Percent: relative root-mean-square error of Tr H after 60 products."""
 
 TRACE_PRODUCTS, TRACE_SEEDS = 60, 100
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """One kind of step of one optimizer.
+
+    Attributes
+    ----------
+    key : str
+        Its name in the tools' ``STEPS``.
+    title : str
+        For a table.
+    closures : int
+        How often the step calls its closure, as the library documents it.
+    remark : str
+        What a reader has to know.
+    renews : bool
+        Whether the step also renews what a period of steps lives on.
+    """
+
+    key: str
+    title: str
+    closures: int
+    remark: str = ""
+    renews: bool = False
+
+
+FISHER_SAMPLES = 64
+"""Inputs that IGSAM renews F from: the pairs of 128 exceed the default memory budget."""
+
+STEP_KINDS = (
+    StepKind("sgd", "SGD", 1, "the base of all that have one"),
+    StepKind("sam", "SAM", 2),
+    StepKind("asam", "ASAM", 2),
+    StepKind("eigen_sam", "EigenSAM, between renewals", 2),
+    StepKind(
+        "eigen_sam_renewal", "EigenSAM, with a renewal", 12, "5 power iterations", renews=True
+    ),
+    StepKind(
+        "gradient_regularization",
+        "GradientRegularization, double backward",
+        1,
+        "the second gradient is the double backward pass, outside the closure",
+    ),
+    StepKind("gradient_regularization_difference", "GradientRegularization, finite difference", 2),
+    StepKind("rsam", "RSAM, as in the paper", 2),
+    StepKind("rsam_exact", "RSAM, exact", 2),
+    StepKind("sasam", "SASAM, mini-batches", 3),
+    StepKind("sasam_full_batch", "SASAM, full batch", 2),
+    StepKind("sasgd", "SASGD, mini-batches", 2),
+    StepKind("sasgd_full_batch", "SASGD, full batch", 1),
+    StepKind("igsam", "IGSAM, between renewals", 2),
+    StepKind(
+        "igsam_renewal",
+        "IGSAM, with a renewal",
+        2,
+        f"F from {FISHER_SAMPLES} of the inputs, outside the closure",
+        renews=True,
+    ),
+)
+
+BASE_OPTIONS = {"lr": 0.1, "momentum": 0.9}
+SAM_RADIUS = 0.05
+
+RENEWALS = 1
+"""Timed steps with a renewal, which takes as long as several without."""
+
+REFERENCE_BATCH = 128
+"""The batch that the ceiling of a step is for."""
+
+STEP_CEILING = 1.0
+"""Percent: time of a step of SAM outside its closure over the time inside."""
+
+STEP_TOLERANCE = 1e-3
+"""By how much the weights' first change may differ from ours, relative to its norm; see
+:class:`Quantity` for single precision."""

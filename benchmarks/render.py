@@ -18,7 +18,12 @@ from benchmarks.quantities import (
     COMBINED_CEILING,
     OURS,
     QUANTITIES,
+    REFERENCE_BATCH,
     REFERENCE_SAMPLES,
+    RENEWALS,
+    STEP_CEILING,
+    STEP_KINDS,
+    STEP_TOLERANCE,
     TRACE_CEILING,
     TRACE_PRODUCTS,
     TRACE_SEEDS,
@@ -33,6 +38,10 @@ TEMPLATE = ROOT / "benchmarks" / "page.md"
 
 MEBIBYTE = 2**20
 _BY_KEY = {quantity.key: quantity for quantity in QUANTITIES}
+_KINDS = {kind.key: kind for kind in STEP_KINDS}
+_TOLERANCES = {quantity.key: quantity.tolerance for quantity in QUANTITIES} | dict.fromkeys(
+    _KINDS, STEP_TOLERANCE
+)
 Row = Mapping[str, Any]
 
 
@@ -64,9 +73,13 @@ class Target:
 
 
 def targets(record: Row) -> list[Target]:
-    """Return every ceiling beside what the record says."""
-    settings = record["settings"]
-    full = settings["samples"] == REFERENCE_SAMPLES
+    """Return every ceiling beside what the record, or the part that was run, says."""
+    parts = {"rows": _quantity_targets, "traces": _trace_targets, "steps": _step_targets}
+    return [target for group, of in parts.items() if group in record for target in of(record)]
+
+
+def _quantity_targets(record: Row) -> list[Target]:
+    full = record["settings"]["samples"] == REFERENCE_SAMPLES
     ours = {row["quantity"]: row for row in record["rows"] if row["tool"] == OURS}
     found = [
         Target(f"{q.title}, in gradients", ours[q.key]["gradients"], q.ceiling, full)
@@ -76,29 +89,34 @@ def targets(record: Row) -> list[Target]:
     (others,) = (row for row in record["rows"] if row["tool"] == BEST)
     ratio = ours[COMBINED]["gradients"] / others["gradients"]
     found.append(Target(f"{_BY_KEY[COMBINED].title}, over {BEST}", ratio, COMBINED_CEILING, full))
-    best = min(row["percent"] for row in record["traces"] if row["tool"] == OURS)
-    found.append(
-        Target(
-            f"relative error of Tr H after {TRACE_PRODUCTS} products, in percent",
-            best,
-            TRACE_CEILING,
-            settings["seeds"] == TRACE_SEEDS,
-        )
-    )
     largest = max(row["peak"] for row in ours.values()) / MEBIBYTE
-    found.append(
-        Target(
-            "largest peak of ours, in MiB (the default budget)", largest, GIBIBYTE / MEBIBYTE, full
-        )
-    )
+    budget = GIBIBYTE / MEBIBYTE
+    found.append(Target("largest peak of ours, in MiB (the default budget)", largest, budget, full))
     return found
+
+
+def _trace_targets(record: Row) -> list[Target]:
+    best = min(row["percent"] for row in record["traces"] if row["tool"] == OURS)
+    what = f"relative error of Tr H after {TRACE_PRODUCTS} products, in percent"
+    return [Target(what, best, TRACE_CEILING, record["settings"]["seeds"] == TRACE_SEEDS)]
+
+
+def _step_targets(record: Row) -> list[Target]:
+    what = "a step of SAM outside its closures, in percent of the time inside"
+    full = record["settings"]["batch"] == REFERENCE_BATCH
+    return [Target(what, _step(record, "sam")["percent"], STEP_CEILING, full)]
+
+
+def _step(record: Row, key: str) -> Row:
+    """Return the row of a kind of step; ours comes first."""
+    return next(row for row in record["steps"] if row["quantity"] == key)
 
 
 def void(row: Row) -> bool:
     """Whether a tool's result differs from ours by more than round-off can explain."""
-    if row["difference"] is None or row["quantity"] not in _BY_KEY:
+    if row["difference"] is None or row["quantity"] not in _TOLERANCES:
         return False
-    return not row["difference"] <= _BY_KEY[row["quantity"]].tolerance
+    return not row["difference"] <= _TOLERANCES[row["quantity"]]
 
 
 def beaten(record: Row) -> list[tuple[Quantity, Row, Row]]:
@@ -126,14 +144,26 @@ def console_row(row: Row) -> str:
     )
 
 
+def console_step(row: Row) -> str:
+    """Return one row of the terminal's table of steps."""
+    agreement = "" if row["difference"] is None else f"differs by {row['difference']:.0e}"
+    cost = "void" if void(row) else number(row["percent"])
+    return (
+        f"{row['quantity']:36s} {row['tool']:18s} {row['closures']:3d} closures "
+        f"{cost:>9s} % outside {number(1e3 * row['outside']):>9s} ms of "
+        f"{number(row['inside']):>6s} s {row['peak'] / MEBIBYTE:8.0f} MiB  {agreement}"
+    )
+
+
 def console_summary(record: Row) -> str:
     """Return the terminal's lines on Tr H, the drift and the targets."""
     lines = [
         f"Tr H  {row['tool']:24s} {row['method']:12s} {row['percent']:6.2f} % "
         f"after {row['products']:.0f} products"
-        for row in record["traces"]
+        for row in record.get("traces", ())
     ]
-    lines.append(f"the unit varied by a factor of {drift(record):.2f} during the run")
+    if "rows" in record:
+        lines.append(f"the unit varied by a factor of {drift(record):.2f} during the run")
     lines += [
         f"{target.verdict:11s} {number(target.value):>8s} (at most {number(target.ceiling)})  "
         f"{target.what}"
@@ -186,17 +216,32 @@ def page(record: Row) -> str:
         target_rows=_target_rows(record),
         table_rows=_table_rows(record),
         trace_rows=_trace_rows(record),
+        batch=settings["batch"],
+        steps=settings["steps"],
+        renewals=RENEWALS,
+        first_outside=number(1e3 * _step(record, "sam")["first_outside"]),
+        step_rows=_step_rows(record),
         weaknesses=_weaknesses(record),
     )
 
 
 def _warning(settings: Row) -> str:
-    if settings["samples"] == REFERENCE_SAMPLES and settings["seeds"] == TRACE_SEEDS:
+    sizes = {
+        "samples": ("n = {}", REFERENCE_SAMPLES),
+        "seeds": ("{} seeds", TRACE_SEEDS),
+        "batch": ("batches of {}", REFERENCE_BATCH),
+    }
+    if all(settings[name] == size for name, (_, size) in sizes.items()):
         return ""
+    here, there = (
+        ", ".join(words.format(value) for words, value in pairs)
+        for pairs in (
+            [(words, settings[name]) for name, (words, _) in sizes.items()],
+            sizes.values(),
+        )
+    )
     return (
-        f"```{{warning}}\nThis was a trial run with n = {settings['samples']} and "
-        f"{settings['seeds']} seeds; the ceilings are for n = {REFERENCE_SAMPLES} and "
-        f"{TRACE_SEEDS}.\n```\n\n"
+        f"```{{warning}}\nThis was a trial run with {here}; the ceilings are for {there}.\n```\n\n"
     )
 
 
@@ -245,12 +290,44 @@ def _trace_rows(record: Row) -> str:
     )
 
 
+def _step_rows(record: Row) -> str:
+    lines = []
+    for row in record["steps"]:
+        kind = _KINDS[row["quantity"]]
+        cost = [number(row["percent"]), number(1e3 * row["outside"]), number(row["inside"])]
+        cells = [
+            kind.title,
+            row["tool"],
+            str(row["closures"]),
+            *(["void"] * len(cost) if void(row) else cost),
+            _mebibytes(row),
+            "" if row["difference"] is None else _power(row["difference"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} | {kind.remark} |")
+    return "\n".join(lines)
+
+
+def _slower_steps(record: Row) -> list[str]:
+    """Say where another tool's optimizer spends less time outside its closures than ours."""
+    found = []
+    for row in record["steps"]:
+        ours = _step(record, row["quantity"])
+        if row["difference"] is None or void(row) or row["percent"] >= ours["percent"]:
+            continue
+        found.append(
+            f"* a step of {_KINDS[row['quantity']].title}: {row['tool']} spends "
+            f"{number(row['percent'])} % of the closures' time outside, this library "
+            f"{number(ours['percent'])} %."
+        )
+    return found
+
+
 def _weaknesses(record: Row) -> str:
     slower = [
         f"* {quantity.title}: {best['tool']} takes {number(best['gradients'])} gradients and "
         f"{_mebibytes(best)} MiB, this library {number(row['gradients'])} and {_mebibytes(row)}."
         for quantity, best, row in beaten(record)
-    ]
+    ] + _slower_steps(record)
     if not slower:
         return "* No other tool was faster in this run."
     return "Another tool was faster in:\n\n" + "\n".join(slower) + "\n\nAnd in general:\n"

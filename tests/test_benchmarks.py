@@ -10,10 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import render, with_paperkit, with_torch
+import paperkit.optim
+from benchmarks import optimizers, render, with_paperkit, with_torch
 from benchmarks.measuring import Settings, Work, measure
 from benchmarks.problems import PROBLEMS
-from benchmarks.quantities import BEST, COMBINED, OURS, QUANTITIES, REFERENCE_SAMPLES
+from benchmarks.quantities import (
+    BASE_OPTIONS,
+    BEST,
+    COMBINED,
+    OURS,
+    QUANTITIES,
+    REFERENCE_BATCH,
+    REFERENCE_SAMPLES,
+    SAM_RADIUS,
+    STEP_KINDS,
+    STEP_TOLERANCE,
+)
+from benchmarks.steps import MeasuredStep, TimedClosure, measure_step
 
 RECORD = json.loads(render.RECORD.read_text(encoding="utf-8"))
 # The others multiply with many vectors, or invert a large matrix.
@@ -82,12 +95,18 @@ def test_a_void_row_shows_no_time_and_beats_nobody() -> None:
 
 def test_ceilings_are_judged_at_their_own_size_only() -> None:
     record = copy.deepcopy(RECORD)
-    record["settings"] |= {"samples": 8, "seeds": 5}
+    record["settings"] |= {"samples": 8, "seeds": 5, "batch": 4}
     assert {target.verdict for target in render.targets(record)} == {"not judged"}
     assert "trial run" in render.page(record)
-    record["settings"] |= {"samples": REFERENCE_SAMPLES, "seeds": 100}
+    reference = {"samples": REFERENCE_SAMPLES, "seeds": 100, "batch": REFERENCE_BATCH}
+    record["settings"] |= reference
     assert {target.verdict for target in render.targets(record)} <= {"met", "NOT MET"}
     assert "trial run" not in render.page(record)
+    for name in reference:
+        record["settings"] |= reference | {name: 5}
+        verdicts = [target.verdict for target in render.targets(record)]
+        assert 0 < verdicts.count("not judged") < len(verdicts)
+        assert "trial run" in render.page(record)
 
 
 def test_a_ceiling_is_met_up_to_its_own_value() -> None:
@@ -122,6 +141,122 @@ def test_time_is_for_one_and_memory_counts_what_the_action_touches(monkeypatch) 
     assert row.found.tolist() == [1.0, 1.0, 1.0]
     # A process may hold some free memory, and the system counts pages in batches.
     assert 0.9 * mebibytes <= row.peak / 2**20 <= 2 * mebibytes
+
+
+# -- steps of optimizers ---------------------------------------------------------------------------
+
+KINDS = {kind.key: kind for kind in STEP_KINDS}
+SMALL = Settings(batch=2, steps=1)
+
+
+def step_of(key: str, settings: Settings = SMALL) -> MeasuredStep:
+    (tool,) = optimizers.STEPS[key]
+    return measure_step("benchmarks.optimizers", key, tool, settings)
+
+
+def change(found: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
+
+
+def test_every_optimizer_of_this_library_is_timed() -> None:
+    model = torch.nn.Linear(2, 2)
+    made = {type(way[OURS](model)) for way in optimizers.STEPS.values() if OURS in way}
+    public = [getattr(paperkit.optim, name) for name in paperkit.optim.__all__]
+    assert made == {kind for kind in public if issubclass(kind, torch.optim.Optimizer)}
+    assert list(optimizers.STEPS) == list(KINDS)
+
+
+@pytest.mark.parametrize("key", list(KINDS))
+def test_a_step_calls_its_closure_as_often_as_the_table_says(key: str, device) -> None:
+    row = step_of(key, Settings(batch=2, steps=1, device=device.type))
+    assert row.closures == KINDS[key].closures
+    if key != "sgd":
+        # A double backward pass is a gradient, too.
+        assert row.evaluations == row.closures + (key == "gradient_regularization")
+
+
+def test_the_record_has_every_kind_of_step_with_its_closures_counted() -> None:
+    rows = {row["quantity"]: row for row in RECORD["steps"] if row["tool"] in (OURS, "torch")}
+    assert list(rows) == list(KINDS)
+    assert {key: row["closures"] for key, row in rows.items()} == {
+        key: kind.closures for key, kind in KINDS.items()
+    }
+    others = [row for row in RECORD["steps"] if row["difference"] is not None]
+    assert [row["tool"] for row in others] == ["pytorch-optimizer"]
+    assert not any(render.void(row) for row in others)
+
+
+def test_time_outside_the_closure_is_told_from_time_inside(monkeypatch) -> None:
+    pause = 0.05
+
+    class Slow(torch.optim.SGD):
+        def step(self, closure):
+            closure()
+            time.sleep(pause)
+            closure()
+            super().step()
+
+    way = {"tool": lambda model: Slow(model.parameters(), **BASE_OPTIONS)}
+    monkeypatch.setitem(optimizers.STEPS, "sam", way)
+    row = step_of("sam")
+    assert row.outside >= pause
+    assert row.closures == 2 and row.evaluations is None
+    assert row.percent == pytest.approx(100 * row.outside / row.inside, rel=1e-12)
+    gradient = TimedClosure._gradient
+    monkeypatch.setattr(
+        TimedClosure, "_gradient", lambda self: (time.sleep(1.0), gradient(self))[1]
+    )
+    row = step_of("sam")
+    assert row.outside < 1.0 < 2.0 <= row.inside
+
+
+def test_steps_that_are_not_alike_are_refused(monkeypatch) -> None:
+    class Uneven(torch.optim.SGD):
+        count = 0
+
+        def step(self, closure):
+            self.count += 1
+            for _ in range(self.count):
+                closure()
+
+    way = {"tool": lambda model: Uneven(model.parameters())}
+    monkeypatch.setitem(optimizers.STEPS, "sgd", way)
+    with pytest.raises(RuntimeError, match="not alike"):
+        step_of("sgd", Settings(batch=2, steps=2))
+
+
+def test_another_radius_would_be_another_step(monkeypatch) -> None:
+    ours = step_of("sam").found
+    assert change(step_of("sam").found, ours) <= STEP_TOLERANCE
+    way = {
+        OURS: lambda model: paperkit.optim.SAM(
+            model.parameters(), rho=1.1 * SAM_RADIUS, **BASE_OPTIONS
+        )
+    }
+    monkeypatch.setitem(optimizers.STEPS, "sam", way)
+    assert change(step_of("sam").found, ours) > STEP_TOLERANCE
+
+
+def test_a_void_step_shows_no_time_and_a_faster_one_is_a_weakness() -> None:
+    record = copy.deepcopy(RECORD)
+    (other,) = (row for row in record["steps"] if row["difference"] is not None)
+    ours = next(row for row in record["steps"] if row["quantity"] == "sam")
+    other["percent"] = 0.5 * ours["percent"]
+    assert f"{other['tool']} spends {render.number(other['percent'])} %" in render.page(record)
+    other["difference"] = 2 * STEP_TOLERANCE
+    text = render.page(record)
+    assert "| void | void | void |" in text
+    assert f"{other['tool']} spends" not in text
+
+
+def test_a_part_of_a_record_has_its_own_ceilings_only() -> None:
+    counts = []
+    for group in ("rows", "traces", "steps"):
+        part = {"settings": RECORD["settings"], group: RECORD[group]}
+        counts.append(len(render.targets(part)))
+        assert render.console_summary(part)
+    assert sum(counts) == len(render.targets(RECORD))
+    assert counts[1:] == [1, 1]
 
 
 def test_the_other_libraries_are_pinned_exactly() -> None:

@@ -30,12 +30,16 @@ from paperkit.estimators.relative_flatness import (
 )
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import draw_probes, generator_of
-from paperkit.linearize.batches import batches
-from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
+from paperkit.linearize.budget import FORWARD, Chunks
+from paperkit.linearize.evaluation import check_outputs, check_targets, evaluation
 from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization
 from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize_in_chunks
 from paperkit.linearize.losses import get_loss
 from paperkit.linearize.operators import HessianOperator
+
+# Tensors of the parameters' size that a pair of losses holds, the last pair's included: 4.00
+# measured.
+_NOISE_COPIES = 4
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -209,6 +213,7 @@ def average_adaptive_sharpness(
     rho: float = 0.1,
     probes: int = 100,
     seed: int = 0,
+    memory_budget: int = GIBIBYTE,
 ) -> Measurement:
     r"""Return :math:`S^\rho_{\mathrm{avg}}` (compression paper, equation 38) by sampling.
 
@@ -225,6 +230,8 @@ def average_adaptive_sharpness(
         Pairs, at least 2.
     seed : int
         Of the noise; the same draws serve every rho.
+    memory_budget : int
+        Bytes above the model and its data.
 
     Returns
     -------
@@ -245,14 +252,22 @@ def average_adaptive_sharpness(
     chosen = list(select_parameters(model, parameters))
     values = []
     with evaluation(model) as leaves, torch.no_grad():
-        centre, n = mean_loss(model, leaves, data, loss)
+        chunks = Chunks(
+            model,
+            leaves,
+            lambda sample: sample.bytes_of(FORWARD),
+            memory_budget,
+            reserved=_NOISE_COPIES * sum(leaves[name].nbytes for name in chosen),
+        )
+        rest = (data, loss, chunks)
+        centre, n = mean_loss(model, leaves, *rest)
         generator = generator_of(seed)
         for _ in range(probes):
             noise = {
                 name: rho * gaussian_like(leaves[name], generator) * leaves[name] for name in chosen
             }
             plus, minus = (
-                mean_loss(model, leaves | {k: leaves[k] + s * noise[k] for k in chosen}, data, loss)
+                mean_loss(model, leaves | {k: leaves[k] + s * noise[k] for k in chosen}, *rest)
                 for s in (1.0, -1.0)
             )
             values.append((plus[0] + minus[0] - 2.0 * centre) / rho**2)
@@ -299,11 +314,12 @@ def gaussian_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def mean_loss(
-    model: nn.Module, parameters: dict[str, Tensor], data: object, loss: str
+    model: nn.Module, parameters: dict[str, Tensor], data: object, loss: str, chunks: Chunks
 ) -> tuple[float, int]:
     """Return the mean loss over all samples at some parameters, and the number of samples.
 
-    To be called within :func:`paperkit.linearize.evaluation.evaluation`; sums in float64.
+    To be called within :func:`paperkit.linearize.evaluation.evaluation`; sums in float64, over as
+    many samples at a time as ``chunks`` lets pass.
 
     Raises
     ------
@@ -311,8 +327,7 @@ def mean_loss(
         If the data do not fit the model or its outputs are not finite.
     """
     total, n = 0.0, 0
-    for inputs, targets in batches(data):
-        check_inputs(inputs)
+    for inputs, targets in chunks(data):
         outputs = functional_call(model, parameters, (inputs,))
         check_outputs(outputs, len(inputs))
         check_targets(targets, outputs, loss)

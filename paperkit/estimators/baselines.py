@@ -7,7 +7,7 @@ baseline too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from paperkit.estimators.result import Measurement
-from paperkit.linearize.batches import batches
-from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
+from paperkit.linearize.budget import FORWARD, Chunks
+from paperkit.linearize.evaluation import check_outputs, check_targets, evaluation
+from paperkit.linearize.linearize import GIBIBYTE
 from paperkit.linearize.losses import get_loss
 
 
@@ -78,19 +79,33 @@ def exponential_losses(outputs: Tensor, targets: Tensor, loss: str = "cross_entr
     return torch.expm1(sample_losses(outputs, targets, loss))
 
 
-def _predictions(model: nn.Module, data: object, loss: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield outputs and targets batch by batch."""
+def _per_sample(
+    model: nn.Module,
+    data: object,
+    loss: str,
+    function: Callable[[Tensor, Tensor], Tensor],
+    memory_budget: int,
+) -> Tensor:
+    """Apply a function of (outputs, targets) to as many samples at a time as fit: (n, …)."""
     get_loss(loss)
-    for inputs, targets in batches(data):
-        check_inputs(inputs)
-        with evaluation(model) as parameters, torch.no_grad():
+    values = []
+    with evaluation(model) as parameters, torch.no_grad():
+        chunks = Chunks(model, parameters, lambda sample: sample.bytes_of(FORWARD), memory_budget)
+        for inputs, targets in chunks(data):
             outputs = functional_call(model, parameters, (inputs,))
-        check_outputs(outputs, len(inputs))
-        check_targets(targets, outputs, loss)
-        yield outputs, targets
+            check_outputs(outputs, len(inputs))
+            check_targets(targets, outputs, loss)
+            values.append(function(outputs, targets))
+    return torch.cat(values)
 
 
-def mean_loss(model: nn.Module, data: object, loss: str = "cross_entropy") -> Measurement:
+def mean_loss(
+    model: nn.Module,
+    data: object,
+    loss: str = "cross_entropy",
+    *,
+    memory_budget: int = GIBIBYTE,
+) -> Measurement:
     """Return the mean loss over all samples.
 
     Parameters
@@ -101,29 +116,53 @@ def mean_loss(model: nn.Module, data: object, loss: str = "cross_entropy") -> Me
         ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
     loss : str
         A name from :data:`paperkit.linearize.LOSSES`.
+    memory_budget : int
+        Bytes above the model and its data.
 
     Raises
     ------
     ValueError
         If the loss is unknown or the data do not fit the model.
     """
-    losses = torch.cat([sample_losses(*pair, loss) for pair in _predictions(model, data, loss)])
+
+    def of_samples(outputs: Tensor, targets: Tensor) -> Tensor:
+        return sample_losses(outputs, targets, loss)
+
+    losses = _per_sample(model, data, loss, of_samples, memory_budget)
     return Measurement(
         value=float(losses.mean()), measure="mean_loss", method="exact", n=len(losses), loss=loss
     )
 
 
 def mean_exponential_loss(
-    model: nn.Module, data: object, loss: str = "cross_entropy"
+    model: nn.Module,
+    data: object,
+    loss: str = "cross_entropy",
+    *,
+    memory_budget: int = GIBIBYTE,
 ) -> Measurement:
-    r"""Return the mean of :math:`e^{\ell_i} - 1`; arguments and errors as :func:`mean_loss`.
+    r"""Return the mean of :math:`e^{\ell_i} - 1`.
 
     For cross-entropy, n times it bounds the information-geometric sharpness from above. Infinite
     where a loss exceeds 709 nats.
+
+    Parameters
+    ----------
+    model, data, loss
+        As in :func:`mean_loss`.
+    memory_budget : int
+        Bytes above the model and its data.
+
+    Raises
+    ------
+    ValueError
+        As :func:`mean_loss`.
     """
-    values = torch.cat(
-        [exponential_losses(*pair, loss) for pair in _predictions(model, data, loss)]
-    )
+
+    def of_samples(outputs: Tensor, targets: Tensor) -> Tensor:
+        return exponential_losses(outputs, targets, loss)
+
+    values = _per_sample(model, data, loss, of_samples, memory_budget)
     return Measurement(
         value=float(values.mean()),
         measure="mean_exponential_loss",
@@ -155,7 +194,12 @@ class GeneralizationGap(Measurement):
 
 
 def generalization_gap(
-    model: nn.Module, train: object, test: object, loss: str = "cross_entropy"
+    model: nn.Module,
+    train: object,
+    test: object,
+    loss: str = "cross_entropy",
+    *,
+    memory_budget: int = GIBIBYTE,
 ) -> GeneralizationGap:
     """Return the gap between test and training, in loss and in accuracy.
 
@@ -165,21 +209,28 @@ def generalization_gap(
         As in :func:`mean_loss`.
     train, test : pair or iterable of pairs
         Both measured in evaluation mode and without augmentation, unless the data carry it.
+    memory_budget : int
+        Bytes above the model and its data.
 
     Raises
     ------
     ValueError
         As :func:`mean_loss`.
     """
+
+    def of_samples(outputs: Tensor, targets: Tensor) -> Tensor:
+        columns = [sample_losses(outputs, targets, loss)]
+        if loss == "cross_entropy":
+            columns.append((outputs.argmax(dim=1) == targets).double())
+        return torch.stack(columns, dim=1)
+
     losses, accuracies, counts = [], [], []
     for data in (train, test):
-        pairs = list(_predictions(model, data, loss))
-        of_samples = torch.cat([sample_losses(*pair, loss) for pair in pairs])
-        losses.append(float(of_samples.mean()))
-        counts.append(len(of_samples))
-        if loss == "cross_entropy":
-            hits = torch.cat([outputs.argmax(dim=1) == targets for outputs, targets in pairs])
-            accuracies.append(float(hits.double().mean()))
+        values = _per_sample(model, data, loss, of_samples, memory_budget)
+        means = values.mean(dim=0).tolist()
+        losses.append(means[0])
+        accuracies += means[1:]
+        counts.append(len(values))
     return GeneralizationGap(
         value=losses[1] - losses[0],
         measure="generalization_gap",

@@ -24,6 +24,7 @@ from torch.func import functional_call, grad, vmap
 
 from paperkit.estimators.result import Measurement
 from paperkit.linearize.batches import batches
+from paperkit.linearize.budget import BACKWARD, Chunks
 from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.linearize import (
@@ -458,20 +459,23 @@ def _hutchinson(
     hessian_factor = get_loss(loss).hessian_factor
     generator = torch.Generator(device="cpu").manual_seed(seed)
     squares: list[Tensor] = []
-    for inputs, _ in batches(data):
-        check_inputs(inputs)
-        with evaluation(model) as leaves:
-            fixed = {name: leaf.detach() for name, leaf in leaves.items()}
-            chosen = {name: fixed[name] for name in (names or fixed)}
-            size = sum(leaf.numel() * leaf.element_size() for leaf in chosen.values())
-            for chunk in inputs.split(max(1, memory_budget // (4 * size * probes))):
-                with torch.no_grad():
-                    outputs = functional_call(model, fixed, (chunk,))
-                    check_outputs(outputs, len(chunk))
-                    factor = hessian_factor(outputs)
-                squares.append(
-                    _probe_squares(model, fixed, chosen, chunk, factor, probes, generator)
-                )
+    with evaluation(model) as leaves:
+        fixed = {name: leaf.detach() for name, leaf in leaves.items()}
+        chosen = {name: fixed[name] for name in (names or fixed)}
+        # Each probe of each sample has a backward pass and a gradient of its own.
+        size = sum(leaf.numel() * leaf.element_size() for leaf in chosen.values())
+        chunks = Chunks(
+            model,
+            leaves,
+            lambda sample: probes * (sample.bytes_of(BACKWARD) + 4 * size),
+            memory_budget,
+        )
+        for inputs, _ in chunks(data):
+            with torch.no_grad():
+                outputs = functional_call(model, fixed, (inputs,))
+                check_outputs(outputs, len(inputs))
+                factor = hessian_factor(outputs)
+            squares.append(_probe_squares(model, fixed, chosen, inputs, factor, probes, generator))
     values = torch.cat(squares, dim=1)
     # Probes of different samples are independent: the variances of the samples' means add up.
     variance = values.var(dim=0).mean() / values.numel()

@@ -13,13 +13,12 @@ from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
 from paperkit.linalg import density
 from paperkit.linalg.eigenpairs import top_eigenpairs
-from paperkit.linalg.probes import chunk_sizes
+from paperkit.linalg.probes import chunk_sizes, generator_of
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
 from paperkit.linalg.traces import (
     TraceEstimate,
     hutch_plus_plus,
     hutchinson,
-    krylov_deflation,
     xtrace,
 )
 from paperkit.linearize.linearize import (
@@ -29,38 +28,42 @@ from paperkit.linearize.linearize import (
 )
 from paperkit.linearize.operators import CurvatureOperator, HessianOperator, ResidualOperator
 
-# Added to the seed of the space, for the probes.
-_OTHER_SEED = 2**31
-
-TRACE_METHODS = ("auto", "exact", "split", "xtrace", "hutch++", "hutchinson")
+TRACE_METHODS = ("auto", "exact", "split", "block_probes", "xtrace", "hutch++", "hutchinson")
 
 
-def deflated_hutchinson(
-    operator: CurvatureOperator,
-    dimension: int,
-    products: int,
-    *,
-    seed: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> TraceEstimate:
-    """Spend a third of the products on a Krylov space, the rest on probes beside it."""
-    options: dict[str, Any] = {"dtype": dtype, "device": device}
-    found = krylov_deflation(operator, dimension, max(1, products // 3), seed=seed, **options)
-    # Probes of another seed: they must not depend on the space.
-    return hutchinson(
-        operator,
-        dimension,
-        products,
-        distribution="sphere",
-        deflation=found,
-        seed=seed + _OTHER_SEED,
-        **options,
-    )
+def block_probe_trace(operator: CurvatureOperator, products: int, *, seed: int) -> TraceEstimate:
+    r"""Estimate the trace of a mean over samples, each block of samples with probes of its own.
+
+    Hutchinson's probes average over random vectors only; here the samples average as well. For the
+    variance see :meth:`paperkit.linearize.CurvatureOperator.block_quadratic_forms`.
+
+    Parameters
+    ----------
+    operator : CurvatureOperator
+        A matrix on data and parameters.
+    products : int
+        k, at least 2: quadratic forms of every sample.
+    seed : int
+        Of the blocks and of the probes.
+
+    Returns
+    -------
+    TraceEstimate
+        The standard error comes from the spread within each block, k − 1 degrees of freedom each.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two products are allowed.
+    """
+    if products < 2:
+        raise ValueError(f"products={products} must be at least 2: one has no spread.")
+    forms = operator.block_quadratic_forms(products, generator_of(seed)) / operator.num_samples
+    error = (forms.var(dim=1).sum() / products).sqrt()
+    return TraceEstimate(float(forms.sum(dim=0).mean()), float(error), products, "block_probes")
 
 
 _ESTIMATORS: dict[str, Callable[..., TraceEstimate]] = {
-    "split": deflated_hutchinson,
     "xtrace": xtrace,
     "hutch++": hutch_plus_plus,
     "hutchinson": hutchinson,
@@ -93,9 +96,13 @@ def hessian_trace(
         Names from ``model.named_parameters()``; default all, biases included.
     method : str
         ``"exact"`` multiplies with every unit vector. ``"split"`` adds the trace of the
-        Gauss–Newton part, which is exact from one linearization, to an estimate of the rest, with
-        a third of the products for a Krylov space that is taken out first (all parameters only).
-        ``"xtrace"``, ``"hutch++"`` and ``"hutchinson"`` estimate the whole.
+        Gauss–Newton part, which is exact from one linearization, to an estimate of the rest (all
+        parameters only). The rest has no diagonal on parameters in which the outputs are piecewise
+        linear; where these are all, as in a ReLU network, nothing is estimated and the result is
+        exact. Else each sample gets probes of its own, or, where forward mode does not serve the
+        network, all share probes beside a Krylov space that is taken out first.
+        ``"block_probes"`` gives the whole such probes; ``"xtrace"``, ``"hutch++"`` and
+        ``"hutchinson"`` estimate the whole from shared ones.
         ``"auto"`` is exact up to ``max_dense`` parameters, else split where the network can be
         linearized, else XTrace, whose standard error is right in its order of magnitude only.
     products : int
@@ -121,47 +128,80 @@ def hessian_trace(
         raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(TRACE_METHODS)}.")
     if method == "split" and parameters is not None:
         raise ValueError("method='split' is for all parameters: leave parameters=None.")
-    operator: CurvatureOperator = HessianOperator(
-        model, data, loss, parameters, memory_budget=memory_budget // 2
-    )
-    chosen = method
-    gauss_newton = 0.0
+    operator = HessianOperator(model, data, loss, parameters, memory_budget=memory_budget // 2)
     if method == "auto":
-        chosen = "exact" if operator.dimension <= max_dense else "xtrace"
-    if method == "split" or (method == "auto" and chosen == "xtrace" and parameters is None):
-        try:
-            gauss_newton = _gauss_newton_trace(model, data, loss, memory_budget)
-            chosen = "split"
-        except ValueError:
-            if method == "split":
-                raise
-    if chosen == "exact":
-        return Measurement(
-            value=float(_diagonal(operator, memory_budget // 2).sum()),
-            measure="hessian_trace",
-            method="exact",
-            n=operator.num_samples,
-            loss=loss,
+        method = "exact" if operator.dimension <= max_dense else "xtrace"
+        if method == "xtrace" and parameters is None:
+            try:
+                return _split_trace(operator, products, seed, memory_budget)
+            except ValueError:  # the network cannot be linearized
+                pass
+    if method == "split":
+        return _split_trace(operator, products, seed, memory_budget)
+    if method == "exact":
+        value = float(_diagonal(operator, memory_budget // 2).sum())
+        return _trace_measurement(operator, value, "exact")
+    if method == "block_probes":
+        estimate = block_probe_trace(operator, products, seed=seed)
+    else:
+        estimate = _ESTIMATORS[method](
+            operator,
+            operator.dimension,
+            products,
+            seed=seed,
+            dtype=operator.dtype,
+            device=operator.device,
         )
-    if chosen == "split":
-        operator = ResidualOperator(model, data, loss, memory_budget=memory_budget // 2)
-    estimate = _ESTIMATORS[chosen](
-        operator,
-        operator.dimension,
-        products,
-        seed=seed,
-        dtype=operator.dtype,
-        device=operator.device,
-    )
+    return _trace_measurement(operator, estimate.value, method, estimate)
+
+
+def _trace_measurement(
+    operator: CurvatureOperator,
+    value: float,
+    method: str,
+    estimate: TraceEstimate | None = None,
+    **assumptions: Any,
+) -> Measurement:
     return Measurement(
-        value=estimate.value + gauss_newton,
+        value=value,
         measure="hessian_trace",
-        method=chosen,
+        method=method,
         n=operator.num_samples,
-        loss=loss,
-        standard_error=estimate.standard_error,
-        probes=estimate.products,
-        assumptions={"gauss_newton_part": gauss_newton} if chosen == "split" else {},
+        loss=operator.loss,
+        standard_error=None if estimate is None else estimate.standard_error,
+        probes=None if estimate is None else estimate.products,
+        assumptions=assumptions,
+    )
+
+
+def _split_trace(
+    operator: HessianOperator, products: int, seed: int, memory_budget: int
+) -> Measurement:
+    """Add the exact trace of the Gauss–Newton part to an estimate of what else has a diagonal."""
+    known, exact_parameters = 0.0, frozenset(operator.parameter_names)
+    stream = linearize_in_chunks(
+        operator.model,
+        operator.data,
+        operator.loss,
+        all_parameters=True,
+        memory_budget=memory_budget,
+    )
+    for linearization, _ in stream:
+        known += gauss_newton_trace_sum(linearization) / operator.num_samples
+        exact_parameters &= linearization.exact_parameters
+    left = [name for name in operator.parameter_names if name not in exact_parameters]
+    if not left:
+        return _trace_measurement(operator, known, "exact", gauss_newton_part=known)
+    rest = ResidualOperator(
+        operator.model, operator.data, operator.loss, left, memory_budget=operator.memory_budget
+    )
+    estimate = block_probe_trace(rest, products, seed=seed)
+    return _trace_measurement(
+        operator,
+        known + estimate.value,
+        "split",
+        estimate,
+        gauss_newton_part=known,
     )
 
 
@@ -177,17 +217,6 @@ def _diagonal(operator: CurvatureOperator, memory_budget: int) -> Tensor:
         entries.append(operator(unit).gather(1, index.unsqueeze(1)).squeeze(1).double())
         start += count
     return torch.cat(entries)
-
-
-def _gauss_newton_trace(model: nn.Module, data: object, loss: str, memory_budget: int) -> float:
-    total, n = 0.0, 0
-    stream = linearize_in_chunks(
-        model, data, loss, all_parameters=True, memory_budget=memory_budget
-    )
-    for linearization, _ in stream:
-        total += gauss_newton_trace_sum(linearization)
-        n += linearization.num_samples
-    return total / n
 
 
 def gauss_newton_trace_sum(linearization: Linearization) -> float:
@@ -270,17 +299,18 @@ def hessian_top_eigenvalues(
         If a number is out of range or the data do not fit.
     """
     operator = HessianOperator(model, data, loss, parameters, memory_budget=memory_budget // 2)
-    pairs = top_eigenpairs(
-        operator,
-        operator.dimension,
-        k,
-        which,
-        tolerance=tolerance,
-        max_products=max_products,
-        seed=seed,
-        dtype=operator.dtype,
-        device=operator.device,
-    )
+    with operator.cached():
+        pairs = top_eigenpairs(
+            operator,
+            operator.dimension,
+            k,
+            which,
+            tolerance=tolerance,
+            max_products=max_products,
+            seed=seed,
+            dtype=operator.dtype,
+            device=operator.device,
+        )
     first, distance = float(pairs.eigenvalues[0]), float(pairs.residuals[0])
     return TopEigenvalues(
         value=first,

@@ -25,10 +25,14 @@ from paperkit.estimators.adaptive_sharpness import gaussian_like, select_paramet
 from paperkit.estimators.parameter_norm import parameter_norm
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import generator_of
-from paperkit.linearize.batches import batches
-from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
+from paperkit.linearize.budget import FORWARD, Chunks
+from paperkit.linearize.evaluation import check_outputs, check_targets, evaluation
+from paperkit.linearize.linearize import GIBIBYTE
 
 FORMS = ("flat", "original")
+
+# Tensors of the parameters' size that a draw of noise holds, the last draw included: 4.99 measured.
+_NOISE_COPIES = 5
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -70,6 +74,7 @@ def pac_bayes_flatness(
     max_bisections: int = 15,
     draws: int = 10,
     seed: int = 0,
+    memory_budget: int = GIBIBYTE,
 ) -> PacBayesFlatness:
     r"""Return PAC-Bayes flatness, :math:`\sqrt{\text{complexity}/n}`.
 
@@ -104,6 +109,8 @@ def pac_bayes_flatness(
         Of the noise, at least 2; 10 in Dziugaite et al., 3 in Petzka et al.
     seed : int
         Of the noise.
+    memory_budget : int
+        Bytes above the model and its data.
 
     Returns
     -------
@@ -131,12 +138,19 @@ def pac_bayes_flatness(
         raise ValueError(f"draws={draws} must be at least 2, for a standard error.")
     names = list(select_parameters(model, parameters))
     with evaluation(model) as leaves, torch.no_grad():
-        accuracy, n = _accuracy(model, leaves, data)
+        chunks = Chunks(
+            model,
+            leaves,
+            lambda sample: sample.bytes_of(FORWARD),
+            memory_budget,
+            reserved=_NOISE_COPIES * sum(leaves[name].nbytes for name in names),
+        )
+        accuracy, n = _accuracy(model, leaves, data, chunks)
         low, high = 0.0, max_sigma
         for _ in range(max_bisections):
             sigma = 0.5 * (low + high)
             noisy = (_noisy(leaves, names, sigma, (seed, draw)) for draw in range(draws))
-            accuracies = [_accuracy(model, leaves | w, data, noisy=True)[0] for w in noisy]
+            accuracies = [_accuracy(model, leaves | w, data, chunks, noisy=True)[0] for w in noisy]
             drops = accuracy - torch.tensor(accuracies, dtype=torch.float64, device="cpu")
             drop = float(drops.mean())
             if abs(drop - accuracy_drop) < tolerance:
@@ -190,12 +204,16 @@ def _noisy(
 
 
 def _accuracy(
-    model: nn.Module, parameters: dict[str, Tensor], data: object, *, noisy: bool = False
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    data: object,
+    chunks: Chunks,
+    *,
+    noisy: bool = False,
 ) -> tuple[float, int]:
     """Return the accuracy and the number of samples; noise may make outputs infinite: wrong."""
     correct = n = 0
-    for inputs, labels in batches(data):
-        check_inputs(inputs)
+    for inputs, labels in chunks(data):
         outputs = functional_call(model, parameters, (inputs,))
         if not noisy:
             check_outputs(outputs, len(inputs))

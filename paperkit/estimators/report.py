@@ -33,9 +33,9 @@ from paperkit.estimators.result import Measurement
 from paperkit.linearize.batches import as_batch
 from paperkit.linearize.linearize import (
     GIBIBYTE,
+    Gathered,
     Linearization,
     held_bytes,
-    join,
     linearize_in_chunks,
 )
 
@@ -207,11 +207,15 @@ def measure(
     if "parameter_norm" in wanted:
         results["parameter_norm"] = parameter_norm(model)
     for name in wanted & set(_CHEAP):
-        results[name] = _CHEAP[name](model, pair, loss=loss)
+        results[name] = _CHEAP[name](model, pair, loss=loss, memory_budget=memory_budget)
     for name in wanted & set(_COSTLY):
-        results[name] = _COSTLY[name](model, pair, loss=loss, seed=seed)
+        results[name] = _COSTLY[name](
+            model, pair, loss=loss, seed=seed, memory_budget=memory_budget
+        )
     if "pac_bayes_flatness" in wanted:
-        results["pac_bayes_flatness"] = pac_bayes_flatness(model, pair, seed=seed)
+        results["pac_bayes_flatness"] = pac_bayes_flatness(
+            model, pair, seed=seed, memory_budget=memory_budget
+        )
     return Report({name: results[name] for name in names})
 
 
@@ -228,8 +232,8 @@ def _from_one_pass(
     every_parameter = bool(wanted & {"gauss_newton_trace", "information_geometric_sharpness"})
     held = held_bytes(model, inputs, all_parameters=every_parameter)
     keep = bool(wanted & set(_JOINT)) and held <= memory_budget // 2
-    sums = _Sums(wanted)
-    kept: list[Linearization] = []
+    sums = _Sums(wanted, seed, memory_budget)
+    gathered: Gathered | None = None
     start = 0
     for chunk, labels in linearize_in_chunks(
         model,
@@ -243,13 +247,12 @@ def _from_one_pass(
         sums.add(chunk, inputs[samples], labels)
         start = samples.stop
         if keep:
-            kept.append(_without_input_jacobians(chunk))
-    results = sums.results(model, pair, loss, seed)
-    whole = None
-    if keep:
-        whole = kept[0] if len(kept) == 1 else join(kept)
-        # The chunks were made beside what is kept; now the rest of the budget is free.
-        whole = replace(whole, memory_budget=memory_budget)
+            gathered = gathered or Gathered(chunk, len(inputs))
+            gathered.add(chunk)
+        del chunk
+    results = sums.results(model, pair, loss)
+    # The chunks were made beside what is kept; now the rest of the budget is free.
+    whole = gathered.linearization(memory_budget) if gathered is not None else None
     if "renyi_sharpness" in wanted:
         if whole is not None:
             results["renyi_sharpness"] = renyi_sharpness_from(
@@ -268,18 +271,13 @@ def _from_one_pass(
     return results
 
 
-def _without_input_jacobians(linearization: Linearization) -> Linearization:
-    for layer in linearization.layers.values():
-        for use in layer.uses:
-            use.input_jacobian = None
-    return replace(linearization, input_jacobian=None)
-
-
 class _Sums:
     """What a pass adds up, chunk of samples by chunk."""
 
-    def __init__(self, wanted: set[str]) -> None:
+    def __init__(self, wanted: set[str], seed: int, memory_budget: int) -> None:
         self.wanted = wanted
+        # Of what has to be estimated with passes of its own after all.
+        self.options: dict[str, Any] = {"seed": seed, "memory_budget": memory_budget}
         # Each sample's values by measure, or by measure and layer.
         self.samples: dict[str, list[Tensor]] = {}
         self.layers: dict[str, dict[str, list[Tensor]]] = {}
@@ -354,7 +352,7 @@ class _Sums:
             total[key] = total.get(key, 0.0) + chunk.num_samples * value
 
     def results(
-        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: str, seed: int
+        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: str
     ) -> dict[str, Result]:
         samples = {name: torch.cat(parts) for name, parts in self.samples.items()}
         layers = {
@@ -387,10 +385,10 @@ class _Sums:
                     layer: trace_measurement(values, name, "half_squared_error", layer, "tied")
                     for layer, values in by_layer.items()
                 }
-        return results | self._exact_blocks(model, pair, loss, seed)
+        return results | self._exact_blocks(model, pair, loss)
 
     def _exact_blocks(
-        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: str, seed: int
+        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: str
     ) -> dict[str, Result]:
         results: dict[str, Result] = {}
         if "relative_flatness" in self.wanted:
@@ -409,15 +407,13 @@ class _Sums:
                 }
             else:
                 results["relative_flatness"] = relative_flatness(
-                    model, pair, loss, [self.last_layer], seed=seed
+                    model, pair, loss, [self.last_layer], **self.options
                 )
         if "adaptive_weight_sharpness" in self.wanted:
-            results["adaptive_weight_sharpness"] = self._adaptive(model, pair, loss, seed)
+            results["adaptive_weight_sharpness"] = self._adaptive(model, pair, loss)
         return results
 
-    def _adaptive(
-        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: str, seed: int
-    ) -> Measurement:
+    def _adaptive(self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: str) -> Measurement:
         if self.exact:
             by_parameter = self.means["adaptive_weight_sharpness"]
             return Measurement(
@@ -428,5 +424,5 @@ class _Sums:
                 loss=loss,
                 assumptions={"parameters": tuple(by_parameter)},
             )
-        whole = adaptive_sharpness(model, pair, loss, self.weights, seed=seed)
+        whole = adaptive_sharpness(model, pair, loss, self.weights, **self.options)
         return replace(whole, measure="adaptive_weight_sharpness")

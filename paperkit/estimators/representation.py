@@ -14,7 +14,8 @@ so they carry no standard error; how much they differ between samples is the ass
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,13 @@ from torch.func import functional_call
 from paperkit.estimators.gauss_newton_trace import linearize_samples
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.lanczos import Lanczos
-from paperkit.linearize.batches import as_batch
-from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.linalg.probes import draw_probes, generator_of
+from paperkit.linearize.batches import batches
+from paperkit.linearize.budget import REPEATED, Chunks, Footprint
+from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE, Linearization, refuse_interaction
+
+T = TypeVar("T")
 
 METHODS = ("auto", "exact", "lanczos")
 AVERAGES = ("volume", "log")
@@ -34,6 +39,13 @@ AVERAGES = ("volume", "log")
 _EXACT_OUTPUTS = 100
 
 _STEPS_BETWEEN_CHECKS = 5
+
+# Peak bytes of the Lanczos steps in units of what a forward pass saves: a backward pass's graph is
+# kept beside the forward pass's. The most that was measured, as in paperkit.linearize.budget.
+_LANCZOS = 6.5
+
+# Float64 numbers that a function of Jacobians holds for each entry beside it: 2.54 measured.
+_JACOBIAN_COPIES = 2.6
 
 # Entries of one float64 temporary, 256 MiB.
 _ENTRIES = 2**25
@@ -322,7 +334,7 @@ def maximum_local_sensitivity(
     max_iterations: int = 40,
     tolerance: float = 1e-3,
     seed: int = 0,
-    chunk_size: int = 128,
+    memory_budget: int = GIBIBYTE,
 ) -> Measurement:
     r"""Return the maximum local sensitivity, :math:`\frac1n \sum_i \|J_x(x_i)\|_2`.
 
@@ -341,13 +353,13 @@ def maximum_local_sensitivity(
     max_iterations : int
         Cap of the Lanczos steps.
     tolerance : float
-        The steps stop once every sample's largest Ritz pair has a residual
+        A sample's steps stop once its largest Ritz pair has a residual
         :math:`\|J J^\top u - \theta u\| \le` tolerance · θ. The values :math:`\sqrt\theta` are
         lower bounds of :math:`\|J_x\|_2` at any step.
     seed : int
         Of the starting vectors.
-    chunk_size : int
-        Samples of one forward pass.
+    memory_budget : int
+        Bytes above the model and its data.
 
     Returns
     -------
@@ -359,9 +371,8 @@ def maximum_local_sensitivity(
     ValueError
         If the method is unknown or the data do not fit the model.
     """
-    inputs, _ = as_batch(data)
     values, used, converged = _sensitivities(
-        model, inputs, method, max_iterations, tolerance, seed, chunk_size
+        model, data, method, max_iterations, tolerance, seed, memory_budget
     )
     return mean_measurement(values, "maximum_local_sensitivity", used, converged)
 
@@ -374,7 +385,7 @@ def normalized_maximum_local_sensitivity(
     max_iterations: int = 40,
     tolerance: float = 1e-3,
     seed: int = 0,
-    chunk_size: int = 128,
+    memory_budget: int = GIBIBYTE,
 ) -> Measurement:
     r"""Return the normalized sensitivity, :math:`\frac1n \sum_i \|x_i\|^2 \|J_x(x_i)\|_2^2`.
 
@@ -384,7 +395,7 @@ def normalized_maximum_local_sensitivity(
 
     Parameters
     ----------
-    model, data, method, max_iterations, tolerance, seed, chunk_size
+    model, data, method, max_iterations, tolerance, seed, memory_budget
         As in :func:`maximum_local_sensitivity`.
 
     Returns
@@ -397,16 +408,14 @@ def normalized_maximum_local_sensitivity(
     ValueError
         As :func:`maximum_local_sensitivity`.
     """
-    inputs, _ = as_batch(data)
     values, used, converged = _sensitivities(
-        model, inputs, method, max_iterations, tolerance, seed, chunk_size
+        model, data, method, max_iterations, tolerance, seed, memory_budget, normalized_squares
     )
-    values = normalized_squares(values, inputs)
     return mean_measurement(values, "normalized_maximum_local_sensitivity", used, converged)
 
 
 def input_invariant_local_sensitivity(
-    model: nn.Module, data: object, *, chunk_size: int = 128
+    model: nn.Module, data: object, *, memory_budget: int = GIBIBYTE
 ) -> Measurement:
     r"""Return :math:`\frac1n \sum_i \|J_x(x_i) \operatorname{diag}(x_i)\|_F^2`.
 
@@ -415,7 +424,7 @@ def input_invariant_local_sensitivity(
 
     Parameters
     ----------
-    model, data, chunk_size
+    model, data, memory_budget
         As in :func:`maximum_local_sensitivity`.
 
     Returns
@@ -428,8 +437,7 @@ def input_invariant_local_sensitivity(
     ValueError
         If the data do not fit the model.
     """
-    inputs, _ = as_batch(data)
-    values = _per_sample(model, inputs, chunk_size, input_invariant_sensitivities)
+    values = _per_sample(model, data, memory_budget, input_invariant_sensitivities)
     return mean_measurement(values, "input_invariant_local_sensitivity")
 
 
@@ -439,7 +447,7 @@ def log_volume(
     *,
     k: int | None = None,
     average: str = "volume",
-    chunk_size: int = 128,
+    memory_budget: int = GIBIBYTE,
 ) -> Measurement:
     r"""Return the logarithm of the mean local volume; see :func:`log_volumes`.
 
@@ -448,7 +456,7 @@ def log_volume(
 
     Parameters
     ----------
-    model, data, chunk_size
+    model, data, memory_budget
         As in :func:`maximum_local_sensitivity`.
     k : int, optional
         Take only the k largest singular values; default all C.
@@ -467,19 +475,20 @@ def log_volume(
     ValueError
         If k or the average is out of range, or the data do not fit the model.
     """
-    inputs, _ = as_batch(data)
-    values = _per_sample(model, inputs, chunk_size, lambda rows, _: log_volumes(rows, k))
+    values = _per_sample(model, data, memory_budget, lambda rows, _: log_volumes(rows, k))
     return mean_volume(values, k, average)
 
 
-def local_dimension(model: nn.Module, data: object, *, chunk_size: int = 128) -> Measurement:
+def local_dimension(
+    model: nn.Module, data: object, *, memory_budget: int = GIBIBYTE
+) -> Measurement:
     """Return the mean participation ratio; see :func:`local_dimensions`.
 
     Source: compression paper, equation 15. Its public code plots the logarithm of this mean.
 
     Parameters
     ----------
-    model, data, chunk_size
+    model, data, memory_budget
         As in :func:`maximum_local_sensitivity`.
 
     Returns
@@ -493,8 +502,7 @@ def local_dimension(model: nn.Module, data: object, *, chunk_size: int = 128) ->
     ValueError
         If the data do not fit the model.
     """
-    inputs, _ = as_batch(data)
-    values = _per_sample(model, inputs, chunk_size, lambda rows, _: local_dimensions(rows))
+    values = _per_sample(model, data, memory_budget, lambda rows, _: local_dimensions(rows))
     return mean_dimension(values)
 
 
@@ -518,7 +526,7 @@ def network_maximum_local_sensitivity(
     layers : sequence of str, optional
         Module names; default every linear and convolution layer.
     memory_budget : int
-        Bytes for the pairs and temporaries.
+        Bytes above the model and its data.
 
     Returns
     -------
@@ -592,33 +600,47 @@ def _over_chunks(
 
 def _sensitivities(
     model: nn.Module,
-    inputs: Tensor,
+    data: object,
     method: str,
     max_iterations: int,
     tolerance: float,
     seed: int,
-    chunk_size: int,
+    memory_budget: int,
+    function: Callable[[Tensor, Tensor], Tensor] = lambda values, _: values,
 ) -> tuple[Tensor, str, bool]:
-    """Return the largest singular values, how they were found and whether that converged."""
+    """Return a function of the largest singular values and inputs, the method, and convergence."""
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}.")
     if max_iterations < 1 or not tolerance > 0:
         raise ValueError(
             f"max_iterations={max_iterations} and tolerance={tolerance} must be positive."
         )
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    values: list[Tensor] = []
-    converged, used = True, method
-    for x, outputs in _graphs(model, inputs, chunk_size):
-        if used == "auto":
-            used = "exact" if outputs.shape[1] <= _EXACT_OUTPUTS else "lanczos"
+
+    def chosen(num_outputs: int) -> str:
+        if method != "auto":
+            return method
+        return "exact" if num_outputs <= _EXACT_OUTPUTS else "lanczos"
+
+    def cost(sample: Footprint) -> float:
+        if chosen(sample.num_outputs) == "exact":
+            return _jacobian_cost(sample)
+        basis = sample.element_size * sample.num_outputs * max_iterations
+        return sample.bytes_of(_LANCZOS) + basis
+
+    generator = generator_of(seed)
+
+    def of_graph(x: Tensor, outputs: Tensor) -> tuple[Tensor, str, bool]:
+        used = chosen(outputs.shape[1])
         if used == "exact":
-            values.append(largest_singular_values(_jacobian(x, outputs)))
+            found, converged = largest_singular_values(_jacobian(x, outputs)), True
         else:
-            found, done = _lanczos_values(x, outputs, max_iterations, tolerance, generator)
-            values.append(found)
-            converged = converged and done
-    return torch.cat(values), used, converged
+            found, converged = _lanczos_values(x, outputs, max_iterations, tolerance, generator)
+        return function(found, x), used, converged
+
+    values, used, converged = zip(
+        *_over_graphs(model, data, cost, memory_budget, of_graph), strict=True
+    )
+    return torch.cat(values), used[0], all(converged)
 
 
 def _lanczos_values(
@@ -644,8 +666,10 @@ def _lanczos_values(
             pulled, cotangent, back, retain_graph=True, materialize_grads=True
         )[0]
 
-    starts = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
+    starts = draw_probes(len(x), outputs.shape[1], generator, distribution="normal")
     process = Lanczos(squared, starts.to(outputs))
+    values = torch.zeros_like(process.norm)
+    finished = torch.zeros_like(values, dtype=torch.bool)
     while True:
         process.advance(min(_STEPS_BETWEEN_CHECKS, max_iterations - process.steps))
         found = process.tridiagonal()
@@ -653,41 +677,69 @@ def _lanczos_values(
         squares = ritz_values[:, -1].clamp(min=0.0)
         last = (found.steps - 1).unsqueeze(1)
         residuals = found.off_diagonal.gather(1, last) * ritz_vectors[:, :, -1].gather(1, last)
-        converged = bool((residuals.squeeze(1).abs() <= tolerance * squares).all())
-        if converged or process.exhausted or process.steps >= max_iterations:
-            return squares.sqrt(), converged or process.exhausted
+        # A sample's value must not depend on the others that are measured with it.
+        values = torch.where(finished, values, squares)
+        finished = finished | (residuals.squeeze(1).abs() <= tolerance * squares)
+        converged = bool(finished.all()) or process.exhausted
+        if converged or process.steps >= max_iterations:
+            return values.sqrt(), converged
 
 
 def _per_sample(
     model: nn.Module,
-    inputs: Tensor,
-    chunk_size: int,
+    data: object,
+    memory_budget: int,
     function: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Apply a function of (Jacobian, inputs) to a chunk of samples at a time."""
+    """Apply a function of (Jacobian, inputs) to as many samples at a time as fit."""
     return torch.cat(
-        [
-            function(_jacobian(x, outputs), x.detach())
-            for x, outputs in _graphs(model, inputs, chunk_size)
-        ]
+        _over_graphs(
+            model,
+            data,
+            _jacobian_cost,
+            memory_budget,
+            lambda x, outputs: function(_jacobian(x, outputs), x.detach()),
+        )
     )
 
 
-def _graphs(model: nn.Module, inputs: Tensor, chunk_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield chunks of the inputs as leaves, with the outputs' graph."""
-    check_inputs(inputs)
-    if not inputs.is_floating_point():
-        raise ValueError(f"inputs is {inputs.dtype}: the outputs have no derivative in integers.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
+def _over_graphs(
+    model: nn.Module,
+    data: object,
+    cost: Callable[[Footprint], float],
+    memory_budget: int,
+    function: Callable[[Tensor, Tensor], T],
+) -> list[T]:
+    """Apply a function of (inputs, outputs with their graph) to chunks of the samples."""
     with evaluation(model) as parameters:
-        for start in range(0, len(inputs), chunk_size):
-            x = inputs[start : start + chunk_size].detach().requires_grad_()
+
+        def of_chunk(inputs: Tensor, check: bool) -> T:
+            # In a frame of its own, so that no graph outlives the chunk.
+            x = inputs.detach().requires_grad_()
             outputs = functional_call(model, parameters, (x,))
             check_outputs(outputs, len(x))
-            if start == 0:
-                refuse_interaction(model, parameters, x.detach(), outputs.detach())
-            yield x, outputs
+            if check:
+                refuse_interaction(model, parameters, inputs, outputs.detach())
+            return function(x, outputs)
+
+        results: list[T] = []
+        checked = False
+        chunks = Chunks(model, parameters, cost, memory_budget)
+        for batch in batches(data):
+            if not batch[0].is_floating_point():
+                raise ValueError(
+                    f"inputs is {batch[0].dtype}: the outputs have no derivative in integers."
+                )
+            for inputs, _ in chunks(batch):
+                results.append(of_chunk(inputs, not checked))
+                checked = checked or len(inputs) > 1
+    return results
+
+
+def _jacobian_cost(sample: Footprint) -> float:
+    """Return the peak bytes of a sample's graph, its Jacobian and a function of that."""
+    entry = sample.element_size + 8 * _JACOBIAN_COPIES
+    return sample.bytes_of(REPEATED) + entry * sample.num_inputs * sample.num_outputs
 
 
 def _jacobian(x: Tensor, outputs: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ from paperkit.estimators.adaptive_sharpness import loss_value, select_parameters
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import generator_of
 from paperkit.linearize.batches import batches
-from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
+from paperkit.linearize.budget import BACKWARD, Chunks
+from paperkit.linearize.evaluation import check_outputs, check_targets, evaluation
+from paperkit.linearize.linearize import GIBIBYTE
 
 SCALED = ("all", "weight")
 
@@ -32,6 +34,9 @@ SCALED = ("all", "weight")
 _NEW_STEP = 0.75
 _FIRST_INTERVAL, _SHRINKAGE, _SHORTEST_INTERVAL = 0.22, 0.03, 0.06
 _SHARE_OF_RISES = 0.75
+
+# Vectors of the parameters' size in points, gradients and temporaries of a step: 16.5 measured.
+_COPIES = 17
 
 # A gain of less than this share over the last quarter of the steps counts as convergence, which
 # fewer steps than these cannot show.
@@ -50,6 +55,7 @@ def sam_sharpness(
     steps: int = 20,
     per_batch: bool = False,
     seed: int = 0,
+    memory_budget: int = GIBIBYTE,
 ) -> Measurement:
     r"""Return :math:`\max_{\lVert\delta\rVert_p \le \rho} L(w + \delta) - L(w)`, from below.
 
@@ -77,6 +83,8 @@ def sam_sharpness(
         maximum that they have in common.
     seed : int
         Of the direction that stands in where the gradient vanishes.
+    memory_budget : int
+        Bytes above the model and its data.
 
     Returns
     -------
@@ -91,7 +99,9 @@ def sam_sharpness(
     """
     chosen = select_parameters(model, parameters)
     settings = {"rho": rho, "p": p, "steps": steps, "per_batch": per_batch}
-    return _sharpness("sam_sharpness", model, data, loss, chosen, None, settings, seed)
+    return _sharpness(
+        "sam_sharpness", model, data, loss, chosen, None, settings, seed, memory_budget
+    )
 
 
 def asam_sharpness(
@@ -107,6 +117,7 @@ def asam_sharpness(
     steps: int = 20,
     per_batch: bool = False,
     seed: int = 0,
+    memory_budget: int = GIBIBYTE,
 ) -> Measurement:
     r"""Return :math:`\max_{\lVert T^{-1}\delta\rVert_p \le \rho} L(w + \delta) - L(w)`, from below.
 
@@ -116,7 +127,7 @@ def asam_sharpness(
 
     Parameters
     ----------
-    model, data, loss, parameters, rho, p, steps, per_batch, seed
+    model, data, loss, parameters, rho, p, steps, per_batch, seed, memory_budget
         As in :func:`sam_sharpness`.
     eta : float
         Added to :math:`|w|` in the scaled tensors; Kwon et al. use 0.01.
@@ -147,8 +158,9 @@ def asam_sharpness(
     ]
     settings: dict[str, Any] = {"rho": rho, "p": p, "steps": steps, "per_batch": per_batch}
     settings |= {"eta": eta, "scaled": scaled}
+    scale = torch.cat(scales)
     return _sharpness(
-        "asam_sharpness", model, data, loss, chosen, torch.cat(scales), settings, seed
+        "asam_sharpness", model, data, loss, chosen, scale, settings, seed, memory_budget
     )
 
 
@@ -161,6 +173,7 @@ def _sharpness(
     scale: Tensor | None,
     settings: dict[str, Any],
     seed: int,
+    memory_budget: int,
 ) -> Measurement:
     rho, p, steps = settings["rho"], settings["p"], settings["steps"]
     if not 0 < rho < math.inf:
@@ -172,8 +185,17 @@ def _sharpness(
     best = first = late_gain = 0.0
     n = 0
     with evaluation(model) as leaves:
+        # No vector is of less than single precision.
+        vector = sum(max(4, part.itemsize) * part.numel() for part in chosen.values())
+        chunks = Chunks(
+            model,
+            leaves,
+            lambda sample: sample.bytes_of(BACKWARD),
+            memory_budget,
+            reserved=_COPIES * vector,
+        )
         for part in batches(data) if settings["per_batch"] else (data,):
-            objective = _Objective(model, leaves, part, loss, list(chosen), scale)
+            objective = _Objective(model, leaves, part, loss, list(chosen), scale, chunks)
             rises = _ascend(objective, torch.zeros_like(objective.centre), rho, p, steps, seed)
             n += objective.n
             best += objective.n * max(rises)
@@ -201,9 +223,10 @@ class _Objective:
         loss: str,
         names: list[str],
         scale: Tensor | None,
+        chunks: Chunks,
     ) -> None:
         self.model, self.leaves, self.data, self.loss = model, leaves, data, loss
-        self.names = names
+        self.names, self.chunks = names, chunks
         centre = torch.cat([leaves[name].detach().flatten() for name in names])
         # A step inside a small ball is below the resolution of half precision.
         working = torch.promote_types(centre.dtype, torch.float32)
@@ -220,8 +243,7 @@ class _Objective:
             for name, part in zip(self.names, parts, strict=True)
         }
         total, gradient, self.n = 0.0, torch.zeros_like(u), 0
-        for inputs, targets in batches(self.data):
-            check_inputs(inputs)
+        for inputs, targets in self.chunks(self.data):
             outputs = functional_call(self.model, self.leaves | moved, (inputs,))
             check_outputs(outputs, len(inputs))
             check_targets(targets, outputs, self.loss)

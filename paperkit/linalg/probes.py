@@ -58,12 +58,14 @@ def draw_probes(
     rows = []
     for _ in range(count):
         if distribution == "rademacher":
-            bits = torch.randint(2, (dimension,), generator=generator, device="cpu")
-            row = (2 * bits - 1).to(torch.float64)
+            row = torch.randint(
+                2, (dimension,), generator=generator, dtype=torch.int8, device="cpu"
+            )
+            row.mul_(2).sub_(1)
         else:
             row = torch.randn(dimension, generator=generator, dtype=torch.float64, device="cpu")
         rows.append(row * (dimension**0.5 / row.norm()) if distribution == "sphere" else row)
-    return torch.stack(rows).to(dtype=dtype, device=device)
+    return torch.stack(rows).to(device).to(dtype)
 
 
 def chunk_sizes(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -32,6 +33,35 @@ def evaluation(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def saved_storages(fixed: Iterable[Tensor]) -> Iterator[dict[int, int]]:
+    """Note the bytes of every storage that the operations within save for a backward pass.
+
+    There can be no backward pass through them afterwards: nothing is kept, because an operation
+    that held its own output through a hook would never be freed.
+
+    Parameters
+    ----------
+    fixed : iterable of Tensor
+        Storages that do not count: parameters and buffers.
+
+    Yields
+    ------
+    dict of int to int
+        From address to bytes; it fills as the operations run.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in fixed}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+
+    with saved_tensors_hooks(note, lambda nothing: nothing):
+        yield saved
 
 
 def check_inputs(inputs: Tensor) -> None:

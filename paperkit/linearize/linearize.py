@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
 from paperkit.linearize.batches import batches
 from paperkit.linearize.dense import hessian_product
-from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
+from paperkit.linearize.evaluation import (
+    check_inputs,
+    check_outputs,
+    check_targets,
+    evaluation,
+    saved_storages,
+)
 from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization, LayerUse
 from paperkit.linearize.losses import get_loss
 from paperkit.linearize.operations import RecordedGraph
@@ -58,6 +64,10 @@ class Linearization:
         row-major, of every parameter that is not the weight of one of the layers.
     memory_budget : int
         Bytes for the pairs and for temporaries, half of it each.
+    exact_parameters : frozenset of str
+        Names of the parameters in which the outputs are piecewise linear as far as autograd's
+        record shows: their Hessian block is their Gauss–Newton block. The weights of exact layers,
+        and biases, scales and shifts like them; the whole model is judged, not ``layers`` alone.
     """
 
     outputs: Tensor
@@ -67,6 +77,7 @@ class Linearization:
     input_jacobian: Tensor | None = None
     parameter_jacobians: dict[str, Tensor] | None = None
     memory_budget: int = GIBIBYTE
+    exact_parameters: frozenset[str] = frozenset()
 
     @property
     def num_samples(self) -> int:
@@ -309,7 +320,7 @@ def linearize_in_chunks(
         check_inputs(inputs)
         with evaluation(model) as parameters:
             costs = _costs(model, chosen, parameters, inputs, options)
-        # A loop still holds the last chunk while the next is made.
+        # A loop may still hold the last chunk while the next is made.
         step = min(
             _chunk(memory_budget // 4, costs.held, len(inputs)),
             _chunk(memory_budget // 8, costs.graph, len(inputs)),
@@ -328,55 +339,73 @@ def linearize_in_chunks(
             )
             check_targets(targets[chunk], linearization.outputs, loss)
             yield linearization, targets[chunk]
+            del linearization
 
 
-def join(parts: Sequence[Linearization]) -> Linearization:
-    """Put the linearizations of consecutive samples together, without their input Jacobians.
+class Gathered:
+    """Room for the linearizations of consecutive samples, without their input Jacobians.
+
+    It is reserved once and filled piece by piece, so that the pairs are never held twice.
 
     Parameters
     ----------
-    parts : sequence of Linearization
-        Of one model, with the same options. Their layers are emptied on the way, so that the pairs
-        are not held twice.
-
-    Returns
-    -------
-    Linearization
-        Of all samples.
+    first : Linearization
+        The first piece; its layers, uses and options are those of all.
+    num_samples : int
+        n, of all pieces together.
     """
-    first = parts[0]
-    factor = torch.cat([part.hessian_factor for part in parts])
-    layers: dict[str, LayerLinearization] = {}
-    for name in list(first.layers):
-        pieces = [part.layers.pop(name) for part in parts]
-        uses = [
-            LayerUse(
-                calls[0].module,
-                torch.cat([call.inputs for call in calls]),
-                torch.cat([call.output_jacobian for call in calls]),
+
+    def __init__(self, first: Linearization, num_samples: int) -> None:
+        def room(piece: Tensor) -> Tensor:
+            return piece.new_empty(num_samples, *piece.shape[1:])
+
+        layers = {
+            name: replace(
+                layer,
+                uses=[
+                    LayerUse(use.module, room(use.inputs), room(use.output_jacobian))
+                    for use in layer.uses
+                ],
             )
-            for calls in zip(*(piece.uses for piece in pieces), strict=True)
-        ]
-        obstacles = [piece.obstacle for piece in pieces if piece.obstacle is not None]
-        layers[name] = LayerLinearization(
-            name,
-            pieces[0].weight_name,
-            pieces[0].weight_shape,
-            factor,
-            obstacles[0] if obstacles else None,
-            pieces[0].memory_budget,
-            uses,
+            for name, layer in first.layers.items()
+        }
+        rest = first.parameter_jacobians
+        if rest is not None:
+            rest = {name: room(jacobian) for name, jacobian in rest.items()}
+        self._whole = replace(
+            first,
+            outputs=room(first.outputs),
+            hessian_factor=room(first.hessian_factor),
+            layers=layers,
+            input_jacobian=None,
+            parameter_jacobians=rest,
         )
-    rest = first.parameter_jacobians
-    if rest is not None:
-        rest = {name: torch.cat([_rest(part)[name] for part in parts]) for name in rest}
-    outputs = torch.cat([part.outputs for part in parts])
-    return Linearization(outputs, factor, layers, first.loss, None, rest, first.memory_budget)
+        self._filled = 0
 
+    def add(self, piece: Linearization) -> None:
+        """Copy the next samples in."""
+        samples = slice(self._filled, self._filled + piece.num_samples)
+        whole = self._whole
+        whole.outputs[samples] = piece.outputs
+        whole.hessian_factor[samples] = piece.hessian_factor
+        for name, layer in whole.layers.items():
+            layer.obstacle = layer.obstacle or piece.layers[name].obstacle
+            for into, use in zip(layer.uses, piece.layers[name].uses, strict=True):
+                into.inputs[samples] = use.inputs
+                into.output_jacobian[samples] = use.output_jacobian
+        for name, jacobian in (whole.parameter_jacobians or {}).items():
+            assert piece.parameter_jacobians is not None
+            jacobian[samples] = piece.parameter_jacobians[name]
+        exact = whole.exact_parameters & piece.exact_parameters
+        self._whole = replace(whole, exact_parameters=exact)
+        self._filled = samples.stop
 
-def _rest(linearization: Linearization) -> dict[str, Tensor]:
-    assert linearization.parameter_jacobians is not None
-    return linearization.parameter_jacobians
+    def linearization(self, memory_budget: int) -> Linearization:
+        """Return the linearization of all samples, whose methods may use half of the budget."""
+        for layer in self._whole.layers.values():
+            layer.hessian_factor = self._whole.hessian_factor
+            layer.memory_budget = memory_budget // 2
+        return replace(self._whole, memory_budget=memory_budget)
 
 
 def held_bytes(model: nn.Module, inputs: Tensor, *, all_parameters: bool = False) -> int:
@@ -466,18 +495,8 @@ def _costs(
     """Run a sample or two forward and add up what each leaves behind."""
     # Two, because a network that normalises by batch statistics refuses one; it is refused later.
     count = min(2, len(inputs))
-    fixed = [*parameters.values(), *model.buffers()]
-    own = {tensor.untyped_storage().data_ptr() for tensor in fixed}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     # A copy of the samples, since a view would count the storage of the whole batch.
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_storages([*parameters.values(), *model.buffers()]) as saved:
         recording = _record(model, chosen, parameters, inputs[:count].clone(), options)
     num_outputs = recording.outputs.shape[1]
     first_name = _first_names(recording.calls, chosen)
@@ -547,6 +566,7 @@ def _linearize(
         held.input_jacobian,
         held.parameters if options.all_parameters else None,
         memory_budget,
+        held.exact_parameters,
     )
 
 
@@ -647,6 +667,7 @@ class _Held:
     parameters: dict[str, Tensor]
     differentiated: list[str]
     leaf_names: dict[int, str]
+    exact_parameters: frozenset[str]
 
 
 def _first_names(calls: list[_Call], chosen: dict[str, nn.Module]) -> dict[int, str]:
@@ -699,7 +720,12 @@ def _allocate(
     input_jacobian = None
     if recording.inputs.requires_grad:
         input_jacobian = outputs.new_empty(n, num_outputs, *recording.inputs.shape[1:])
-    held = _Held(layers, input_jacobian, {}, [], leaf_names)
+    exact = frozenset(
+        name
+        for name, leaf in parameters.items()
+        if graph.obstacle([get_gradient_edge(leaf).node]) is None
+    )
+    held = _Held(layers, input_jacobian, {}, [], leaf_names, exact)
     if options.all_parameters:
         weights = {layer.weight_name for layer in layers.values()}
         for name, leaf in parameters.items():

@@ -18,6 +18,7 @@ the network's own last layer. All products follow from one forward-mode pass, th
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -28,19 +29,29 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
+from paperkit.linalg.probes import chunk_sizes, draw_probes
 from paperkit.linearize.batches import batches
 from paperkit.linearize.dense import select_parameters
-from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
+from paperkit.linearize.evaluation import (
+    check_inputs,
+    check_outputs,
+    check_targets,
+    evaluation,
+    saved_storages,
+)
 from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
 from paperkit.linearize.losses import get_loss
 
 Parameters = dict[str, Tensor]
 
 # More probes at once hardly amortize the shared pass any further.
-_PROBES_AT_ONCE = 8
+_PROBES_AT_ONCE = 16
 
 # Fewer samples at once leave the processor idle between small operations.
-_SAMPLES_AT_ONCE = 16
+_SAMPLES_AT_ONCE = 8
+
+# Peak bytes of a product through the graph of the gradient, in units of what a forward pass saves.
+_GRAPH_MEMORY = 10.5
 
 
 @dataclass(frozen=True)
@@ -194,6 +205,7 @@ class CurvatureOperator(ABC):
             self.device, self.dtype = leaves[0].device, leaves[0].dtype
             self.num_samples, self._sample_bytes = self._inspect(everything)
             self._routes = self._trusted_routes(everything)
+        self._graphs: list[tuple[_Chunk, tuple[Tensor, ...]]] = []
 
     def split(self, vector: Tensor) -> Parameters:
         """Cut a vector (d,) into the parameters' shapes, or k vectors (k, d) into (k, …) each."""
@@ -217,24 +229,86 @@ class CurvatureOperator(ABC):
                 f"{self.device}, as the model's parameters."
             )
         probes = vectors.detach().reshape(-1, self.dimension)
-        # A half precision sum over many chunks would lose the small ones.
-        precision = torch.promote_types(self.dtype, torch.float32)
-        total = torch.zeros(probes.shape, dtype=precision, device=self.device)
-        count = 0
-        with _differentiable(self.model) as everything:
-            for inputs, targets in batches(self.data):
-                check_inputs(inputs)
-                samples, at_once = self._chunk_sizes(len(inputs), len(probes))
-                for x, y in zip(inputs.split(samples), targets.split(samples), strict=True):
-                    chunk = self._chunk(everything, x, y)
-                    for part, sums in zip(probes.split(at_once), total.split(at_once), strict=True):
-                        sums += self._sum_over_samples(chunk, part)
-                count += len(inputs)
+        total, count = self._sum(probes)
         self.products += len(probes)
         product = (total / count).to(self.dtype)
         if not bool(torch.isfinite(product).all()):
             raise ValueError("the product has NaN or infinite entries: check the model's weights.")
         return product.reshape(vectors.shape)
+
+    def block_quadratic_forms(
+        self, count: int, generator: torch.Generator, *, blocks: int = 32
+    ) -> Tensor:
+        r"""Return :math:`\sum_{i \in b} v_{bj}^\top A_i v_{bj}` for blocks b of the samples.
+
+        :math:`A_i` is the matrix of sample i alone, so that :math:`A = \frac1n \sum_i A_i`, and the
+        :math:`v_{bj}` are vectors of random signs, of which each block has its own: over the blocks
+        the forms of one j add up to an unbiased estimate of :math:`n \operatorname{Tr} A`. Its
+        variance is :math:`2 \sum_b \lVert \sum_{i \in b} \bar A_i \rVert_F^2`, the bar for a matrix
+        without its diagonal. For random blocks that is little more than
+        :math:`2 \sum_i \lVert \bar A_i \rVert_F^2`, where one vector shared by all samples gives
+        :math:`2\, \lVert \sum_i \bar A_i \rVert_F^2`, up to n times more, at the same cost.
+
+        Parameters
+        ----------
+        count : int
+            Vectors of a block; they count as so many products.
+        generator : torch.Generator
+            On the CPU; it assigns the samples of each batch to blocks and draws the signs.
+        blocks : int
+            Into how many blocks the samples are cut, at most; a batch starts a new one.
+
+        Returns
+        -------
+        Tensor
+            Shape (number of blocks, count), float64.
+        """
+        size = -(-self.num_samples // blocks)
+        at_once = chunk_sizes(count, 4 * self.dimension, self.dtype, self.memory_budget)
+        forms = []
+        with _differentiable(self.model) as everything:
+            for inputs, targets in batches(self.data):
+                check_inputs(inputs)
+                order = torch.randperm(len(inputs), generator=generator, device="cpu")
+                for block in order.to(inputs.device).split(size):
+                    x, y = inputs[block], targets[block.to(targets.device)]
+                    found = []
+                    for k in at_once:
+                        vectors = draw_probes(
+                            k, self.dimension, generator, dtype=self.dtype, device=self.device
+                        )
+                        total = self._sum_over_block(everything, x, y, vectors)
+                        found.append((vectors * total).sum(dim=1, dtype=torch.float64))
+                    forms.append(torch.cat(found))
+        self.products += count
+        return torch.stack(forms)
+
+    def _sum_over_block(
+        self, everything: Parameters, inputs: Tensor, targets: Tensor, probes: Tensor
+    ) -> Tensor:
+        """Return the products with probes (k, d), summed over some samples."""
+        # A half precision sum over many chunks would lose the small ones.
+        precision = torch.promote_types(self.dtype, torch.float32)
+        total = torch.zeros(probes.shape, dtype=precision, device=self.device)
+        samples, at_once = self._chunk_sizes(len(inputs), len(probes))
+        for x, y in zip(inputs.split(samples), targets.split(samples), strict=True):
+            chunk = self._chunk(everything, x, y)
+            for part, sums in zip(probes.split(at_once), total.split(at_once), strict=True):
+                sums += self._sum_over_samples(chunk, part)
+        return total
+
+    def _sum(self, probes: Tensor) -> tuple[Tensor, int]:
+        """Return the products summed over all samples, (k, d), and the number of samples."""
+        total: Tensor | None = None
+        count = 0
+        with _differentiable(self.model) as everything:
+            for inputs, targets in batches(self.data):
+                check_inputs(inputs)
+                part = self._sum_over_block(everything, inputs, targets, probes)
+                total = part if total is None else total.add_(part)
+                count += len(inputs)
+        assert total is not None  # an empty stream was refused when the data were inspected
+        return total, count
 
     def _inspect(self, everything: Parameters) -> tuple[int, int]:
         """Check the data; return the number of samples and the bytes that one sample saves."""
@@ -255,18 +329,9 @@ class CurvatureOperator(ABC):
         with torch.no_grad():
             together = self._chunk(everything, inputs, targets).network({})
         check_outputs(together, len(inputs))
-        weights = {leaf.untyped_storage().data_ptr() for leaf in everything.values()}
-        saved: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
         # A copy, since a view would count the storage of the whole batch.
         chunk = self._chunk(everything, inputs[:1].clone(), targets[:1])
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with saved_storages([*everything.values(), *self.model.buffers()]) as saved:
             alone = chunk.network(chunk.parameters)
         tolerance = torch.finfo(alone.dtype).eps ** 0.5
         if not torch.allclose(alone, together[:1], rtol=tolerance, atol=tolerance):
@@ -294,7 +359,9 @@ class CurvatureOperator(ABC):
         while True:
             samples = int(self.memory_budget / (self._sample_bytes * (fixed + each * probes)))
             if samples >= enough or probes == 1:
-                return max(1, min(samples, num_samples)), probes
+                # Chunks of equal size: a small last one would leave the processor idle.
+                pieces = -(-num_samples // max(1, samples))
+                return -(-num_samples // pieces), probes
             probes //= 2
 
     def _trusted_routes(self, everything: Parameters) -> list[_Route]:
@@ -346,7 +413,7 @@ class HessianOperator(CurvatureOperator):
     """
 
     positive_semidefinite = False
-    _memory = (2.5, 3.0)
+    _memory = (5.0, 3.2)
 
     def _residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss gradients in the outputs, (m, C)."""
@@ -359,7 +426,9 @@ class HessianOperator(CurvatureOperator):
     def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         def gradient(chosen: Parameters) -> Parameters:
             outputs, pull_back = vjp(chunk.network, chosen)[:2]
-            return pull_back(self._residuals(outputs, chunk.targets))[0]
+            residuals = self._residuals(outputs, chunk.targets)
+            # The forward mode around it needs no graph of the gradient, and this one only once.
+            return pull_back(residuals, retain_graph=False, create_graph=False)[0]
 
         point = chunk.detached()
         products = vmap(lambda probe: jvp(gradient, (point,), (probe,))[1])(self.split(probes))
@@ -377,19 +446,55 @@ class HessianOperator(CurvatureOperator):
         return torch.cat(products)
 
     def _by_double_backward(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        gradient = self._gradient_graph(chunk)
+        return torch.cat([self._along(chunk, gradient, probe) for probe in probes])
+
+    def _gradient_graph(self, chunk: _Chunk) -> tuple[Tensor, ...]:
+        """Return the gradient, summed over samples, with its graph."""
         outputs = chunk.network(chunk.parameters)
         residuals = self._residuals(outputs, chunk.targets)
-        gradient = _reverse([outputs], chunk.leaves(), [residuals], create_graph=True)
-        products = [
-            _rows(
-                _reverse(
-                    gradient, chunk.leaves(), list(self.split(probe).values()), retain_graph=True
-                ),
-                1,
-            )
-            for probe in probes
-        ]
-        return torch.cat(products)
+        return _reverse([outputs], chunk.leaves(), [residuals], create_graph=True)
+
+    def _along(self, chunk: _Chunk, gradient: Sequence[Tensor], probe: Tensor) -> Tensor:
+        """Return the gradient's derivative along a vector, (1, d); the Hessian is symmetric."""
+        cotangents = list(self.split(probe).values())
+        return _rows(_reverse(gradient, chunk.leaves(), cotangents, retain_graph=True), 1)
+
+    @contextmanager
+    def cached(self) -> Iterator[None]:
+        """Keep the graph of the gradient for products with single vectors, one after the other.
+
+        Such a product is then one backward pass through the gradient's graph, without the passes
+        that make it. Weights and data must stay as they are meanwhile; a product raises a
+        ValueError where weights have changed. Where the graph does not fit the memory budget,
+        products are as they are outside.
+        """
+        if _GRAPH_MEMORY * self._sample_bytes * self.num_samples <= self.memory_budget:
+            with _differentiable(self.model) as everything:
+                for inputs, targets in batches(self.data):
+                    check_inputs(inputs)
+                    chunk = self._chunk(everything, inputs, targets)
+                    self._graphs.append((chunk, self._gradient_graph(chunk)))
+        self._versions = self._weight_versions()
+        try:
+            yield
+        finally:
+            self._graphs.clear()
+
+    def _weight_versions(self) -> list[int]:
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        return [tensor._version for tensor in tensors]
+
+    def _sum(self, probes: Tensor) -> tuple[Tensor, int]:
+        if len(probes) > 1 or not self._graphs:
+            return super()._sum(probes)
+        if self._weight_versions() != self._versions:
+            raise ValueError("the model's weights have changed: leave cached() before they do.")
+        precision = torch.promote_types(self.dtype, torch.float32)
+        total = torch.zeros(probes.shape, dtype=precision, device=self.device)
+        for chunk, gradient in self._graphs:
+            total += self._along(chunk, gradient, probes[0])
+        return total, self.num_samples
 
 
 class ResidualOperator(HessianOperator):

@@ -127,7 +127,7 @@ Sparse gradients stay sparse, and parameters without a gradient stay as they are
 """
 
 from paperkit.optim.asam import ASAM
-from paperkit.optim.core import StepRecord
+from paperkit.optim.core import MultiPassOptimizer, StepRecord
 from paperkit.optim.eigen_sam import EigenSAM
 from paperkit.optim.gradient_regularization import GradientRegularization
 from paperkit.optim.igsam import IGSAM
@@ -136,7 +136,9 @@ from paperkit.optim.rsam import RSAM
 from paperkit.optim.sam import SAM
 from paperkit.optim.sasam import SASAM
 from paperkit.optim.sasgd import SASGD
+from paperkit.optim.smoothness_adaptive import SmoothnessAdaptiveOptimizer, adaptive_step_size
 from paperkit.optim.vector import Vector
+from paperkit.optim.wrapped import WrappedOptimizer
 
 __all__ = [
     "ASAM",
@@ -147,7 +149,11 @@ __all__ = [
     "SASGD",
     "EigenSAM",
     "GradientRegularization",
+    "MultiPassOptimizer",
     "RandomState",
+    "SmoothnessAdaptiveOptimizer",
     "StepRecord",
     "Vector",
+    "WrappedOptimizer",
+    "adaptive_step_size",
 ]

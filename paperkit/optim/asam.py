@@ -9,7 +9,7 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from paperkit.optim.modules import parameter_names
-from paperkit.optim.vector import Vector
+from paperkit.optim.vector import Vector, nonzero
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
 
 SCALED_TENSORS = ("weights", "all")
@@ -78,7 +78,8 @@ class ASAM(WrappedOptimizer):
                 for weight, has_scale in zip(weights.tensors, self._have_scale(), strict=True)
             ]
         )
-        return (scale * (scale * gradient).normalized()).scaled(strengths)
+        scaled = scale * gradient
+        return (scale * scaled).scaled(strengths, by=1.0 / nonzero(scaled.norm()))
 
     def _have_scale(self) -> list[bool]:
         """Say for each parameter with a gradient whether T is more than 1."""

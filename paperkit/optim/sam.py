@@ -72,16 +72,16 @@ class SAM(WrappedOptimizer):
 
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
         """Return ε, see the class."""
+        if self.p == 2.0:
+            return gradient.scaled(strengths, by=1.0 / nonzero(gradient.norm()))
         return ball_maximizer(gradient, self.p).scaled(strengths)
 
 
-def ball_maximizer(gradient: Vector, p: float = 2.0) -> Vector:
+def ball_maximizer(gradient: Vector, p: float) -> Vector:
     r"""Return the ε that maximises :math:`g^\top \varepsilon` over :math:`\|\varepsilon\|_p \le 1`.
 
     For p = 1 the largest entries share it equally. Zero for a zero gradient.
     """
-    if p == 2.0:
-        return gradient.normalized()
     if p == 1.0:
         largest = gradient.norm(math.inf)
         chosen = Vector([t * (t.abs() == largest.to(t.device)) for t in gradient.tensors])

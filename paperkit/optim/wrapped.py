@@ -29,7 +29,7 @@ class WrappedOptimizer(MultiPassOptimizer):
     base : callable
         Makes the base optimizer: ``torch.optim.SGD`` or any other whose ``step`` needs no closure.
     strength : float
-        The option ``rho`` (or what :attr:`strength_name` says), at least 0. Where it is 0 in all
+        The option ``rho`` (or what ``strength_name`` says), at least 0. Where it is 0 in all
         groups the step is the base optimizer's, with one gradient evaluation.
     max_norm : float, optional
         As in :class:`~paperkit.optim.core.MultiPassOptimizer`.
@@ -45,7 +45,7 @@ class WrappedOptimizer(MultiPassOptimizer):
     Attributes
     ----------
     base : torch.optim.Optimizer
-        It shares :attr:`param_groups`, so schedulers work on either. A hook on its ``step`` sees
+        It shares ``param_groups``, so schedulers work on either. A hook on its ``step`` sees
         the final gradients.
 
     Raises
@@ -161,7 +161,7 @@ class WrappedOptimizer(MultiPassOptimizer):
         Raises
         ------
         RuntimeError
-            Between :meth:`first_step` and :meth:`second_step`.
+            Between ``first_step`` and ``second_step``.
         """
         return {**super().state_dict(), "base": self.base.state_dict()["state"]}
 

@@ -6,7 +6,9 @@ from networks import CASES, Case
 from torch import nn
 
 from paperkit.estimators import hessian_top_eigenvalues, hessian_trace, spectral_density
+from paperkit.estimators.hessian import block_probe_trace
 from paperkit.linearize import dense_gauss_newton, dense_hessian
+from paperkit.linearize.operators import HessianOperator
 
 SOME = [CASES[0], CASES[4], CASES[7], CASES[10]]
 
@@ -46,7 +48,7 @@ def test_an_estimate_lies_within_three_standard_errors_in_97_of_100_seeds(device
     assert misses <= 3
 
 
-@pytest.mark.parametrize("method", ["xtrace", "hutch++", "hutchinson"])
+@pytest.mark.parametrize("method", ["block_probes", "xtrace", "hutch++", "hutchinson"])
 def test_a_named_estimator_estimates_the_whole(method, device):
     model, data, hessian = hessian_of(CASES[7], device)
     result = hessian_trace(model, data, method=method, products=60)
@@ -62,6 +64,35 @@ def test_the_split_trace_adds_the_exact_gauss_newton_part(device):
     assert part == pytest.approx(exact, rel=1e-10)
     rest = float(hessian.trace()) - exact
     assert abs(float(result) - part - rest) < 5 * result.standard_error
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[4], CASES[5]], ids=lambda c: c.name)
+def test_where_everything_is_piecewise_linear_the_split_trace_is_exact(case, device):
+    model, data, hessian = hessian_of(case, device)
+    result = hessian_trace(model, data, method="split")
+    assert result.method == "exact" and result.probes is None and result.standard_error is None
+    assert float(result) == pytest.approx(float(hessian.trace()), rel=1e-10)
+    auto = hessian_trace(model, data, max_dense=1)
+    assert auto.method == "exact" and float(auto) == float(result)
+
+
+def test_probes_of_the_blocks_own_have_the_stated_variance(device):
+    r"""Var = 2/(n² k) Σ_b ‖Σ_{i in b} H_i without its diagonal‖², below that of shared probes."""
+    model, (inputs, targets), hessian = hessian_of(CASES[7], device, n=8)
+    operator = HessianOperator(model, (inputs, targets))  # 8 samples: a block is one sample
+    variance = 0.0
+    for x, y in zip(inputs.split(1), targets.split(1), strict=True):
+        matrix = dense_hessian(model, x, y)
+        variance += 2 * float((matrix - matrix.diagonal().diag()).square().sum()) / 8**2
+    whole = hessian - hessian.diagonal().diag()
+    assert variance < float(2 * whole.square().sum())
+    estimates = [block_probe_trace(operator, 2, seed=seed) for seed in range(400)]
+    errors = torch.tensor([float(estimate) for estimate in estimates]) - float(hessian.trace())
+    # 400 squares with a kurtosis below 9 have a mean with the relative standard error √(8/400).
+    tolerance = 5 * (8 / 400) ** 0.5
+    assert float(errors.square().mean()) == pytest.approx(variance / 2, rel=tolerance)
+    reported = torch.tensor([estimate.standard_error for estimate in estimates])
+    assert float(reported.square().mean()) == pytest.approx(variance / 2, rel=tolerance)
 
 
 @pytest.mark.parametrize("which", ["algebraic", "magnitude"])

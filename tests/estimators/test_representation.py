@@ -271,8 +271,8 @@ def test_measures_of_networks_agree_with_brute_force(case, device) -> None:
         local_dimension: (squares.sum(1).square() / squares.square().sum(1)).nanmean(),
     }
     for measure, value in expected.items():
-        for chunk_size in (4, 128):
-            result = measure(model, data, chunk_size=chunk_size)
+        for memory_budget in (1, 2**30):
+            result = measure(model, data, memory_budget=memory_budget)
             assert float(result) == pytest.approx(float(value), rel=1e-10), measure.__name__
             assert result.n == 6
             assert result.standard_error is None
@@ -474,7 +474,7 @@ def test_samples_that_interact_are_refused() -> None:
     [
         (lambda m, d: maximum_local_sensitivity(m, d, method="qr"), "method='qr'"),
         (lambda m, d: maximum_local_sensitivity(m, d, max_iterations=0), "max_iterations=0"),
-        (lambda m, d: maximum_local_sensitivity(m, d, chunk_size=0), "chunk_size=0"),
+        (lambda m, d: maximum_local_sensitivity(m, d, memory_budget=0), "memory_budget=0"),
         (lambda m, d: log_volume(m, d, average="sum"), "average='sum'"),
         (lambda m, d: log_volume(m, d, k=0), "k=0"),
         (lambda m, d: local_dimension(m, (d[0] * math.nan, d[1])), "NaN"),

@@ -300,3 +300,25 @@ def test_single_precision_models_keep_float64_accumulation() -> None:
         ours = layer.spectrum().eigenvalues[: len(reference)]
         # float32 rows carry relative errors of about 1e-6 of the largest singular value
         assert float((ours - reference[: len(ours)]).abs().max() / reference[0]) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_exact_parameters_have_no_residual_block_and_the_exact_layers_are_among_them(
+    case: Case, device: torch.device
+) -> None:
+    model, inputs, targets = case.make(device=device)
+    linearization = linearize(model, inputs, all_parameters=True)
+    exact = linearization.exact_parameters
+    for layer in linearization.layers.values():
+        assert (layer.weight_name in exact) == layer.exact_block
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            # A bias is exact with its weight, unless the weight only fails for being used twice.
+            weight = name.replace("bias", "weight")
+            assert name in exact or weight not in exact
+        block = dense_hessian(model, inputs, targets, parameters=[name])
+        rest = block - dense_gauss_newton(model, inputs, parameters=[name])
+        if name in exact:
+            assert float(rest.norm()) <= 1e-12 * max(float(block.norm()), 1e-3), name
+        else:
+            assert float(rest.norm()) > 1e-6 * float(block.norm()), (parameter.shape, name)

@@ -11,6 +11,7 @@ from networks import CASES, Case
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linearize import (
     SamplesInteractError,
     dense_empirical_fisher,
@@ -24,6 +25,7 @@ from paperkit.linearize.operators import (
     FisherOperator,
     GaussNewtonOperator,
     HessianOperator,
+    ResidualOperator,
 )
 
 OPERATORS = (HessianOperator, GaussNewtonOperator, FisherOperator, EmpiricalFisherOperator)
@@ -484,4 +486,85 @@ def test_products_live_on_the_models_device(
         product = operator(model, data, loss)
         probes = torch.ones(2, product.dimension, dtype=product.dtype, device=product.device)
         results = product(probes), product(probes[0])
+    assert all(result.device == inputs.device for result in results)
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, ResidualOperator])
+@every_case
+def test_cached_products_equal_those_without_a_cache(
+    case: Case, operator: type[HessianOperator], device: torch.device
+) -> None:
+    model, inputs, targets = case.make(device=device)
+    product = operator(model, [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])])
+    probes = probes_for(product)
+    expected = product(probes)
+    before = snapshot(model)
+    calls: list[int] = []
+    with product.cached():
+        handle = model.register_forward_hook(lambda *_: calls.append(1))
+        alone = torch.stack([product(probe) for probe in probes])
+        handle.remove()
+    assert not calls  # nothing but backward passes
+    assert float((alone - expected).norm()) <= 1e-12 * float(expected.norm())
+    torch.testing.assert_close(snapshot(model), before, rtol=0, atol=0)
+    assert not product._graphs
+
+
+def test_a_cache_that_does_not_fit_is_left_out_and_one_of_changed_weights_is_refused() -> None:
+    model, inputs, targets = SMALL.make()
+    product = HessianOperator(model, (inputs, targets))
+    tight = HessianOperator(model, (inputs, targets), memory_budget=1000)
+    probe = probes_for(product)[0]
+    expected = product(probe)
+    with tight.cached():
+        assert not tight._graphs
+        assert relative(tight(probe) - expected, expected) < 1e-12
+    with product.cached():
+        with torch.no_grad():
+            model[0].weight.mul_(2.0)
+        with pytest.raises(ValueError, match="leave cached"):
+            product(probe)
+
+
+@every_operator
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("case", (CASES[4], CASES[7], *OTHERS[:3]), ids=lambda case: case.name)
+def test_block_quadratic_forms_are_those_of_the_blocks_own_matrices(
+    case: Case, operator: type[CurvatureOperator], loss: str, device: torch.device
+) -> None:
+    model, inputs, labels = case.make(5, device=device)
+    targets = targets_for(loss, labels)
+    product = operator(model, [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])], loss)
+    # Replay: blocks of two samples; a batch's order is drawn first, then each block's vectors.
+    generator = generator_of(3)
+    expected = []
+    for x, y in ((inputs[:2], targets[:2]), (inputs[2:], targets[2:])):
+        for block in torch.randperm(len(x), generator=generator).to(device).split(2):
+            matrix = len(block) * dense(operator, model, x[block], y[block], loss)
+            vectors = draw_probes(3, product.dimension, generator).to(device)
+            expected.append(((vectors @ matrix) * vectors).sum(dim=1))
+    expected = torch.stack(expected)
+    before = snapshot(model)
+    forms = product.block_quadratic_forms(3, generator_of(3), blocks=3)
+    torch.testing.assert_close(snapshot(model), before, rtol=0, atol=0)
+    assert forms.shape == (3, 3) and product.products == 3
+    assert relative(forms - expected, expected) < 1e-12
+    tight = operator(model, product.data, loss, memory_budget=1)
+    assert (
+        relative(tight.block_quadratic_forms(3, generator_of(3), blocks=3) - forms, forms) < 1e-12
+    )
+
+
+@every_operator
+def test_forms_and_cached_products_live_on_the_models_device(
+    operator: type[CurvatureOperator], device: torch.device, explicit_devices
+) -> None:
+    model, inputs, targets = SMALL.make(device=device)
+    with explicit_devices():
+        product = operator(model, (inputs.cpu(), targets.cpu()))
+        results = [product.block_quadratic_forms(2, generator_of(0))]
+        if isinstance(product, HessianOperator):
+            with product.cached():
+                one = torch.ones(product.dimension, dtype=product.dtype, device=device)
+                results.append(product(one))
     assert all(result.device == inputs.device for result in results)

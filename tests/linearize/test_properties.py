@@ -204,6 +204,8 @@ INNER = {
     "remainder.per_sample_jacobians",
     "adaptive_sharpness.mean_loss",
     "adaptive_sharpness.select_parameters",
+    "budget.footprint",
+    "budget.Chunks",
 }
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "linearize.linearize": [{"input_jacobians": True, "all_parameters": True}],

@@ -1,0 +1,204 @@
+"""How many samples at a time fit a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.conv import _ConvNd
+
+from paperkit.linearize.batches import batches
+from paperkit.linearize.evaluation import check_inputs, check_outputs, saved_storages
+from paperkit.linearize.linearize import refuse_interaction
+
+# Peak bytes above model and data in units of what a forward pass saves for backward: the most that
+# was measured, in single and double precision, on two MLPs, ResNet-20 and two small convolution
+# networks on 64 × 64 inputs. In-place activations are the worst case of the first three, since a
+# forward pass then saves little (ResNet-20: 0.4, 0.95, 1.6, 1.7 in single precision); an MLP with
+# tanh of the last.
+FORWARD = 1.4
+"""A pass without a graph."""
+TANGENT = 4.2
+"""Forward mode: a pass without a graph beside its derivative along one vector."""
+BACKWARD = 2.8
+"""A pass with a graph, and a backward pass to the parameters."""
+REPEATED = 4.5
+"""A pass with a graph, and backward passes to the inputs, one after the other."""
+
+# Float64 numbers that a loss and its gradient hold for each output of a sample: 5.04 measured.
+_LOSS_ENTRIES = 6
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one sample costs a model.
+
+    Attributes
+    ----------
+    saved : int
+        Bytes that its forward pass saves for backward.
+    workspace : int
+        Bytes of the largest temporary inside a convolution.
+    num_inputs, num_outputs : int
+        Entries of the sample and of its outputs.
+    element_size : int
+        Bytes of an output.
+    fewest : int
+        Samples that the model takes at least: 2 where it fails on one.
+    """
+
+    saved: int
+    workspace: int
+    num_inputs: int
+    num_outputs: int
+    element_size: int
+    fewest: int
+
+    def bytes_of(self, factor: float) -> float:
+        """Return the peak of a pass whose factor on ``saved`` this is, with the loss."""
+        return factor * self.saved + self.workspace + 8 * _LOSS_ENTRIES * self.num_outputs
+
+
+def footprint(model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Footprint:
+    """Run the first sample forward and add up what it leaves behind.
+
+    To be called within :func:`paperkit.linearize.evaluation.evaluation`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C).
+    parameters : dict of str to Tensor
+        Leaves that record gradients, by name; they are not counted.
+    inputs : Tensor
+        Shape (n, …). Two samples are run where the model fails on one, as it does where it
+        normalises by batch statistics.
+
+    Raises
+    ------
+    ValueError
+        If the model does not return a finite (n, C).
+    """
+    try:
+        return _footprint(model, parameters, inputs, 1)
+    except ValueError:  # what torch raises where one sample has no variance
+        if len(inputs) < 2:
+            raise
+        return _footprint(model, parameters, inputs, 2)
+
+
+def _footprint(
+    model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, count: int
+) -> Footprint:
+    fixed = [*parameters.values(), *model.buffers()]
+    unfolded = [0]
+
+    def convolved(module: _ConvNd, arguments: Any, output: Tensor) -> None:
+        # Without oneDNN, which has no float64, the CPU unfolds the inputs of the whole batch.
+        if output.dtype == torch.float64 and output.device.type == "cpu":
+            fan_in = module.weight[0].numel() * module.groups
+            unfolded.append(fan_in * output[:, 0].numel() * output.element_size())
+
+    convolutions = [module for module in model.modules() if isinstance(module, _ConvNd)]
+    handles = [module.register_forward_hook(convolved) for module in convolutions]
+    try:
+        # A copy of the samples, since a view would count the storage of the whole batch.
+        with torch.enable_grad(), saved_storages(fixed) as saved:
+            outputs = functional_call(model, parameters, (inputs[:count].clone(),))
+    finally:
+        for handle in handles:
+            handle.remove()
+    check_outputs(outputs, count)
+    return Footprint(
+        saved=max(1, sum(saved.values()) // count),
+        workspace=max(unfolded) // count,
+        num_inputs=inputs[0].numel(),
+        num_outputs=outputs.shape[1],
+        element_size=outputs.element_size(),
+        fewest=count,
+    )
+
+
+class Chunks:
+    """Cut batches of data into pieces that fit a memory budget.
+
+    To be used within :func:`paperkit.linearize.evaluation.evaluation`. What a sample costs is
+    measured once for every shape of sample.
+
+    Parameters
+    ----------
+    model, parameters
+        As in :func:`footprint`.
+    cost : callable
+        Maps a :class:`Footprint` to the peak bytes that one sample takes.
+    memory_budget : int
+        Bytes above the model and its data.
+    reserved : int
+        Bytes of it that do not depend on the samples: copies of the parameters.
+
+    Raises
+    ------
+    ValueError
+        If ``memory_budget`` is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: dict[str, Tensor],
+        cost: Callable[[Footprint], float],
+        memory_budget: int,
+        *,
+        reserved: int = 0,
+    ) -> None:
+        if memory_budget < 1:
+            raise ValueError(f"memory_budget={memory_budget} must be at least 1 byte.")
+        self.model, self.parameters, self.cost = model, parameters, cost
+        self.available = memory_budget - reserved
+        self._fitting: dict[tuple, tuple[int, int]] = {}
+        self._checked: set[tuple] = set()
+
+    def __call__(self, data: object) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the samples in their order, as many of a batch at a time as fit.
+
+        One at least, two where the model fails on one.
+
+        Parameters
+        ----------
+        data : pair or iterable of pairs
+            As in :func:`paperkit.linearize.batches`.
+
+        Raises
+        ------
+        ValueError
+            If the inputs are empty or not finite, or the model does not return a finite (n, C).
+        SamplesInteractError
+            A ValueError: if a batch has to be cut and the outputs for its samples change when
+            others are left out, as far as its first samples show.
+        """
+        for inputs, targets in batches(data):
+            check_inputs(inputs)
+            sizes = self._sizes(inputs)
+            yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
+
+    def _sizes(self, inputs: Tensor) -> list[int]:
+        """Return sizes that differ by one at most: a small last chunk would idle the processor."""
+        key = (inputs.shape[1:], inputs.dtype)
+        if key not in self._fitting:
+            found = footprint(self.model, self.parameters, inputs)
+            fitting = max(found.fewest, int(self.available / self.cost(found)))
+            self._fitting[key] = fitting, found.fewest
+        fitting, fewest = self._fitting[key]
+        n = len(inputs)
+        pieces = max(1, min(-(-n // fitting), n // fewest))
+        if pieces > 1 and fitting >= 2 * fewest and key not in self._checked:
+            self._checked.add(key)
+            first = inputs[: 2 * fewest]
+            with torch.no_grad():
+                outputs = functional_call(self.model, self.parameters, (first,))
+            refuse_interaction(self.model, self.parameters, first, outputs)
+        return [n // pieces + (index < n % pieces) for index in range(pieces)]
