@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from paperkit.linearize.batches import batches
-from paperkit.linearize.evaluation import check_inputs, check_outputs, saved_storages
+from paperkit.linearize.evaluation import SavedStorages, check_inputs, check_outputs
 from paperkit.linearize.linearize import refuse_interaction
 
 # Peak bytes above model and data in units of what a forward pass saves for backward: the most that
@@ -95,6 +95,7 @@ def _footprint(
     model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, count: int
 ) -> Footprint:
     fixed = [*parameters.values(), *model.buffers()]
+    saved = SavedStorages(fixed)
     unfolded = [0]
 
     def convolved(module: _ConvNd, arguments: Any, output: Tensor) -> None:
@@ -107,14 +108,14 @@ def _footprint(
     handles = [module.register_forward_hook(convolved) for module in convolutions]
     try:
         # A copy of the samples, since a view would count the storage of the whole batch.
-        with torch.enable_grad(), saved_storages(fixed) as saved:
+        with torch.enable_grad(), saved.noted():
             outputs = functional_call(model, parameters, (inputs[:count].clone(),))
     finally:
         for handle in handles:
             handle.remove()
     check_outputs(outputs, count)
     return Footprint(
-        saved=max(1, sum(saved.values()) // count),
+        saved=max(1, saved.bytes() // count),
         workspace=max(unfolded) // count,
         num_inputs=inputs[0].numel(),
         num_outputs=outputs.shape[1],

@@ -35,33 +35,36 @@ def evaluation(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             module.training = mode
 
 
-@contextmanager
-def saved_storages(fixed: Iterable[Tensor]) -> Iterator[dict[int, int]]:
-    """Note the bytes of every storage that the operations within save for a backward pass.
-
-    There can be no backward pass through them afterwards: nothing is kept, because an operation
-    that held its own output through a hook would never be freed.
+class SavedStorages:
+    """The storages that operations save for a backward pass, while within :meth:`noted`.
 
     Parameters
     ----------
     fixed : iterable of Tensor
         Storages that do not count: parameters and buffers.
-
-    Yields
-    ------
-    dict of int to int
-        From address to bytes; it fills as the operations run.
     """
-    known = {tensor.untyped_storage().data_ptr() for tensor in fixed}
-    saved: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            saved[storage.data_ptr()] = storage.nbytes()
+    def __init__(self, fixed: Iterable[Tensor]) -> None:
+        self._fixed = {tensor.untyped_storage().data_ptr() for tensor in fixed}
+        self._saved: dict[int, torch.UntypedStorage] = {}
 
-    with saved_tensors_hooks(note, lambda nothing: nothing):
-        yield saved
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what is saved. There can be no backward pass through these operations."""
+
+        # The storages are held here, or another would take the place of one that was freed. The
+        # tensors are not: an operation that held its own output by a hook would never be freed.
+        def note(tensor: Tensor) -> None:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._fixed:
+                self._saved[storage.data_ptr()] = storage
+
+        with saved_tensors_hooks(note, lambda nothing: nothing):
+            yield
+
+    def bytes(self) -> int:
+        """Return how many bytes they are together, each storage counted once."""
+        return sum(storage.nbytes() for storage in self._saved.values())
 
 
 def check_inputs(inputs: Tensor) -> None:

@@ -14,11 +14,11 @@ from torch.func import functional_call
 from paperkit.linearize.batches import batches
 from paperkit.linearize.dense import hessian_product
 from paperkit.linearize.evaluation import (
+    SavedStorages,
     check_inputs,
     check_outputs,
     check_targets,
     evaluation,
-    saved_storages,
 )
 from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization, LayerUse
 from paperkit.linearize.losses import get_loss
@@ -496,7 +496,8 @@ def _costs(
     # Two, because a network that normalises by batch statistics refuses one; it is refused later.
     count = min(2, len(inputs))
     # A copy of the samples, since a view would count the storage of the whole batch.
-    with saved_storages([*parameters.values(), *model.buffers()]) as saved:
+    saved = SavedStorages([*parameters.values(), *model.buffers()])
+    with saved.noted():
         recording = _record(model, chosen, parameters, inputs[:count].clone(), options)
     num_outputs = recording.outputs.shape[1]
     first_name = _first_names(recording.calls, chosen)
@@ -522,7 +523,7 @@ def _costs(
         held += count * num_outputs * rest
     # The gradients that a backward pass holds at once are no more than what it was given.
     per_sample = {name: size // count for name, size in layers.items()}
-    return _Costs(per_sample, held // count, 2 * sum(saved.values()) // count)
+    return _Costs(per_sample, held // count, 2 * saved.bytes() // count)
 
 
 def _linearize(

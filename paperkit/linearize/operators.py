@@ -33,11 +33,11 @@ from paperkit.linalg.probes import chunk_sizes, draw_probes
 from paperkit.linearize.batches import batches
 from paperkit.linearize.dense import select_parameters
 from paperkit.linearize.evaluation import (
+    SavedStorages,
     check_inputs,
     check_outputs,
     check_targets,
     evaluation,
-    saved_storages,
 )
 from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
 from paperkit.linearize.losses import get_loss
@@ -331,7 +331,8 @@ class CurvatureOperator(ABC):
         check_outputs(together, len(inputs))
         # A copy, since a view would count the storage of the whole batch.
         chunk = self._chunk(everything, inputs[:1].clone(), targets[:1])
-        with saved_storages([*everything.values(), *self.model.buffers()]) as saved:
+        saved = SavedStorages([*everything.values(), *self.model.buffers()])
+        with saved.noted():
             alone = chunk.network(chunk.parameters)
         tolerance = torch.finfo(alone.dtype).eps ** 0.5
         if not torch.allclose(alone, together[:1], rtol=tolerance, atol=tolerance):
@@ -339,7 +340,7 @@ class CurvatureOperator(ABC):
                 "model gives other outputs for the same sample in another batch: it mixes samples "
                 "(batch statistics?) or is random in evaluation mode; freeze that part first."
             )
-        return alone.detach(), max(1, sum(saved.values()))
+        return alone.detach(), max(1, saved.bytes())
 
     def _chunk(self, everything: Parameters, inputs: Tensor, targets: Tensor) -> _Chunk:
         fixed = {name: leaf.detach() for name, leaf in everything.items()}

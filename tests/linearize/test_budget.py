@@ -27,7 +27,7 @@ from paperkit.estimators.representation import (
 )
 from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
 from paperkit.linearize.budget import FORWARD, Chunks, footprint
-from paperkit.linearize.evaluation import evaluation
+from paperkit.linearize.evaluation import SavedStorages, evaluation
 from paperkit.linearize.linearize import SamplesInteractError, linearize
 from paperkit.linearize.operators import HessianOperator
 
@@ -277,3 +277,12 @@ def test_counting_what_a_pass_saves_leaves_no_tensor_behind(activation: type[nn.
     HessianOperator(model, (inputs, targets))
     maximum_local_sensitivity(model, (inputs, targets))
     assert alive() == before
+
+
+def test_every_storage_that_a_pass_saves_counts_also_where_another_was_freed_before_it() -> None:
+    model = nn.Sequential(*(nn.Tanh() for _ in range(10)))
+    inputs = torch.randn(1, 1000, requires_grad=True)
+    saved = SavedStorages([inputs])
+    with saved.noted():
+        model(inputs)
+    assert saved.bytes() == 10 * inputs.nbytes  # a tanh saves what it returns
