@@ -181,7 +181,7 @@ class MultiPassOptimizer(Optimizer, ABC):
 
         Call it after the first backward pass; then compute the loss of the same batch again, call
         ``backward`` and :meth:`second_step`. Gradients are cleared. For dropout masks that are
-        equal in both passes keep a :class:`~paperkit.optim.replay.RandomState`.
+        equal in both passes keep a :class:`~paperkit.optim.RandomState`.
 
         Parameters
         ----------

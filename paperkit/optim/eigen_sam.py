@@ -34,7 +34,7 @@ class EigenSAM(WrappedOptimizer):
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.wrapped.WrappedOptimizer`.
+        As in :class:`~paperkit.optim.WrappedOptimizer`.
     base : callable
         Makes the base optimizer.
     rho : float

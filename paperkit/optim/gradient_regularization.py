@@ -32,7 +32,7 @@ class GradientRegularization(WrappedOptimizer):
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.wrapped.WrappedOptimizer`.
+        As in :class:`~paperkit.optim.WrappedOptimizer`.
     base : callable
         Makes the base optimizer.
     mu : float
@@ -100,7 +100,7 @@ class GradientRegularization(WrappedOptimizer):
         self._finish(checks)
 
     def first_step(self, *, scaler: GradScaler | None = None) -> None:
-        """Begin a step; see :meth:`~paperkit.optim.core.MultiPassOptimizer.first_step`.
+        """Begin a step; see :meth:`~paperkit.optim.MultiPassOptimizer.first_step`.
 
         Raises
         ------

@@ -44,7 +44,7 @@ class IGSAM(WrappedOptimizer):
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.wrapped.WrappedOptimizer`.
+        As in :class:`~paperkit.optim.WrappedOptimizer`.
     model : nn.Module
         The network, returning (n, C), that the closure calls, itself or compiled or as
         DistributedDataParallel model; then pass that.

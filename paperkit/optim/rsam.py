@@ -43,7 +43,7 @@ class RSAM(WrappedOptimizer):
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.wrapped.WrappedOptimizer`.
+        As in :class:`~paperkit.optim.WrappedOptimizer`.
     base : callable
         Makes the base optimizer.
     rho : float

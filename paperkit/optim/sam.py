@@ -29,7 +29,7 @@ class SAM(WrappedOptimizer):
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.wrapped.WrappedOptimizer`.
+        As in :class:`~paperkit.optim.WrappedOptimizer`.
     base : callable
         Makes the base optimizer.
     rho : float

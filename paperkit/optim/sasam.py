@@ -24,7 +24,7 @@ class SASAM(SmoothnessAdaptiveOptimizer):
        w_{t+1} = w_t - \eta_t \nabla L\Bigl(w_t + \rho_t \frac{g_t}{\|g_t\|}; \xi_t\Bigr), \qquad
        g_t = \nabla L(w_t; \xi_t), \qquad \rho_t = \sqrt{\eta_t},
 
-    with :math:`\eta_t` of :func:`~paperkit.optim.smoothness_adaptive.adaptive_step_size`, all
+    with :math:`\eta_t` of :func:`~paperkit.optim.adaptive_step_size`, all
     gradients on the batch :math:`\xi_t`. Three gradient evaluations a step, two in the first step
     and with ``full_batch=True``.
 
@@ -37,7 +37,7 @@ class SASAM(SmoothnessAdaptiveOptimizer):
     Parameters
     ----------
     params, eta0
-        As in :class:`~paperkit.optim.smoothness_adaptive.SmoothnessAdaptiveOptimizer`.
+        As in :class:`~paperkit.optim.SmoothnessAdaptiveOptimizer`.
     rho_rule : str or float, optional
         ρ_t: ``"sqrt_eta"`` √η_t (the paper), ``"sqrt_previous_eta"`` √η_{t−1} (the release),
         ``"sqrt_eta_over_beta"`` √(η_t/β_t), with 1/(cη_t) for a β_t that is unknown or 0, which

@@ -121,7 +121,7 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
         Say that the closure always has the same data: the previous gradient is then kept, which
         saves one evaluation a step.
     max_norm, log
-        As in :class:`~paperkit.optim.core.MultiPassOptimizer`.
+        As in :class:`~paperkit.optim.MultiPassOptimizer`.
 
     Attributes
     ----------

@@ -32,9 +32,9 @@ class WrappedOptimizer(MultiPassOptimizer):
         The option ``rho`` (or what ``strength_name`` says), at least 0. Where it is 0 in all
         groups the step is the base optimizer's, with one gradient evaluation.
     max_norm : float, optional
-        As in :class:`~paperkit.optim.core.MultiPassOptimizer`.
+        As in :class:`~paperkit.optim.MultiPassOptimizer`.
     log : bool
-        As in :class:`~paperkit.optim.core.MultiPassOptimizer`.
+        As in :class:`~paperkit.optim.MultiPassOptimizer`.
     no_sync : callable, optional
         ``no_sync`` of a :class:`~torch.nn.parallel.DistributedDataParallel` model. Then each
         worker perturbs along the gradient of its own batch, and only the gradients that the step
@@ -156,7 +156,7 @@ class WrappedOptimizer(MultiPassOptimizer):
         Returns
         -------
         dict
-            As :meth:`~paperkit.optim.core.MultiPassOptimizer.state_dict`, and ``base``.
+            As :meth:`~paperkit.optim.MultiPassOptimizer.state_dict`, and ``base``.
 
         Raises
         ------
