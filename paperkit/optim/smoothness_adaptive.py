@@ -3,6 +3,7 @@ r"""Step sizes that follow the local smoothness of the loss: what SASAM and SASG
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -197,11 +198,11 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
             self.eta, self.theta, self.beta, self.rho = eta, theta, beta, rho
             self._remember(weights, gradient)
 
+    @abstractmethod
     def _take_direction(
         self, gradient: Vector, eta: float, beta: float
     ) -> Generator[None, None, float]:
         """Leave in ``.grad`` what the step follows; return the radius of the perturbation."""
-        raise NotImplementedError
 
     def _adapted(self, displacement: float, change: float) -> float:
         return adaptive_step_size(
