@@ -99,10 +99,9 @@ def hessian_trace(
         Gauss–Newton part, which is exact from one linearization, to an estimate of the rest (all
         parameters only). The rest has no diagonal on parameters in which the outputs are piecewise
         linear; where these are all, as in a ReLU network, nothing is estimated and the result is
-        exact. Else each sample gets probes of its own, or, where forward mode does not serve the
-        network, all share probes beside a Krylov space that is taken out first.
-        ``"block_probes"`` gives the whole such probes; ``"xtrace"``, ``"hutch++"`` and
-        ``"hutchinson"`` estimate the whole from shared ones.
+        exact. Else each block of samples gets probes of its own. ``"block_probes"`` estimates the
+        whole in that way; ``"xtrace"``, ``"hutch++"`` and ``"hutchinson"`` estimate it from probes
+        that all samples share.
         ``"auto"`` is exact up to ``max_dense`` parameters, else split where the network can be
         linearized, else XTrace, whose standard error is right in its order of magnitude only.
     products : int
@@ -133,11 +132,14 @@ def hessian_trace(
         method = "exact" if operator.dimension <= max_dense else "xtrace"
         if method == "xtrace" and parameters is None:
             try:
-                return _split_trace(operator, products, seed, memory_budget)
+                part = _gauss_newton_part(operator, memory_budget)
             except ValueError:  # the network cannot be linearized
                 pass
+            else:
+                return _split_trace(operator, part, products, seed)
     if method == "split":
-        return _split_trace(operator, products, seed, memory_budget)
+        part = _gauss_newton_part(operator, memory_budget)
+        return _split_trace(operator, part, products, seed)
     if method == "exact":
         value = float(_diagonal(operator, memory_budget // 2).sum())
         return _trace_measurement(operator, value, "exact")
@@ -174,11 +176,11 @@ def _trace_measurement(
     )
 
 
-def _split_trace(
-    operator: HessianOperator, products: int, seed: int, memory_budget: int
-) -> Measurement:
-    """Add the exact trace of the Gauss–Newton part to an estimate of what else has a diagonal."""
-    known, exact_parameters = 0.0, frozenset(operator.parameter_names)
+def _gauss_newton_part(
+    operator: CurvatureOperator, memory_budget: int
+) -> tuple[float, frozenset[str]]:
+    """Return the trace of the Gauss–Newton matrix, and the parameters whose blocks are exact."""
+    trace, exact_parameters = 0.0, frozenset(operator.parameter_names)
     stream = linearize_in_chunks(
         operator.model,
         operator.data,
@@ -187,8 +189,16 @@ def _split_trace(
         memory_budget=memory_budget,
     )
     for linearization, _ in stream:
-        known += gauss_newton_trace_sum(linearization) / operator.num_samples
+        trace += gauss_newton_trace_sum(linearization) / operator.num_samples
         exact_parameters &= linearization.exact_parameters
+    return trace, exact_parameters
+
+
+def _split_trace(
+    operator: CurvatureOperator, part: tuple[float, frozenset[str]], products: int, seed: int
+) -> Measurement:
+    """Add the trace of the Gauss–Newton part to an estimate of what else has a diagonal."""
+    known, exact_parameters = part
     left = [name for name in operator.parameter_names if name not in exact_parameters]
     if not left:
         return _trace_measurement(operator, known, "exact", gauss_newton_part=known)
@@ -196,13 +206,8 @@ def _split_trace(
         operator.model, operator.data, operator.loss, left, memory_budget=operator.memory_budget
     )
     estimate = block_probe_trace(rest, products, seed=seed)
-    return _trace_measurement(
-        operator,
-        known + estimate.value,
-        "split",
-        estimate,
-        gauss_newton_part=known,
-    )
+    value = known + estimate.value
+    return _trace_measurement(operator, value, "split", estimate, gauss_newton_part=known)
 
 
 def _diagonal(operator: CurvatureOperator, memory_budget: int) -> Tensor:

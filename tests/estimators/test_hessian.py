@@ -76,6 +76,13 @@ def test_where_everything_is_piecewise_linear_the_split_trace_is_exact(case, dev
     assert auto.method == "exact" and float(auto) == float(result)
 
 
+def test_too_few_products_are_refused_also_where_the_method_is_chosen(device):
+    model, data, _ = hessian_of(CASES[7], device)
+    for method in ("auto", "split", "block_probes"):
+        with pytest.raises(ValueError, match="products=1 must be at least 2: one has no spread"):
+            hessian_trace(model, data, method=method, products=1, max_dense=1)
+
+
 def test_probes_of_the_blocks_own_have_the_stated_variance(device):
     r"""Var = 2/(n² k) Σ_b ‖Σ_{i in b} H_i without its diagonal‖², below that of shared probes."""
     model, (inputs, targets), hessian = hessian_of(CASES[7], device, n=8)
