@@ -249,7 +249,7 @@ def _from_one_pass(
         if keep:
             gathered = gathered or Gathered(chunk, len(inputs))
             gathered.add(chunk)
-        del chunk
+        del chunk  # or it would live on while the next is made
     results = sums.results(model, pair, loss)
     # The chunks were made beside what is kept; now the rest of the budget is free.
     whole = gathered.linearization(memory_budget) if gathered is not None else None

@@ -339,7 +339,7 @@ def linearize_in_chunks(
             )
             check_targets(targets[chunk], linearization.outputs, loss)
             yield linearization, targets[chunk]
-            del linearization
+            del linearization  # or it would live on while the next is made
 
 
 class Gathered:

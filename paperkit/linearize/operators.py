@@ -205,7 +205,6 @@ class CurvatureOperator(ABC):
             self.device, self.dtype = leaves[0].device, leaves[0].dtype
             self.num_samples, self._sample_bytes = self._inspect(everything)
             self._routes = self._trusted_routes(everything)
-        self._graphs: list[tuple[_Chunk, tuple[Tensor, ...]]] = []
 
     def split(self, vector: Tensor) -> Parameters:
         """Cut a vector (d,) into the parameters' shapes, or k vectors (k, d) into (k, …) each."""
@@ -232,9 +231,12 @@ class CurvatureOperator(ABC):
         total, count = self._sum(probes)
         self.products += len(probes)
         product = (total / count).to(self.dtype)
+        self._refuse_infinite(product)
+        return product.reshape(vectors.shape)
+
+    def _refuse_infinite(self, product: Tensor) -> None:
         if not bool(torch.isfinite(product).all()):
             raise ValueError("the product has NaN or infinite entries: check the model's weights.")
-        return product.reshape(vectors.shape)
 
     def block_quadratic_forms(
         self, count: int, generator: torch.Generator, *, blocks: int = 32
@@ -256,12 +258,18 @@ class CurvatureOperator(ABC):
         generator : torch.Generator
             On the CPU; it assigns the samples of each batch to blocks and draws the signs.
         blocks : int
-            Into how many blocks the samples are cut, at most; a batch starts a new one.
+            How many blocks to cut the samples of one batch into, fewer where they are fewer. Each
+            further batch starts a new block, so that there can be more.
 
         Returns
         -------
         Tensor
             Shape (number of blocks, count), float64.
+
+        Raises
+        ------
+        ValueError
+            If the data do not fit or a product is not finite.
         """
         size = -(-self.num_samples // blocks)
         at_once = chunk_sizes(count, 4 * self.dimension, self.dtype, self.memory_budget)
@@ -278,6 +286,7 @@ class CurvatureOperator(ABC):
                             k, self.dimension, generator, dtype=self.dtype, device=self.device
                         )
                         total = self._sum_over_block(everything, x, y, vectors)
+                        self._refuse_infinite(total)
                         found.append((vectors * total).sum(dim=1, dtype=torch.float64))
                     forms.append(torch.cat(found))
         self.products += count
@@ -415,6 +424,9 @@ class HessianOperator(CurvatureOperator):
 
     positive_semidefinite = False
     _memory = (5.0, 3.2)
+    # What `cached` keeps: each batch with its gradient, and the weights' versions at that time.
+    _graphs: Sequence[tuple[_Chunk, tuple[Tensor, ...]]] = ()
+    _versions: Sequence[int] = ()
 
     def _residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss gradients in the outputs, (m, C)."""
@@ -470,17 +482,18 @@ class HessianOperator(CurvatureOperator):
         ValueError where weights have changed. Where the graph does not fit the memory budget,
         products are as they are outside.
         """
+        graphs = []
         if _GRAPH_MEMORY * self._sample_bytes * self.num_samples <= self.memory_budget:
             with _differentiable(self.model) as everything:
                 for inputs, targets in batches(self.data):
                     check_inputs(inputs)
                     chunk = self._chunk(everything, inputs, targets)
-                    self._graphs.append((chunk, self._gradient_graph(chunk)))
-        self._versions = self._weight_versions()
+                    graphs.append((chunk, self._gradient_graph(chunk)))
+        self._graphs, self._versions = graphs, self._weight_versions()
         try:
             yield
         finally:
-            self._graphs.clear()
+            self._graphs = ()
 
     def _weight_versions(self) -> list[int]:
         tensors = itertools.chain(self.model.parameters(), self.model.buffers())

@@ -463,6 +463,16 @@ def test_products_that_are_not_finite_are_refused() -> None:
             product(torch.full((2, product.dimension), float("inf"), dtype=torch.float64))
 
 
+@every_operator
+def test_forms_that_are_not_finite_are_refused(operator: type[CurvatureOperator]) -> None:
+    model, inputs, targets = SMALL.make()
+    product = operator(model, (inputs, targets))
+    with torch.no_grad():
+        model[4].weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        product.block_quadratic_forms(2, generator_of(0))
+
+
 def test_samples_that_interact_are_refused() -> None:
     model = Centred().double()
     _, inputs, targets = SMALL.make()
