@@ -13,7 +13,9 @@ from paperkit.experiments.store import checkpoint_path, record_path
 from paperkit.experiments.study import Study, study_named, study_names
 
 CHILD = """
-import sys
+import signal, sys
+# A shell that starts the tests in the background has its children ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from paperkit.experiments import run_study, studies
 studies.__path__.append(sys.argv[1])
 run_study("selftest_training", "laptop", sys.argv[2], progress=False)
