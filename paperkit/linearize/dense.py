@@ -57,7 +57,9 @@ def _rows(outputs: Tensor, sources: Sequence[Tensor]) -> Tensor:
             materialize_grads=True,
             is_grads_batched=True,
         )
-        rows.append(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
+        rows.append(
+            torch.cat([gradient.reshape(len(gradient), -1) for gradient in gradients], dim=1)
+        )
     return torch.cat(rows)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -18,8 +23,8 @@ def evaluation(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     The copies share storage with the parameters, are leaves of their own, and are meant for
     :func:`torch.func.functional_call`. So ``.grad`` and ``requires_grad`` of the model's own
     parameters stay untouched, and frozen parameters are measured like any other. Attention runs
-    in the kernel that can be differentiated twice. Every module's own mode is restored on exit,
-    also after an exception.
+    in the kernel that can be differentiated twice, weight normalisation in operations that can.
+    Every module's own mode is restored on exit, also after an exception.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -28,11 +33,44 @@ def evaluation(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()
     }
     try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _weight_normalisation(model):
             yield parameters
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+class _WeightNormByParts(TorchFunctionMode):
+    """Weight normalisation in operations that can be differentiated twice.
+
+    The second derivative of PyTorch's fused kernel is wrong without an error, and it has no forward
+    mode.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable,
+        types: object,
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        replaced = _weight_norm if function is torch._weight_norm else function
+        return replaced(*args, **(kwargs or {}))
+
+
+def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
+    return direction * (length / torch.norm_except_dim(direction, 2, dim))
+
+
+def _weight_normalisation(model: nn.Module) -> AbstractContextManager:
+    """Return what the model's weight normalisations need, nothing if it has none."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    if any(
+        isinstance(part, (WeightNorm, _WeightNorm))
+        for part in itertools.chain(model.modules(), hooks)
+    ):
+        return _WeightNormByParts()
+    return nullcontext()
 
 
 class SavedStorages:
@@ -50,16 +88,18 @@ class SavedStorages:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note what is saved. There can be no backward pass through these operations."""
+        """Note what is saved."""
 
-        # The storages are held here, or another would take the place of one that was freed. The
-        # tensors are not: an operation that held its own output by a hook would never be freed.
-        def note(tensor: Tensor) -> None:
+        # The storages are held here, or another would take the place of one that was freed. What
+        # goes back is cut off the graph: an operation that held its own output by a hook would
+        # never be freed.
+        def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._fixed:
                 self._saved[storage.data_ptr()] = storage
+            return tensor.detach()
 
-        with saved_tensors_hooks(note, lambda nothing: nothing):
+        with saved_tensors_hooks(note, lambda tensor: tensor):
             yield
 
     def bytes(self) -> int:

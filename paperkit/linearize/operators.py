@@ -39,6 +39,7 @@ from paperkit.linearize.evaluation import (
     check_targets,
     evaluation,
 )
+from paperkit.linearize.jets import Jet, ParameterJet
 from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
 from paperkit.linearize.losses import get_loss
 
@@ -52,6 +53,9 @@ _SAMPLES_AT_ONCE = 8
 
 # Peak bytes of a product through the graph of the gradient, in units of what a forward pass saves.
 _GRAPH_MEMORY = 10.5
+
+# Peak bytes of a product with jets, in units of what their pass forward saves.
+_JETS_MEMORY = 1.6
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ class CurvatureOperator(ABC):
         parts = vector.split([shape.numel() for shape in self._shapes.values()], dim=-1)
         leading = vector.shape[:-1]
         return {
-            name: part.reshape(*leading, *shape)
+            name: part.reshape((*leading, *shape))
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
 
@@ -383,15 +387,20 @@ class CurvatureOperator(ABC):
         probes = probes.to(self.device, self.dtype)
         expected = self._by_double_backward(chunk, probes)
         tolerance = torch.finfo(self.dtype).eps ** 0.5 * float(expected.norm())
-        routes: list[_Route] = [self._by_double_backward]
-        for route in (self._one_by_one, self._all_at_once):
+        routes = []
+        for route in self._fast_routes():
             try:
                 difference = float((route(chunk, probes) - expected).norm())
-            except RuntimeError:  # an operation without a rule
+            # An operation without a rule, or a model's own code that takes nothing but a tensor.
+            except Exception:
                 continue
             if difference <= tolerance:
-                routes.insert(0, route)
-        return routes
+                routes.append(route)
+        return [*routes, self._by_double_backward]
+
+    def _fast_routes(self) -> list[_Route]:
+        """Return the ways to compute that need a check, the fastest first."""
+        return [self._all_at_once, self._one_by_one]
 
     def _sum_over_samples(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         """Return the products summed over the samples of a chunk, (k, d)."""
@@ -414,11 +423,13 @@ class CurvatureOperator(ABC):
 class HessianOperator(CurvatureOperator):
     r"""The Hessian of the mean loss, or a diagonal block of it.
 
-    A single product is reverse over forward: one pass gives the outputs f and their change
-    :math:`t = Jv`; pulling back :math:`\Lambda t` from f and the residual r from t gives
-    :math:`J^\top \Lambda J v + \sum_c r_c \nabla^2 f_c\, v`, which spares the gradient itself.
-    Several products are forward over reverse (Pearlmutter 1994), vectorized over the vectors, so
-    that they share the pass that they have in common. For the arguments see
+    Products are forward over reverse (Pearlmutter 1994), for several vectors at a time, so that
+    they share the passes that they have in common. Networks of linear and convolution layers,
+    frozen batch normalisation, pooling and functions of each entry have rules of their own
+    (:mod:`paperkit.linearize.jets`). For others PyTorch's forward mode serves, vectorized over
+    the vectors; a single product is then reverse over forward: one pass gives the outputs f and
+    their change :math:`t = Jv`, and pulling back :math:`\Lambda t` from f and the residual r from
+    t gives :math:`J^\top \Lambda J v + \sum_c r_c \nabla^2 f_c\, v`. For the arguments see
     :class:`CurvatureOperator`.
     """
 
@@ -435,6 +446,56 @@ class HessianOperator(CurvatureOperator):
     def _output_curvature(self, outputs: Tensor, change: Tensor) -> Tensor:
         """Return the change of the residuals with the outputs, (m, C)."""
         return get_loss(self.loss).hessian_product(outputs, change)
+
+    def _fast_routes(self) -> list[_Route]:
+        return [self._by_jets, *super()._fast_routes()]
+
+    def _trusted_routes(self, everything: Parameters) -> list[_Route]:
+        routes = super()._trusted_routes(everything)
+        if routes[0] == self._by_jets:
+            self._memory = self._jets_memory(everything)
+        return routes
+
+    def _jets(self, chunk: _Chunk, probes: Tensor) -> tuple[list[ParameterJet], Jet | Tensor]:
+        """Return the chosen parameters' jets and the outputs', a tensor if they are constant."""
+        jets = [
+            ParameterJet.of(chunk.parameters[name], vectors)
+            for name, vectors in self.split(probes).items()
+        ]
+        return jets, chunk.network(dict(zip(chunk.parameters, jets, strict=True)))
+
+    def _by_jets(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        jets, outputs = self._jets(chunk, probes)
+        if isinstance(outputs, Tensor):
+            return torch.zeros_like(probes)
+        values, changes = outputs.parts.detach().split([1, len(probes)])
+        cotangents = torch.cat(
+            [
+                self._residuals(values[0], chunk.targets).unsqueeze(0),
+                self._output_curvature(values[0], changes),
+            ]
+        )
+        pulled = _reverse([outputs.parts], [jet.parts for jet in jets], [cotangents])
+        return _rows([part[1:] for part in pulled], len(probes))
+
+    def _jets_memory(self, everything: Parameters) -> tuple[float, float]:
+        """Return the peak bytes of a sample, as ``_memory``, from what a pass with jets saves."""
+        inputs, targets = next(batches(self.data))
+
+        def saved(samples: int, count: int) -> int:
+            chunk = self._chunk(everything, torch.cat([inputs[:1]] * samples), targets[:1])
+            vectors = torch.zeros(count, self.dimension, dtype=self.dtype, device=self.device)
+            storages = SavedStorages([*everything.values(), *self.model.buffers()])
+            with storages.noted():
+                _, outputs = self._jets(chunk, vectors)
+                if isinstance(outputs, Jet):
+                    outputs.parts.detach()
+            return storages.bytes()
+
+        # The difference leaves out the jets of parameters, which do not grow with the samples.
+        one, two = (saved(2, count) - saved(1, count) for count in (1, 2))
+        unit = self._sample_bytes / _JETS_MEMORY
+        return max(1, 2 * one - two) / unit, max(1, two - one) / unit
 
     def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         def gradient(chosen: Parameters) -> Parameters:

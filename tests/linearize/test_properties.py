@@ -235,7 +235,7 @@ def _public_functions() -> dict[str, Callable[..., Any]]:
                     or not (inspect.isfunction(member) or inspect.isclass(member))
                     or member.__module__ != module.__name__
                     or inspect.isabstract(member)
-                    or (inspect.isclass(member) and issubclass(member, Exception))
+                    or (inspect.isclass(member) and issubclass(member, (Exception, torch.Tensor)))
                 ):
                     continue
                 parameters = list(inspect.signature(member).parameters)
