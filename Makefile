@@ -116,9 +116,7 @@ $(BENCHMARK)/.installed: benchmarks/requirements.txt $(STAMP)
 	@$(BIN) -m pip --python $(BENCHMARK)/bin/python install --disable-pip-version-check --quiet --no-deps -r benchmarks/requirements.txt
 	@touch $@
 
-# Page faults stay out of the timings.
 benchmark: environment $(BENCHMARK)/.installed
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 \
 	$(BENCHMARK)/bin/python -m benchmarks --device $(DEVICE) --output results/benchmarks.json
 	$(BENCHMARK)/bin/python -m benchmarks.render
 

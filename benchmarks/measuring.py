@@ -7,6 +7,7 @@ that a machine that slows down slows both.
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -60,9 +61,11 @@ class Settings:
     device : str
         ``"cpu"`` or ``"cuda"``.
     repeats : int
-        Timed calls, after an untimed one.
+        Timed calls at least, after two untimed ones.
+    enough : float
+        Seconds; calls are repeated until they took so long together, at most three times as often.
     longest : float
-        Seconds; a first call that took longer is the only one, and counts.
+        Seconds; where the first call took longer, only one is timed.
     batch : int
         Samples of an optimizer's step.
     steps : int
@@ -72,9 +75,10 @@ class Settings:
     samples: int = 64
     device: str = "cpu"
     repeats: int = 3
-    longest: float = 5.0
+    enough: float = 6.0
+    longest: float = 15.0
     batch: int = REFERENCE_BATCH
-    steps: int = 5
+    steps: int = 9
 
 
 @dataclass
@@ -92,7 +96,8 @@ class Measured:
     gradient_seconds : float
         The unit, as measured beside it.
     peak : int
-        Bytes above the model and its data, preparation included; on a GPU of its allocator.
+        Bytes above the model and its data, of the preparation and one call; on a GPU of its
+        allocator.
     calls : int
         Timed calls; the figures are medians.
     remark : str
@@ -134,6 +139,25 @@ def memory(device: str) -> int:
     return peak["device" if device == "cuda" else "process"]
 
 
+def return_freed_memory() -> None:
+    """Tell the C library to give freed memory back at once, so that a peak is what is in use."""
+    _tell_allocator(M_MMAP_THRESHOLD=(-3, 2**16))
+
+
+def keep_freed_memory() -> None:
+    """Tell the C library to keep memory that is freed, which keeps page faults out of timings."""
+    _tell_allocator(M_MMAP_MAX=(-4, 0), M_TRIM_THRESHOLD=(-1, -1), M_TOP_PAD=(-2, 2**28))
+
+
+def _tell_allocator(**settings: tuple[int, int]) -> None:
+    """Pass parameters and values to GNU's C library; others stay as they are."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for name, (parameter, value) in settings.items():
+            if library.mallopt(parameter, value) != 1:
+                raise RuntimeError(f"the C library refuses {name}={value}")
+
+
 def measure(module: str, quantity: str, problem: str, tool: str, settings: Settings) -> Measured:
     """Measure one way; meant for a process of its own.
 
@@ -151,6 +175,7 @@ def measure(module: str, quantity: str, problem: str, tool: str, settings: Setti
     # Threads and kernels are there before the memory is counted.
     Problem(setup.model, setup.inputs[:1], setup.targets[:1]).gradient()
     setup.model.zero_grad()
+    return_freed_memory()
     reset_peak_memory(torch.device(settings.device))
     before = memory(settings.device)
     work = way(setup)
@@ -158,22 +183,26 @@ def measure(module: str, quantity: str, problem: str, tool: str, settings: Setti
     peak = memory(settings.device) - before
     found = work.found(result).detach().flatten().to(device="cpu", dtype=torch.float64)
     del result
+    keep_freed_memory()
     timed(setup.gradient, settings.device)
-    units, times = [], []
-    for _ in range(settings.repeats):
+    least = most = 1
+    if first <= settings.longest:
+        timed(work.action, settings.device)
+        least, most = settings.repeats, 3 * settings.repeats
+    units, times = [timed(setup.gradient, settings.device)[0]], []
+    while len(times) < least or (sum(times) < settings.enough and len(times) < most):
+        times.append(timed(work.action, settings.device)[0])
         units.append(timed(setup.gradient, settings.device)[0])
-        if first <= settings.longest:
-            times.append(timed(work.action, settings.device)[0])
-    seconds = statistics.median(times or [first]) / work.count
-    unit = statistics.median(units)
+    # A call is compared with the units before and after it.
+    ratios = [2 * t / (u + v) for t, u, v in zip(times, units, units[1:], strict=False)]
     return Measured(
         quantity=quantity,
         tool=tool,
-        gradients=seconds / unit,
-        seconds=seconds,
-        gradient_seconds=unit,
+        gradients=statistics.median(ratios) / work.count,
+        seconds=statistics.median(times) / work.count,
+        gradient_seconds=statistics.median(units),
         peak=peak,
-        calls=max(1, len(times)),
+        calls=len(times),
         remark=work.remark,
         found=found.numpy(),
     )

@@ -195,16 +195,18 @@ def number(value: float) -> str:
 def page(record: Row) -> str:
     """Return the book's page: the template with the record's figures."""
     settings = record["settings"]
-    unit = next(row for row in record["rows"] if row["quantity"] == "gradient")
+    unit, channels_last = (row for row in record["rows"] if row["quantity"] == "gradient")
     commit = f"`{record['commit'][:10]}`" if record["commit"] else "an unknown commit"
     return TEMPLATE.read_text(encoding="utf-8").format(
         samples=settings["samples"],
         repeats=settings["repeats"],
+        most=3 * settings["repeats"],
         longest=number(settings["longest"]),
         seeds=settings["seeds"],
         products=TRACE_PRODUCTS,
         unit_seconds=number(unit["gradient_seconds"]),
         unit_peak=_mebibytes(unit),
+        channels_last=number(channels_last["gradients"]),
         drift=number(drift(record)),
         device=record["device"],
         threads=record["threads"],

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from benchmarks.measuring import Settings, memory, timed
+from benchmarks.measuring import (
+    Settings,
+    keep_freed_memory,
+    memory,
+    return_freed_memory,
+    timed,
+)
 from benchmarks.problems import Problem, residual_network
 from benchmarks.quantities import RENEWALS, STEP_KINDS
 from paperkit.experiments.provenance import reset_peak_memory
@@ -46,7 +52,7 @@ class MeasuredStep:
     first_outside : float
         Seconds outside the closure in the first step, which is not among the others.
     peak : int
-        Bytes above the model and its data; on a GPU of its allocator.
+        Bytes above the model and its data, of the first step; on a GPU of its allocator.
     calls : int
         Timed steps; the figures are medians.
     difference : float or None
@@ -129,18 +135,21 @@ def measure_step(module: str, quantity: str, tool: str, settings: Settings) -> M
     # Threads and kernels are there before the memory is counted.
     Problem(setup.model, setup.inputs[:1], setup.targets[:1]).gradient()
     setup.model.zero_grad()
+    return_freed_memory()
     reset_peak_memory(torch.device(settings.device))
     before = memory(settings.device)
     optimizer = way(setup.model)
     closure = TimedClosure(setup, optimizer)
     start = _weights(setup.model)
     first_outside, _, _ = closure.step()
+    peak = memory(settings.device) - before
     found = _weights(setup.model) - start
+    keep_freed_memory()
+    closure.step()
     steps = []
     for _ in range(min(settings.steps, RENEWALS) if _kind_renews(quantity) else settings.steps):
         counted = getattr(optimizer, "gradient_evaluations", None)
         steps.append(closure.step())
-    peak = memory(settings.device) - before
     if getattr(optimizer, "skipped_steps", 0) or len({count for _, _, count in steps}) > 1:
         raise RuntimeError(f"{quantity} of {tool}: its steps are not alike")
     outside, inside, counts = zip(*steps, strict=True)

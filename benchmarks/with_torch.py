@@ -21,7 +21,7 @@ from benchmarks.problems import (
     ritz_values,
 )
 
-FUNC, AUTOGRAD = "torch.func", "torch.autograd"
+FUNC, AUTOGRAD, CHANNELS_LAST = "torch.func", "torch.autograd", "torch.autograd, channels last"
 ONE_BY_ONE = "torch.func, one sample at a time"
 
 # Of vmap: samples whose Jacobians are computed together.
@@ -33,6 +33,11 @@ def gradient(problem: Problem) -> Work:
         return torch.cat([p.grad.flatten() for p in problem.model.parameters()])
 
     return Work(problem.gradient, flat, remark="the unit")
+
+
+def gradient_with_channels_last(problem: Problem) -> Work:
+    inputs = problem.inputs.contiguous(memory_format=torch.channels_last)
+    return gradient(Problem(problem.model, inputs, problem.targets))
 
 
 # --- the full Hessian ------------------------------------------------------------------------
@@ -293,7 +298,7 @@ def information_geometry(problem: Problem) -> Work:
 
 
 WAYS: dict[str, dict[str, Way]] = {
-    "gradient": {AUTOGRAD: gradient},
+    "gradient": {AUTOGRAD: gradient, CHANNELS_LAST: gradient_with_channels_last},
     "hessian_product": {FUNC: hessian_product},
     "hessian_products": {FUNC: hessian_products},
     "preparation": {FUNC: preparation},

@@ -1,9 +1,12 @@
 """The benchmark's page is its record, and what is timed side by side is the same thing."""
 
 import copy
+import itertools
 import json
 import math
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 import paperkit.optim
-from benchmarks import optimizers, render, with_paperkit, with_torch
+from benchmarks import measuring, optimizers, render, steps, with_paperkit, with_torch
 from benchmarks.measuring import Settings, Work, measure
 from benchmarks.problems import PROBLEMS
 from benchmarks.quantities import (
@@ -57,7 +60,7 @@ def test_every_quantity_is_measured_with_this_library_and_another() -> None:
 def test_no_tool_in_the_record_computed_something_else() -> None:
     assert [row for row in RECORD["rows"] if render.void(row)] == []
     compared = [row for row in RECORD["rows"] if row["difference"] is not None]
-    assert len(compared) == len(RECORD["rows"]) - len(QUANTITIES) - 1  # ours, and the unit
+    assert len(compared) == len(RECORD["rows"]) - len(QUANTITIES) - 1  # ours, and the unit's first
 
 
 @pytest.mark.parametrize("key", QUICK)
@@ -126,7 +129,17 @@ def test_the_combined_ratio_divides_one_call_by_the_sum_of_the_best_others() -> 
     assert target.value == pytest.approx(together[OURS]["gradients"] / sum(best), rel=1e-12)
 
 
-def test_time_is_for_one_and_memory_counts_what_the_action_touches(monkeypatch) -> None:
+@pytest.fixture(autouse=True)
+def allocator(monkeypatch) -> list[str]:
+    """Keep this process's allocator as it is; note what it would be told."""
+    told: list[str] = []
+    for module in (measuring, steps):
+        for name in ("return_freed_memory", "keep_freed_memory"):
+            monkeypatch.setattr(module, name, lambda name=name: told.append(name))
+    return told
+
+
+def test_time_is_for_one_and_memory_counts_what_the_action_touches(monkeypatch, allocator) -> None:
     mebibytes, pause = 64, 0.05
 
     def action() -> torch.Tensor:
@@ -135,12 +148,65 @@ def test_time_is_for_one_and_memory_counts_what_the_action_touches(monkeypatch) 
         return touched[:3].clone()
 
     monkeypatch.setitem(with_torch.WAYS, "pause", {"tool": lambda problem: Work(action, count=2)})
-    row = measure("benchmarks.with_torch", "pause", "ResNet-20", "tool", Settings(1, repeats=1))
+    settings = Settings(1, repeats=1, enough=0)
+    row = measure("benchmarks.with_torch", "pause", "ResNet-20", "tool", settings)
     assert row.seconds >= pause / 2
-    assert row.gradients == row.seconds / row.gradient_seconds
     assert row.found.tolist() == [1.0, 1.0, 1.0]
+    assert allocator == ["return_freed_memory", "keep_freed_memory"]
     # A process may hold some free memory, and the system counts pages in batches.
     assert 0.9 * mebibytes <= row.peak / 2**20 <= 2 * mebibytes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settings", "gradients", "calls"),
+    [
+        # Units of 1, 3, 1, 3, … seconds: a call lies between two that are 2 on average.
+        (4.0, Settings(1, repeats=3, enough=0), 2.0, 3),
+        (4.0, Settings(1, repeats=3, enough=15), 2.0, 4),
+        (4.0, Settings(1, repeats=3, enough=1e9), 2.0, 9),
+        (12.0, Settings(1, repeats=3, enough=1e9), 6.0, 1),
+    ],
+)
+def test_a_call_is_compared_with_the_units_around_it(
+    seconds: float, settings: Settings, gradients: float, calls: int, monkeypatch
+) -> None:
+    units = itertools.cycle([1.0, 3.0])
+
+    def fake(action, device: str) -> tuple[float, object]:
+        unit = getattr(action, "__name__", "") == "gradient"
+        return (next(units) if unit else seconds), torch.ones(1)
+
+    monkeypatch.setattr(measuring, "timed", fake)
+    monkeypatch.setitem(with_torch.WAYS, "fake", {"tool": lambda problem: Work(lambda: None)})
+    row = measure("benchmarks.with_torch", "fake", "ResNet-20", "tool", settings)
+    assert (row.gradients, row.seconds, row.calls) == (gradients, seconds, calls)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
+def test_freed_memory_is_kept_or_given_back_as_the_allocator_is_told() -> None:
+    program = """
+import sys, torch
+from benchmarks import measuring
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+for name in sys.argv[1:]:
+    getattr(measuring, name)()
+before = resident()
+blocks = [torch.ones(2**18, device="cpu") for _ in range(256)]
+del blocks[:-1]
+print(resident() - before)
+"""
+
+    def remaining(*told: str) -> float:
+        command = [sys.executable, "-c", program, *told]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    # 256 blocks of 1 MiB, of which the last stays and holds the heap's end.
+    assert remaining("return_freed_memory") < 20
+    assert remaining("keep_freed_memory") > 200
+    assert remaining("return_freed_memory", "keep_freed_memory") > 200
 
 
 # -- steps of optimizers ---------------------------------------------------------------------------

@@ -331,12 +331,7 @@ class MultiPassOptimizer(Optimizer, ABC):
 
     def _gradient(self) -> Vector:
         """Return the gradient in ``.grad``, densely; a missing part of a later pass is zero."""
-        return Vector(
-            [
-                torch.zeros_like(p) if p.grad is None else p.grad.detach().to_dense()
-                for p in self._active_parameters()
-            ]
-        )
+        return Vector([_dense_gradient(p) for p in self._active_parameters()])
 
     def _set_gradient(self, gradient: Vector) -> None:
         """Make a vector the gradient that the step follows, sparse where it was."""
@@ -358,7 +353,8 @@ class MultiPassOptimizer(Optimizer, ABC):
 
     def _save_weights(self) -> None:
         if self._saved is None:
-            self._saved = [p.detach().clone() for p in self._active_parameters()]
+            with torch.no_grad():
+                self._saved = [p.clone() for p in self._active_parameters()]
 
     def _restore_weights(self) -> None:
         if self._saved is not None:
@@ -477,6 +473,13 @@ class MultiPassOptimizer(Optimizer, ABC):
         super().add_param_group(param_group)
         refuse_sharded(param_group["params"], ())
         self._modules_found = None
+
+
+def _dense_gradient(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
 
 
 def _entries(parameter: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ class BufferSnapshot:
             if buffer is not None
         }
         self._buffers = list(buffers.values())
-        self._values = [buffer.detach().clone() for buffer in self._buffers]
+        with torch.no_grad():
+            self._values = [buffer.clone() for buffer in self._buffers]
 
     @torch.no_grad()
     def restore(self) -> None:
