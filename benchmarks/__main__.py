@@ -1,6 +1,6 @@
 """Measure everything side by side, print the table and, on request, write the record.
 
-Run on a quiet machine, about twelve minutes::
+Run on a quiet machine, about twenty-five minutes::
 
     make benchmark
 
