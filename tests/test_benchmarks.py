@@ -164,7 +164,7 @@ def test_time_is_for_one_and_memory_counts_what_the_action_touches(monkeypatch, 
         (4.0, Settings(1, repeats=3, enough=0), 2.0, 3),
         (4.0, Settings(1, repeats=3, enough=15), 2.0, 4),
         (4.0, Settings(1, repeats=3, enough=1e9), 2.0, 9),
-        (12.0, Settings(1, repeats=3, enough=1e9), 6.0, 1),
+        (12.0, Settings(1, repeats=3, enough=1e9, longest=10.0), 6.0, 1),
     ],
 )
 def test_a_call_is_compared_with_the_units_around_it(

@@ -22,7 +22,7 @@ import itertools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -404,8 +404,12 @@ class CurvatureOperator(ABC):
 
     def _sum_over_samples(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         """Return the products summed over the samples of a chunk, (k, d)."""
-        routes = (r for r in self._routes if len(probes) > 1 or r != self._all_at_once)
-        return next(routes)(chunk, probes)
+        *fast, sure = [r for r in self._routes if len(probes) > 1 or r != self._all_at_once]
+        for route in fast:
+            # A model may take another path for this chunk than for the two samples of the check.
+            with suppress(NotImplementedError):
+                return route(chunk, probes)
+        return sure(chunk, probes)
 
     @abstractmethod
     def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
@@ -426,7 +430,7 @@ class HessianOperator(CurvatureOperator):
     Products are forward over reverse (Pearlmutter 1994), for several vectors at a time, so that
     they share the passes that they have in common. Networks of linear and convolution layers,
     frozen batch normalisation, pooling and functions of each entry have rules of their own
-    (:mod:`paperkit.linearize.jets`). For others PyTorch's forward mode serves, vectorized over
+    (``paperkit.linearize.jets``). For others PyTorch's forward mode serves, vectorized over
     the vectors; a single product is then reverse over forward: one pass gives the outputs f and
     their change :math:`t = Jv`, and pulling back :math:`\Lambda t` from f and the residual r from
     t gives :math:`J^\top \Lambda J v + \sum_c r_c \nabla^2 f_c\, v`. For the arguments see

@@ -302,6 +302,32 @@ def test_what_has_no_rule_takes_another_way(name: str) -> None:
     assert relative(operator(vectors) - expected, expected) < 1e-12
 
 
+def test_a_path_that_only_a_larger_batch_takes_is_computed_another_way() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+            self.taken: list[bool] = []
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.taken.append(len(inputs) > 2)
+            hidden = self.first(inputs)
+            return self.last(torch.tanh(self.norm(hidden) if self.taken[-1] else hidden))
+
+    torch.manual_seed(0)
+    model = Branching().double()
+    inputs, targets = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
+    operator = HessianOperator(model, (inputs, targets))
+    assert operator._routes[0] == operator._by_jets
+    assert not any(model.taken)
+    # Forward mode passed the check without the layer whose rule is wrong.
+    operator._routes = [operator._by_jets, operator._by_double_backward]
+    vectors = vectors_for(operator)
+    expected = vectors @ dense_hessian(model, inputs, targets)
+    assert relative(operator(vectors) - expected, expected) < 1e-12
+    assert any(model.taken)
+
+
 @pytest.mark.parametrize("channels", [2, 16])
 @pytest.mark.parametrize("count", [1, 3])
 def test_single_precision_images_have_their_own_layout(channels: int, count: int) -> None:
