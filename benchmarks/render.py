@@ -223,6 +223,7 @@ def page(record: Row) -> str:
         renewals=RENEWALS,
         first_outside=number(1e3 * _step(record, "sam")["first_outside"]),
         step_rows=_step_rows(record),
+        step_remarks=_step_remarks(record),
         weaknesses=_weaknesses(record),
     )
 
@@ -305,8 +306,15 @@ def _step_rows(record: Row) -> str:
             _mebibytes(row),
             "" if row["difference"] is None else _power(row["difference"]),
         ]
-        lines.append(f"| {' | '.join(cells)} | {kind.remark} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _step_remarks(record: Row) -> str:
+    measured = dict.fromkeys(row["quantity"] for row in record["steps"])
+    return "\n".join(
+        f"* {_KINDS[key].title}: {_KINDS[key].remark}." for key in measured if _KINDS[key].remark
+    )
 
 
 def _slower_steps(record: Row) -> list[str]:
