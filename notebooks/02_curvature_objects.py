@@ -82,12 +82,14 @@ show_verdicts("02_curvature_objects", p.profile, p.store)
 # through the outputs $f_i \in \mathbb R^C$. Differentiate twice by the chain rule:
 #
 # $$
+# \begin{gathered}
 # H \;=\; \underbrace{\frac1n \sum_{i=1}^n J_i^\top \Lambda_i J_i}_{\textstyle G}
 # \;+\; \underbrace{\frac1n \sum_{i=1}^n \sum_{c=1}^C
 # \frac{\partial \ell_i}{\partial f_{ic}}\, \nabla_\theta^2 f_{ic}}_{\textstyle E},
-# \qquad
-# J_i = \frac{\partial f_i}{\partial \theta}, \quad
+# \\
+# J_i = \frac{\partial f_i}{\partial \theta}, \qquad
 # \Lambda_i = \frac{\partial^2 \ell_i}{\partial f_i\, \partial f_i^\top} .
+# \end{gathered}
 # $$ (eq-two-parts)
 #
 # $G$ is the **Gauss–Newton matrix** {cite:p}`schraudolph2002`. It keeps the curvature of the loss

@@ -367,10 +367,12 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 # Put this in. $M (M^\top M)^{+} M^\top = \Pi$ is the projector on the range of $M$, a subspace of $\mathbb R^{n(C-1)}$, and
 #
 # $$
+# \begin{gathered}
 # \mathrm{IGS} = \sum_i c_i^\top \Pi_{ii}\, c_i \;\le\; \sum_i \lVert c_i \rVert^2
 # = \sum_i \big( e^{\ell_i} - 1 \big) ,
-# \qquad
+# \\
 # \lVert c_i \rVert^2 = \frac{e_y^\top \Lambda_i e_y}{p_{iy}^2} = \frac1{p_{iy}} - 1 .
+# \end{gathered}
 # $$ (eq-one-igs)
 #
 # The bound is met if $M$ has full row rank, as it has as a rule while $n(C-1) \le d$. **Then the measure is a function of the losses alone, and no geometry is left in it.**

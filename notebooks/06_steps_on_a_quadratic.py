@@ -89,7 +89,7 @@ def from_library(make, H: Tensor, theta: Tensor, steps: int, minimum: Tensor | f
 # Throughout,
 #
 # $$
-# L(\theta) = \tfrac12\, \theta^\top H \theta , \qquad g = \nabla L(\theta) = H\theta , \qquad H v_j = \lambda_j v_j, \qquad
+# L(\theta) = \tfrac12\, \theta^\top H \theta , \quad g = \nabla L(\theta) = H\theta , \quad H v_j = \lambda_j v_j, \quad
 # \beta = \lambda_1 \ge \dots \ge \lambda_d > 0 .
 # $$
 #
@@ -196,9 +196,11 @@ for ascent, penalty in penalties.items():
 # The iteration {eq}`eq-quad-step` with $\varepsilon = r g$, $r \ge 0$, converges to the minimum from every start if and only if
 #
 # $$
-# \eta\, (\beta + r \beta^2) < 2 ,
-# \qquad\text{that is,}\qquad
+# \begin{gathered}
+# \eta\, (\beta + r \beta^2) < 2 , \quad\text{that is,}
+# \\
 # \beta \;<\; \lambda^*(\eta, r) = \frac{\sqrt{1 + 8 r/\eta} - 1}{2 r} \;<\; \frac 2\eta \quad (r > 0),
+# \end{gathered}
 # $$ (eq-quad-edge)
 #
 # and for gradient descent, $r = 0$, if and only if $\beta < 2/\eta$.
@@ -316,7 +318,7 @@ plt.show()
 #
 # $$
 # z_{t+1} = z_t - \nabla \Psi(z_t),
-# \qquad
+# \quad
 # \Psi(z) = \lVert z \rVert^2 - \eta\, \Phi(z) = \tfrac12\, z^\top (2I - \eta H)\, z - \eta\rho\, \lVert H z \rVert .
 # $$ (eq-quad-psi)
 #
@@ -442,12 +444,14 @@ plt.show()
 # SA-SAM measures the smoothness along its last step, and takes its inverse {cite:p}`sasam2024`, after {cite:t}`malitsky2020`:
 #
 # $$
+# \begin{gathered}
 # \eta_t = \min\Big\{ \frac{1}{c\,\beta_t},\ \sqrt{1 + \delta\, \vartheta_{t-1}}\; \eta_{t-1} \Big\},
-# \qquad
+# \\
 # \beta_t = \frac{\lVert g_t - g_{t-1} \rVert}{\lVert \theta_t - \theta_{t-1} \rVert},
 # \qquad
 # \vartheta_t = \frac{\eta_t}{\eta_{t-1}}
-# \qquad (\text{paper: eqs 5 and 6}),
+# \qquad (\text{paper: eqs. 5 and 6}),
+# \end{gathered}
 # $$ (eq-quad-rule)
 #
 # with $\vartheta_0 = \infty$ and $c = 2$; $\delta = 1$ in the equation and 0.02 in the experiments. (Algorithm 1, line 5, prints $\vartheta_t$ under the root, which is not known until line 8.)

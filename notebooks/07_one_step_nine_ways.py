@@ -269,9 +269,9 @@ pd.Series({name: float(value) for name, value in start.items()}).round(5)
 #
 # $$
 # \varepsilon = \rho\, \frac{\operatorname{sign}(g)\, |g|^{q-1}}{\lVert g \rVert_q^{\,q-1}},
-# \qquad
+# \quad
 # \theta \leftarrow \theta - \eta\, \nabla L(\theta + \varepsilon)
-# \qquad (\text{SA-SAM paper: eqs. 1 and 2}).
+# \quad (\text{SA-SAM paper: eqs. 1 and 2}).
 # $$ (eq-step-sam)
 #
 # The denominator is right because $\lVert\, |g|^{q-1} \rVert_p = \lVert g\rVert_q^{q/p}$. For $p = 2$ it is $\rho\, g / \lVert g\rVert$; for $p = \infty$ it is $\rho \operatorname{sign}(g)$.
@@ -439,9 +439,11 @@ epsilon["GR"] = 2 * mu * g
 # How far may $\tau$ be from zero? By Taylor's theorem along the unit vector $u$, with $D^k$ the $k$-th derivative of the gradient along $u$,
 #
 # $$
-# \frac{\nabla L(\theta + \tau u) - g}{\tau} = Hu + \frac\tau2 D^2 + O(\tau^2),
-# \qquad
-# \frac{\nabla L(\theta + \tau u) - \nabla L(\theta - \tau u)}{2\tau} = Hu + \frac{\tau^2}6 D^3 + O(\tau^4),
+# \begin{aligned}
+# \frac{\nabla L(\theta + \tau u) - g}{\tau} &= Hu + \frac\tau2 D^2 + O(\tau^2),
+# \\
+# \frac{\nabla L(\theta + \tau u) - \nabla L(\theta - \tau u)}{2\tau} &= Hu + \frac{\tau^2}6 D^3 + O(\tau^4),
+# \end{aligned}
 # $$ (eq-step-order)
 #
 # and rounding adds about $u_{\text{round}} \lVert g\rVert / \tau$ to both. The first is the difference of gradient regularisation, and of RSAM's exact mode below; the second is Eigen-SAM's. The coefficients can be computed by nested differentiation, so the figure has nothing fitted in it, and the cell asserts both coefficients.
@@ -552,9 +554,9 @@ pd.Series(values).round(5)
 #
 # $$
 # \varepsilon = \mu\, F^{+} g,
-# \qquad
+# \quad
 # L(\theta + \varepsilon) \approx L + \mu\, g^\top F^{+} g
-# \qquad (\text{paper: eqs. 12 and 13; its } \rho \text{ is our } \mu).
+# \quad (\text{paper: eqs. 12, 13; its } \rho \text{ is our } \mu).
 # $$ (eq-step-igsam)
 #
 # $F$ is too large to invert, so the paper takes EKFAC {cite:p}`george2018`, a layer at a time, with damping $\nu$ in place of the pseudo-inverse. From the pairs $(a, B)$ of {doc}`chapter 5 <05_one_linearization>`, with $s = R B$ of each sample, a layer's Fisher block is $\frac1n\sum_i \sum_r \operatorname{vec} G_{ir} \operatorname{vec}(G_{ir})^\top$, $G_{ir} = \sum_t s_{irt}\, a_{it}^\top$. Let $U_S$, $U_A$ hold the eigenvectors of the second moments of $s$ and of $a$. Then
@@ -634,10 +636,9 @@ assert (epsilon["IGSAM"] * nu / mu_F - g)[perturbed].norm() <= bound * g.norm()
 #
 # $$
 # \begin{aligned}
-# \eta_t &= \min\Big\{ \frac{\lVert\theta_t - \theta_{t-1}\rVert}{c\, \lVert g_t - g_{t-1}\rVert},\; \sqrt{1 + \gamma\, \vartheta_{t-1}}\; \eta_{t-1} \Big\}, \qquad \vartheta_t = \frac{\eta_t}{\eta_{t-1}}, \quad \vartheta_0 = \infty
-# \qquad (\text{paper: eq. 5}), \\
-# \theta_{t+1} &= \theta_t - \eta_t\, \nabla L\Big(\theta_t + \rho_t \frac{g_t}{\lVert g_t\rVert}\Big), \qquad \rho_t = \sqrt{\eta_t}
-# \qquad (\text{paper: eq. 2, Algorithm 1}),
+# \eta_t &= \min\Big\{ \frac{\lVert\theta_t - \theta_{t-1}\rVert}{c\, \lVert g_t - g_{t-1}\rVert},\; \sqrt{1 + \gamma\, \vartheta_{t-1}}\; \eta_{t-1} \Big\} \quad (\text{paper: eq. 5}), \\
+# \vartheta_t &= \frac{\eta_t}{\eta_{t-1}}, \qquad \vartheta_0 = \infty, \\
+# \theta_{t+1} &= \theta_t - \eta_t\, \nabla L\Big(\theta_t + \rho_t \frac{g_t}{\lVert g_t\rVert}\Big), \quad \rho_t = \sqrt{\eta_t} \quad (\text{eq. 2, Algorithm 1}),
 # \end{aligned}
 # $$ (eq-step-sasam)
 #

@@ -22,8 +22,9 @@ class EigenSAM(WrappedOptimizer):
 
        w \leftarrow \mathrm{base}\bigl(w, \nabla L(w + \varepsilon)\bigr), \qquad
        \varepsilon = \rho\, \frac{\tilde g}{\|\tilde g\|}, \qquad
+       \hat g = \frac{g}{\|g\|}, \\
        \tilde g = \hat g + \alpha\, \mathrm{sign}(g^\top v)\,
-       \bigl(v - (v^\top \hat g)\, \hat g\bigr), \qquad \hat g = \frac{g}{\|g\|},
+       \bigl(v - (v^\top \hat g)\, \hat g\bigr),
 
     v the Hessian's eigenvector of largest absolute eigenvalue. Every ``period`` steps it is taken
     on from where it was by power iterations on the batch's Hessian, the modules in evaluation
