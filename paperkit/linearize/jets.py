@@ -16,7 +16,7 @@ tensor, where every operation has its rule for jets:
 * Normalisation by frozen statistics is folded into the weight of the layer before it, where the
   product rule costs nothing.
 
-What has no rule raises NotImplementedError.
+What has no rule raises :class:`NoRuleError`, and the caller takes another way.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ Rule = Callable[..., Any]
 
 # Convolutions with fewer output channels leave most of a processor's vector units idle.
 _FEW_CHANNELS = 16
+
+
+class NoRuleError(Exception):
+    """The network does something that has no rule here: its products must be computed otherwise."""
 
 
 class Jet:
@@ -93,7 +97,7 @@ class Jet:
             return getattr(self.stack, name)
         method = getattr(Tensor, name)
         if not callable(method):
-            raise NotImplementedError(f"Tensor.{name} has no rule for jets.")
+            raise NoRuleError(f"Tensor.{name} has no rule for jets.")
         return partial(_apply_rule, method, self)
 
     def __getitem__(self, index: Any) -> Any:
@@ -163,7 +167,7 @@ class ParameterJet(Tensor):
 def _apply_rule(function: Rule, *args: Any, **kwargs: Any) -> Any:
     if function not in _RULES:
         name = getattr(function, "__qualname__", str(function))
-        raise NotImplementedError(f"{name} has no rule for jets.")
+        raise NoRuleError(f"{name} has no rule for jets.")
     return _RULES[function](*args, **kwargs)
 
 
@@ -173,7 +177,7 @@ def _is_jet(value: object) -> bool:
 
 def _samples(value: object) -> Jet:
     if not isinstance(value, Jet):
-        raise NotImplementedError("a function of a parameter alone has no rule for jets.")
+        raise NoRuleError("a function of a parameter alone has no rule for jets.")
     return value
 
 
@@ -187,8 +191,10 @@ def _parts(value: Tensor | ParameterJet, dimensions: int | None = None) -> Tenso
     On request the shape is filled up to so many dimensions, as broadcasting does.
     """
     parts = value.parts if isinstance(value, ParameterJet) else value.unsqueeze(0)
-    padding = (1,) * ((dimensions or 0) + 1 - parts.ndim)
-    return parts.reshape(len(parts), *padding, *parts.shape[1:])
+    missing = (dimensions or 0) + 1 - parts.ndim
+    if missing <= 0:
+        return parts  # itself: a layer looks at whether its weight was computed from others
+    return parts.reshape(len(parts), *(1,) * missing, *parts.shape[1:])
 
 
 # --- Products of parameters, activations and numbers ---------------------------------------------
@@ -261,7 +267,7 @@ def _multiply(a: Any, b: Any) -> Any:
 
 def _divide(a: Any, b: Any) -> Any:
     if _is_jet(b):
-        raise NotImplementedError("division by a jet has no rule.")
+        raise NoRuleError("division by a jet has no rule.")
     return _multiply(a, 1 / b)
 
 
@@ -512,7 +518,7 @@ class Layer:
 
 def _layer(kind: Any, x: Any, weight: Tensor, bias: Tensor | None) -> Jet:
     if isinstance(x, ParameterJet):
-        raise NotImplementedError("a layer of a parameter has no rule.")
+        raise NoRuleError("a layer of a parameter has no rule.")
     layer = Layer(kind, x, _parts(weight), None if bias is None else _parts(bias))
     return Jet(layer, _count(x, weight, bias))
 
@@ -535,14 +541,14 @@ def _convolution(dimensions: int) -> Rule:
             return (value,) * dimensions if isinstance(value, int) else tuple(value)
 
         if input.dim() != dimensions + 2:
-            raise NotImplementedError("a convolution without a dimension for samples has no rule.")
+            raise NoRuleError("a convolution without a dimension for samples has no rule.")
         dilation = each(dilation)
         if padding == "valid":
             padding = 0
         elif padding == "same":
             both = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
             if any(total % 2 for total in both):
-                raise NotImplementedError("padding that differs between the ends has no rule.")
+                raise NoRuleError("padding that differs between the ends has no rule.")
             padding = [total // 2 for total in both]
         kind = _Convolution(each(stride), each(padding), dilation, groups)
         return _layer(kind, input, weight, bias)
@@ -561,7 +567,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Jet:
     if training or running_mean is None or running_var is None:
-        raise NotImplementedError("normalisation by the statistics of the batch has no rule.")
+        raise NoRuleError("normalisation by the statistics of the batch has no rule.")
     factor = torch.rsqrt(running_var + eps).unsqueeze(0)
     if weight is not None:
         factor = factor * _parts(weight)
@@ -643,12 +649,12 @@ def _linear_in_samples(function: Rule) -> Rule:
         leaves = tree_leaves((args, kwargs), is_leaf=_is_jet)
         jets = [leaf for leaf in leaves if isinstance(leaf, Jet)]
         if any(isinstance(leaf, Tensor) for leaf in leaves) or not jets:
-            raise NotImplementedError("an operation on jets and tensors has no rule.")
+            raise NoRuleError("an operation on jets and tensors has no rule.")
         args, kwargs = tree_map_only(Jet, lambda jet: jet.stack, (args, kwargs))
         found = function(*args, **kwargs)
         for tensor in tree_leaves(found):
             if tensor.shape[:1] != jets[0].stack.shape[:1]:
-                raise NotImplementedError("an operation across samples has no rule.")
+                raise NoRuleError("an operation across samples has no rule.")
         return tree_map_only(Tensor, lambda tensor: Jet(tensor, jets[0].count), found)
 
     return rule
@@ -656,14 +662,14 @@ def _linear_in_samples(function: Rule) -> Rule:
 
 def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Jet:
     if value:
-        raise NotImplementedError("padding by a constant has no rule.")
+        raise NoRuleError("padding by a constant has no rule.")
     return _linear_in_samples(functional.pad)(input, pad, mode)
 
 
 def _max_pool(pool: Rule, dimensions: int) -> Rule:
     def rule(input: Any, *args: Any, return_indices: bool = False, **kwargs: Any) -> Jet:
         if return_indices or input.dim() != dimensions + 2:
-            raise NotImplementedError("pooling that returns indices has no rule.")
+            raise NoRuleError("pooling that returns indices has no rule.")
         parts = _samples(input).parts
         values, indices = pool(parts[0].detach(), *args, return_indices=True, **kwargs)
         indices = indices.flatten(2).expand(len(parts), *indices.shape[:2], -1)
@@ -675,7 +681,7 @@ def _max_pool(pool: Rule, dimensions: int) -> Rule:
 
 def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     if training:
-        raise NotImplementedError("dropout that is active has no rule.")
+        raise NoRuleError("dropout that is active has no rule.")
     return input
 
 

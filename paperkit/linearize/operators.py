@@ -39,7 +39,7 @@ from paperkit.linearize.evaluation import (
     check_targets,
     evaluation,
 )
-from paperkit.linearize.jets import Jet, ParameterJet
+from paperkit.linearize.jets import Jet, NoRuleError, ParameterJet
 from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
 from paperkit.linearize.losses import get_loss
 
@@ -407,7 +407,7 @@ class CurvatureOperator(ABC):
         *fast, sure = [r for r in self._routes if len(probes) > 1 or r != self._all_at_once]
         for route in fast:
             # A model may take another path for this chunk than for the two samples of the check.
-            with suppress(NotImplementedError):
+            with suppress(NoRuleError):
                 return route(chunk, probes)
         return sure(chunk, probes)
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, weight_norm
 
 from paperkit.linearize import HessianOperator, dense_hessian
-from paperkit.linearize.jets import Jet, ParameterJet
+from paperkit.linearize.jets import Jet, NoRuleError, ParameterJet
 
 
 class Function(nn.Module):
@@ -397,6 +397,20 @@ def test_the_jet_of_a_square_worked_by_hand() -> None:
     assert pulled.flatten()[1:].tolist() == [104.0, -52.0]
 
 
+def test_the_gradient_itself_is_spared_where_nothing_asks_for_it() -> None:
+    # Row 0 is the gradient. Only a weight that was folded from others passes it on.
+    weight = ParameterJet.of(torch.ones(3, 2), torch.ones(1, 3, 2))
+    plain = functional.linear(torch.ones(4, 2), weight)
+    (pulled,) = torch.autograd.grad(plain.stack, weight.parts, torch.ones(8, 3))
+    assert pulled[0].tolist() == torch.zeros(3, 2).tolist()
+    assert pulled[1].tolist() == torch.full((3, 2), 4.0).tolist()
+    normalised = functional.batch_norm(
+        functional.linear(torch.ones(4, 2), weight), torch.zeros(3), torch.ones(3), eps=0.0
+    )
+    (pulled,) = torch.autograd.grad(normalised.stack, weight.parts, torch.ones(8, 3))
+    assert pulled.tolist() == torch.full((2, 3, 2), 4.0).tolist()
+
+
 def test_a_layer_runs_once_and_not_for_its_dimensions() -> None:
     weight = ParameterJet.of(torch.ones(3, 2), torch.ones(1, 3, 2))
     jet = functional.linear(torch.ones(4, 2), weight)
@@ -411,9 +425,9 @@ def test_a_parameter_is_described_but_not_computed_with() -> None:
     assert jet.shape == (3, 2)
     assert jet.size(0) == 3
     assert jet.dtype == torch.float32
-    with pytest.raises(NotImplementedError, match="no rule"):
+    with pytest.raises(NoRuleError, match="no rule"):
         jet.norm()
-    with pytest.raises(NotImplementedError, match="no rule"):
+    with pytest.raises(NoRuleError, match="no rule"):
         torch.exp(jet)
 
 
@@ -426,5 +440,5 @@ def test_an_operation_across_samples_is_refused() -> None:
         lambda: torch.cat([jet, jet]),
         lambda: jet.reshape(-1),
     ):
-        with pytest.raises(NotImplementedError, match="across samples"):
+        with pytest.raises(NoRuleError, match="across samples"):
             function()
