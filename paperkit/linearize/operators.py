@@ -404,12 +404,12 @@ class CurvatureOperator(ABC):
 
     def _sum_over_samples(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         """Return the products summed over the samples of a chunk, (k, d)."""
-        *fast, sure = [r for r in self._routes if len(probes) > 1 or r != self._all_at_once]
-        for route in fast:
-            # A model may take another path for this chunk than for the two samples of the check.
-            with suppress(NoRuleError):
-                return route(chunk, probes)
-        return sure(chunk, probes)
+        routes = (r for r in self._routes if len(probes) > 1 or r != self._all_at_once)
+        with suppress(NoRuleError):
+            return next(routes)(chunk, probes)
+        # The model takes another path for this chunk than for the two samples of the check, which
+        # therefore says nothing for the other fast ways either.
+        return self._by_double_backward(chunk, probes)
 
     @abstractmethod
     def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
