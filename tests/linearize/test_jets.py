@@ -320,11 +320,12 @@ def test_a_path_that_only_a_larger_batch_takes_is_computed_another_way() -> None
     operator = HessianOperator(model, (inputs, targets))
     assert operator._routes[0] == operator._by_jets
     assert not any(model.taken)
-    # Forward mode passed the check too, without the layer whose rule is wrong.
-    assert operator._all_at_once in operator._routes
+    # Reverse over forward mode passed the check too, without the layer for which it is wrong.
+    assert operator._one_by_one in operator._routes
     vectors = vectors_for(operator)
     expected = vectors @ dense_hessian(model, inputs, targets)
     assert relative(operator(vectors) - expected, expected) < 1e-12
+    assert relative(operator(vectors[0]) - expected[0], expected[0]) < 1e-12
     assert any(model.taken)
 
 
