@@ -1,0 +1,616 @@
+"""Checks of arguments: each returns the value in its Python type, or raises one sentence.
+
+The sentence begins with ``name=value`` and says what to pass: a ``TypeError`` where the value is of
+another kind, a ``ValueError`` where it is of the right kind and out of range. Checks come before
+anything is computed. A scalar of NumPy and a tensor without dimensions count as the number they
+hold; a ``bool`` is no number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+Shape = Sequence[int | str]
+"""Sizes that are wanted; a letter stands for any size."""
+
+_LARGEST_COUNT = 2**63 - 1  # what a tensor's size or index can be
+_SEEDS = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
+# Beyond it α and α − 1 are the same float64, and so are the entropies of order α and infinity.
+_LARGEST_ORDER = 2**53
+_MOST_NAMES = 12
+
+
+def integer(
+    name: str,
+    value: object,
+    *,
+    at_least: int | None = None,
+    at_most: int | None = None,
+    because: str = "",
+) -> int:
+    """Return an integer in a range; without ``at_most``, one that fits 64 bits.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : object
+        What the caller passed.
+    at_least, at_most : int, optional
+        The range, its ends included.
+    because : str
+        Why the range is what it is, to close the sentence with.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or out of range.
+    """
+    wanted = "an integer" + _range(at_least=at_least, at_most=at_most)
+    found = _scalar(value)
+    if isinstance(found, bool) or not isinstance(found, Integral):
+        raise TypeError(_sentence(name, value, wanted, because, kind=True))
+    number = int(found)
+    if at_least is not None and number < at_least:
+        raise ValueError(_sentence(name, value, wanted, because))
+    if at_most is not None and number > at_most:
+        raise ValueError(_sentence(name, value, wanted, because))
+    if abs(number) > _LARGEST_COUNT:
+        raise ValueError(_sentence(name, value, f"{wanted} that fits 64 bits", because))
+    return number
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    finite: bool = True,
+    because: str = "",
+) -> float:
+    """Return a real number in a range, as a float; NaN is always refused.
+
+    Parameters
+    ----------
+    name, value
+        As in :func:`integer`.
+    above, at_least, below, at_most : float, optional
+        The range, without and with its ends.
+    finite : bool
+        Whether infinity is refused.
+    because : str
+        As in :func:`integer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no number, or out of range.
+    """
+    wanted = "a finite number" if finite else "a number"
+    wanted += _range(above=above, at_least=at_least, below=below, at_most=at_most)
+    found = _scalar(value)
+    if isinstance(found, bool) or not isinstance(found, Real):
+        raise TypeError(_sentence(name, value, wanted, because, kind=True))
+    try:
+        result = float(found)
+    except OverflowError:
+        raise ValueError(_sentence(name, value, "a number that a float can hold")) from None
+    inside = (
+        (above is None or result > above)
+        and (at_least is None or result >= at_least)
+        and (below is None or result < below)
+        and (at_most is None or result <= at_most)
+    )
+    if result != result or not inside or (finite and abs(result) == float("inf")):
+        raise ValueError(_sentence(name, value, wanted, because))
+    return result
+
+
+def order(name: str, value: object, *, one_allowed: bool = True) -> float:
+    """Return the order α of a Rényi entropy: positive, at most 2⁵³.
+
+    Parameters
+    ----------
+    name, value
+        As in :func:`integer`.
+    one_allowed : bool
+        False where the formula divides by 1 − α.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no number, or out of range.
+    """
+    alpha = number(name, value, above=0, at_most=_LARGEST_ORDER)
+    if alpha == 1 and not one_allowed:
+        raise ValueError(f"{name}=1 divides by zero here: pass another order.")
+    return alpha
+
+
+def orders(name: str, value: object) -> tuple[float, ...]:
+    """Return one or more orders α, each once, in the order in which they came.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no sequence of numbers, empty, or one of them is out of range.
+    """
+    wanted = "a sequence of positive numbers"
+    found = tuple(order(name, entry) for entry in _entries(name, value, wanted))
+    if not found:
+        raise ValueError(_sentence(name, value, wanted + ", one at least"))
+    return tuple(dict.fromkeys(found))
+
+
+def seed(name: str, value: object) -> int:
+    """Return a seed that a ``torch.Generator`` takes: an integer from −2⁶³ to 2⁶⁴ − 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or out of range.
+    """
+    low, high = _SEEDS
+    found = _scalar(value)
+    if isinstance(found, bool) or not isinstance(found, Integral):
+        raise TypeError(_sentence(name, value, "an integer", kind=True))
+    if not low <= int(found) <= high:
+        raise ValueError(_sentence(name, value, "an integer of at most 64 bits"))
+    return int(found)
+
+
+def memory_budget(name: str, value: object) -> int:
+    """Return a number of bytes, at least 1; a float such as 2e9 is rounded down.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no number, below 1 or not finite.
+    """
+    return int(number(name, value, at_least=1, because="it counts bytes"))
+
+
+def flag(name: str, value: object) -> bool:
+    """Return True or False.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    """
+    found = _scalar(value)
+    if not isinstance(found, bool):
+        raise TypeError(_sentence(name, value, "True or False", kind=True))
+    return found
+
+
+def choice(name: str, value: object, options: Iterable[str]) -> str:
+    """Return one of the known strings.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no string, or unknown; a similar option is proposed.
+    """
+    known = list(options)
+    wanted = f"one of {_listed(known)}"
+    if not isinstance(value, str):
+        raise TypeError(_sentence(name, value, wanted, kind=True))
+    if value not in known:
+        close = difflib.get_close_matches(value[:80], known, n=1)
+        proposal = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"{name}={shown(value)} is unknown{proposal}: choose {wanted}.")
+    return value
+
+
+def names(name: str, value: object, known: Iterable[str], *, at_least: int = 1) -> list[str]:
+    """Return names out of those that are known, each once, in the order in which they came.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : object
+        An iterable of strings. One string is refused: it would be read letter by letter.
+    known : iterable of str
+        What may be named.
+    at_least : int
+        How many different ones.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no iterable of strings, one of them is unknown, or they are too few.
+    """
+    known = list(known)
+    wanted = f"a list of names out of {_listed(known)}"
+    chosen = list(dict.fromkeys(strings(name, value, wanted)))
+    unknown = [entry for entry in chosen if entry not in known]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0][:80], known, n=1)
+        proposal = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(
+            f"{name}={shown(unknown)} not found{proposal}: choose among {_listed(known)}."
+        )
+    if len(chosen) < at_least:
+        raise ValueError(_sentence(name, value, f"{wanted}, {at_least} at least"))
+    return chosen
+
+
+def strings(name: str, value: object, wanted: str = "a list of strings") -> list[str]:
+    """Return the strings of an iterable that is not itself a string.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    """
+    entries = _entries(name, value, wanted)
+    if not all(isinstance(entry, str) for entry in entries):
+        raise TypeError(_sentence(name, value, wanted))
+    return entries
+
+
+def integers(
+    name: str,
+    value: object,
+    *,
+    at_least: int | None = None,
+    at_most: int | None = None,
+    length: int | None = None,
+) -> tuple[int, ...]:
+    """Return a sequence of integers in a range, of a given length or of one entry at least.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no sequence of integers, one of them is out of range, or they are too few or many.
+    """
+    wanted = "a sequence of "
+    wanted += "integers" if length is None else f"{length} integers"
+    wanted += _range(at_least=at_least, at_most=at_most)
+    entries = _entries(name, value, wanted)
+    if (length is not None and len(entries) != length) or not entries:
+        raise ValueError(_sentence(name, value, wanted))
+    return tuple(
+        integer(f"{name}[{index}]", entry, at_least=at_least, at_most=at_most)
+        for index, entry in enumerate(entries)
+    )
+
+
+def known_truths(
+    name: str, value: object, known: Iterable[str], unknown: str = "is unknown"
+) -> dict[str, bool]:
+    """Return a mapping from known names to True or False; None stands for an empty one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no mapping, has another name, or a value that is neither.
+    """
+    known = list(known)
+    if value is None:
+        return {}
+    found = mapping(name, value, f"a mapping from {_listed(known)} to True or False")
+    for key in found:
+        if key not in known:
+            raise ValueError(
+                f"{name}={shown(value)}: {key!r} {unknown}: choose among {_listed(known)}."
+            )
+    return {key: flag(f"{name}[{key!r}]", truth) for key, truth in found.items()}
+
+
+def mapping(name: str, value: object, wanted: str = "a mapping") -> dict[str, Any]:
+    """Return a mapping from strings, as a dictionary.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(_sentence(name, value, wanted, kind=True))
+    return dict(value)
+
+
+def tensor(
+    name: str,
+    value: object,
+    *,
+    ndim: int | None = None,
+    shape: Shape | None = None,
+    floating: bool | None = None,
+    finite: bool = False,
+    empty: bool = False,
+) -> Tensor:
+    """Return a tensor of a given shape and kind.
+
+    Parameters
+    ----------
+    name, value
+        As in :func:`integer`.
+    ndim : int, optional
+        The number of dimensions.
+    shape : sequence of int or str, optional
+        The sizes; a letter stands for any size.
+    floating : bool, optional
+        True for real floating-point numbers, False for integers that are not bool.
+    finite : bool
+        Whether NaN and infinite entries are refused.
+    empty : bool
+        Whether it may have no entry.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no tensor or one of another kind; if its shape or its entries do not fit.
+    """
+    wanted = "a Tensor"
+    if shape is not None:
+        wanted += f" of shape {_shape(shape)}"
+    elif ndim is not None:
+        wanted += f" with {ndim} dimension{'s' * (ndim != 1)}"
+    if not isinstance(value, Tensor):
+        raise TypeError(_sentence(name, value, wanted, kind=True))
+    if floating is not None and value.is_floating_point() != floating:
+        kind = "floating-point numbers" if floating else "integers"
+        raise TypeError(_sentence(name, value, f"{wanted} of {kind}"))
+    if value.is_complex() or (floating is False and value.dtype == torch.bool):
+        kind = "integers" if floating is False else "real numbers"
+        raise TypeError(_sentence(name, value, f"{wanted} of {kind}"))
+    fits = shape is None or (
+        value.ndim == len(shape)
+        and all(isinstance(a, str) or a == b for a, b in zip(shape, value.shape, strict=True))
+    )
+    if not fits or (ndim is not None and value.ndim != ndim):
+        raise ValueError(_sentence(name, value, wanted))
+    if value.numel() == 0 and not empty:
+        raise ValueError(_sentence(name, value, f"{wanted} with one entry at least"))
+    if finite:
+        _check_entries(name, value)
+    return value
+
+
+def vector(name: str, value: object, *, above: float | None = None, at_least: int = 1) -> Tensor:
+    """Return finite numbers as a float64 vector on the CPU, off any graph.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : Tensor or sequence of float
+        The numbers; a tensor is flattened.
+    above : float, optional
+        What every entry exceeds.
+    at_least : int
+        How many entries.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no sequence of numbers, too short, or an entry is out of range.
+    """
+    wanted = f"{at_least} or more finite numbers" + _range(above=above)
+    if isinstance(value, Tensor):
+        tensor(name, value, finite=True)
+        numbers = value
+    else:
+        entries = _entries(name, value, wanted)
+        rows = [number(f"{name}[{index}]", entry) for index, entry in enumerate(entries)]
+        numbers = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    result = numbers.detach().to(device="cpu", dtype=torch.float64).flatten()
+    if len(result) < at_least or (above is not None and not bool((result > above).all())):
+        raise ValueError(_sentence(name, value, wanted))
+    return result
+
+
+def square_matrix(name: str, value: object, *, symmetric: bool = False) -> Tensor:
+    """Return a finite square matrix in float64 on the CPU, off any graph.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no matrix, not square, not finite, or not symmetric where it must be.
+    """
+    matrix = tensor(name, value, shape=("d", "d"), finite=True)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(_sentence(name, value, "a square matrix"))
+    result = matrix.detach().to(device="cpu", dtype=torch.float64)
+    scale = float(result.abs().max())
+    if symmetric and not torch.allclose(result, result.T, rtol=1e-6, atol=1e-6 * scale):
+        raise ValueError(f"{name}={shown(value)} is not symmetric: pass (M + Mᵀ) / 2.")
+    return result
+
+
+def module(name: str, value: Any, also: type | tuple[type, ...] = ()) -> Any:
+    """Return a model: a ``torch.nn.Module``, or an object of a type that is allowed beside it.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    """
+    if not isinstance(value, nn.Module) and not isinstance(value, also):
+        what = " or its class: pass an object" if isinstance(value, type) else ""
+        raise TypeError(_sentence(name, value, f"a torch.nn.Module{what}", kind=True))
+    return value
+
+
+def instance(name: str, value: object, kind: type[T], source: str = "") -> T:
+    """Return an object of a given class.
+
+    Parameters
+    ----------
+    name, value
+        As in :func:`integer`.
+    kind : type
+        The class.
+    source : str
+        Where such an object comes from, to close the sentence with.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(_sentence(name, value, f"a {kind.__name__}", source, kind=True))
+    return value
+
+
+def function(name: str, value: Any, wanted: str = "a function") -> Callable[..., Any]:
+    """Return something that can be called.
+
+    Raises
+    ------
+    TypeError
+        If it cannot.
+    """
+    if not callable(value):
+        raise TypeError(_sentence(name, value, wanted, kind=True))
+    return value
+
+
+def dtype(name: str, value: object) -> torch.dtype:
+    """Return a real floating-point dtype.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    """
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise TypeError(_sentence(name, value, "a floating-point dtype such as torch.float64"))
+    return value
+
+
+def device(name: str, value: object) -> torch.device:
+    """Return a device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a device nor a string, or PyTorch knows no device of that name.
+    """
+    wanted = 'a device such as "cpu" or "cuda:0"'
+    if not isinstance(value, str | torch.device):
+        raise TypeError(_sentence(name, value, wanted, kind=True))
+    try:
+        return torch.device(value)
+    except RuntimeError:
+        raise ValueError(_sentence(name, value, wanted)) from None
+
+
+def path(name: str, value: object) -> Path:
+    """Return a path.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a string nor a path, or empty.
+    """
+    wanted = "a path, as a string or a pathlib.Path"
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(_sentence(name, value, wanted, kind=True))
+    text = os.fspath(value)
+    if not isinstance(text, str):
+        raise TypeError(_sentence(name, value, wanted, kind=True))
+    if not text or "\0" in text:
+        raise ValueError(_sentence(name, value, wanted))
+    return Path(text)
+
+
+def shown(value: object) -> str:
+    """Return a value as a sentence can hold it: short, on one line; a tensor by its shape."""
+    if isinstance(value, Tensor):
+        return f"<Tensor {tuple(value.shape)} of {value.dtype}>"
+    if isinstance(value, nn.Module):
+        return f"<{type(value).__name__}>"
+    if isinstance(value, Mapping):
+        value = dict(value)
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except Exception:  # a class may print itself with an error, an integer of 4,301 digits does
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+_LONGEST = 80
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlong = 40
+
+
+def _scalar(value: object) -> object:
+    """Return the number inside a scalar of NumPy or a tensor without dimensions."""
+    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+        return value
+    item = getattr(value, "item", None)
+    if getattr(value, "ndim", None) == 0 and callable(item):
+        return item()
+    return value
+
+
+def _entries(name: str, value: object, wanted: str) -> list[Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(_sentence(name, value, wanted, kind=True))
+    if getattr(value, "ndim", 1) != 1:
+        raise TypeError(_sentence(name, value, wanted))
+    return list(value)
+
+
+def _check_entries(name: str, value: Tensor) -> None:
+    if value.layout != torch.strided or value.is_meta:
+        raise TypeError(_sentence(name, value, "a dense Tensor that holds values"))
+    # In float32 where isfinite lacks the dtype, as it does for those of 8 bits.
+    entries = value.float() if value.element_size() == 1 else value
+    if value.is_floating_point() and not bool(torch.isfinite(entries).all()):
+        raise ValueError(
+            f"{name}={shown(value)} has NaN or infinite entries: pass a Tensor of finite numbers."
+        )
+
+
+def _sentence(
+    name: str, value: object, wanted: str, because: str = "", *, kind: bool = False
+) -> str:
+    found = f", not {type(value).__name__}" if kind and value is not None else ""
+    return f"{name}={shown(value)} must be {wanted}{found}{': ' * bool(because)}{because}."
+
+
+def _range(
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> str:
+    low = f"above {above}" if above is not None else f"of at least {at_least}"
+    high = f"below {below}" if below is not None else f"at most {at_most}"
+    no_low, no_high = above is None and at_least is None, below is None and at_most is None
+    if no_low:
+        return "" if no_high else f" {'of ' * (below is None)}{high}"
+    return f" {low}" if no_high else f" {low} and {high}"
+
+
+def _shape(shape: Shape) -> str:
+    sizes = ", ".join(map(str, shape))
+    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"
+
+
+def _listed(known: Sequence[str]) -> str:
+    rest = len(known) - _MOST_NAMES
+    listed = ", ".join(known[:_MOST_NAMES])
+    return f"{listed}, … ({rest} more)" if rest > 0 else listed
