@@ -51,7 +51,7 @@ from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
 CURVATURES = ("fisher", "hessian")
 LABELS = ("model", "observed")
 
-# Factors on the tolerance under which the value is reported beside its own.
+# Factors on the tolerance. A rank is claimed only where the singular values leave a gap as wide.
 _SENSITIVITY = (1e-2, 1.0, 1e2)
 
 # No tolerance below this is tried: it would count the round-off of the Jacobians themselves.
@@ -158,6 +158,10 @@ class InformationGeometricSharpness(Measurement):
         The value under a hundredth of the tolerance, the tolerance, and a hundred times it; empty
         for the damped measure, which has no threshold. No tolerance below ten units of round-off
         is tried.
+    precision : float
+        What the value claims, relative: half of the digits of the model's dtype. Where a value of
+        ``by_tolerance`` differs by more, the rank is a choice: ``converged`` is False and
+        ``assumptions`` holds them all.
     """
 
     sample_terms: Tensor
@@ -168,6 +172,7 @@ class InformationGeometricSharpness(Measurement):
     tolerance: float
     upper_bound: float
     by_tolerance: Mapping[float, float]
+    precision: float
 
     @property
     def full_rank(self) -> bool:
@@ -176,15 +181,30 @@ class InformationGeometricSharpness(Measurement):
 
     @property
     def tolerance_sensitive(self) -> bool:
-        """Whether the value moves by more than 1 % within a factor of 100 of the tolerance."""
-        return any(
-            abs(other - self.value) > 0.01 * abs(self.value) for other in self.by_tolerance.values()
-        )
+        """Whether the value moves by more than it claims within 100 times the tolerance."""
+        return _moves(self.value, self.by_tolerance, self.precision)
 
     @property
     def criterion(self) -> float:
         """The value over n: Takeuchi's criterion with the Fisher matrix for the Hessian."""
         return self.value / self.n
+
+
+def _moves(value: float, by_tolerance: Mapping[float, float], precision: float) -> bool:
+    """Whether a value depends on what counts as zero, to the given relative precision."""
+    others = (other for other in by_tolerance.values() if other != value)
+    return any(abs(other - value) > precision * abs(value) for other in others)
+
+
+def _tolerances(tolerance: float, dtype: torch.dtype) -> list[float]:
+    """Return a tolerance between its hundredth and its hundredfold, for a look at the gap."""
+    floor = min(tolerance, _FLOOR * torch.finfo(dtype).eps)
+    return [max(tolerance * factor, floor) for factor in _SENSITIVITY]
+
+
+def _precision(dtype: torch.dtype) -> float:
+    """Return half of a dtype's digits, what a projector on computed rows can claim."""
+    return torch.finfo(dtype).eps ** 0.5
 
 
 @dataclass(frozen=True)
@@ -240,6 +260,8 @@ def information_geometric_sharpness(
     InformationGeometricSharpness
         A value in full rank is the closed form :math:`\sum_i (e^{\ell_i} - 1)`, exact even where
         the losses span many orders of magnitude. Infinite where a loss exceeds 709 nats.
+        ``converged=False`` where the singular values leave no gap around the tolerance, so that
+        another one gives another value; ``assumptions["by_tolerance"]`` then holds the values.
 
     Raises
     ------
@@ -533,6 +555,14 @@ def _batch_weight(n: int, batch_size: int | None, replacement: bool) -> float:
     return 1.0 / b if replacement or b == 1 else (n - b) / (b * (n - 1))
 
 
+def _if_sensitive(steady: bool, by_tolerance: Mapping[float, float]) -> dict[str, object]:
+    """Return what a result that depends on its tolerance says: its value at the others, rounded."""
+    if steady:
+        return {}
+    rounded = {float(f"{key:.2g}"): float(f"{one:.6g}") for key, one in by_tolerance.items()}
+    return {"by_tolerance": rounded}
+
+
 def _sharpness(
     row_blocks: RowBlocks,
     dual: DualGradients,
@@ -546,6 +576,11 @@ def _sharpness(
     tolerance = options.tolerance
     if tolerance is None:
         tolerance = default_tolerance(dual.num_rows, dimension, dtype)
+        if tolerance >= 1:
+            raise ValueError(
+                f"model computes in {dtype}, whose round-off hides all {dual.num_rows} "
+                "directions: measure model.double(), or pass a tolerance below 1."
+            )
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance={tolerance} must lie between 0 and 1: it is relative.")
     if not options.damping >= 0:
@@ -562,18 +597,20 @@ def _sharpness(
         assumptions |= {"damping": options.damping, "shift": shift / n, "invariant": False}
         method = "damped"
     else:
-        floor = min(tolerance, _FLOOR * torch.finfo(dtype).eps)
-        tolerances = [max(tolerance * factor, floor) for factor in _SENSITIVITY]
-        at = _by_tolerance(row_blocks, dual, tolerances)
+        at = _by_tolerance(row_blocks, dual, _tolerances(tolerance, dtype))
         by_tolerance = {tolerance: found.combined(weight) for tolerance, (_, found) in at.items()}
         rank, projection = at[tolerance]
         method = "closed form" if rank == dual.num_rows else "projection"
+    value, precision = projection.combined(weight), _precision(dtype)
+    steady = not _moves(value, by_tolerance, precision)
+    assumptions |= _if_sensitive(steady, by_tolerance)
     return InformationGeometricSharpness(
-        value=projection.combined(weight),
+        value=value,
         measure="information_geometric_sharpness",
         method=method,
         n=n,
         loss=loss,
+        converged=steady,
         assumptions={"rank": rank, "num_rows": dual.num_rows, **assumptions},
         sample_terms=(n * projection.sample_parts).cpu(),
         mean_gradient_term=projection.summed_part / n,
@@ -583,6 +620,7 @@ def _sharpness(
         tolerance=tolerance,
         upper_bound=float(dual.squared_norms.sum()),
         by_tolerance=by_tolerance,
+        precision=precision,
     )
 
 
@@ -645,7 +683,15 @@ def takeuchi_information_criterion(
             method=sharpness.method,
             n=sharpness.n,
             loss=loss,
-            assumptions={"curvature": curvature, "rank": sharpness.rank},
+            converged=sharpness.converged,
+            assumptions={
+                "curvature": curvature,
+                "rank": sharpness.rank,
+                **_if_sensitive(
+                    sharpness.converged,
+                    {key: one / sharpness.n for key, one in sharpness.by_tolerance.items()},
+                ),
+            },
         )
     dimension = sum(parameter.numel() for parameter in model.parameters())
     if dimension > max_dense:
@@ -659,20 +705,28 @@ def takeuchi_information_criterion(
     if tolerance is None:
         tolerance = dimension * torch.finfo(hessian.dtype).eps
     eigenvalues, vectors = torch.linalg.eigh(hessian.to(torch.float64))
-    kept = eigenvalues.abs() > tolerance * eigenvalues.abs().max()
+    sizes = eigenvalues.abs() / eigenvalues.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     spread = torch.einsum("ij,ik,kj->j", vectors, moment, vectors)
     trace = float(spread.sum())
+    by_tolerance = {
+        at: float((spread / eigenvalues)[sizes > at].sum()) / len(inputs)
+        for at in _tolerances(tolerance, hessian.dtype)
+    }
+    kept, value = sizes > tolerance, by_tolerance[tolerance]
+    steady = not _moves(value, by_tolerance, _precision(hessian.dtype))
     return Measurement(
-        value=float((spread[kept] / eigenvalues[kept]).sum()) / len(inputs),
+        value=value,
         measure="takeuchi_information_criterion",
         method="dense",
         n=len(inputs),
         loss=loss,
+        converged=steady,
         assumptions={
             "curvature": curvature,
             "rank": int(kept.sum()),
             "negative_eigenvalues": int((eigenvalues[kept] < 0).sum()),
             "outside_range": float(spread[~kept].sum()) / trace if trace > 0 else 0.0,
+            **_if_sensitive(steady, by_tolerance),
         },
     )
 

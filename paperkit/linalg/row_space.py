@@ -159,18 +159,18 @@ class RowFactors:
             Singular values of the rows at unit scale up to this fraction of the largest are zero.
         """
         like = self.strata[0].plain
-        largest = max(float(torch.linalg.matrix_norm(s.equilibrated, 2)) for s in self.strata)
         found = like.new_zeros(self.dimension, 0)
         scaled, indices = [found], [like.new_zeros(0)]
-        for stratum in self.strata:
+        for stratum, rank in zip(self.strata, self._ranks(tolerance), strict=True):
             remainder = stratum.equilibrated
             for _ in range(2):  # once leaves round-off in the directions found before
                 remainder = remainder - (remainder @ found) @ found.T
             _, values, right = torch.linalg.svd(remainder, full_matrices=False)
-            kept = values > tolerance * largest
-            found = torch.cat([found, right[kept].T], dim=1)
-            scaled.append(right[kept].T / (values[kept] * stratum.unit))
-            indices.append(torch.full_like(values[kept], stratum.index))
+            new = slice(max(rank - found.shape[1], 0))
+            values, right = values[new], right[new].T
+            found = torch.cat([found, right], dim=1)
+            scaled.append(right / (values * stratum.unit))
+            indices.append(torch.full_like(values, stratum.index))
         directions, of_directions = torch.cat(scaled, dim=1), torch.cat(indices)
         if found.shape[1] == 0:
             return RowSpace(directions, of_directions, like.new_zeros(0, 0))
@@ -183,6 +183,21 @@ class RowFactors:
             for stratum in self.strata
         )
         return RowSpace(directions, of_directions, triangular_factor(products))
+
+    def _ranks(self, tolerance: float) -> list[int]:
+        """Return the rank of the strata up to each one.
+
+        It is read off the rows together, never off what an earlier stratum leaves of a later one.
+        The directions found are only known to round-off over their smallest singular value, so the
+        remainder of a row in their span is larger than round-off by as much; the smallest singular
+        value of both together is not.
+        """
+        together: list[Tensor] = []
+        for stratum in self.strata:
+            together.append(triangular_factor([*together[-1:], stratum.equilibrated]))
+        values = [torch.linalg.svdvals(factor) for factor in together]
+        threshold = tolerance * float(values[-1][0])
+        return [int((part > threshold).sum()) for part in values]
 
     def resolvent_root(self, relative_shift: float) -> tuple[Tensor, float]:
         r"""Return X with :math:`X X^\top = (G^\top G + s I)^{-1}` on the row space of G, and s.

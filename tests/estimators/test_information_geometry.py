@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from networks import CASES, Case
+from round_off import moves_of_model
 from torch import Tensor, nn
 
 from paperkit.estimators.baselines import (
@@ -28,6 +29,7 @@ from paperkit.estimators.information_geometry import (
     information_geometric_sharpness_from_jacobian,
     takeuchi_information_criterion,
 )
+from paperkit.experiments.studies import curvature_blocks
 from paperkit.linearize import (
     dense_empirical_fisher,
     dense_gauss_newton,
@@ -263,6 +265,57 @@ def test_a_tolerance_between_the_singular_values_is_reported_as_sensitive() -> N
     assert coarse.by_tolerance[1e-4 * 1e-2] == pytest.approx(float(fine), rel=1e-12)
 
 
+def test_a_value_that_another_tolerance_would_change_shows_both() -> None:
+    jacobian = gaussian(6, 3, 4, seed=3)
+    jacobian[..., 3] *= 1e-5
+    outputs, targets = gaussian(6, 3, seed=4), labels(6, 3, seed=5)
+    coarse = of_jacobian(jacobian, outputs, targets, tolerance=1e-4)
+    assert not coarse.converged
+    for value in coarse.by_tolerance.values():
+        assert f"{value:.6g}" in repr(coarse)
+    assert "converged=False" in repr(coarse)
+    fine = of_jacobian(jacobian, outputs, targets, tolerance=1e-8)
+    assert fine.converged
+    assert "by_tolerance" not in fine.assumptions
+
+
+@pytest.mark.parametrize("curvature", ["fisher", "hessian"])
+def test_a_criterion_that_another_tolerance_would_change_shows_both(curvature: str) -> None:
+    model, data = nn.Linear(5, 3).double(), (gaussian(60, 5), labels(60, 3))
+    data[0][:, 4] *= 1e-4
+    # Singular values of G, but eigenvalues of H: their squares.
+    tolerance = 1e-4 if curvature == "fisher" else 1e-8
+    options = {"curvature": curvature, "tolerance": tolerance}
+    assert not takeuchi_information_criterion(model, data, **options).converged
+    options["tolerance"] = 1e-8 if curvature == "fisher" else 1e-12
+    assert takeuchi_information_criterion(model, data, **options).converged
+
+
+def test_a_precision_that_hides_every_direction_is_refused() -> None:
+    outputs, targets = gaussian(60, 3).half(), labels(60, 3)
+    with pytest.raises(ValueError, match=r"model computes in torch.float16"):
+        of_jacobian(gaussian(60, 3, 200).half(), outputs, targets)
+
+
+def test_round_off_of_inputs_and_weights_leaves_rank_and_value() -> None:
+    # A wide range of row lengths: long rows know their weakest directions to 1e-12 only.
+    model = curvature_blocks.build_network("residual, frozen batch norm", 0)
+    inputs, targets = curvature_blocks.digits_batch(60, 0)
+    dual = dual_gradients(model(inputs).detach(), targets)
+    rows = (dual.factor @ dense_jacobian(model, inputs)).flatten(0, 1)
+    lengths = rows.norm(dim=1, keepdim=True)
+    values = torch.linalg.svdvals(rows / lengths)
+    rank = int((values > 1e-9 * values[0]).sum())
+    assert float(values[rank - 1]) > 1e9 * float(values[rank])  # a gap that leaves no choice
+    left = torch.linalg.svd(rows, full_matrices=False).U[:, :rank].unflatten(0, (60, -1))
+    expected = float(torch.einsum("nrk,nr->nk", left, dual.dual_vectors).square().sum())
+    for model_, inputs_ in moves_of_model(model, inputs, times=10):
+        result = information_geometric_sharpness(model_, (inputs_, targets))
+        assert result.rank == rank
+        assert result.converged
+        assert float(result) == pytest.approx(expected, rel=1e-6)
+
+
 # Equation 7, damping, squared errors --------------------------------------------------------------
 
 
@@ -385,7 +438,8 @@ def test_the_fisher_criterion_is_the_sharpness_over_n() -> None:
     model, inputs, targets = RELU_MLP.make(n=40)
     data = inputs, targets
     criterion = takeuchi_information_criterion(model, data)
-    assert float(criterion) == float(information_geometric_sharpness(model, data)) / 40
+    sharpness = float(information_geometric_sharpness(model, data))
+    assert float(criterion) == pytest.approx(sharpness / 40, rel=1e-12)
 
 
 def test_in_softmax_regression_both_curvatures_agree() -> None:

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from round_off import moves_of
 from torch import Tensor
 
 from paperkit.linalg.row_space import (
@@ -171,3 +172,21 @@ def test_everything_stays_on_the_device(device: torch.device, explicit_devices) 
         basis = space.basis(matrix, matrix.norm(dim=1))
         root, _ = factors.resolvent_root(1e-3)
     assert basis.device == root.device == matrix.device
+
+
+def test_short_rows_among_directions_that_long_ones_barely_have_add_nothing() -> None:
+    # The long rows know their weakest direction to round-off over 1e-5 only. Short rows of unit
+    # length along it leave 1e-11 of themselves outside of it, and are no new direction.
+    weak = torch.tensor([1.0, 1.0, 1.0, 1e-5], dtype=torch.float64)
+    directions, _ = torch.linalg.qr(gaussian(12, 4, seed=1))
+    long_rows = (gaussian(20, 4) * weak) @ directions.T
+    short_rows = 1e-8 * gaussian(20, 4, seed=2) @ directions.T
+    matrix = torch.cat([long_rows, short_rows])
+    for other in moves_of(matrix):
+        factors = row_factors(in_blocks(other))
+        assert len(factors.strata) > 1
+        assert factors.space(1e-13).rank == 4
+    # One more direction, of short rows alone, is one.
+    more = torch.cat([matrix, 1e-8 * gaussian(1, 12, seed=3)])
+    for other in moves_of(more):
+        assert row_factors(in_blocks(other)).space(1e-13).rank == 5

@@ -94,7 +94,7 @@ def test_the_exact_mode_of_rsam_moves_along_the_ratios_derivative(alpha) -> None
 
 
 @pytest.mark.parametrize("alpha", [1.1, 1.2, 2.0])
-def test_paper_mode_is_sam_with_radius_rho_ratio_over_norm_to_the_last_bit(alpha) -> None:
+def test_paper_mode_is_sam_with_radius_rho_ratio_over_norm(alpha) -> None:
     model, loss = smooth_network()
     initial = {name: p.detach().clone() for name, p in model.named_parameters()}
     ends = []
@@ -113,8 +113,9 @@ def test_paper_mode_is_sam_with_radius_rho_ratio_over_norm_to_the_last_bit(alpha
         optimizer.step(Calls(optimizer, loss))
         ends.append({name: p.detach().clone() for name, p in model.named_parameters()})
     for name in initial:
-        assert torch.equal(ends[0][name], ends[1][name])
-        assert torch.equal(ends[0][name], ends[2][name])
+        # The factors are multiplied in another order: a few units of round-off.
+        for end in ends[1:]:
+            torch.testing.assert_close(end[name], ends[0][name], rtol=1e-14, atol=1e-15)
 
 
 def test_below_one_the_paper_descends_where_its_sam_radius_ascends() -> None:
@@ -381,7 +382,7 @@ def test_the_scaled_gradient_control_is_that_larger_learning_rate() -> None:
     g = flat_gradient(model, loss)
     options = {"rho": 0.1, "damping": 1.0, "mode": "scaled_gradient", "lr": 0.0}
     optimizer = IGSAM(model.parameters(), model, **options)
-    assert torch.equal(followed(optimizer, model, loss), 1.1 * g)
+    torch.testing.assert_close(followed(optimizer, model, loss), 1.1 * g, rtol=1e-14, atol=0.0)
     assert optimizer.gradient_evaluations == 1
 
 
