@@ -56,18 +56,19 @@ def integer(
     TypeError, ValueError
         If it is no integer, or out of range.
     """
-    wanted = "an integer" + _range(at_least=at_least, at_most=at_most)
+    within = _range(at_least=at_least, at_most=at_most)
     found = _scalar(value)
     if isinstance(found, bool) or not isinstance(found, Integral):
-        raise TypeError(_sentence(name, value, wanted, because, kind=True))
-    number = int(found)
-    if at_least is not None and number < at_least:
-        raise ValueError(_sentence(name, value, wanted, because))
-    if at_most is not None and number > at_most:
-        raise ValueError(_sentence(name, value, wanted, because))
-    if abs(number) > _LARGEST_COUNT:
-        raise ValueError(_sentence(name, value, f"{wanted} that fits 64 bits", because))
-    return number
+        raise TypeError(_sentence(name, value, _joined("an integer", within), because, kind=True))
+    result = int(found)
+    low = -_LARGEST_COUNT if at_least is None else at_least
+    high = _LARGEST_COUNT if at_most is None else at_most
+    if not low <= result <= high:
+        fitting = within if within and result < low else _joined(within, "at most 2⁶³ − 1")
+        raise ValueError(
+            _sentence(name, value, within if at_most is not None else fitting, because)
+        )
+    return result
 
 
 def number(
@@ -99,15 +100,24 @@ def number(
     TypeError, ValueError
         If it is no number, or out of range.
     """
-    wanted = "a finite number" if finite else "a number"
-    wanted += _range(above=above, at_least=at_least, below=below, at_most=at_most)
+    limits = _range(above=above, at_least=at_least, below=below, at_most=at_most)
+    closed = below is not None or at_most is not None
+    within = " and ".join(filter(None, [limits, "finite" if finite and not closed else ""]))
     found = _scalar(value)
     if isinstance(found, bool) or not isinstance(found, Real):
-        raise TypeError(_sentence(name, value, wanted, because, kind=True))
+        raise TypeError(
+            _sentence(
+                name,
+                value,
+                _joined("a finite number" if finite else "a number", limits),
+                because,
+                kind=True,
+            )
+        )
     try:
         result = float(found)
     except OverflowError:
-        raise ValueError(_sentence(name, value, "a number that a float can hold")) from None
+        raise ValueError(_sentence(name, value, "a number that fits a float")) from None
     inside = (
         (above is None or result > above)
         and (at_least is None or result >= at_least)
@@ -115,7 +125,7 @@ def number(
         and (at_most is None or result <= at_most)
     )
     if result != result or not inside or (finite and abs(result) == float("inf")):
-        raise ValueError(_sentence(name, value, wanted, because))
+        raise ValueError(_sentence(name, value, within or "a number", because))
     return result
 
 
@@ -281,7 +291,7 @@ def integers(
     """
     wanted = "a sequence of "
     wanted += "integers" if length is None else f"{length} integers"
-    wanted += _range(at_least=at_least, at_most=at_most)
+    wanted = _joined(wanted, _range(at_least=at_least, at_most=at_most))
     entries = _entries(name, value, wanted)
     if (length is not None and len(entries) != length) or not entries:
         raise ValueError(_sentence(name, value, wanted))
@@ -356,7 +366,7 @@ def tensor(
     Raises
     ------
     TypeError, ValueError
-        If it is no tensor or one of another kind; if its shape or its entries do not fit.
+        If it is no tensor; if its shape, its dtype or its entries do not fit.
     """
     wanted = "a Tensor"
     if shape is not None:
@@ -367,10 +377,10 @@ def tensor(
         raise TypeError(_sentence(name, value, wanted, kind=True))
     if floating is not None and value.is_floating_point() != floating:
         kind = "floating-point numbers" if floating else "integers"
-        raise TypeError(_sentence(name, value, f"{wanted} of {kind}"))
+        raise ValueError(_sentence(name, value, f"{wanted} of {kind}"))
     if value.is_complex() or (floating is False and value.dtype == torch.bool):
         kind = "integers" if floating is False else "real numbers"
-        raise TypeError(_sentence(name, value, f"{wanted} of {kind}"))
+        raise ValueError(_sentence(name, value, f"{wanted} of {kind}"))
     fits = shape is None or (
         value.ndim == len(shape)
         and all(isinstance(a, str) or a == b for a, b in zip(shape, value.shape, strict=True))
@@ -403,7 +413,7 @@ def vector(name: str, value: object, *, above: float | None = None, at_least: in
     TypeError, ValueError
         If it is no sequence of numbers, too short, or an entry is out of range.
     """
-    wanted = f"{at_least} or more finite numbers" + _range(above=above)
+    wanted = _joined(f"{at_least} or more finite numbers", _range(above=above))
     if isinstance(value, Tensor):
         tensor(name, value, finite=True)
         numbers = value
@@ -481,6 +491,34 @@ def function(name: str, value: Any, wanted: str = "a function") -> Callable[...,
     """
     if not callable(value):
         raise TypeError(_sentence(name, value, wanted, kind=True))
+    return value
+
+
+def functions(name: str, value: object, of: str) -> tuple[Callable[..., Any], ...]:
+    """Return a sequence of functions, none included.
+
+    Raises
+    ------
+    TypeError
+        If it is no sequence, or an entry cannot be called.
+    """
+    entries = _entries(name, value, f"a sequence of functions {of}")
+    return tuple(
+        function(f"{name}[{index}]", entry, f"a function {of}")
+        for index, entry in enumerate(entries)
+    )
+
+
+def iterable(name: str, value: Any, of: str) -> Iterable[Any]:
+    """Return something to go through that is no string; a tensor is none.
+
+    Raises
+    ------
+    TypeError
+        If it cannot be gone through.
+    """
+    if isinstance(value, str | bytes | Tensor) or not isinstance(value, Iterable):
+        raise TypeError(_sentence(name, value, f"a list of {of}", kind=True))
     return value
 
 
@@ -574,7 +612,7 @@ def _entries(name: str, value: object, wanted: str) -> list[Any]:
 
 def _check_entries(name: str, value: Tensor) -> None:
     if value.layout != torch.strided or value.is_meta:
-        raise TypeError(_sentence(name, value, "a dense Tensor that holds values"))
+        raise ValueError(_sentence(name, value, "a dense Tensor that holds values"))
     # In float32 where isfinite lacks the dtype, as it does for those of 8 bits.
     entries = value.float() if value.element_size() == 1 else value
     if value.is_floating_point() and not bool(torch.isfinite(entries).all()):
@@ -597,12 +635,21 @@ def _range(
     below: float | None = None,
     at_most: float | None = None,
 ) -> str:
-    low = f"above {above}" if above is not None else f"of at least {at_least}"
-    high = f"below {below}" if below is not None else f"at most {at_most}"
-    no_low, no_high = above is None and at_least is None, below is None and at_most is None
-    if no_low:
-        return "" if no_high else f" {'of ' * (below is None)}{high}"
-    return f" {low}" if no_high else f" {low} and {high}"
+    if at_least is not None and at_most is not None:
+        return f"between {at_least} and {at_most}"
+    if above is not None and below is not None:
+        return f"strictly between {above} and {below}"
+    parts = [
+        "" if above is None else "positive" if above == 0 else f"above {above}",
+        "" if at_least is None else f"at least {at_least}",
+        "" if below is None else f"below {below}",
+        "" if at_most is None else f"at most {at_most}",
+    ]
+    return " and ".join(part for part in parts if part)
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _shape(shape: Shape) -> str:

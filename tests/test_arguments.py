@@ -57,11 +57,11 @@ def test_what_is_no_number_is_of_the_wrong_type(value):
 
 def test_an_integer_lies_between_its_limits_and_fits_64_bits():
     assert arguments.integer("it", 4, at_least=4, at_most=4) == 4
-    between = "it=5 must be an integer of at least 1 and at most 4."
+    between = "it=5 must be between 1 and 4."
     assert refused(ValueError, arguments.integer, 5, at_least=1, at_most=4) == between
     refused(ValueError, arguments.integer, 0, at_least=1, at_most=4)
     reason = refused(ValueError, arguments.integer, 1, at_least=2, because="one has no spread")
-    assert reason == "it=1 must be an integer of at least 2: one has no spread."
+    assert reason == "it=1 must be at least 2: one has no spread."
     for value in (HUGE, -HUGE, 10**5000):
         refused(ValueError, arguments.integer, value)
 
@@ -72,7 +72,7 @@ def test_a_number_lies_between_its_limits():
     for value in (0, -1, NAN, INF, 10**400):
         refused(ValueError, arguments.number, value, above=0)
     between = refused(ValueError, arguments.number, 1.0, above=0, below=1)
-    assert between == "it=1.0 must be a finite number above 0 and below 1."
+    assert between == "it=1.0 must be strictly between 0 and 1."
     refused(ValueError, arguments.number, NAN, finite=False)
 
 
@@ -151,10 +151,10 @@ def test_a_tensor_has_the_shape_and_the_kind_that_is_asked_for():
     refused(ValueError, arguments.tensor, x, ndim=1)
     refused(ValueError, arguments.tensor, x[:0], ndim=2)
     assert arguments.tensor("it", x[:0], ndim=2, empty=True).shape == (0, 3)
-    refused(TypeError, arguments.tensor, x, floating=False)
-    refused(TypeError, arguments.tensor, x.long(), floating=True)
-    refused(TypeError, arguments.tensor, x > 0, floating=False)
-    refused(TypeError, arguments.tensor, x + 1j)
+    refused(ValueError, arguments.tensor, x, floating=False)
+    refused(ValueError, arguments.tensor, x.long(), floating=True)
+    refused(ValueError, arguments.tensor, x > 0, floating=False)
+    refused(ValueError, arguments.tensor, x + 1j)
     for value in (None, 1.0, [1.0], np.ones(3)):
         refused(TypeError, arguments.tensor, value)
 
@@ -168,17 +168,17 @@ def test_entries_that_are_not_finite_are_refused_in_every_dtype(kind):
 
 
 def test_entries_that_cannot_be_looked_at_are_refused():
-    refused(TypeError, arguments.tensor, torch.ones(2, device="meta"), finite=True)
-    refused(TypeError, arguments.tensor, torch.ones(2).to_sparse(), finite=True)
+    refused(ValueError, arguments.tensor, torch.ones(2, device="meta"), finite=True)
+    refused(ValueError, arguments.tensor, torch.ones(2).to_sparse(), finite=True)
 
 
 def test_numbers_become_a_vector_in_float64():
     for value in ([1, 2.0], (1.0, 2.0), np.array([1.0, 2.0]), torch.ones(1, 2).cumsum(1)):
         found = arguments.vector("it", value, above=0)
         assert found.dtype == torch.float64 and found.tolist() == [1.0, 2.0]
-    for value in (None, 1.0, "12", ["1"], [True], torch.tensor([1j])):
+    for value in (None, 1.0, "12", ["1"], [True]):
         refused(TypeError, arguments.vector, value)
-    for value in ([], [NAN], torch.tensor([INF]), [0.0]):
+    for value in ([], [NAN], torch.tensor([INF]), torch.tensor([1j]), [0.0]):
         refused(ValueError, arguments.vector, value, above=0)
     refused(ValueError, arguments.vector, [1.0], at_least=2)
 

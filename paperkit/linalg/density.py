@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.linalg.quadrature import SpectralQuadrature
 
 
@@ -55,13 +56,12 @@ def spectral_density(quadrature: SpectralQuadrature, grid: Tensor, width: float)
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the width is not positive and finite, or the grid no finite vector.
     """
-    if not 0 < width < math.inf:
-        raise ValueError(f"width={width} must be positive and finite.")
-    if grid.ndim != 1 or grid.numel() == 0 or not bool(torch.isfinite(grid).all()):
-        raise ValueError(f"grid has shape {tuple(grid.shape)}: pass a vector of finite points.")
+    arguments.instance("quadrature", quadrature, SpectralQuadrature)
+    width = arguments.number("width", width, above=0)
+    arguments.tensor("grid", grid, ndim=1, floating=True, finite=True)
     points = grid.to(dtype=torch.float64, device="cpu")
     weights = quadrature.gauss.weights / (quadrature.dimension * width * math.sqrt(2 * math.pi))
     samples = torch.stack(

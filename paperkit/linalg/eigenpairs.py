@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.linalg.lanczos import BREAKDOWN, Operator, apply
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linalg.traces import Deflation
@@ -99,18 +100,17 @@ def top_eigenpairs(
 
     Raises
     ------
-    ValueError
-        If a number is out of range, the order unknown, or the operator returns another shape, NaN
-        or infinite entries.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, or the operator returns another shape,
+        NaN or infinite entries.
     """
-    if not 1 <= k <= dimension:
-        raise ValueError(f"k={k} must be between 1 and the operator's dimension, {dimension}.")
-    if which not in ORDERS:
-        raise ValueError(f"which={which!r} is unknown: choose one of {', '.join(ORDERS)}.")
-    if max_products < k:
-        raise ValueError(f"max_products={max_products} must be at least k={k}, the first block.")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance} must be positive.")
+    dimension = arguments.integer("dimension", dimension, at_least=1)
+    size = "the operator has no more dimensions"
+    k = arguments.integer("k", k, at_least=1, at_most=dimension, because=size)
+    which = arguments.choice("which", which, ORDERS)
+    first = f"the first block takes k={k}"
+    max_products = arguments.integer("max_products", max_products, at_least=k, because=first)
+    tolerance = arguments.number("tolerance", tolerance, above=0)
     longest = max(_BLOCKS * k, _SMALLEST_BASIS)
     start = draw_probes(
         k, dimension, generator_of(seed), distribution="normal", dtype=dtype, device=device

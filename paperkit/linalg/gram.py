@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paperkit import arguments
+
 _EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -85,10 +87,19 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     -------
     Spectrum
         Of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not positive, or a block is no finite matrix that fits them.
     """
+    num_rows = arguments.integer("num_rows", num_rows, at_least=1)
+    dimension = arguments.integer("dimension", dimension, at_least=1)
     size = min(num_rows, dimension)
+    shape = ("k", dimension) if dimension <= num_rows else (num_rows, "k")
     total: Tensor | None = None
-    for block in blocks:
+    for index, block in enumerate(arguments.iterable("blocks", blocks, "blocks of a matrix")):
+        arguments.tensor(f"blocks[{index}]", block, shape=shape, floating=True, finite=True)
         rows = block.to(torch.float64)
         if total is None:
             total = torch.zeros(size, size, dtype=torch.float64, device=rows.device)

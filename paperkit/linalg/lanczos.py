@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paperkit import arguments
+
 Operator = Callable[[Tensor], Tensor]
 """A symmetric matrix as a function: k vectors as rows, (k, d), to their k images, (k, d)."""
 
@@ -38,16 +40,18 @@ def apply(operator: Operator, vectors: Tensor) -> Tensor:
 
     Raises
     ------
-    ValueError
-        If the images have another shape, or NaN or infinite entries.
+    TypeError, ValueError
+        If the operator is no function, or the images have another shape, or NaN or infinite
+        entries.
     """
+    arguments.function("operator", operator, "a function from (k, d) to (k, d), vectors as rows")
     if len(vectors) == 0:
         return vectors
     images = operator(vectors)
-    if images.shape != vectors.shape:
+    if not isinstance(images, Tensor) or images.shape != vectors.shape:
         raise ValueError(
-            f"operator maps shape {tuple(vectors.shape)} to {tuple(images.shape)}: it must take "
-            "and return vectors as rows."
+            f"operator maps shape {tuple(vectors.shape)} to {arguments.shown(images)}: it must "
+            "take and return vectors as rows."
         )
     if not bool(torch.isfinite(images).all()):
         raise ValueError("operator returned NaN or infinite entries: check the model.")
@@ -111,16 +115,12 @@ class Lanczos:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If ``starts`` is not a stack of floating-point vectors, or one is zero or not finite.
     """
 
     def __init__(self, operator: Operator, starts: Tensor) -> None:
-        if starts.ndim != 2 or 0 in starts.shape or not starts.is_floating_point():
-            raise ValueError(
-                f"starts has shape {tuple(starts.shape)} and dtype {starts.dtype}: pass (k, d) "
-                "floating-point vectors as rows."
-            )
+        arguments.tensor("starts", starts, shape=("k", "d"), floating=True)
         self.norm = starts.norm(dim=1, dtype=torch.float64)
         if not bool((torch.isfinite(self.norm) & (self.norm > 0)).all()):
             raise ValueError("starts has a zero or infinite vector: draw the probes again.")
@@ -155,12 +155,11 @@ class Lanczos:
 
         Raises
         ------
-        ValueError
-            If ``steps`` is not positive, or the operator returns another shape, NaN or infinite
-            entries, or is not symmetric.
+        TypeError, ValueError
+            If ``steps`` is not a positive integer, or the operator returns another shape, NaN or
+            infinite entries, or is not symmetric.
         """
-        if steps < 1:
-            raise ValueError(f"steps={steps} must be at least 1.")
+        steps = arguments.integer("steps", steps, at_least=1)
         k, d = self._vector.shape
         steps = min(steps, d - self.steps)
         block = self._vector.new_zeros(k, steps, d)
@@ -253,10 +252,11 @@ def lanczos(
 
     Raises
     ------
-    ValueError
-        If ``steps`` is not positive, a starting vector is zero or not finite, or the operator
-        returns another shape, NaN or infinite entries, or is not symmetric.
+    TypeError, ValueError
+        If ``steps`` is not a positive integer, a starting vector is zero or not finite, or the
+        operator returns another shape, NaN or infinite entries, or is not symmetric.
     """
+    keep_basis = arguments.flag("keep_basis", keep_basis)
     process = Lanczos(operator, starts)
     process.advance(steps)
     return process.tridiagonal(keep_basis=keep_basis)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from paperkit import arguments
+
 GIBIBYTE = 2**30
 
 DISTRIBUTIONS = ("rademacher", "sphere", "normal")
@@ -12,8 +14,14 @@ DISTRIBUTIONS = ("rademacher", "sphere", "normal")
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """Return a generator on the CPU, so that a seed means the same probes on every device."""
-    return torch.Generator(device="cpu").manual_seed(seed)
+    """Return a generator on the CPU, so that a seed means the same probes on every device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``seed`` is no integer of at most 64 bits.
+    """
+    return torch.Generator(device="cpu").manual_seed(arguments.seed("seed", seed))
 
 
 def draw_probes(
@@ -46,15 +54,16 @@ def draw_probes(
 
     Raises
     ------
-    ValueError
-        If ``count`` or ``dimension`` is not positive, or the distribution unknown.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range.
     """
-    if count < 1 or dimension < 1:
-        raise ValueError(f"count={count} and dimension={dimension} must both be at least 1.")
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(
-            f"distribution={distribution!r} is unknown: choose one of {', '.join(DISTRIBUTIONS)}."
-        )
+    count = arguments.integer("count", count, at_least=1)
+    dimension = arguments.integer("dimension", dimension, at_least=1)
+    arguments.instance("generator", generator, torch.Generator)
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator is on {generator.device}: pass one of the CPU.")
+    distribution = arguments.choice("distribution", distribution, DISTRIBUTIONS)
+    device, dtype = arguments.device("device", device), arguments.dtype("dtype", dtype)
     rows = []
     for _ in range(count):
         if distribution == "rademacher":

@@ -41,6 +41,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.linalg.lanczos import BREAKDOWN, Lanczos, Operator, Tridiagonal
 from paperkit.linalg.probes import GIBIBYTE, chunk_sizes, draw_probes, generator_of
 
@@ -87,11 +88,10 @@ def power(alpha: float) -> SpectralFunction:
 
     Raises
     ------
-    ValueError
-        If alpha is not positive and finite.
+    TypeError, ValueError
+        If alpha is no positive number, or beyond 2⁵³.
     """
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha={alpha} must be positive and finite.")
+    alpha = arguments.order("alpha", alpha)
 
     def derivative_sign(order: int) -> int:
         factors = [alpha - i for i in range(order)]
@@ -168,10 +168,17 @@ class Rule:
 
         Raises
         ------
-        ValueError
-            If it is not finite at a node.
+        TypeError, ValueError
+            If it is no function of tensors, or not finite at a node.
         """
-        values = torch.where(self.weights > 0, function(self.nodes), 0.0)
+        arguments.function("function", function, "a function of a tensor of points")
+        found = function(self.nodes)
+        if not isinstance(found, Tensor) or found.shape != self.nodes.shape:
+            raise ValueError(
+                f"function maps shape {tuple(self.nodes.shape)} to {arguments.shown(found)}: it "
+                "must return one value a point."
+            )
+        values = torch.where(self.weights > 0, found, 0.0)
         if not bool(torch.isfinite(values).all()):
             raise ValueError(
                 "function is not finite at some Ritz values: the operator's spectrum reaches "
@@ -202,6 +209,7 @@ def gauss_rule(tridiagonal: Tridiagonal) -> Rule:
         m points, exact for polynomials of degree 2m − 1, or for everything once the Krylov space
         is exhausted.
     """
+    arguments.instance("tridiagonal", tridiagonal, Tridiagonal)
     return _rule(tridiagonal.matrices().cpu(), tridiagonal.norm.cpu().square())
 
 
@@ -222,6 +230,7 @@ def radau_rule(tridiagonal: Tridiagonal) -> Rule:
     Rule
         m + 1 points, exact for polynomials of degree 2m.
     """
+    arguments.instance("tridiagonal", tridiagonal, Tridiagonal)
     diagonal, off_diagonal = tridiagonal.diagonal.cpu(), tridiagonal.off_diagonal.cpu()
     k, m = diagonal.shape
     tiny = BREAKDOWN * _EPSILON * diagonal.abs().amax(dim=1)
@@ -384,21 +393,25 @@ def stochastic_lanczos_quadrature(
 
     Raises
     ------
-    ValueError
-        If a number is out of range, ``steps=None`` has no targets or no bracket to watch, the
-        operator is not what it is said to be, or as :func:`paperkit.linalg.lanczos`.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, ``steps=None`` has no targets or no
+        bracket to watch, the operator is not what it is said to be, or as
+        :func:`paperkit.linalg.lanczos`.
     """
-    if probes < 2:
-        raise ValueError(f"probes={probes} must be at least 2: one has no standard error.")
+    dimension = arguments.integer("dimension", dimension, at_least=1)
+    spread = "one has no standard error"
+    probes = arguments.integer("probes", probes, at_least=2, because=spread)
+    max_steps = arguments.integer("max_steps", max_steps, at_least=1)
+    positive_semidefinite = arguments.flag("positive_semidefinite", positive_semidefinite)
+    memory_budget = arguments.memory_budget("memory_budget", memory_budget)
+    dtype = arguments.dtype("dtype", dtype)
+    targets = arguments.functions("targets", targets, "of a quadrature")
     if steps is None and not (targets and positive_semidefinite):
         raise ValueError(
             "steps=None watches the brackets of targets, which only a positive semidefinite "
             "operator has: pass targets and positive_semidefinite=True, or a number of steps."
         )
-    longest = max_steps if steps is None else steps
-    if longest < 1:
-        name = "max_steps" if steps is None else "steps"
-        raise ValueError(f"{name}={longest} must be at least 1.")
+    longest = max_steps if steps is None else arguments.integer("steps", steps, at_least=1)
     generator = generator_of(seed)
     done: list[SpectralQuadrature] = []
     elements = min(longest, dimension) * dimension
@@ -416,7 +429,7 @@ def stochastic_lanczos_quadrature(
             count, dimension, generator, distribution=distribution, dtype=dtype, device=device
         )
         process = Lanczos(operator, starts)
-        process.advance(min(_FIRST_STEPS, longest) if steps is None else steps)
+        process.advance(min(_FIRST_STEPS, longest) if steps is None else longest)
         while (
             steps is None
             and process.steps < longest

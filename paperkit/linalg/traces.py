@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.linalg.lanczos import Operator, apply, lanczos
 from paperkit.linalg.probes import GIBIBYTE, chunk_sizes, draw_probes, generator_of
 
@@ -102,9 +103,10 @@ def krylov_deflation(
 
     Raises
     ------
-    ValueError
-        As :func:`paperkit.linalg.lanczos`.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, or as :func:`paperkit.linalg.lanczos`.
     """
+    products = arguments.integer("products", products, at_least=1)
     start = draw_probes(
         1, dimension, generator_of(seed), distribution="normal", dtype=dtype, device=device
     )
@@ -157,9 +159,16 @@ def hutchinson(
 
     Raises
     ------
-    ValueError
-        If fewer than 2 products are left, the sizes do not fit, or the operator returns NaN.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, fewer than 2 products are left, the
+        sizes do not fit, or the operator returns NaN.
     """
+    dimension = arguments.integer("dimension", dimension, at_least=1)
+    products = arguments.integer("products", products, at_least=2, because="one has no spread")
+    memory_budget = arguments.memory_budget("memory_budget", memory_budget)
+    dtype = arguments.dtype("dtype", dtype)
+    if deflation is not None:
+        arguments.instance("deflation", deflation, Deflation)
     spent = deflation.products if deflation else 0
     count = products - spent
     if count < 2:
@@ -218,11 +227,12 @@ def hutch_plus_plus(
 
     Raises
     ------
-    ValueError
-        If there are fewer than 4 products, or the operator returns NaN.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, or the operator returns NaN.
     """
-    if products < 4:
-        raise ValueError(f"products={products} must be at least 4: one, one, and two probes.")
+    dimension = arguments.integer("dimension", dimension, at_least=1)
+    reason = "one, one, and two probes"
+    products = arguments.integer("products", products, at_least=4, because=reason)
     rank = min(products // 3, dimension)
     generator = generator_of(seed)
     # Few random signs can be dependent, normal vectors cannot.
@@ -280,11 +290,12 @@ def xtrace(
 
     Raises
     ------
-    ValueError
-        If there are fewer than 4 products, or the operator returns NaN.
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range, or the operator returns NaN.
     """
-    if products < 4:
-        raise ValueError(f"products={products} must be at least 4: two probes and their images.")
+    dimension = arguments.integer("dimension", dimension, at_least=1)
+    reason = "two probes and their images"
+    products = arguments.integer("products", products, at_least=4, because=reason)
     count = min(products // 2, dimension)
     generator = generator_of(seed)
     probes = draw_probes(

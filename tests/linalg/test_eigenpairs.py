@@ -78,10 +78,10 @@ def test_single_precision_converges_to_a_tolerance_it_can_reach() -> None:
 @pytest.mark.parametrize(
     ("k", "arguments", "message"),
     [
-        (0, {}, "k=0 must be between 1 and the operator's dimension, 60"),
+        (0, {}, "k=0 must be between 1 and 60: the operator has no more dimensions"),
         (61, {}, "k=61 must be between"),
         (2, {"which": "smallest"}, "'smallest' is unknown"),
-        (4, {"max_products": 3}, "max_products=3 must be at least k=4"),
+        (4, {"max_products": 3}, "max_products=3 must be at least 4"),
         (2, {"tolerance": 0.0}, "tolerance=0.0 must be positive"),
     ],
 )

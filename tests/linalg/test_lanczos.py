@@ -122,8 +122,8 @@ BAD = torch.ones(2, 4, dtype=torch.float64)
     ("operator", "vectors", "steps", "message"),
     [
         (lambda v: v, BAD, 0, "steps=0"),
-        (lambda v: v, BAD[0], 3, r"starts has shape \(4,\)"),
-        (lambda v: v, BAD[:, :0], 3, "starts has shape"),
+        (lambda v: v, BAD[0], 3, r"starts=<Tensor \(4,\)"),
+        (lambda v: v, BAD[:, :0], 3, "starts=<Tensor"),
         (lambda v: v, BAD.long(), 3, "int64"),
         (lambda v: v, BAD * torch.tensor([[1.0], [0.0]]), 3, "zero or infinite"),
         (lambda v: v, BAD / 0, 3, "zero or infinite"),

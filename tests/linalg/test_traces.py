@@ -181,7 +181,7 @@ def test_a_memory_budget_does_not_change_the_estimate() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a: hutchinson(a, D, 1), "products=1 leaves 1"),
+        (lambda a: hutchinson(a, D, 1), "products=1 must be at least 2"),
         (
             lambda a: hutchinson(a, D, 10, deflation=krylov_deflation(a, D, 9)),
             "products=10 leaves 1 for random probes after a deflation of 9",
