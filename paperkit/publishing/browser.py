@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
+# What a page may take to load: a guard against one that hangs, also beside much other work.
+MILLISECONDS = 600_000
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # The network flags keep Chromium from calling home and the pages from reaching another host, and,
 # unlike an intercepted request, leave its cache alone; root in a container has no sandbox.
@@ -156,6 +159,7 @@ def _serve(folder: Path) -> Iterator[str]:
 def _open(browser: Any, address: str, name: str, problems: list[str]) -> dict[str, Any]:
     """Open one page with every other host cut off, and note what goes wrong."""
     page = browser.new_page()
+    page.set_default_timeout(MILLISECONDS)
 
     def request(request: Any) -> None:
         if not request.url.startswith((address, "data:", "blob:")):
@@ -207,6 +211,7 @@ def _picture(browser: Any, url: str, folder: Path, name: str) -> None:
     """Save one page as it looks in light and in dark mode."""
     for mode in ("light", "dark"):
         page = browser.new_page()
+        page.set_default_timeout(MILLISECONDS)
         page.add_init_script(f"localStorage.setItem('mode', '{mode}')")
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(url, wait_until="load")

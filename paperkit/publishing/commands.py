@@ -16,8 +16,9 @@ from paperkit.experiments.paths import repository_root
 from paperkit.publishing import book, browser, notebooks
 
 Command = Callable[[argparse.Namespace], int]
-# The target for a smoke run on two cores. A slower machine is told, a run three times over fails.
-SMOKE_SECONDS = 20
+# What a smoke run may take: 20 s on two cores. Other work on the machine must not fail it, so
+# processor seconds count. A slower machine is told, a run three times over fails.
+SMOKE_PROCESSOR_SECONDS = 40
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -99,17 +100,36 @@ def _smoke(arguments: argparse.Namespace) -> int:
     for source in notebooks.chapters(root / "notebooks", arguments.chapters):
         shutil.rmtree(scratch, ignore_errors=True)
         parameters = {"profile": "smoke", "store": scratch / "store"}
-        seconds = notebooks.execute(
-            source, scratch / f"{source.stem}.ipynb", parameters=parameters, timeout=120
-        )
-        if seconds > 3 * SMOKE_SECONDS:
-            raise notebooks.NotebookError(
-                f"{source.name} took {seconds:.0f} s at the smoke profile, where {SMOKE_SECONDS} s "
-                "are allowed on two cores; make its smoke profile smaller"
-            )
-        slow = f" -- MORE THAN THE {SMOKE_SECONDS} s ALLOWED ON TWO CORES"
-        print(f"-- {source.name}: {seconds:.1f} s{slow * (seconds > SMOKE_SECONDS)}", flush=True)
+        took = notebooks.execute(source, scratch / f"{source.stem}.ipynb", parameters=parameters)
+        print(smoke_verdict(source.name, took), flush=True)
     return 0
+
+
+def smoke_verdict(name: str, took: notebooks.Duration) -> str:
+    """Say how long a chapter's smoke run took; refuse one that is three times over its limit.
+
+    Parameters
+    ----------
+    name : str
+        The chapter's file.
+    took : Duration
+        Its processor seconds are judged, its wall time is only told.
+
+    Raises
+    ------
+    NotebookError
+        If the run took more than three times ``SMOKE_PROCESSOR_SECONDS``.
+    """
+    used = f"{took.processor:.0f} processor seconds"
+    if took.processor > 3 * SMOKE_PROCESSOR_SECONDS:
+        raise notebooks.NotebookError(
+            f"{name} took {used} at the smoke profile, where {SMOKE_PROCESSOR_SECONDS} are "
+            "allowed; make its smoke profile smaller"
+        )
+    slow = f" -- MORE THAN THE {SMOKE_PROCESSOR_SECONDS} ALLOWED"
+    return f"-- {name}: {took.wall:.1f} s, {used}" + slow * (
+        took.processor > SMOKE_PROCESSOR_SECONDS
+    )
 
 
 def _browse(arguments: argparse.Namespace) -> int:

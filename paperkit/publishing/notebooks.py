@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,22 @@ CELL_METADATA = ("tags", "mystnb")
 PAIRING = ("cell_metadata_filter", "formats", "notebook_metadata_filter")
 # An object's default representation holds its address, which no two runs share.
 ADDRESS = re.compile(r"<[^<>\n]* at 0x[0-9a-f]{6,}>")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long a run took.
+
+    Attributes
+    ----------
+    wall : float
+        Seconds by the clock; other work on the machine lengthens them.
+    processor : float
+        Seconds of all processor cores, of the run and the processes that it started.
+    """
+
+    wall: float
+    processor: float
 
 
 class NotebookError(RuntimeError):
@@ -186,7 +204,7 @@ def execute(
     *,
     parameters: Mapping[str, Any] | None = None,
     timeout: int = 1800,
-) -> float:
+) -> Duration:
     """Execute a copy of a chapter with papermill, in a process of its own.
 
     Parameters
@@ -198,12 +216,12 @@ def execute(
     parameters : mapping, optional
         Plain scalars for the chapter's ``parameters`` cell; none leaves its defaults.
     timeout : int
-        Seconds that one cell may take.
+        Seconds by the clock that one cell may take, against a run that never ends.
 
     Returns
     -------
-    float
-        Wall time in seconds.
+    Duration
+        Of papermill and the kernel.
 
     Raises
     ------
@@ -218,16 +236,22 @@ def execute(
     command += ["--execution-timeout", str(timeout), "--log-level", "ERROR"]
     for name, value in (parameters or {}).items():
         command += ["-p", name, str(value)]
-    started = time.perf_counter()
+    started, used = time.perf_counter(), _processor_seconds_of_children()
     finished = subprocess.run(command, env=_kernel_environment(), check=False)
-    seconds = time.perf_counter() - started
+    duration = Duration(time.perf_counter() - started, _processor_seconds_of_children() - used)
     source_notebook.unlink()
     if finished.returncode:
         raise NotebookError(
             f"{source.name} failed{_failed_cell(target)}; read the traceback above or in {target}, "
             "correct the cell and run the same command again"
         )
-    return seconds
+    return duration
+
+
+def _processor_seconds_of_children() -> float:
+    """Return what the processes that this one has waited for have used, theirs included."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _kernel_environment() -> dict[str, str]:
@@ -277,11 +301,11 @@ def execute_for_book(source: Path, target: Path, *, timeout: int = 1800) -> None
         If a cell fails, or prints a memory address, which would differ in every run.
     """
     print(f"-- {source.name}: executing a copy at its default parameters", flush=True)
-    seconds = execute(source, target, timeout=timeout)
+    duration = execute(source, target, timeout=timeout)
     notebook = normalise(nbformat.read(target, as_version=4))
     refuse_addresses(notebook, source.name)
     nbformat.write(notebook, target)
-    print(f"-- {source.name}: {seconds:.0f} s", flush=True)
+    print(f"-- {source.name}: {duration.wall:.0f} s", flush=True)
 
 
 def refuse_addresses(notebook: NotebookNode, name: str) -> None:

@@ -152,7 +152,7 @@ def papermill(notebook, *parameters):
     command = [sys.executable, "-m", "papermill", str(notebook), "out.ipynb", *parameters]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=notebook.parent, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=notebook.parent, env=environment, capture_output=True, text=True, timeout=900
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -22,6 +22,10 @@ run_study("selftest_training", "laptop", sys.argv[2], progress=False)
 """
 
 
+# Seconds by the clock after which a process counts as hanging, also beside much other work.
+HANGS = 900
+
+
 def start_child(studies_folder, store):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", CHILD, str(studies_folder), str(store)]
@@ -29,7 +33,7 @@ def start_child(studies_folder, store):
 
 
 def wait_for(path, child):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS
     while not path.exists():
         assert child.poll() is None, child.stderr.read().decode()
         assert time.monotonic() < deadline
@@ -59,11 +63,11 @@ def test_a_killed_study_repeats_nothing_that_was_finished(stop, studies_folder, 
     child = start_child(studies_folder, store)
     wait_for(store / "hanging", child)
     child.send_signal(stop)
-    child.wait(timeout=30)
+    child.wait(timeout=HANGS)
     assert child.returncode != 0
     assert log() == ["training 0 from step 0", "training 1 from step 0"]
     (store / "disturb").unlink()
-    assert start_child(studies_folder, store).wait(timeout=60) == 0
+    assert start_child(studies_folder, store).wait(timeout=HANGS) == 0
     assert log()[2:] == ["training 1 from step 2", "training 2 from step 0"]
     totals = {r.seed: r.metrics["total"] for r in records_of("selftest_training", store=store)}
     fresh = run_study("selftest_training", "laptop", store / "elsewhere", progress=False)
@@ -143,11 +147,15 @@ def test_a_measurement_runs_the_training_that_it_needs_first(studies_folder, sto
 
 
 def test_the_time_of_a_needed_run_is_not_the_measurements(studies_folder, store, edit):
-    edit("selftest_training.py", "    _disturb(", "    time.sleep(0.1)\n        _disturb(")
-    small, _ = run_study("selftest_measure", "smoke", store, progress=False)
+    edit("selftest_training.py", "    _disturb(", "    time.sleep(0.5)\n        _disturb(")
+    started = time.monotonic()
+    measurements = run_study("selftest_measure", "smoke", store, progress=False)
+    elapsed = time.monotonic() - started
     (training,) = records_of("selftest_training", "smoke", store)
-    assert training.provenance["seconds"] >= 0.4
-    assert small.provenance["seconds"] < 0.4
+    assert training.provenance["seconds"] >= 4 * 0.5
+    # Spans that do not overlap add up to no more than the whole, however busy the machine is.
+    spans = [one.provenance["seconds"] for one in (training, *measurements)]
+    assert sum(spans) <= elapsed + 0.001 * len(spans)  # each is rounded
 
 
 def test_a_missing_checkpoint_is_made_again_although_its_record_is_published(

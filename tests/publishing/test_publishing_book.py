@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from paperkit.publishing import book, provenance
-from paperkit.publishing.commands import SMOKE_SECONDS
+from paperkit.publishing.commands import SMOKE_PROCESSOR_SECONDS, smoke_verdict
+from paperkit.publishing.notebooks import Duration, NotebookError
 
 ROOT = Path(__file__).resolve().parents[2]
 TOC = """format: jb-book
@@ -114,4 +115,13 @@ def test_last_verified_is_the_newest_published_record(
 
 
 def test_the_smoke_limit_is_the_one_that_contributors_are_told() -> None:
-    assert f"at most {SMOKE_SECONDS} s on 2 cores" in (ROOT / "CONTRIBUTING.md").read_text()
+    told = f"at most {SMOKE_PROCESSOR_SECONDS} processor seconds"
+    assert told in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_the_smoke_limit_counts_processor_seconds_and_not_the_clock() -> None:
+    limit = SMOKE_PROCESSOR_SECONDS
+    assert "MORE THAN" not in smoke_verdict("a.py", Duration(wall=100.0 * limit, processor=limit))
+    assert "MORE THAN" in smoke_verdict("a.py", Duration(wall=1.0, processor=1.1 * limit))
+    with pytest.raises(NotebookError, match=r"a\.py took 121 processor seconds"):
+        smoke_verdict("a.py", Duration(wall=1.0, processor=3 * limit + 1))

@@ -37,7 +37,7 @@ def _disturb(context, seed, step):
         if order.read_text() == "raise":
             raise RuntimeError("disturbed")
         (context.store / "hanging").touch()
-        time.sleep(60)
+        time.sleep(3600)
 
 
 STUDY = Study("selftest_training", "Is a run resumed?", grid, run, trained=True)
