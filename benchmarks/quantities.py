@@ -60,9 +60,7 @@ QUANTITIES = (
         "quadrature_sharpness",
         "Rényi sharpness of all layers by quadrature, l = 100, m = 15",
     ),
-    Quantity(
-        "normalized_sensitivity", "normalized maximum local sensitivity (NMLS)", combined=True
-    ),
+    Quantity("normalized_sensitivity", "normalized maximum local sensitivity", combined=True),
     Quantity("sharpness", "sharpness S, all parameters", combined=True),
     Quantity(
         "layer_sensitivities", "maximum local sensitivity at every layer's input", combined=True

@@ -316,7 +316,7 @@ axes.set(xlabel="order $\\alpha$", ylabel="Rényi entropy (nats)")
 plt.show()
 
 # %% [markdown]
-# The paper reports that the computation becomes unstable as $\alpha$ approaches 1, and leaves out the orders around it.
+# The paper reports that the computation becomes unstable as $\alpha$ approaches 1, for which its Appendix G.4 names negative eigenvalues as the reason, and leaves out the orders around it.
 # Here nothing happens at 1.
 # The formula has a removable singularity there; an exact spectrum without negative entries passes through it as through any other order.
 
@@ -489,7 +489,7 @@ pd.DataFrame(recomputed).rename(columns="order {}".format).map("{:.6f}".format)
 # Ours is the column *small, of all* in the table above: the fraction of a layer's eigenvalues, zeros included, below one hundredth of the largest.
 #
 # By itself that fraction proves little.
-# A layer with many more weights than $n(C-1)$ is dominated by zeros whatever the network does, and so are the paper's: its estimates take $n = 2000$ images of $C = 10$ classes, and the wide layers of its residual networks have more than two million weights each.
+# A layer with many more weights than $n(C-1)$ is dominated by zeros whatever the network does, and so are the paper's: its estimates take $n = 2000$ images of $C = 10$ or 100 classes, and the wide layers of its residual networks have more than two million weights each.
 # The column *small, of the unforced* is the fair question.
 # It leaves out the zeros that are forced, and asks how many of the eigenvalues that *could* be large are small.
 

@@ -297,9 +297,9 @@ _ = axes[1].legend()
 # Differentiate twice in $V$ at $W_l$: $c_l^2\, \nabla^2\tilde\Phi(c_l W_l) = \nabla^2\Phi(W_l)$, which is {eq}`eq-reparam-layer`. All eigenvalues are multiplied by one positive number, so the $q_j$ stay.
 # ````
 #
-# **The step that the paper leaves out.** Its eq. 51 says that the loss *at the two points* is equal, and infers eq. 52.
+# **The step that the paper leaves out.** Its eq. 51 says that the loss is equal at $\theta$ and at $\tilde\theta$, and infers eq. 52.
 # From the equality of two values nothing follows for derivatives; it is the equality *for every* $V$ that may be differentiated.
-# The proof above has it, so this is a gap and no error.
+# Read as an identity in $\theta$, eq. 51 is just that. The proof above says so, and at worst this is a gap and no error.
 #
 # **How far it reaches.**
 #
@@ -360,7 +360,7 @@ for name in layers:
     assert abs(entropy(Ht) / entropy(H) - 1) > 0.01
 
 # %% [markdown]
-# The heading of the paper's section, "reparametrization invariance", has to be read as *invariance under one factor for each layer*.
+# The title of the paper's proposition and of its Appendix E, "reparametrization invariance", has to be read as *invariance under one factor for each layer*.
 # A measure that is to survive node-wise scaling needs to know more than the Hessian.
 # The information-geometric sharpness {cite:p}`igs2022` is built for that: it pairs the gradients with the Fisher matrix, and what $T$ does to the one it undoes to the other.
 #
@@ -447,7 +447,7 @@ for epsilon in (0.0, 1e-5, 1e-3, 1e-2):
 # In $h \mapsto h + W_3\,\sigma(W_2 h)$ the two terms must grow together.
 # If the stream carries a factor $s$, the branch returns $c_3 c_2 s$, so $c_2 c_3 = 1$ within the branch, and the factors along the trunk multiply to one by themselves.
 # One condition becomes one for each branch, and the proposition's single condition $\prod_l c_l = 1$ is not enough.
-# Where a normalisation with $\epsilon = 0$ ends the branch, as in the residual networks that the paper measures, its weights are free again, by the previous section.
+# Where a normalisation ends the branch, as in the residual networks that the paper measures, and its $\epsilon$ is 0, the branch's weights are free again, by the previous section.
 
 # %%
 model = study.random_problem("relu_residual", p.seed).model

@@ -429,7 +429,7 @@ columns = ["order", "spread, common probes", "spread, second probe", "ratio"]
 pd.DataFrame(rows, columns=columns).set_index("order").round(3)
 
 # %% [markdown]
-# The paper leaves out the orders from 0.9 to 1.2, where it reports numerical trouble. A second probe would be enough of a reason: see the third row, where the second probe makes the noise larger than the entropy.
+# The paper leaves out the orders from 0.9 to 1.2, where it reports numerical trouble. It gives a reason, negative eigenvalues (Appendix G.4), and under a mixed convention they are {ref}`enough <errata-definition>`. Here there are none, and a second probe would be enough, too: see the third row, where it makes the noise larger than the entropy.
 # With common probes, nothing happens at order 1 at all. Its limit, Shannon's entropy, is $\log \operatorname{Tr} H - \operatorname{Tr}(H \log H) / \operatorname{Tr} H$.
 
 # %%

@@ -111,10 +111,10 @@ def agree(row: str, ours, *, brute_force, library, tolerance: float = 1e-12) -> 
 # | information-geometric sharpness | IGS, eq. 6 | {eq}`eq-one-igs` |
 # | Takeuchi's criterion; the Fisher–Rao norm | IGS, eq. 9; Section 3.2 | {eq}`eq-one-tic` |
 # | trace sharpness $S$, tied and untied | Compression, eqs. 3 and 4 | {eq}`eq-one-sharing` |
-# | local sensitivity, volume, dimension | Compression, Definitions 3.1, 3.7 and F.1, eq. 15 | {eq}`eq-one-features` |
+# | local sensitivity, volume, dimension | Compression, Definitions 3.3, 3.7 and F.1, eq. 15 | {eq}`eq-one-features` |
 # | relative flatness | Petzka et al. {cite:p}`petzka2021` | {eq}`eq-one-flatness` |
 # | adaptive sharpness, the weights' part | Compression, eq. 40 | {eq}`eq-one-flatness` |
-# | K-FAC and EKFAC | IGS, eq. 13 | {eq}`eq-one-kfac` |
+# | K-FAC and EKFAC | IGS, Section 4.2 (EKFAC) | {eq}`eq-one-kfac` |
 #
 # (one-pair)=
 # ## The pass
@@ -524,12 +524,13 @@ pd.DataFrame(S).rename_axis("layer").round(4)
 #
 # $$
 # \mathrm{MLS} = \overline{\sigma_1}, \quad
-# \mathrm{NMLS} = \overline{\lVert x \rVert^2 \sigma_1^2}, \quad
+# \mathrm{MLS}_{\mathrm{norm}} = \overline{\lVert x \rVert^2 \sigma_1^2}, \quad
 # \mathrm{Vol} = \overline{\textstyle\prod_j \sigma_j}, \quad
 # D_{\mathrm{PR}} = \overline{\big(\textstyle\sum_j \sigma_j^2\big)^2 \big/ \textstyle\sum_j \sigma_j^4} .
 # $$ (eq-one-features)
 #
-# (The determinant in the paper's equation 7 is that of $X^\top X$, which is zero as soon as there are more inputs than outputs. It should be that of $X X^\top$.)
+# The second is the paper's *normalized* sensitivity, of Definition F.1. Its letters NMLS stand for another one, the *network* sensitivity of Definition 3.9: the sum of the $\mathrm{MLS}$ of all layers.
+# (The determinant in the paper's equation 7 is that of $\nabla f^\top \nabla f$. That is our $X X^\top$ where its Jacobian is inputs × outputs, as in its equation 13; in its equations 4 and 14, as here, it is outputs × inputs.)
 #
 # Is $X_l$ in the pair? If the layer is the only one that reads $x_l$, then $f$ depends on $x_l$ through $z_l = A_l x_l + b_l$ alone, and $X_l = B_l A_l$.
 # A **skip connection** is a second reader. In our block $y = \gamma (z - m)/s + \beta$ is added to $x$ itself, so with $\tilde\gamma = \gamma / s$, channel by channel,
@@ -579,7 +580,7 @@ def features(jacobian: Tensor, x: Tensor) -> dict[str, Tensor]:
     squares = sigma.square()
     return {
         "MLS": sigma[:, 0].mean(),
-        "NMLS": (x.flatten(1).square().sum(dim=1) * squares[:, 0]).mean(),
+        "normalized MLS": (x.flatten(1).square().sum(dim=1) * squares[:, 0]).mean(),
         "log volume": sigma.prod(dim=1).mean().log(),
         "dimension": (squares.sum(dim=1).square() / squares.square().sum(dim=1)).mean(),
     }
@@ -597,7 +598,7 @@ for name, use in uses.items():
     triangular = torch.linalg.qr(X[name].mT).R  # its diagonal squared multiplies to det X Xᵀ
     volume = triangular.diagonal(dim1=1, dim2=2).prod(dim=1).abs().mean().log()
     dimension = (traces[0].square() / traces[1]).mean()
-    brute[name] = {"MLS": norm.mean(), "NMLS": (x * norm).square().mean()}
+    brute[name] = {"MLS": norm.mean(), "normalized MLS": (x * norm).square().mean()}
     brute[name] |= {"log volume": volume, "dimension": dimension}
 whole = [estimators.maximum_local_sensitivity, estimators.normalized_maximum_local_sensitivity]
 whole += [estimators.log_volume, estimators.local_dimension]
@@ -608,10 +609,12 @@ library = {
     }
     for name, use in uses.items()
 }
-agree("MLS, NMLS, volume, dimension", found, brute_force=brute, library=library, tolerance=1e-10)
+agree(
+    "sensitivities, volume, dimension", found, brute_force=brute, library=library, tolerance=1e-10
+)
 
 # %% [markdown]
-# The library is asked here for each tail of the network as if it were a network of its own, whose input is $x_l$. Sums of the sensitivities and of the volumes over the layers are the paper's Definitions 3.9 and 3.5.
+# The library is asked here for each tail of the network as if it were a network of its own, whose input is $x_l$. Sums of the sensitivities $\mathrm{MLS}$ and of the volumes over the layers are the paper's Definitions 3.9 (its NMLS) and 3.5.
 #
 # (one-flatness)=
 # ## Measures that look at the weights as well
@@ -745,7 +748,7 @@ by_hand = {
     "relative_flatness": {"head": kappa["head"]},
     "adaptive_weight_sharpness": sum(adaptive.values()),
     "maximum_local_sensitivity": found["stem"]["MLS"],
-    "normalized_maximum_local_sensitivity": found["stem"]["NMLS"],
+    "normalized_maximum_local_sensitivity": found["stem"]["normalized MLS"],
     "log_volume": found["stem"]["log volume"],
     "local_dimension": found["stem"]["dimension"],
     "network_maximum_local_sensitivity": sum(row["MLS"] for row in found.values()),
@@ -821,7 +824,7 @@ index = ["first layer", "gradient in", "bound"]
 pd.DataFrame(rows, index=["left", "right", "holds", "certified"]).T.rename_axis(index)
 
 # %% [markdown]
-# All three cases can be seen. Certified, and it holds. Not certified, and it holds all the same, by luck. Not certified, and false: on real digits, with a network that nobody designed for the purpose, equation 5 fails for the convolution. (It is about one sample; the sides are those of the tightest.)
+# All three cases can be seen. Certified, and it holds. Not certified, and it holds all the same, by luck. Not certified, and false: on real digits, with a network that nobody designed for the purpose, equation 5, corrected, fails for the convolution. (It is about one sample; the sides are those of the tightest.)
 # Equation 11, on the mean sensitivity, has the gradient of all parameters on its right side, and survives here. Exercise 2 refutes it with two pixels.
 
 # %% [markdown]

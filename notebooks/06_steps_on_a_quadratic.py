@@ -475,7 +475,7 @@ plt.show()
 # *4.* $\vartheta_t \le \sqrt{1 + \delta\vartheta_{t-1}}$, an increasing function of $\vartheta_{t-1}$ with the fixed point $\vartheta_*^2 = 1 + \delta\vartheta_*$.
 # ```
 #
-# **The paper says $1/\beta$** (Section 2: "lower bounded by $1/\beta$"). That holds for $c = 1$, the released code, and is false for its equation 5, on a line already, by the factor of two that stands in the equation. In the second cell below it fails for $H = \operatorname{diag}(10, 0.1)$.
+# **The paper says $1/\beta$** (Section 2: "lower bounded by $1/\beta$"). For its equation 5 that is false, on a line already, by the factor of two that stands in the equation. It would hold with $c = 1$ and $\vartheta_0 = \infty$; the paper has the other $c$, and the released code $c = 1$ with $\vartheta_0 = 1$. In the second cell below it fails for $H = \operatorname{diag}(10, 0.1)$.
 
 
 # %%
@@ -680,7 +680,7 @@ right.set(xlabel="curvature $\\lambda$", ylabel="loss of the two-cycle", ylim=(1
 plt.show()
 
 # %% [markdown]
-# The right panel is the chapter in one picture. SAM's height tells sharp from flat. SA-SAM's does not: whatever the curvature, it hovers at 1/36, and looks from 4/9. A preference for flat quadratics cannot come from there. Nor can it come from an edge, because the step size follows the curvature, and $\eta\beta = 1/c$ in every valley: the paper's conjecture that its rule regularises sharpness as the edge of stability does finds no support *on quadratics*. What remains is a large radius. In a network it may do good; {prf:ref}`quad-floor` says which control to run beside it: SAM with that radius.
+# The right panel is the chapter in one picture. SAM's height tells sharp from flat. SA-SAM's does not: whatever the curvature, it hovers at 1/36, and looks from 4/9. A preference for flat quadratics cannot come from there. Nor can it come from an edge: the step size follows the curvature, $\eta\beta = 1/c$ in every valley, and no valley expels the iterate. The paper conjectures (Section 2) that its rule regularises sharpness; on a quadratic, where every point is as sharp as every other, no method could show that, and this is no evidence against it. What remains is a large radius. In a network it may do good; {prf:ref}`quad-floor` says which control to run beside it: SAM with that radius.
 #
 # (quad-units)=
 # ## The unit of the radius

@@ -275,7 +275,7 @@ pd.Series({name: float(value) for name, value in start.items()}).round(5)
 # $$ (eq-step-sam)
 #
 # The denominator is right because $\lVert\, |g|^{q-1} \rVert_p = \lVert g\rVert_q^{q/p}$. For $p = 2$ it is $\rho\, g / \lVert g\rVert$; for $p = \infty$ it is $\rho \operatorname{sign}(g)$.
-# The SA-SAM paper states the ball for every $p$ and prints the direction for $p = 2$.
+# The SA-SAM paper states the ball for every $p$ and prints one direction, that of $p = 2$.
 #
 # One term is left out, on purpose: the derivative of $L(\theta + \varepsilon(\theta))$ has another part, through $\varepsilon(\theta)$. SAM holds $\varepsilon$ fixed, and so do ASAM, Eigen-SAM, RSAM as printed, IGSAM and SA-SAM.
 
@@ -509,7 +509,7 @@ plt.show()
 # g^\top u = 0 ,
 # $$ (eq-step-rsam-exact)
 #
-# the second because $R$ does not change when $g$ is scaled. So the printed $\varepsilon$ is *orthogonal* to the one that would do what equation 12 says. `mode="exact"` follows {eq}`eq-step-rsam-exact`, with {eq}`eq-step-difference` for the product.
+# the second because $R$ does not change when $g$ is scaled. So the printed $\varepsilon$ is *orthogonal* to the one whose step would descend the right side of equation 12. `mode="exact"` follows {eq}`eq-step-rsam-exact`, with {eq}`eq-step-difference` for the product.
 
 # %%
 mu_R, alpha = 0.65, 1.2  # the paper's, for ResNet-20 on CIFAR-10
@@ -550,16 +550,16 @@ pd.Series(values).round(5)
 # (step-igsam)=
 # ## IGSAM: along the natural gradient
 #
-# The information-geometric paper wants to lower $L + \mu\, g^\top F^{+} g$, a mini-batch form of its sharpness, and finds an $\varepsilon$ with that first-order rise {cite:p}`igs2022`:
+# The information-geometric paper wants to lower $L + \mu\, \mathrm{IGS}$, its equation 12, and does so with the mini-batch form of its sharpness (equation 7): for one batch, whose gradient is $g$, that is $L + \mu\, g^\top F^{+} g$. It finds an $\varepsilon$ with this first-order rise {cite:p}`igs2022`:
 #
 # $$
 # \varepsilon = \mu\, F^{+} g,
 # \quad
 # L(\theta + \varepsilon) \approx L + \mu\, g^\top F^{+} g
-# \quad (\text{paper: eqs. 12, 13; its } \rho \text{ is our } \mu).
+# \quad (\text{paper: eq. 13; its } \rho \text{ is our } \mu).
 # $$ (eq-step-igsam)
 #
-# $F$ is too large to invert, so the paper takes EKFAC {cite:p}`george2018`, a layer at a time, with damping $\nu$ in place of the pseudo-inverse. From the pairs $(a, B)$ of {doc}`chapter 5 <05_one_linearization>`, with $s = R B$ of each sample, a layer's Fisher block is $\frac1n\sum_i \sum_r \operatorname{vec} G_{ir} \operatorname{vec}(G_{ir})^\top$, $G_{ir} = \sum_t s_{irt}\, a_{it}^\top$. Let $U_S$, $U_A$ hold the eigenvectors of the second moments of $s$ and of $a$. Then
+# $F$ is too large to invert, so the paper takes EKFAC {cite:p}`george2018` (Section 4.2; the details are in its Appendix G.4.1, in the supplement of the proceedings, which we did not have). We take it a layer at a time, with damping $\nu$ in place of the pseudo-inverse. From the pairs $(a, B)$ of {doc}`chapter 5 <05_one_linearization>`, with $s = R B$ of each sample, a layer's Fisher block is $\frac1n\sum_i \sum_r \operatorname{vec} G_{ir} \operatorname{vec}(G_{ir})^\top$, $G_{ir} = \sum_t s_{irt}\, a_{it}^\top$. Let $U_S$, $U_A$ hold the eigenvectors of the second moments of $s$ and of $a$. Then
 #
 # $$
 # \Lambda = \frac1n \sum_{i,r} \big( U_S^\top G_{ir} U_A \big)^{\odot 2},
@@ -567,7 +567,7 @@ pd.Series(values).round(5)
 # \varepsilon_l = \mu\; U_S\, \frac{U_S^\top g_l\, U_A}{\Lambda + \nu}\, U_A^\top ,
 # $$ (eq-step-ekfac)
 #
-# square and quotient entry by entry; a bias is one more column, with $a = 1$. Normalisation is not perturbed. No values of $\mu$ and $\nu$ were published with the paper; ours are round numbers.
+# square and quotient entry by entry; a bias is one more column, with $a = 1$. Normalisation is not perturbed. The paper's $\mu$, and its damping if it has one, are not in its main text; ours are round numbers.
 
 # %%
 linear = linearize(model, inputs)
@@ -877,7 +877,7 @@ assert (weights - steps["SAM"].weights).norm() < 1e-12 * (weights - theta).norm(
 # * *Warm starts.* Eigen-SAM goes on from its last eigenvector, IGSAM keeps its factors for ten steps. A single step cannot show what that costs.
 # * *One batch, one point, no training.* Which method generalises better cannot be asked here. Nor did we choose the point: it is where a hundred steps of descent end.
 # * *The equations of SAM, ASAM and Eigen-SAM carry no numbers of their papers*, since the book audits four others.
-# * *IGSAM's $\mu$ and $\nu$ are ours.* The paper's are in an appendix that was not published with it.
+# * *IGSAM's $\mu$ and $\nu$ are ours.* The paper's are in Appendix G.4, in the supplement of the proceedings, which we did not have.
 # * *The Rényi sharpness of the table* is that of the whole Hessian, negative eigenvalues by their absolute value, and not a layer's.
 #
 # ## Exercises

@@ -1,4 +1,4 @@
-"""Both sides of every numbered statement of the four papers, with what they assume."""
+"""Both sides of identities and inequalities of the four papers, with what they assume."""
 
 from paperkit.bounds import compression, information_geometry, renyi, smoothness
 from paperkit.bounds.statement import Bound

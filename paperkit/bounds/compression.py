@@ -458,9 +458,10 @@ def linear_stability_bounds(
     r"""Compare the input Jacobian with the first layer's gradient, each at the tightest sample.
 
     Corrected: :math:`\|J_x\|_2 \le \|J_x\|_F \le \frac{\|W\|_2}{\|x\|} \|\nabla_W f\|_F`. The
-    middle term that is printed is :math:`\|\nabla_W f\|_F`; its first inequality needs
-    :math:`\|W\|_2 \le \|x\|` and its second :math:`\|W\|_2 \ge \|x\|`. Source: compression paper,
-    equation 5.
+    middle term that is printed is :math:`\|\nabla_W f\|_F`. With it the first inequality is sure
+    only where :math:`\|W\|_2 \le \|x\|`, and the second is true only where :math:`\|W\|_2 \ge
+    \|x\|` (or the gradient is zero). Source: compression paper, equation 5; its Appendix C,
+    equation 20, uses the corrected form.
 
     Parameters
     ----------
@@ -477,8 +478,8 @@ def linear_stability_bounds(
         Count the bias in the gradient and replace :math:`\|x\|^2` by :math:`\|x\|^2 + 1`, which is
         tighter, in layers that have one.
     printed : bool
-        Return the two inequalities as printed, certified only where the needed relation between
-        :math:`\|W\|_2` and :math:`\|x\|` holds.
+        Return the two inequalities as printed, certified only where :math:`\|W\|_2` and
+        :math:`\|x\|` are in that order.
 
     Returns
     -------
@@ -626,10 +627,10 @@ def volume_bounds(
     .. math:: dV \le \frac{C^{-C/2}}{n}\sum_i\|J_x\|_F^C \le
         \frac1n\sqrt{\sum_i\frac{\|W\|_2^{2C}}{\|x_i\|^{2C}}}\;\Bigl(\frac{nS}{C}\Bigr)^{C/2}
 
-    Source: compression paper, Proposition 3.4 (equation 9). The text says that a geometric mean
-    takes the place of equation 6's minimum, and that this is tighter. It is a power mean, and for
-    C ≥ 2 keeping the maximum of :math:`\|W\|_2/\|x_i\|` outside the sum is never worse:
-    ``sharper=True``.
+    Source: compression paper, Proposition 3.4 (equation 9). Section 2 of the paper says that a
+    geometric mean takes the place of equation 6's minimum, for a more stable bound. It is a power
+    mean, and for C ≥ 2 the minimum, that is the maximum of :math:`\|W\|_2/\|x_i\|` outside the sum,
+    is never worse: ``sharper=True``.
 
     Parameters
     ----------
@@ -953,7 +954,7 @@ def normalized_sensitivity_bounds(
     squared_norm = float(share.norm[0]) ** 2
     middle = squared_norm * float(share.gradient.square().mean())
     value, needed = _sharpness(terms, share, sharing, None)
-    source = "Definition F.1"
+    source = "on Definition F.1 (ours)"
     text = "mean ‖x‖² ‖Jx‖₂² ≤ ‖W‖₂² mean ‖∇_W f‖_F²"
     return (
         _bound(terms, text, source, left, middle, assumptions),
@@ -1088,7 +1089,7 @@ def conditioned_patches_bound(terms: CompressionTerms, layer: str) -> Bound:
     return _bound(
         terms,
         "mean ‖∂f/∂x‖₂ ≤ mean (‖T‖₂/σ_P(U)) ‖∇_W f‖_F",
-        "equation 5 for convolutions",
+        "in place of equation 5 for convolutions (ours)",
         float(call.sensitivity.mean()),
         float(share.product().mean()),
         {
@@ -1135,8 +1136,9 @@ def interpolation_bounds(
     :math:`M = \max_{ij} w_j\|\partial_j^2 f_i\|`,
     :math:`|\sum_j w_j H_{jj} - \frac1n\sum_{ij} w_j\|\partial_j f_i\|^2| \le \varepsilon\max_i
     \|\sum_j w_j\partial_j^2 f_i\| \le m M\varepsilon`. Source: compression paper, Lemma B.1
-    (equations 18 and 19, at θ, not θ*) with w = 1, and Lemma E.2 (equations 41 and 42, whose left
-    side lacks the weights) with :math:`w_j = \theta_j^2`.
+    (equations 18 and 19) with w = 1, and Lemma E.2 (equations 41 and 42) with
+    :math:`w_j = \theta_j^2`. Equations 18 and 41 print θ* for θ, and the left side of 42 lacks the
+    weights.
 
     Parameters
     ----------
@@ -1287,9 +1289,10 @@ def normalized_sharpness_bounds(
         \ge \frac1\lambda\|J_xD'^{-1}\|_F\,\|D'x\| \ge \frac1\lambda\|J_x x\| .
 
     Source: compression paper, equation 37, where the second relation is an equality, printed as an
-    inequality. Its reading that minimizing (36) minimizes the third expression does not follow: an
-    upper bound's minimizer need not minimize what it bounds. The last expression, ours, does not
-    change when the input is rescaled and the layer scaled back, for any σ.
+    inequality. The paper calls (36) the minimization of an upper bound of a scale-invariant
+    quantity, the third expression. At a fixed σ' that one is not invariant, only its minimum over
+    σ' is, and the minimizer of a bound need not minimize what it bounds. The last expression, ours,
+    does not change when the input is rescaled and the layer scaled back, for any σ.
 
     Parameters
     ----------
@@ -1423,7 +1426,7 @@ def average_sharpness_bound(
     moment = float(squares.sum() ** 2 + 2 * squares.square().sum())
     return Bound(
         statement="|S_avg − S_adaptive| ≤ ρ² K E‖ξ‖⁴ / 12",
-        source=f"{_PAPER}, equation 39",
+        source=f"{_PAPER}, equation 39, sharper",
         left=abs(average - limit),
         right=rho**2 * fourth_derivative / 12 * moment,
         assumptions={"fourth_derivative_bounded": None},

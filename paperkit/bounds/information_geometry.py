@@ -1,10 +1,11 @@
-r"""Both sides of every statement of the information-geometric paper, on small networks.
+r"""Both sides of the information-geometric paper's statements, on small networks.
 
 Everything is written out in float64 from dense Jacobians, apart from the fast routes that are
 under test. An identity is a :class:`Bound` whose sides are equal, which its ``statement`` says with
 an equals sign; ``≈`` marks sides that agree to the order named there. An identity between matrices
 or vectors is read off along a random direction, where two that differ agree with probability zero.
-Appendices A to F of the paper are not public: what stands here under their letters is derived anew.
+The paper's appendices are in the supplement of the proceedings, which was not at hand: what stands
+here under their letters is derived anew.
 """
 
 from __future__ import annotations
@@ -685,9 +686,11 @@ def margin_length_identity(
     sample, index : int
         i and k, eigenvalues in falling order.
     version : str
-        ``"printed"`` finds the shift from the loss made linear, as the paper does; it falls short
-        of the boundary by a factor that grows exponentially with the confidence. ``"exact"`` makes
-        the difference of the logits linear: exact for a model linear in its parameters.
+        ``"printed"`` finds the shift from the loss made linear, as the paper does. The loss is
+        convex in the margin, so its tangent lies below it: in a model linear in its parameters the
+        shift of a correctly classified sample overshoots the boundary, by a factor that grows
+        exponentially with the confidence (258 at a logit of 8), and that of a misclassified one
+        falls short. ``"exact"`` makes the difference of the logits linear: exact for such a model.
     """
     geometry = fisher_geometry(model, data)
     crossing = _crossing(geometry, sample, version, None)
@@ -775,9 +778,10 @@ def _natural_gradient(geometry: FisherGeometry) -> tuple[Tensor, Tensor]:
 
 
 def perturbed_loss_expansion(model: nn.Module, data: object, rho: float) -> Bound:
-    """Equations 12 and 13: L(θ + ρF†g) ≈ L(θ) + ρ gᵀF†g, up to O(ρ²), g the gradient on the data.
+    """Equation 13: L(θ + ρF†g) ≈ L(θ) + ρ gᵀF†g, up to O(ρ²), g the gradient on the data.
 
-    F†g is long, so the second order takes over at ρ of a few thousandths already.
+    Its right side is one mini-batch's form of the objective L + ρ IGS, equation 12. F†g is long, so
+    the second order takes over at ρ of a few thousandths already.
     """
     inputs, targets = as_batch(data)
     geometry = fisher_geometry(model, data)
@@ -788,7 +792,7 @@ def perturbed_loss_expansion(model: nn.Module, data: object, rho: float) -> Boun
         moved = _of_vector(model, parameters, inputs)(theta + rho * natural.to(theta))
     return Bound(
         statement="L(θ + ρF†g) ≈ L(θ) + ρ gᵀF†g, difference O(ρ²)",
-        source=f"{PAPER}, equations 12 and 13",
+        source=f"{PAPER}, equation 13",
         left=float(value(moved.double(), targets)),
         right=float(value(geometry.outputs, targets) + rho * (gradient @ natural)),
         assumptions={"rho small": None},
@@ -800,9 +804,11 @@ def stop_gradient_identity(
 ) -> Bound:
     """What the paper's training step descends: the gradient at θ + ρF†g with ρF†g held fixed.
 
-    ``"exact"`` is its first order, g + ρHF†g. ``"printed"`` puts F for H, as the paper does where
-    it derives the measure, and finds (1+ρ)g: a larger step and no regularizer at all. Where H = F,
-    as in softmax regression, this is what happens. The sides are read along a random direction.
+    The paper says that minimizing equation 13 minimizes a stochastic version of equation 12, and
+    prints no gradient: what follows is ours. ``"exact"`` is the gradient's first order, g + ρHF†g.
+    ``"printed"`` puts F for H, which the paper calls close after training (Section 3.3.1), and
+    finds (1+ρ)g: a larger step and no regularizer at all. Where H = F, as in softmax regression,
+    this is what happens. The sides are read along a random direction.
 
     Raises
     ------
@@ -827,7 +833,7 @@ def stop_gradient_identity(
         statement="vᵀ∇L(θ + δ) ≈ vᵀg + ρ vᵀHF†g, difference O(ρ²)"
         if version == "exact"
         else "vᵀ∇L(θ + δ) ≈ (1 + ρ) vᵀg, difference O(ρ²)",
-        source=f"{PAPER}, equation 13 ({version})",
+        source=f"{PAPER}, on equation 13 (ours)" + ("" if version == "exact" else ", with F for H"),
         left=float(v @ moved.gradients.mean(dim=0)),
         right=float(v @ (gradient + rho * (curvature @ natural))),
         assumptions=assumptions,

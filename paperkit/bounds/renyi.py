@@ -662,7 +662,7 @@ def determinant_chain(eigenvalues: Values, alpha: float) -> tuple[Bound, Bound, 
     first, second, third = (
         Bound(
             statement=f"{left} ≤ {right}",
-            source="Rényi paper, eqs. 26–40",
+            source="Rényi paper, eqs. 26–40, with two terms of ours between",
             left=terms[left],
             right=terms[right],
             assumptions={"positive_semidefinite": _semidefinite(values)},

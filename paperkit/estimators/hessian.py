@@ -275,7 +275,7 @@ def hessian_top_eigenvalues(
     seed: int = 0,
     memory_budget: int = GIBIBYTE,
 ) -> TopEigenvalues:
-    """Return the k top eigenvalues of the Hessian, with residuals (SA-SAM paper, Section 4).
+    """Return the k top eigenvalues of the Hessian, with residuals (SA-SAM paper, Appendix A).
 
     Power iteration, which the paper uses, finds the eigenvalue of largest *magnitude*; away from a
     minimum that can be a negative one.

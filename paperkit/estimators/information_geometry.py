@@ -14,7 +14,8 @@ both in all parameters. It is computed in the dual space of the samples. Let
 Π the projector onto the range of G. For softmax cross-entropy :math:`a_i = -R_i e_{y}/p_{iy}` and
 :math:`\|a_i\|^2 = 1/p_{iy} - 1 = e^{\ell_i} - 1`. So where G has full row rank, n(C−1), the measure
 is :math:`\sum_i (e^{\ell_i} - 1)`, a function of the losses that knows nothing of the geometry.
-The paper does not say so; its networks for CIFAR-10 have more parameters than G has rows.
+The paper does not say so; in its Table 1 the networks for CIFAR-10 have more parameters than G has
+rows.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ def dual_gradients(outputs: Tensor, targets: Tensor, loss: str = "cross_entropy"
         Labels (n,), or (n, C) for the squared errors.
     loss : str
         A name from :data:`paperkit.linearize.LOSSES`. The squared errors count as Gaussian
-        likelihoods: of unit variance for ``"half_squared_error"`` (Appendix F of the
-        information-geometric paper, derived here), of variance C/2 for ``"mse"``.
+        likelihoods: of unit variance for ``"half_squared_error"`` (derived here; the
+        information-geometric paper's Appendix F was not at hand), of variance C/2 for ``"mse"``.
 
     Raises
     ------

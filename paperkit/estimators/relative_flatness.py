@@ -6,11 +6,12 @@ With :math:`w_s` the rows of a layer's weight W, one for each output neuron, and
 .. math:: \kappa = \sum_{s,s'} \langle w_s, w_{s'} \rangle \operatorname{Tr} H_{ss'}
           = \operatorname{Tr}\bigl[H\,(WW^\top \otimes I)\bigr] .
 
-It measures the loss under rotations of the layer's input (Rényi paper, Proposition 3.1): for A
-uniform on the orthogonal group of dimension d, :math:`\operatorname{vec}(WA)` has the second moment
-:math:`WW^\top \otimes I / d`, so the second-order change of the loss at W + ρWA has the mean
-:math:`\rho^2 \kappa / 2d`. Rescaling the layers of a positively homogeneous network leaves κ as it
-is.
+It measures the loss where the layer's input h moves to h + ρAh, A a random orthogonal matrix, which
+is the weight's move to W + ρWA (Rényi paper, equation 2, whose Appendix B names Petzka et al. for
+the same idea): for A uniform on the orthogonal group of dimension d, :math:`\operatorname{vec}(WA)`
+has the second moment :math:`WW^\top \otimes I / d`, so the second-order change of the loss has the
+mean :math:`\rho^2 \kappa / 2d`. Rescaling the layers of a positively homogeneous network leaves κ
+as it is.
 
 Let :math:`FF^\top = WW^\top`. Where the block is its Gauss–Newton block, with the rows of
 :math:`R_i J_i` shaped like W, :math:`G_{ir} = \sum_p b_{irp} a_{ip}^\top`,

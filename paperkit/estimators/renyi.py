@@ -198,11 +198,13 @@ def global_renyi_sharpness(
     max_dense: int = MAX_DENSE,
     memory_budget: int = GIBIBYTE,
 ) -> RenyiSharpness | dict[float, RenyiSharpness]:
-    """Return the Rényi sharpness of all weights jointly (Rényi paper, Definition 2.1).
+    """Return the Rényi sharpness of all weights jointly.
 
-    The matrix is the Hessian over every parameter tensor with more than one axis: no biases, no
-    normalisation. It is not the Gauss–Newton matrix, also in a ReLU network, and it has negative
-    eigenvalues. It is not invariant under a rescaling of layers; the layers' own values are.
+    Definition 2.1 of the Rényi paper is for one layer. This is its form for all layers together,
+    the "global" sharpness of Section 5.1 and Appendix F (equation 57). The matrix is the Hessian
+    over every parameter tensor with more than one axis: no biases, no normalisation. It is not the
+    Gauss–Newton matrix, also in a ReLU network, and it can have negative eigenvalues. It is not
+    invariant under a rescaling of layers; the layers' own values are.
 
     Parameters
     ----------

@@ -100,9 +100,10 @@ def log_volumes(jacobian: Tensor, k: int | None = None) -> Tensor:
         = \sum_{j=1}^{C} \log \sigma_j(J_x)
 
     It is the ratio of the volumes of the image of the unit M-ball and of the unit C-ball, not of
-    cubes; and equation 7 of the compression paper must read :math:`J_x J_x^\top`, because the
-    determinant of the M × M matrix that is printed is zero whenever C < M. All C singular values
-    enter: the product of only the nonzero ones violates the paper's Lemma 3.2.
+    cubes. Equation 7 of the compression paper prints :math:`\nabla f^\top \nabla f`, which is this
+    C × C matrix if its Jacobian is inputs × outputs, as in equation 13; equations 4 and 14 have
+    outputs × inputs, as we do. All C singular values enter: the product of the nonzero ones alone,
+    which the paper names, violates its Lemma 3.2.
 
     Parameters
     ----------

@@ -157,10 +157,10 @@ def kfac(
 ) -> dict[str, KroneckerFactors]:
     r"""Approximate each layer's Gauss–Newton block by :math:`S \otimes A`.
 
-    For cross-entropy the block is the Fisher matrix under the model's own labels, computed
-    without sampling labels (information-geometric paper, Section 4 and eq. 13, with the model's
-    expectation in place of observed labels); for ``mse`` it is 2/C times the Fisher matrix of the
-    unit-variance Gaussian.
+    For cross-entropy the block is the Fisher matrix under the model's own labels
+    (information-geometric paper, equation 2), computed without sampling labels; for ``mse`` it is
+    2/C times the Fisher matrix of the unit-variance Gaussian. The paper, Section 4.2, takes EKFAC
+    for its natural gradient, with details in an appendix that was not at hand.
 
     Parameters
     ----------

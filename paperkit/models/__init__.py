@@ -1,4 +1,4 @@
-"""The papers' architectures, built by name from a seed."""
+"""Architectures of the papers' kinds, built by name from a seed."""
 
 from paperkit.models.activations import ACTIVATIONS
 from paperkit.models.lenet import LeNet5

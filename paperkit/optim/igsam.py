@@ -29,14 +29,16 @@ class IGSAM(WrappedOptimizer):
        \delta = \rho\, (F + \lambda I)^{-1} g
 
     with EKFAC's approximation of the Fisher matrix F under the model's own labels, from the network
-    in evaluation mode. The linear and convolution layers are perturbed; nothing else is. The paper
-    has the pseudo-inverse in place of the damped one; its ρ, λ and the rate of renewal are in an
-    appendix that was not published with it, so all three are to be tuned and reported.
+    in evaluation mode. The linear and convolution layers are perturbed; nothing else is. Equation
+    13 has the pseudo-inverse in place of the damped one. What the paper did for its ρ, for damping
+    and for renewals stands in its Appendix G.4, in the supplement of the proceedings, which was not
+    at hand; so all three are to be tuned and reported.
 
-    Equation 13 is meant to descend equation 12, :math:`L + \rho\, g^\top F^\dagger g`. With δ held
-    fixed it follows :math:`g + \rho H F^\dagger g`, which is :math:`(1 + \rho) g` where H = F and δ
-    is exact: what sets it apart from a larger learning rate is H − F, the damping and the errors of
-    the approximation. Two controls tell them apart.
+    Equation 13 is meant to descend :math:`L + \rho\, g^\top F^\dagger g` with the mini-batch's g, a
+    stochastic version of equation 12, :math:`L + \rho\,\mathrm{IGS}`. With δ held fixed it follows
+    :math:`g + \rho H F^\dagger g`, which is :math:`(1 + \rho) g` where H = F and δ is exact: what
+    sets it apart from a larger learning rate is H − F, the damping and the errors of the
+    approximation. Two controls tell them apart.
 
     Two gradient evaluations a step (``"scaled_gradient"``: one), and the passes of
     :func:`~paperkit.linearize.linearize` every ``period`` steps.

@@ -24,7 +24,7 @@ class SAM(WrappedOptimizer):
 
     the maximiser of :math:`g^\top \varepsilon` over :math:`\|\varepsilon\|_p \le \rho`; for p = 2
     it is :math:`\rho\, g / \|g\|`. The SA-SAM paper (equation 1) states the ball for every p and
-    prints the direction for p = 2 only. For p = 1 all of ρ goes to the largest entries of g.
+    prints one direction, that of p = 2. For p = 1 all of ρ goes to the largest entries of g.
 
     Parameters
     ----------

@@ -29,10 +29,10 @@ class SASAM(SmoothnessAdaptiveOptimizer):
     and with ``full_batch=True``.
 
     The algorithm's line 2 uses :math:`\rho_0`, which it does not define: :math:`\sqrt{\eta_0}`. The
-    theorem that the radius is taken from is about the ascent :math:`\rho_t g_t`; for the normalised
-    one ρ has the units of w and √η does not, so the method depends on the scale of the loss, and on
-    a quadratic it ends in a two-cycle whose loss is 1/36 whatever the curvature (with damping c,
-    1/(2c (2c − 1)²)).
+    theorem that the radius is taken from (Andriushchenko and Flammarion 2022, Theorem 2, as usually
+    quoted) is about the ascent :math:`\rho_t g_t`; for the normalised one ρ has the units of w and
+    √η does not, so the method depends on the scale of the loss, and on a quadratic it has a stable
+    two-cycle whose loss is 1/36 whatever the curvature (with damping c, 1/(2c (2c − 1)²)).
 
     Parameters
     ----------

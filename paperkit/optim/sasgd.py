@@ -10,7 +10,7 @@ from paperkit.optim.vector import Vector
 
 
 class SASGD(SmoothnessAdaptiveOptimizer):
-    r"""Gradient descent with smoothness-adaptive step sizes (SA-SAM paper, Section 3).
+    r"""Gradient descent with smoothness-adaptive step sizes (SA-SAM paper, eq. 5 and Section 3).
 
     .. math::
 

@@ -65,8 +65,8 @@ def adaptive_step_size(
 
     SA-SAM paper, equation 5, which has c = 2 and δ = 1; its experiments have δ = 0.02. Algorithm 1,
     line 5, and Section 3 print :math:`\theta_t`, which is not known yet; Section 3 also sets
-    :math:`\eta_t` under the root. On a quadratic with largest eigenvalue β the result is at least
-    1/(cβ), not 1/β as the paper says of c = 2.
+    :math:`\eta_t` under the root. From θ_0 = ∞, on a quadratic with largest eigenvalue β, all step
+    sizes but η_0 are at least 1/(cβ), not 1/β as Section 2 says of c = 2.
 
     Parameters
     ----------
