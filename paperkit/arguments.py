@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 Shape = Sequence[int | str]
-"""Sizes that are wanted; a letter stands for any size."""
+"""Sizes that are wanted; a letter stands for any size, a last "…" for any number of them."""
 
 _LARGEST_COUNT = 2**63 - 1  # what a tensor's size or index can be
 _SEEDS = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
@@ -129,7 +129,9 @@ def number(
     return result
 
 
-def order(name: str, value: object, *, one_allowed: bool = True) -> float:
+def order(
+    name: str, value: object, *, one_allowed: bool = True, ends_allowed: bool = False
+) -> float:
     """Return the order α of a Rényi entropy: positive, at most 2⁵³.
 
     Parameters
@@ -138,12 +140,19 @@ def order(name: str, value: object, *, one_allowed: bool = True) -> float:
         As in :func:`integer`.
     one_allowed : bool
         False where the formula divides by 1 − α.
+    ends_allowed : bool
+        Whether 0 and infinity are orders too.
 
     Raises
     ------
     TypeError, ValueError
         If it is no number, or out of range.
     """
+    if ends_allowed:
+        alpha = number(name, value, at_least=0, finite=False)
+        if _LARGEST_ORDER < alpha < float("inf"):
+            raise ValueError(f"{name}={shown(value)} is as good as infinity: pass math.inf.")
+        return alpha
     alpha = number(name, value, above=0, at_most=_LARGEST_ORDER)
     if alpha == 1 and not one_allowed:
         raise ValueError(f"{name}=1 divides by zero here: pass another order.")
@@ -355,7 +364,7 @@ def tensor(
     ndim : int, optional
         The number of dimensions.
     shape : sequence of int or str, optional
-        The sizes; a letter stands for any size.
+        The sizes; see :data:`Shape`.
     floating : bool, optional
         True for real floating-point numbers, False for integers that are not bool.
     finite : bool
@@ -381,11 +390,9 @@ def tensor(
     if value.is_complex() or (floating is False and value.dtype == torch.bool):
         kind = "integers" if floating is False else "real numbers"
         raise ValueError(_sentence(name, value, f"{wanted} of {kind}"))
-    fits = shape is None or (
-        value.ndim == len(shape)
-        and all(isinstance(a, str) or a == b for a, b in zip(shape, value.shape, strict=True))
-    )
-    if not fits or (ndim is not None and value.ndim != ndim):
+    if not (shape is None or _fits(value.shape, shape)) or (
+        ndim is not None and value.ndim != ndim
+    ):
         raise ValueError(_sentence(name, value, wanted))
     if value.numel() == 0 and not empty:
         raise ValueError(_sentence(name, value, f"{wanted} with one entry at least"))
@@ -650,6 +657,15 @@ def _range(
 
 def _joined(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
+
+
+def _fits(sizes: torch.Size, shape: Shape) -> bool:
+    if shape[-1:] == ("…",):
+        shape = shape[:-1]
+        sizes = sizes[: len(shape)]
+    return len(sizes) == len(shape) and all(
+        isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, sizes, strict=True)
+    )
 
 
 def _shape(shape: Shape) -> str:

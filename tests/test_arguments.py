@@ -82,6 +82,10 @@ def test_an_order_is_positive_and_can_be_told_from_infinity():
     for value in (0, -1, NAN, INF, HUGE):
         refused(ValueError, arguments.order, value)
     refused(ValueError, arguments.order, 1, one_allowed=False)
+    for value in (0, INF):
+        assert arguments.order("it", value, ends_allowed=True) == value
+    for value in (-1, NAN, HUGE):
+        refused(ValueError, arguments.order, value, ends_allowed=True)
     refused(ValueError, arguments.orders, ())
     refused(TypeError, arguments.orders, 2.0)
     refused(TypeError, arguments.orders, "2")
@@ -149,6 +153,10 @@ def test_a_tensor_has_the_shape_and_the_kind_that_is_asked_for():
     message = refused(ValueError, arguments.tensor, x, shape=("k", 4))
     assert message == "it=<Tensor (2, 3) of torch.float32> must be a Tensor of shape (k, 4)."
     refused(ValueError, arguments.tensor, x, ndim=1)
+    for shape in ((2, "…"), ("n", 3, "…"), ("n", "d", "…")):
+        assert arguments.tensor("it", x, shape=shape) is x
+    for shape in ((3, "…"), ("n", "C", "d", "…")):
+        refused(ValueError, arguments.tensor, x, shape=shape)
     refused(ValueError, arguments.tensor, x[:0], ndim=2)
     assert arguments.tensor("it", x[:0], ndim=2, empty=True).shape == (0, 3)
     refused(ValueError, arguments.tensor, x, floating=False)

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vmap
 
+from paperkit import arguments
 from paperkit.bounds.statement import Bound
 from paperkit.estimators.gauss_newton_trace import (
     gradient_squares_from,
@@ -65,6 +66,7 @@ NORMS = ("operator", "matrix", "frobenius")
 _TOLERANCE = 1e-9
 
 _PAPER = "compression paper"
+_JACOBIAN = ("n", "C", "d", "…")
 
 
 # --- what the two sides are made of -------------------------------------------------------------
@@ -186,6 +188,7 @@ def compression_terms(
     ValueError
         If the data do not fit the model or the budget, or no gradient reaches a layer's input.
     """
+    memory_budget = arguments.memory_budget("memory_budget", memory_budget)
     inputs, _ = as_batch(data)
     linearization = linearize(
         model,
@@ -218,6 +221,9 @@ def compression_terms_from(
     ValueError
         If the linearization lacks a Jacobian.
     """
+    arguments.instance("linearization", linearization, Linearization, "linearize returns one")
+    arguments.tensor("inputs", inputs, shape=(linearization.num_samples, "…"))
+    parameters = arguments.mapping("parameters", parameters, "a mapping from names to Tensors")
     if linearization.input_jacobian is None:
         raise ValueError("linearization has no input Jacobian: set input_jacobians=True.")
     calls = [
@@ -236,6 +242,9 @@ def compression_terms_from(
         single_reader=_same(jacobian, _through_layer(first.uses[0]))
         and _same(inputs.flatten(1), first.uses[0].inputs.flatten(1)),
     )
+    missing = [name for name, _ in linearization.jacobian_blocks() if name not in parameters]
+    if missing:
+        raise ValueError(f"parameters lacks {', '.join(missing)}: pass all of the network's.")
     scaled = {
         name: (block.double() * parameters[name].flatten().double()).square().sum(dim=(1, 2))
         for name, block in linearization.jacobian_blocks()
@@ -346,11 +355,13 @@ class _Share:
         return torch.where(self.scale > 0, self.ratio * self.gradient, math.inf)
 
 
+def _check_terms(terms: CompressionTerms) -> None:
+    arguments.instance("terms", terms, CompressionTerms, "compression_terms returns them")
+
+
 def _share(call: CallTerms, sharing: str, norm: str, bias: bool) -> _Share:
-    if sharing not in SHARING:
-        raise ValueError(f"sharing={sharing!r} is unknown: choose one of {', '.join(SHARING)}.")
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r} is unknown: choose one of {', '.join(NORMS)}.")
+    sharing = arguments.choice("sharing", sharing, SHARING)
+    norm, bias = arguments.choice("norm", norm, NORMS), arguments.flag("bias", bias)
     augmented = bias and call.has_bias
     scale = (call.input_norm.square() + float(augmented)).sqrt()
     if sharing == "operator":
@@ -396,6 +407,7 @@ def _sharpness(
         return float(shares.gradient.square().sum()) / len(terms.gradient), {}
     if sharpness is None:
         return terms.sharpness, {}
+    sharpness = arguments.number("sharpness", sharpness)
     enough = sharpness >= terms.sharpness * (1.0 - terms.tolerance)
     return max(sharpness, 0.0), {"sharpness_at_least_gauss_newton_trace": enough}
 
@@ -491,6 +503,8 @@ def linear_stability_bounds(
     ValueError
         If ``sharing`` or ``norm`` is unknown.
     """
+    _check_terms(terms)
+    printed = arguments.flag("printed", printed)
     share = _share(terms.network, sharing, norm, bias)
     right = share.product()
     if not printed:
@@ -546,8 +560,8 @@ def input_smoothness_bounds(
     ValueError
         If k is not positive, or as :func:`linear_stability_bounds`.
     """
-    if not k > 0:
-        raise ValueError(f"k={k} must be positive.")
+    _check_terms(terms)
+    k, printed = arguments.number("k", k, above=0), arguments.flag("printed", printed)
     share = _share(terms.network, sharing, norm, bias)
     factor = float(share.ratio.max()) ** k
     gradient = float(share.gradient.pow(k).mean())
@@ -600,6 +614,7 @@ def volume_lemma(jacobian: Tensor, k: int | None = None) -> Bound:
     ValueError
         If k is out of range.
     """
+    arguments.tensor("jacobian", jacobian, shape=_JACOBIAN, floating=True, finite=True)
     left = log_volumes(jacobian, k)
     power = jacobian.shape[1] if k is None else k
     right = power * (frobenius_norms(jacobian).log() - 0.5 * math.log(power))
@@ -652,6 +667,7 @@ def volume_bounds(
     ValueError
         As :func:`linear_stability_bounds`.
     """
+    _check_terms(terms)
     jacobian = terms.linearization.input_jacobian
     assert jacobian is not None
     wide = {"outputs_at_most_inputs": terms.num_outputs <= jacobian[0, 0].numel()}
@@ -689,6 +705,7 @@ def network_volume_bounds(
     ValueError
         As :func:`linear_stability_bounds`.
     """
+    _check_terms(terms)
     source = "Proposition 3.6 (equation 10)"
     return _volume_chain(terms, terms.calls, source, {}, sharing, norm, bias, sharper, sharpness)
 
@@ -704,6 +721,7 @@ def _volume_chain(
     sharper: bool,
     sharpness: float | None,
 ) -> tuple[Bound, Bound]:
+    sharper = arguments.flag("sharper", sharper)
     c, n = terms.num_outputs, len(terms.gradient)
     shares = _shares(calls, sharing, norm, bias)
     value, needed = _sharpness(terms, shares, sharing, sharpness)
@@ -815,6 +833,7 @@ def sensitivity_chain(
     ValueError
         As :func:`linear_stability_bounds`.
     """
+    _check_terms(terms)
     share = _share(terms.network, sharing, norm, bias)
     value, needed = _sharpness(terms, share, sharing, sharpness)
     a = float(terms.network.sensitivity.mean())
@@ -867,6 +886,7 @@ def network_sensitivity_bound(
     ValueError
         As :func:`linear_stability_bounds`.
     """
+    _check_terms(terms)
     shares = _shares(terms.calls, sharing, norm, bias)
     value, needed = _sharpness(terms, shares, sharing, sharpness)
     ratio = math.sqrt(float(shares.ratio.square().sum()) / len(terms.gradient))
@@ -907,6 +927,7 @@ def matrix_normalized_bound(
     ValueError
         As :func:`linear_stability_bounds`.
     """
+    _check_terms(terms)
     left = right = 0.0
     for call in terms.calls:
         share = _share(call, sharing, norm, bias)
@@ -947,6 +968,7 @@ def normalized_sensitivity_bounds(
     ValueError
         As :func:`linear_stability_bounds`.
     """
+    _check_terms(terms)
     share = _share(terms.network, sharing, norm, bias=False)
     # At a zero input the left side is zero too: no input has to be excluded.
     assumptions = {k: v for k, v in share.assumptions.items() if k != "nonzero_inputs"}
@@ -997,9 +1019,9 @@ def residual_bounds(terms: CompressionTerms, stream: Sequence[str]) -> tuple[Bou
     ValueError
         If ``stream`` has fewer than two layers, or names an unknown one.
     """
+    _check_terms(terms)
     layers = terms.linearization.layers
-    if len(stream) < 2 or any(name not in layers for name in stream):
-        raise ValueError(f"stream={list(stream)}: name two layers or more of {', '.join(layers)}.")
+    stream = arguments.names("stream", stream, layers, at_least=2)
     calls = [next(call for call in terms.calls if call.name == name) for name in stream]
     shares = _shares(calls[:-1], "tied", "operator", bias=False)
     assumptions = dict(shares.assumptions)
@@ -1070,9 +1092,8 @@ def conditioned_patches_bound(terms: CompressionTerms, layer: str) -> Bound:
     ValueError
         If the layer is unknown.
     """
-    if layer not in terms.linearization.layers:
-        known = ", ".join(terms.linearization.layers)
-        raise ValueError(f"layer={layer!r} is unknown: choose one of {known}.")
+    _check_terms(terms)
+    layer = arguments.choice("layer", layer, terms.linearization.layers)
     uses = terms.linearization.layers[layer].uses
     call = next(call for call in terms.calls if call.name == layer)
     columns = uses[0].columns(slice(None)).double()
@@ -1161,6 +1182,8 @@ def interpolation_bounds(
     ValueError
         If the model is too large, or the data do not fit it.
     """
+    adaptive = arguments.flag("adaptive", adaptive)
+    max_parameters = arguments.integer("max_parameters", max_parameters, at_least=1)
     inputs, targets = as_batch(data)
     with evaluation(model) as leaves:
         theta = torch.cat([leaf.detach().flatten() for leaf in leaves.values()])
@@ -1234,9 +1257,9 @@ def norm_monotonicity(values: Tensor, p: float, q: float) -> Bound:
     ValueError
         If ``values`` is empty.
     """
-    if values.numel() == 0:
-        raise ValueError("values is empty.")
-    flat = values.flatten().double()
+    flat = arguments.tensor("values", values, finite=True).flatten().double()
+    p = arguments.number("p", p, at_least=0, finite=False)
+    q = arguments.number("q", q, at_least=0, finite=False)
     return Bound(
         statement="‖v‖_q ≤ ‖v‖_p",
         source=f"{_PAPER}, Lemma C.1",
@@ -1267,9 +1290,27 @@ def normalized_sharpness_objective(
         Positive, shapes (h,) and (M,).
     lam : float
         λ > 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the shapes do not fit, or a scale is not positive.
     """
+    arguments.tensor("curvature", curvature, shape=("h", "M"), finite=True)
+    arguments.tensor("weight", weight, shape=tuple(curvature.shape), finite=True)
+    lam = _check_scales(sigma, sigma_input, lam, weight)
     square = torch.outer(sigma, sigma_input).square()
     return float((curvature * square + weight.square() / (4 * lam**2 * square)).sum())
+
+
+def _check_scales(sigma: Tensor, sigma_input: Tensor, lam: float, weight: Tensor) -> float:
+    for name, scale, size in zip(
+        ("sigma", "sigma_input"), (sigma, sigma_input), weight.shape, strict=True
+    ):
+        arguments.tensor(name, scale, shape=(size,), finite=True)
+        if not bool((scale > 0).all()):
+            raise ValueError(f"{name}={arguments.shown(scale)} has entries that are not positive.")
+    return arguments.number("lam", lam, above=0)
 
 
 def normalized_sharpness_bounds(
@@ -1315,8 +1356,10 @@ def normalized_sharpness_bounds(
     ValueError
         If a scale is not positive.
     """
-    if not bool((sigma > 0).all()) or not bool((sigma_input > 0).all()) or not lam > 0:
-        raise ValueError("sigma, sigma_input and lam must be positive.")
+    arguments.tensor("weight", weight, shape=("h", "M"), finite=True)
+    arguments.tensor("cotangent", cotangent, shape=("C", weight.shape[0]), finite=True)
+    arguments.tensor("inputs", inputs, shape=(weight.shape[1],), finite=True)
+    lam = _check_scales(sigma, sigma_input, lam, weight)
     jacobian = cotangent @ weight
     curvature = torch.outer(cotangent.square().sum(dim=0), inputs.square())
     scaled_input = float((sigma_input * inputs).norm()) / lam
@@ -1359,6 +1402,7 @@ def input_invariant_bounds(terms: CompressionTerms) -> tuple[Bound, Bound]:
     tuple of Bound
         The two inequalities.
     """
+    _check_terms(terms)
     source = "Proposition E.4 (equation 44)"
     layer = float(terms.scaled_first_gradient.mean())
     return (
@@ -1420,15 +1464,17 @@ def average_sharpness_bound(
     ValueError
         If ρ is not positive.
     """
-    if not rho > 0:
-        raise ValueError(f"rho={rho} must be positive.")
+    average, limit = arguments.number("average", average), arguments.number("limit", limit)
+    arguments.tensor("parameters", parameters, finite=True)
+    rho = arguments.number("rho", rho, above=0)
+    fourth_derivative = arguments.number("fourth_derivative", fourth_derivative, at_least=0)
     squares = parameters.double().square()
     moment = float(squares.sum() ** 2 + 2 * squares.square().sum())
     return Bound(
         statement="|S_avg − S_adaptive| ≤ ρ² K E‖ξ‖⁴ / 12",
         source=f"{_PAPER}, equation 39, sharper",
         left=abs(average - limit),
-        right=rho**2 * fourth_derivative / 12 * moment,
+        right=rho * rho * fourth_derivative / 12 * moment,
         assumptions={"fourth_derivative_bounded": None},
         absolute_tolerance=_TOLERANCE * abs(limit),
     )
@@ -1466,6 +1512,8 @@ def compression_bounds(
     ValueError
         As :func:`compression_terms` and :func:`linear_stability_bounds`.
     """
+    sharing = arguments.choice("sharing", sharing, SHARING)
+    norm, bias = arguments.choice("norm", norm, NORMS), arguments.flag("bias", bias)
     terms = compression_terms(model, data, memory_budget=memory_budget)
     options = _Options(sharing=sharing, norm=norm, bias=bias)
     chains: dict[str, tuple[Bound, ...]] = {

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from paperkit import arguments
 from paperkit.bounds.statement import Bound
 from paperkit.estimators.baselines import generalization_gap, sample_losses
 from paperkit.estimators.information_geometry import (
@@ -27,10 +28,16 @@ from paperkit.estimators.information_geometry import (
     information_geometric_sharpness_from_jacobian,
     takeuchi_information_criterion,
 )
+from paperkit.linalg.probes import generator_of
 from paperkit.linalg.row_space import default_tolerance, row_factors
 from paperkit.linearize import dense_empirical_fisher, dense_gauss_newton, dense_hessian, get_loss
 from paperkit.linearize.batches import as_batch
-from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.linearize.evaluation import (
+    check_inputs,
+    check_outputs,
+    check_targets,
+    evaluation,
+)
 
 PAPER = "information-geometric paper"
 VERSIONS = ("printed", "exact")
@@ -128,21 +135,38 @@ def fisher_geometry(
     ValueError
         If the data do not fit the model.
     """
+    loss = get_loss(loss).name
     inputs, targets = as_batch(data)
     check_inputs(inputs)
     with evaluation(model) as parameters:
-        point = _flat(parameters) if theta is None else theta.detach()
+        point = _flat(parameters) if theta is None else _point(parameters, theta)
         function = _of_vector(model, parameters, inputs)
         outputs = function(point)
         check_outputs(outputs, len(inputs))
+        check_targets(targets, outputs, loss)
         jacobian = torch.func.jacrev(function)(point)
-    return FisherGeometry(
-        outputs.detach().double(), targets, jacobian.detach().double(), get_loss(loss).name
-    )
+    return FisherGeometry(outputs.detach().double(), targets, jacobian.detach().double(), loss)
+
+
+def _point(parameters: dict[str, Tensor], theta: Tensor) -> Tensor:
+    size = sum(parameter.numel() for parameter in parameters.values())
+    return arguments.tensor("theta", theta, shape=(size,), floating=True, finite=True).detach()
+
+
+def _sample(data: object, sample: int) -> int:
+    """Return the index of a sample, checked before anything is computed."""
+    n = len(as_batch(data)[1])
+    return arguments.integer("sample", sample, at_least=0, at_most=n - 1)
+
+
+def _output(name: str, index: int, geometry: FisherGeometry) -> int:
+    last = geometry.outputs.shape[1] - 1
+    return arguments.integer(name, index, at_least=0, at_most=last)
 
 
 def flat_parameters(model: nn.Module) -> Tensor:
     """Return all parameters as one detached vector, in the order of ``named_parameters``."""
+    arguments.module("model", model)
     return _flat(dict(model.named_parameters()))
 
 
@@ -173,8 +197,7 @@ def _tolerance(matrix: Tensor) -> float:
 
 def _direction(like: Tensor, size: int, seed: int) -> Tensor:
     """A random unit vector."""
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    vector = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
+    vector = torch.randn(size, generator=generator_of(seed), dtype=torch.float64, device="cpu")
     return (vector / vector.norm()).to(like)
 
 
@@ -206,6 +229,7 @@ def fisher_identity(model: nn.Module, data: object, seed: int = 0) -> Bound:
 
     The labels are enumerated on the left.
     """
+    seed = arguments.seed("seed", seed)
     geometry = fisher_geometry(model, data)
     inputs, _ = as_batch(data)
     _, num_outputs, dimension = geometry.jacobian.shape
@@ -227,6 +251,8 @@ def fisher_identity(model: nn.Module, data: object, seed: int = 0) -> Bound:
 
 def kullback_leibler_expansion(model: nn.Module, data: object, step: float, seed: int = 0) -> Bound:
     """Equation 3: KL(p_{θ+tv} ‖ p_θ) ≈ ½ t² vᵀFv along a random unit vector, up to O(t³)."""
+    step = arguments.number("step", step)
+    seed = arguments.seed("seed", seed)
     inputs, _ = as_batch(data)
     geometry = fisher_geometry(model, data)
     v = _direction(geometry.jacobian, geometry.jacobian.shape[2], seed)
@@ -240,7 +266,7 @@ def kullback_leibler_expansion(model: nn.Module, data: object, step: float, seed
         statement="KL(p_{θ+tv} ‖ p_θ) ≈ ½ t² vᵀFv, difference O(t³)",
         source=f"{PAPER}, equation 3",
         left=float(divergence),
-        right=float(0.5 * step**2 * curvature),
+        right=float(0.5 * step * step * curvature),
         assumptions={"infinitesimal step": None},
     )
 
@@ -254,6 +280,7 @@ def _softmax_factor(outputs: Tensor) -> Tensor:
 
 def fisher_factor_identity(outputs: Tensor, seed: int = 0) -> Bound:
     """Equation 4: diag(p) − ppᵀ = MᵀM with M = diag(√p)(I − 1pᵀ); logits (n, C)."""
+    arguments.tensor("outputs", outputs, shape=("n", "C"), floating=True, finite=True)
     outputs = outputs.double()
     p = torch.softmax(outputs, dim=1)
     v = _direction(outputs, outputs.shape[1], seed)
@@ -269,7 +296,10 @@ def fisher_factor_identity(outputs: Tensor, seed: int = 0) -> Bound:
 
 def logit_gradient_identity(model: nn.Module, data: object, sample: int, output: int) -> Bound:
     """Equation 5: row j of M_i J_i is √p_j (J_j − Σ p_j' J_j'), read along a random vector."""
+    sample = _sample(data, sample)
+    arguments.integer("output", output, at_least=0)
     geometry = fisher_geometry(model, data)
+    output = _output("output", output, geometry)
     v = _direction(geometry.jacobian, geometry.jacobian.shape[2], sample)
     response = geometry.jacobian[sample] @ v
     p = torch.softmax(geometry.outputs[sample], dim=0)
@@ -297,15 +327,17 @@ def fisher_rank_bound(model: nn.Module, data: object, head: str | None = None) -
     ValueError
         If ``head`` is not a linear layer.
     """
+    arguments.module("model", model)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if head is not None:
+        head = arguments.choice("head", head, linear)
     geometry = fisher_geometry(model, data)
     eigenvalues, _ = geometry.eigenpairs()
     n, num_outputs, dimension = geometry.jacobian.shape
     right = min(n * (num_outputs - 1), dimension)
     assumptions: dict[str, bool | None] = {}
     if head is not None:
-        layer = model.get_submodule(head)
-        if not isinstance(layer, nn.Linear):
-            raise ValueError(f"head={head!r} is a {type(layer).__name__}: name a linear layer.")
+        layer = linear[head]
         right = min(right, dimension - layer.in_features - (layer.bias is not None))
         assumptions["head gives the logits"] = None
     return Bound(
@@ -321,7 +353,10 @@ def class_difference_identity(
     model: nn.Module, data: object, reference: int, seed: int = 0
 ) -> Bound:
     """Appendix A (ours): F_i = Σ p_j Δ_jᵀΔ_j − (Σ p_jΔ_j)ᵀ(Σ p_jΔ_j), Δ_j = J_j − J_c, exactly."""
+    seed = arguments.seed("seed", seed)
+    arguments.integer("reference", reference, at_least=0)
     geometry = fisher_geometry(model, data)
+    reference = _output("reference", reference, geometry)
     v = _direction(geometry.jacobian, geometry.jacobian.shape[2], seed)
     response = geometry.jacobian @ v
     difference = response - response[:, reference : reference + 1]
@@ -351,9 +386,12 @@ def balanced_prediction_expansion(
     seed : int
         Of the direction along which the matrices are compared.
     """
+    arguments.tensor("jacobian", jacobian, shape=("C", "d"), floating=True, finite=True)
     num_outputs, dimension = jacobian.shape
+    reference = arguments.integer("reference", reference, at_least=0, at_most=num_outputs - 1)
+    epsilon = arguments.number("epsilon", epsilon, above=0)
     rest = 1.0 - (num_outputs - 1) * epsilon
-    if not (epsilon > 0 and rest > 0):
+    if not rest > 0:
         raise ValueError(f"epsilon={epsilon} must lie between 0 and 1/(C−1).")
     p = torch.full_like(jacobian[:, 0], epsilon)
     p[reference] = rest
@@ -381,6 +419,7 @@ def span_identity(
     It is the gradient of the loss alone: that of a weight penalty does not lie there, nor need
     that of other data.
     """
+    sample = _sample(data, sample)
     geometry = fisher_geometry(model, data, loss)
     v = _direction(geometry.jacobian, geometry.jacobian.shape[2], sample)
     dual = geometry.dual
@@ -395,6 +434,7 @@ def span_identity(
 
 def sharpness_dual_identity(model: nn.Module, data: object, loss: str = "cross_entropy") -> Bound:
     """Equation 6 two ways: Tr(F†C) from d × d matrices, and the projection in the dual."""
+    loss = get_loss(loss).name
     inputs, targets = as_batch(data)
     fisher = dense_gauss_newton(model, inputs, loss).double()
     moment = dense_empirical_fisher(model, inputs, targets, loss).double()
@@ -456,6 +496,9 @@ def minibatch_identity(
     The left side enumerates the batches (n to the power b of them with replacement): only for a
     handful of samples.
     """
+    n = len(as_batch(data)[1])
+    batch_size = arguments.integer("batch_size", batch_size, at_least=1, at_most=n)
+    replacement = arguments.flag("replacement", replacement)
     geometry = fisher_geometry(model, data)
     gram = geometry.gradient_gram()
     n = geometry.num_samples
@@ -510,6 +553,9 @@ def coordinate_invariance(
     damping : float
         Positive for the damped measure, which is not invariant.
     """
+    arguments.function("inverse", inverse, "a function of a parameter vector")
+    arguments.tensor("eta", eta, ndim=1, floating=True, finite=True)
+    batch_size, damping = _options(data, batch_size, damping)
     geometry = fisher_geometry(model, data)
     change = torch.func.jacrev(inverse)(eta).detach().to(geometry.jacobian)
     new = FisherGeometry(
@@ -551,6 +597,8 @@ def transformation_invariance(
     batch_size, damping
         As in :func:`coordinate_invariance`.
     """
+    arguments.function("transformation", transformation, "a function of a parameter vector")
+    batch_size, damping = _options(data, batch_size, damping)
     theta = flat_parameters(model)
     geometry = fisher_geometry(model, data)
     new = fisher_geometry(model, data, theta=transformation(theta))
@@ -567,6 +615,13 @@ def transformation_invariance(
         batch_size=batch_size,
         damping=damping,
     )
+
+
+def _options(data: object, batch_size: int | None, damping: float) -> tuple[int | None, float]:
+    if batch_size is not None:
+        n = len(as_batch(data)[1])
+        batch_size = arguments.integer("batch_size", batch_size, at_least=1, at_most=n)
+    return batch_size, arguments.number("damping", damping, at_least=0)
 
 
 def _invertible(matrix: Tensor) -> bool:
@@ -655,8 +710,6 @@ class _Crossing:
 def _crossing(
     geometry: FisherGeometry, sample: int, version: str, competitor: int | None
 ) -> _Crossing:
-    if version not in VERSIONS:
-        raise ValueError(f"version={version!r} is unknown: use one of {', '.join(VERSIONS)}.")
     num_outputs = geometry.outputs.shape[1]
     label = int(geometry.targets[sample])
     if version == "printed":
@@ -666,7 +719,7 @@ def _crossing(
         return _Crossing(loss - math.log(2.0), geometry.gradients[sample])
     if competitor is None:
         competitor = 1 - label if num_outputs == 2 else -1
-    if competitor not in range(num_outputs) or competitor == label:
+    if competitor == label or competitor not in range(num_outputs):
         raise ValueError(f"competitor={competitor} must be a class other than {label}.")
     logits, jacobian = geometry.outputs[sample], geometry.jacobian[sample]
     return _Crossing(
@@ -692,9 +745,12 @@ def margin_length_identity(
         exponentially with the confidence (258 at a logit of 8), and that of a misclassified one
         falls short. ``"exact"`` makes the difference of the logits linear: exact for such a model.
     """
+    sample, index = _sample(data, sample), arguments.integer("index", index, at_least=0)
+    version = arguments.choice("version", version, VERSIONS)
     geometry = fisher_geometry(model, data)
     crossing = _crossing(geometry, sample, version, None)
     eigenvalues, directions = geometry.eigenpairs()
+    index = arguments.integer("index", index, at_least=0, at_most=len(eigenvalues) - 1)
     epsilon = -crossing.value / (crossing.slope @ directions[:, index])
     shift = epsilon * directions[:, index]
     return Bound(
@@ -733,6 +789,10 @@ def margin_identity(
     ValueError
         If the version is unknown, or the competitor missing or the label itself.
     """
+    sample = _sample(data, sample)
+    version = arguments.choice("version", version, VERSIONS)
+    if competitor is not None:
+        competitor = arguments.integer("competitor", competitor, at_least=0)
     geometry = fisher_geometry(model, data)
     crossing = _crossing(geometry, sample, version, competitor)
     eigenvalues, directions = geometry.eigenpairs()
@@ -749,6 +809,8 @@ def margin_identity(
 
 def margin_loss_bound(model: nn.Module, data: object, sample: int, competitor: int) -> Bound:
     """In full rank the exact margin depends on the outputs alone: ≤ n(1/p_y + 1/p_j)/d² (ours)."""
+    sample = _sample(data, sample)
+    competitor = arguments.integer("competitor", competitor, at_least=0)
     geometry = fisher_geometry(model, data)
     crossing = _crossing(geometry, sample, "exact", competitor)
     p = torch.softmax(geometry.outputs[sample], dim=0)
@@ -783,6 +845,7 @@ def perturbed_loss_expansion(model: nn.Module, data: object, rho: float) -> Boun
     Its right side is one mini-batch's form of the objective L + ρ IGS, equation 12. F†g is long, so
     the second order takes over at ρ of a few thousandths already.
     """
+    rho = arguments.number("rho", rho)
     inputs, targets = as_batch(data)
     geometry = fisher_geometry(model, data)
     gradient, natural = _natural_gradient(geometry)
@@ -815,8 +878,9 @@ def stop_gradient_identity(
     ValueError
         If the version is unknown.
     """
-    if version not in VERSIONS:
-        raise ValueError(f"version={version!r} is unknown: use one of {', '.join(VERSIONS)}.")
+    version = arguments.choice("version", version, VERSIONS)
+    rho = arguments.number("rho", rho)
+    seed = arguments.seed("seed", seed)
     inputs, targets = as_batch(data)
     geometry = fisher_geometry(model, data)
     gradient, natural = _natural_gradient(geometry)

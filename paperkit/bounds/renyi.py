@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from paperkit import arguments
 from paperkit.bounds.statement import Bound
 from paperkit.estimators.entropy import renyi_entropy
 from paperkit.estimators.spectra import layer_spectra
+from paperkit.linalg.probes import generator_of
 from paperkit.linearize.batches import as_batch
 from paperkit.linearize.evaluation import (
     check_inputs,
@@ -30,6 +32,7 @@ from paperkit.linearize.evaluation import (
     check_targets,
     evaluation,
 )
+from paperkit.linearize.linearize import layers_of
 from paperkit.linearize.losses import get_loss
 
 Values = Tensor | Sequence[float]
@@ -50,28 +53,15 @@ _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # ---------------------------------------------------------------------------------------------
 
 
-def _vector(values: Values, name: str) -> Tensor:
-    vector = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().flatten()
-    if vector.numel() == 0 or not bool(torch.isfinite(vector).all()):
-        raise ValueError(f"{name} is empty or not finite: pass at least one finite number.")
-    return vector
-
-
 def _nonzero(values: Values, name: str) -> Tensor:
-    vector = _vector(values, name)
+    vector = arguments.vector(name, values)
     if not bool(vector.any()):
         raise ValueError(f"{name} is entirely zero: the entropy of nothing is undefined.")
     return vector
 
 
 def _matrix(matrix: Tensor, name: str = "hessian") -> Tensor:
-    values = matrix.detach().to(device="cpu", dtype=torch.float64)
-    if values.ndim != 2 or values.shape[0] != values.shape[1] or values.shape[0] == 0:
-        raise ValueError(f"{name} has shape {tuple(values.shape)}: pass a square matrix.")
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"{name} has NaN or infinite entries.")
-    if not torch.allclose(values, values.T, rtol=1e-6, atol=1e-6 * float(values.abs().max())):
-        raise ValueError(f"{name} is not symmetric: pass (M + Mᵀ) / 2.")
+    values = arguments.square_matrix(name, matrix, symmetric=True)
     if not bool(values.any()):
         raise ValueError(f"{name} is entirely zero: its spectrum has no shape.")
     return 0.5 * (values + values.T)
@@ -89,26 +79,17 @@ def _semidefinite(values: Tensor) -> bool:
     return bool(values.min() >= -threshold)
 
 
-def _check_order(alpha: float, *, one_allowed: bool = True) -> None:
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha={alpha} must be positive and finite.")
-    if alpha == 1 and not one_allowed:
-        raise ValueError("alpha=1 divides by zero here: use another order.")
+def _probability(name: str, value: float) -> float:
+    return arguments.number(name, value, above=0, below=1)
 
 
-def _check_version(version: str, allowed: Sequence[str] = VERSIONS) -> None:
-    if version not in allowed:
-        raise ValueError(f"version={version!r} is unknown: choose one of {', '.join(allowed)}.")
+def _nonnegative(name: str, value: float) -> float:
+    return arguments.number(name, value, at_least=0)
 
 
-def _check_probability(value: float, name: str) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name}={value} must lie strictly between 0 and 1.")
-
-
-def _check_samples(n: int, least: int) -> None:
-    if n < least:
-        raise ValueError(f"n={n} must be at least {least} samples.")
+def _exponential(logarithm: float) -> float:
+    """Return the exponential, infinite where it leaves the range of float64."""
+    return float(torch.tensor(logarithm, dtype=torch.float64, device="cpu").exp())
 
 
 def _assumptions(
@@ -117,12 +98,7 @@ def _assumptions(
     **checked: bool | None,
 ) -> dict[str, bool | None]:
     """Join what was checked with what the caller knows."""
-    unknown = set(known or {}) - set(unchecked)
-    if unknown:
-        raise ValueError(
-            f"known has {', '.join(sorted(unknown))}: choose among {', '.join(unchecked)}."
-        )
-    return {**checked, **unchecked, **(known or {})}
+    return {**checked, **unchecked, **arguments.known_truths("known", known, unchecked)}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -141,7 +117,7 @@ def power_sum(eigenvalues: Values, alpha: float) -> float:
     ValueError
         If alpha is not positive, or the spectrum is empty, not finite or zero.
     """
-    _check_order(alpha)
+    alpha = arguments.order("alpha", alpha)
     magnitudes = _nonzero(eigenvalues, "eigenvalues").abs()
     return float(((magnitudes / magnitudes.sum()) ** alpha).sum())
 
@@ -165,18 +141,18 @@ def trace_form(hessian: Tensor, alpha: float) -> Bound:
     ValueError
         If the trace is not positive, alpha = 1, or the matrix is not symmetric and finite.
     """  # noqa: E501
-    _check_order(alpha, one_allowed=False)
+    alpha = arguments.order("alpha", alpha, one_allowed=False)
     matrix = _matrix(hessian)
     trace = float(matrix.trace())
     if trace <= 0:
         raise ValueError(f"hessian has trace {trace:.3g}: the formula needs a positive one.")
     values = _eigenvalues(matrix)
-    power = float((values.abs() ** alpha).sum())
+    log_power = float(torch.logsumexp(alpha * values.abs().log(), 0))
     return Bound(
         statement="identity: H_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α)",
         source="Rényi paper, eq. 6",
         left=renyi_entropy(values, alpha),
-        right=(math.log(power) - alpha * math.log(trace)) / (1.0 - alpha),
+        right=(log_power - alpha * math.log(trace)) / (1.0 - alpha),
         assumptions={"positive_semidefinite": _semidefinite(values)},
     )
 
@@ -204,11 +180,11 @@ def convexity(p: Values, q: Values, alpha: float, version: str = "printed") -> B
     ValueError
         If p or q is no distribution, their lengths differ, or the version is unknown.
     """
-    _check_order(alpha)
-    _check_version(version, ("printed", "corrected"))
+    alpha = arguments.order("alpha", alpha)
+    version = arguments.choice("version", version, ("printed", "corrected"))
     first, second = _distribution(p, "p"), _distribution(q, "q")
     if len(first) != len(second):
-        raise ValueError(f"p has {len(first)} outcomes and q has {len(second)}.")
+        raise ValueError(f"q has {len(second)} outcomes and p has {len(first)}: make them agree.")
     midpoint = renyi_entropy(0.5 * (first + second), alpha)
     ends = 0.5 * (renyi_entropy(first, alpha) + renyi_entropy(second, alpha))
     concave = alpha <= 1 or (len(first) == 2 and alpha <= 2)
@@ -246,8 +222,8 @@ def decrease_in_order(eigenvalues: Values, low: float, high: float) -> Bound:
     ValueError
         If ``low > high`` or an order is not positive.
     """
-    _check_order(low)
-    _check_order(high)
+    low = arguments.order("low", low)
+    high = arguments.order("high", high)
     if low > high:
         raise ValueError(f"low={low} exceeds high={high}: exchange them.")
     return Bound(
@@ -301,16 +277,17 @@ def layer_scaling_invariance(
     ValueError
         If a factor is not positive, a layer is unknown, or the data do not fit.
     """
-    _check_order(alpha)
+    alpha = arguments.order("alpha", alpha)
+    scales = {
+        name: arguments.number(f"factors[{name!r}]", factor, above=0)
+        for name, factor in arguments.mapping("factors", factors).items()
+    }
+    arguments.module("model", model)
+    arguments.names("factors", list(scales), layers_of(model), at_least=0)
     before = layer_spectra(model, data, loss)
-    unknown = [name for name in factors if name not in before]
-    if unknown:
-        raise ValueError(f"factors={unknown} are not layers: choose among {', '.join(before)}.")
-    if not all(0 < factor < math.inf for factor in factors.values()):
-        raise ValueError("factors must be positive and finite.")
-    after = layer_spectra(_scaled(model, factors), data, loss)
+    after = layer_spectra(_scaled(model, scales), data, loss)
     assumptions = {
-        "factors_have_product_one": math.isclose(math.prod(factors.values()), 1, rel_tol=1e-12),
+        "factors_have_product_one": math.isclose(math.prod(scales.values()), 1, rel_tol=1e-12),
         "homogeneous": _homogeneous(model, as_batch(data)[0], list(before)),
     }
     return {
@@ -384,9 +361,9 @@ def haar_matrices(dimension: int, draws: int, seed: int = 0) -> Tensor:
     ValueError
         If the dimension or the number of draws is not positive.
     """
-    if dimension < 1 or draws < 1:
-        raise ValueError(f"dimension={dimension} and draws={draws} must be at least 1.")
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    dimension = arguments.integer("dimension", dimension, at_least=1)
+    draws = arguments.integer("draws", draws, at_least=1)
+    generator = generator_of(seed)
     shape = (draws, dimension, dimension)
     gaussian = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     q, r = torch.linalg.qr(gaussian)
@@ -432,7 +409,10 @@ def translated_losses(
     ValueError
         If the layer is not linear or the matrices do not fit it.
     """
-    module = _linear_layer(model, layer, perturbations)
+    rho = arguments.number("rho", rho)
+    module = _linear_layer(model, layer)
+    d = module.in_features
+    arguments.tensor("perturbations", perturbations, shape=("k", d, d), finite=True)
     matrices = perturbations.to(module.weight)
     inputs, targets = as_batch(data)
     losses = []
@@ -450,17 +430,10 @@ def translated_losses(
     return torch.tensor(losses, dtype=torch.float64, device="cpu")
 
 
-def _linear_layer(model: nn.Module, layer: str, perturbations: Tensor) -> nn.Linear:
-    module = dict(model.named_modules()).get(layer)
-    if not isinstance(module, nn.Linear):
-        raise ValueError(f"layer={layer!r} is no linear layer of the model: name one.")
-    d = module.in_features
-    if perturbations.ndim != 3 or perturbations.shape[1:] != (d, d) or len(perturbations) == 0:
-        raise ValueError(
-            f"perturbations has shape {tuple(perturbations.shape)}: layer {layer} needs "
-            f"(k, {d}, {d})."
-        )
-    return module
+def _linear_layer(model: nn.Module, layer: str) -> nn.Linear:
+    arguments.module("model", model)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    return linear[arguments.choice("layer", layer, linear)]
 
 
 def perturbation_translation(
@@ -487,8 +460,11 @@ def perturbation_translation(
     ValueError
         As :func:`translated_losses`.
     """
+    rho = arguments.number("rho", rho)
+    module = _linear_layer(model, layer)
+    d = module.in_features
+    arguments.tensor("perturbation", perturbation, shape=(d, d), finite=True)
     matrices = perturbation.unsqueeze(0)
-    module = _linear_layer(model, layer, matrices)
     left = float(translated_losses(model, data, layer, matrices, rho, loss)[0])
     inputs, targets = as_batch(data)
     moved = module.weight.detach() + rho * module.weight.detach() @ perturbation.to(module.weight)
@@ -545,19 +521,20 @@ def haar_translation(
     ValueError
         If n, epsilon or the range is out of range, or ``known`` has another name.
     """
-    _check_samples(n, 1)
-    _check_probability(epsilon, "epsilon")
-    if not 0 < loss_range < math.inf:
-        raise ValueError(f"loss_range={loss_range} must be positive and finite.")
+    population_loss = arguments.number("population_loss", population_loss)
+    losses = arguments.vector("perturbed_losses", perturbed_losses)
+    n, epsilon = arguments.integer("n", n, at_least=1), _probability("epsilon", epsilon)
+    loss_range = arguments.number("loss_range", loss_range, above=0)
     raises = None
     if perturbed_population_loss is not None:
-        raises = population_loss <= perturbed_population_loss
+        perturbed = arguments.number("perturbed_population_loss", perturbed_population_loss)
+        raises = population_loss <= perturbed
     deviation = loss_range * math.sqrt(math.log(1.0 / epsilon) / (2.0 * n))
     return Bound(
         statement="L(D, θ) ≤ E_A L(S(A, ρ), θ) + C √(log(1/ε) / 2n)",
         source="Rényi paper, Prop. 3.1 and Thm. B.1",
         left=population_loss,
-        right=float(_vector(perturbed_losses, "perturbed_losses").mean()) + deviation,
+        right=float(losses.mean()) + deviation,
         assumptions=_assumptions(
             dict.fromkeys(
                 (
@@ -599,15 +576,14 @@ def haar_relative_flatness(
     ValueError
         If the shapes do not fit.
     """
+    rho = arguments.number("rho", rho)
+    arguments.tensor("weight", weight, shape=("o", "d"), finite=True)
+    outputs, d = weight.shape
+    arguments.tensor("hessian", hessian, shape=(outputs * d, outputs * d))
+    arguments.tensor("perturbations", perturbations, shape=("k", d, d), finite=True)
     w = weight.detach().to(device="cpu", dtype=torch.float64)
     matrix = _matrix(hessian)
     a = perturbations.detach().to(device="cpu", dtype=torch.float64)
-    if w.ndim != 2 or len(matrix) != w.numel() or a.shape[1:] != (w.shape[1], w.shape[1]):
-        raise ValueError(
-            f"weight {tuple(w.shape)}, hessian {tuple(matrix.shape)} and perturbations "
-            f"{tuple(a.shape)} do not fit: they need (o, d), (od, od) and (k, d, d)."
-        )
-    outputs, d = w.shape
     moves = (w @ a).flatten(1)
     traces = matrix.reshape(outputs, d, outputs, d).diagonal(dim1=1, dim2=3).sum(2)
     flat = a.flatten(1)
@@ -648,7 +624,7 @@ def determinant_chain(eigenvalues: Values, alpha: float) -> tuple[Bound, Bound, 
     ValueError
         If alpha is not positive, or the spectrum is empty, not finite or zero.
     """
-    _check_order(alpha)
+    alpha = arguments.order("alpha", alpha)
     values = _nonzero(eigenvalues, "eigenvalues")
     d, log_trace = len(values), _log_trace(values)
     entropy = renyi_entropy(values, alpha)
@@ -683,8 +659,8 @@ def sum_of_logarithms(eigenvalues: Values, alpha: float, version: str = "printed
     ValueError
         If alpha is not positive, the version unknown, or the spectrum empty, not finite or zero.
     """
-    _check_order(alpha)
-    _check_version(version)
+    alpha = arguments.order("alpha", alpha)
+    version = arguments.choice("version", version, VERSIONS)
     values = _nonzero(eigenvalues, "eigenvalues")
     multiple = 1 if version == "printed" else len(values)
     return Bound(
@@ -713,12 +689,12 @@ _ISOLATED = {
 
 def _rise(log_determinant: float, dimension: int, log_volume: float, exact: bool) -> float:
     """Mean of the quadratic loss over its level ellipsoid, from log V and log|H|."""
-    d = dimension
+    d, log_volume = dimension, arguments.number("log_volume", log_volume)
     curvature = (2.0 * log_volume + log_determinant) / d
     if exact:
         ball = 2.0 * math.lgamma(0.5 * d + 1.0) / d - math.log(math.pi)
-        return 0.5 * d / (d + 2.0) * math.exp(ball + curvature)
-    return d / (4.0 * math.pi * math.e) * math.exp(math.log(math.pi) / d + curvature)
+        return 0.5 * d / (d + 2.0) * _exponential(ball + curvature)
+    return d / (4.0 * math.pi * math.e) * _exponential(math.log(math.pi) / d + curvature)
 
 
 def neighbourhood_rise(eigenvalues: Values, log_volume: float) -> Bound:
@@ -759,10 +735,9 @@ def neighbourhood_rise(eigenvalues: Values, log_volume: float) -> Bound:
 def _isolated_right(
     training_risk: float, minimum_loss: float, rise: float, n: int, delta: float, version: str
 ) -> float:
-    _check_samples(n, 2)
-    _check_probability(delta, "delta")
-    if not 0 <= minimum_loss < math.inf:
-        raise ValueError(f"minimum_loss={minimum_loss} must be finite and not negative.")
+    training_risk = arguments.number("training_risk", training_risk)
+    minimum_loss = _nonnegative("minimum_loss", minimum_loss)
+    n, delta = arguments.integer("n", n, at_least=2), _probability("delta", delta)
     confidence = math.log(2.0 * n / delta)
     if version == "printed":
         return training_risk + 2.0 * math.sqrt(
@@ -816,13 +791,13 @@ def isolated_minimum(
     ValueError
         If n < 2, delta is no probability, the version is unknown, or the spectrum is unusable.
     """
-    _check_version(version)
+    version = arguments.choice("version", version, VERSIONS)
     values = _nonzero(eigenvalues, "eigenvalues")
     rise = _rise(_log_determinant(values), len(values), log_volume, exact=version == "sharper")
     return Bound(
         statement=_ISOLATED_STATEMENTS[version],
         source=f"Rényi paper, Thm. C.2, {version}",
-        left=population_risk,
+        left=arguments.number("population_risk", population_risk),
         right=_isolated_right(training_risk, minimum_loss, rise, n, delta, version),
         assumptions=_assumptions(_ISOLATED, known, positive_definite=bool(values.min() > 0)),
     )
@@ -865,14 +840,13 @@ def isolated_minimum_entropy(
     ValueError
         As :func:`isolated_minimum`, or if alpha or the trace is not positive.
     """
-    _check_order(alpha)
-    _check_version(version)
+    alpha = arguments.order("alpha", alpha)
+    version = arguments.choice("version", version, VERSIONS)
     values = _nonzero(eigenvalues, "eigenvalues")
     d, log_trace = len(values), _log_trace(values)
     checked: dict[str, bool | None] = {"positive_definite": bool(values.min() > 0)}
     if trace is not None:
-        if not 0 < trace < math.inf:
-            raise ValueError(f"trace={trace} must be positive and finite.")
+        trace = arguments.number("trace", trace, above=0)
         checked["constant_is_at_least_the_trace"] = math.log(trace) >= log_trace
         log_trace = math.log(trace)
     log_determinant = _entropy_form(d, log_trace, renyi_entropy(values, alpha), version)
@@ -880,7 +854,7 @@ def isolated_minimum_entropy(
     return Bound(
         statement=_ISOLATED_STATEMENTS[version],
         source=f"Rényi paper, {'Prop. C.1' if trace is None else 'Cor. C.3'}, {version}",
-        left=population_risk,
+        left=arguments.number("population_risk", population_risk),
         right=_isolated_right(training_risk, minimum_loss, rise, n, delta, version),
         assumptions=_assumptions(_ISOLATED, known, **checked),
     )
@@ -916,7 +890,7 @@ def ellipsoid_divergence(eigenvalues: Values, rho: float, radius: float) -> floa
         If rho or the radius is not positive, or the spectrum is empty, not finite or zero.
     """
     values = _nonzero(eigenvalues, "eigenvalues")
-    _check_ellipsoid(rho, radius)
+    rho, radius = _ellipsoid(rho, radius)
     return len(values) * math.log(radius / rho) + 0.5 * _log_determinant(values)
 
 
@@ -924,13 +898,19 @@ def ellipsoid_mean(dimension: int, rho: float) -> float:
     r"""Return the mean of :math:`\Delta^\top H \Delta` over its ellipsoid, :math:`d\rho^2/(d+2)`.
 
     Source: Rényi paper, Theorem D.1, step 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the dimension is no positive integer, or rho negative or not finite.
     """
-    return dimension / (dimension + 2.0) * rho**2
+    dimension = arguments.integer("dimension", dimension, at_least=1)
+    rho = arguments.number("rho", rho, at_least=0)
+    return dimension / (dimension + 2.0) * rho * rho
 
 
-def _check_ellipsoid(rho: float, radius: float) -> None:
-    if not (0 < rho < math.inf and 0 < radius < math.inf):
-        raise ValueError(f"rho={rho} and radius={radius} must be positive and finite.")
+def _ellipsoid(rho: float, radius: float) -> tuple[float, float]:
+    return arguments.number("rho", rho, above=0), arguments.number("radius", radius, above=0)
 
 
 def ellipsoid_posterior(
@@ -990,7 +970,7 @@ def ellipsoid_posterior(
     return Bound(
         statement="L(D, θ*) ≤ L(S, θ*) + dρ²/2(d + 2) + r + √((KL + log(2n/ε)) / 2(n − 1))",
         source="Rényi paper, Thm. D.1, with the determinant",
-        left=population_risk,
+        left=arguments.number("population_risk", population_risk),
         right=_ellipsoid_right(training_risk, divergence, len(values), rho, n, epsilon, remainder),
         assumptions=_ellipsoid_assumptions(values, rho, radius, centre_distance, known),
     )
@@ -1036,9 +1016,9 @@ def ellipsoid_posterior_entropy(
     ValueError
         As :func:`ellipsoid_posterior`, or if alpha is not positive or the version unknown.
     """
-    _check_order(alpha)
-    _check_version(version)
-    _check_ellipsoid(rho, radius)
+    alpha = arguments.order("alpha", alpha)
+    version = arguments.choice("version", version, VERSIONS)
+    rho, radius = _ellipsoid(rho, radius)
     values = _nonzero(eigenvalues, "eigenvalues")
     d = len(values)
     log_determinant = _entropy_form(d, _log_trace(values), renyi_entropy(values, alpha), version)
@@ -1047,7 +1027,7 @@ def ellipsoid_posterior_entropy(
     return Bound(
         statement=f"L(D, θ*) ≤ L(S, θ*) + dρ²/2(d + 2) + r + √((−{multiple}H_α + C) / 2(n − 1))",
         source=f"Rényi paper, Thm. D.1, {version}",
-        left=population_risk,
+        left=arguments.number("population_risk", population_risk),
         right=_ellipsoid_right(training_risk, divergence, d, rho, n, epsilon, remainder),
         assumptions=_ellipsoid_assumptions(values, rho, radius, centre_distance, known),
     )
@@ -1062,10 +1042,9 @@ def _ellipsoid_right(
     epsilon: float,
     remainder: float,
 ) -> float:
-    _check_samples(n, 2)
-    _check_probability(epsilon, "epsilon")
-    if not 0 <= remainder < math.inf:
-        raise ValueError(f"remainder={remainder} must be finite and not negative.")
+    training_risk = arguments.number("training_risk", training_risk)
+    n, epsilon = arguments.integer("n", n, at_least=2), _probability("epsilon", epsilon)
+    remainder = _nonnegative("remainder", remainder)
     radicand = (divergence + math.log(2.0 * n / epsilon)) / (2.0 * (n - 1.0))
     rise = 0.5 * ellipsoid_mean(dimension, rho)
     return training_risk + rise + remainder + math.sqrt(max(radicand, 0.0))
@@ -1078,8 +1057,7 @@ def _ellipsoid_assumptions(
     centre_distance: float,
     known: Mapping[str, bool] | None,
 ) -> dict[str, bool | None]:
-    if not 0 <= centre_distance < math.inf:
-        raise ValueError(f"centre_distance={centre_distance} must be finite and not negative.")
+    centre_distance = _nonnegative("centre_distance", centre_distance)
     smallest = float(values.min())
     contained = smallest > 0 and centre_distance + rho / math.sqrt(smallest) <= radius
     return _assumptions(
@@ -1118,7 +1096,7 @@ def gradient_power_ratio_derivative(gradient: Tensor, alpha: float) -> Tensor:
     ValueError
         As :func:`gradient_power_ratio`, or if alpha < ½ and an entry is zero.
     """
-    _check_order(alpha)
+    alpha = arguments.order("alpha", alpha)
     g = _nonzero(gradient, "gradient")
     if alpha < 0.5 and bool((g == 0).any()):
         raise ValueError("gradient has a zero entry, where R has no derivative for alpha < 1/2.")
@@ -1144,8 +1122,9 @@ def renyi_perturbation(
     ValueError
         As :func:`gradient_power_ratio`, or if alpha = 1 or the version is unknown.
     """
-    _check_order(alpha, one_allowed=False)
-    _check_version(version, ("equation", "algorithm"))
+    alpha = arguments.order("alpha", alpha, one_allowed=False)
+    version = arguments.choice("version", version, ("equation", "algorithm"))
+    rho = arguments.number("rho", rho)
     g = _nonzero(gradient, "gradient")
     sign = math.copysign(1.0, 1.0 - alpha) * (-1.0 if version == "equation" else 1.0)
     return sign * rho * gradient_power_ratio(g, alpha) * g / g.square().sum()
@@ -1173,18 +1152,18 @@ def gradient_entropy(eigenvalues: Values, gradient: Values, alpha: float) -> Bou
     ValueError
         If the lengths differ, alpha is not positive, or an argument is empty, not finite or zero.
     """
-    _check_order(alpha)
+    alpha = arguments.order("alpha", alpha)
     values, g = _nonzero(eigenvalues, "eigenvalues"), _nonzero(gradient, "gradient")
     if len(values) != len(g):
-        raise ValueError(f"gradient has {len(g)} entries for {len(values)} eigenvalues.")
+        raise ValueError(
+            f"gradient has {len(g)} entries for {len(values)} eigenvalues: make them agree."
+        )
     p, q = values.abs() / values.abs().sum(), g.square() / g.square().sum()
     return Bound(
         statement="approximation: H_α(H) ≈ H_α(Diag(g)²)",
         source="Rényi paper, eqs. 9–10",
         left=renyi_entropy(values, alpha),
-        right=math.log(gradient_power_ratio(g, alpha)) / (1.0 - alpha)
-        if alpha != 1
-        else renyi_entropy(g.square(), 1.0),
+        right=renyi_entropy(g.square(), alpha),
         assumptions={
             "positive_semidefinite": _semidefinite(values),
             "spectrum_is_squared_gradient": torch.allclose(
@@ -1224,7 +1203,7 @@ def first_order_regularizer(gradient: Tensor, rho: float, alpha: float) -> Bound
     return Bound(
         statement="identity: gᵀε = −ρ sign(1 − α) R(g)",
         source="Rényi paper, eqs. 11–12",
-        left=float(_vector(gradient, "gradient") @ epsilon),
+        left=float(arguments.vector("gradient", gradient) @ epsilon),
         right=-rho * sign * gradient_power_ratio(gradient, alpha),
     )
 
@@ -1253,6 +1232,8 @@ def regularized_loss(
     ValueError
         If the gradient is zero or not finite, or alpha or the loss is unusable.
     """
+    rho = arguments.number("rho", rho)
+    alpha = arguments.order("alpha", alpha, one_allowed=False)
     inputs, targets = as_batch(data)
     with evaluation(model) as parameters:
         start = _loss_value(model, parameters, inputs, targets, loss)
@@ -1310,7 +1291,9 @@ def regularizer_descent(hessian: Tensor, gradient: Tensor, alpha: float) -> Boun
     """
     matrix, g = _matrix(hessian), _nonzero(gradient, "gradient")
     if len(matrix) != len(g):
-        raise ValueError(f"gradient has {len(g)} entries, hessian {tuple(matrix.shape)}.")
+        raise ValueError(
+            f"gradient has {len(g)} entries, hessian {tuple(matrix.shape)}: make them agree."
+        )
     extra = -matrix @ renyi_perturbation(g, 1.0, alpha)
     derivative = gradient_power_ratio_derivative(g, alpha)
     slope = -math.copysign(1.0, 1.0 - alpha) * matrix @ derivative
@@ -1329,10 +1312,8 @@ def regularizer_descent(hessian: Tensor, gradient: Tensor, alpha: float) -> Boun
 
 
 def _blocks(matrix: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    if min(sizes, default=0) < 1 or sum(sizes) != len(matrix):
-        raise ValueError(
-            f"sizes={list(sizes)} must be positive and add up to {len(matrix)}, the hessian's size."
-        )
+    if sum(sizes) != len(matrix):
+        raise ValueError(f"sizes={list(sizes)} must add up to {len(matrix)}, the hessian's size.")
     edges = [0, *torch.tensor(sizes, device="cpu").cumsum(0).tolist()]
     blocks = [matrix[a:b, a:b] for a, b in pairwise(edges)]
     if not all(bool(block.any()) for block in blocks):
@@ -1343,10 +1324,10 @@ def _blocks(matrix: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 class _Partition:
     """A Hessian, its diagonal blocks, and both spectra."""
 
-    def __init__(self, hessian: Tensor, sizes: Sequence[int]):
-        self.matrix = _matrix(hessian)
-        self.sizes = list(sizes)
-        self.blocks = _blocks(self.matrix, sizes)
+    def __init__(self, hessian: Tensor, sizes: Sequence[int], name: str = "hessian"):
+        self.sizes = arguments.integers("sizes", sizes, at_least=1)
+        self.matrix = _matrix(hessian, name)
+        self.blocks = _blocks(self.matrix, self.sizes)
         self.coupling = self.matrix - torch.block_diag(*self.blocks)
         self.layers = [_eigenvalues(block) for block in self.blocks]
         self.pinched = torch.cat(self.layers).sort().values
@@ -1402,7 +1383,7 @@ def block_decomposition(hessian: Tensor, sizes: Sequence[int], alpha: float) -> 
     ValueError
         If alpha is not positive, the matrix is unusable, or the sizes do not fit.
     """
-    _check_order(alpha)
+    alpha = arguments.order("alpha", alpha)
     whole = _Partition(hessian, sizes)
     shares = torch.tensor(
         [power_sum(layer, alpha) for layer in whole.layers], dtype=torch.float64, device="cpu"
@@ -1479,7 +1460,7 @@ def layerwise_lower_bounds(
     ValueError
         As :func:`block_decomposition`.
     """
-    _check_order(alpha)
+    alpha = arguments.order("alpha", alpha)
     whole = _Partition(hessian, sizes)
     dimensions = torch.tensor(whole.sizes, dtype=torch.float64, device="cpu")
     middle = float((whole.weights**alpha * dimensions ** (1.0 - alpha)).sum())
@@ -1523,7 +1504,7 @@ def layers_are_uniform(hessian: Tensor, sizes: Sequence[int], beta: float) -> tu
     ValueError
         As :func:`block_decomposition`.
     """
-    _check_order(beta)
+    beta = arguments.order("beta", beta)
     whole = _Partition(hessian, sizes)
     return tuple(
         Bound(
@@ -1564,8 +1545,8 @@ def layerwise_consequence(
     ValueError
         As :func:`block_decomposition`.
     """
-    _check_order(alpha)
-    old, new = _Partition(before, sizes), _Partition(after, sizes)
+    alpha = arguments.order("alpha", alpha)
+    old, new = _Partition(before, sizes, "before"), _Partition(after, sizes, "after")
     assumptions = {
         "positive_semidefinite": old.positive_semidefinite and new.positive_semidefinite,
         "block_diagonal": old.block_diagonal and new.block_diagonal,
@@ -1603,7 +1584,7 @@ def pinching(hessian: Tensor, sizes: Sequence[int], alpha: float) -> Bound:
     ValueError
         As :func:`block_decomposition`.
     """
-    _check_order(alpha)
+    alpha = arguments.order("alpha", alpha)
     whole = _Partition(hessian, sizes)
     return Bound(
         statement="H_α(H) ≤ H_α(blocks of H)",
@@ -1638,8 +1619,8 @@ def coupling_perturbation(
     ValueError
         As :func:`block_decomposition`, or if the trace is not positive.
     """
-    _check_order(alpha)
-    _check_version(version)
+    alpha = arguments.order("alpha", alpha)
+    version = arguments.choice("version", version, VERSIONS)
     whole = _with_positive_trace(hessian, sizes)
     largest = float(torch.maximum(whole.eigenvalues.max(), whole.pinched.max()))
     norm = (
@@ -1647,12 +1628,13 @@ def coupling_perturbation(
         if version == "printed"
         else float(torch.linalg.eigvalsh(whole.coupling).abs().sum())
     )
+    log_power = (alpha - 1.0) * math.log(largest / whole.trace)
     name = "√d ‖E‖_F" if version == "printed" else "‖E‖_*"
     return Bound(
         statement=f"|R_α(H) − R_α(B)| ≤ α (Λ/T)^(α−1) {name} / T",
         source=f"Rényi paper, Prop. F.6, {version}",
         left=_power_sum_change(whole, alpha),
-        right=alpha * (largest / whole.trace) ** (alpha - 1.0) * norm / whole.trace,
+        right=alpha * _exponential(log_power) * norm / whole.trace,
         assumptions={
             "positive_semidefinite": whole.positive_semidefinite,
             "order_above_one": alpha > 1,
@@ -1692,8 +1674,9 @@ def coupling_perturbation_below_one(
     ValueError
         As :func:`coupling_perturbation`.
     """
-    _check_order(alpha)
-    _check_version(version, ("printed", "corrected"))
+    alpha = arguments.order("alpha", alpha)
+    version = arguments.choice("version", version, ("printed", "corrected"))
+    constant = _nonnegative("constant", constant)
     whole = _with_positive_trace(hessian, sizes)
     nuclear = float(torch.linalg.eigvalsh(whole.coupling).abs().sum()) / whole.trace
     assumptions: dict[str, bool | None] = {

@@ -13,31 +13,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.bounds.statement import Bound
 
 Values = Tensor | Sequence[float]
 
 
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value} must be positive and finite.")
-
-
-def _step_sizes(values: Values) -> Tensor:
-    steps = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().flatten()
-    if len(steps) == 0 or not bool((torch.isfinite(steps) & (steps > 0)).all()):
-        raise ValueError("step_sizes must be positive, finite and at least one.")
-    return steps
+def _positive(name: str, value: float) -> float:
+    return arguments.number(name, value, above=0)
 
 
 def _known(names: Sequence[str], known: Mapping[str, bool] | None) -> dict[str, bool | None]:
-    unknown = set(known or {}) - set(names)
-    if unknown:
-        raise ValueError(
-            f"known has {', '.join(sorted(unknown))}: choose among {', '.join(names)}."
-        )
-    return {**dict.fromkeys(names), **(known or {})}
+    return {**dict.fromkeys(names), **arguments.known_truths("known", known, names)}
 
 
 def local_smoothness(points: Tensor, gradients: Tensor) -> Tensor:
@@ -61,14 +48,11 @@ def local_smoothness(points: Tensor, gradients: Tensor) -> Tensor:
         If the shapes differ, there are fewer than two points, an entry is not finite, or two
         consecutive points are equal.
     """
-    if points.ndim != 2 or points.shape != gradients.shape or len(points) < 2:
-        raise ValueError(
-            f"points {tuple(points.shape)} and gradients {tuple(gradients.shape)} must both be "
-            "(T + 1, d) with T ≥ 1."
-        )
+    arguments.tensor("points", points, shape=("T + 1", "d"), finite=True)
+    arguments.tensor("gradients", gradients, shape=tuple(points.shape), finite=True)
+    if len(points) < 2:
+        raise ValueError(f"points={arguments.shown(points)} must be two or more.")
     w, g = (rows.detach().to(device="cpu", dtype=torch.float64) for rows in (points, gradients))
-    if not bool(torch.isfinite(w).all() and torch.isfinite(g).all()):
-        raise ValueError("points or gradients have NaN or infinite entries.")
     moves = w.diff(dim=0).norm(dim=1)
     if not bool((moves > 0).all()):
         raise ValueError("points has equal consecutive rows: drop one of them.")
@@ -96,7 +80,7 @@ def smoothness_along_path(
     ValueError
         As :func:`local_smoothness`, or if beta is not positive.
     """
-    _positive(beta=beta)
+    beta = _positive("beta", beta)
     return Bound(
         statement="max_t ‖Δg_t‖ / ‖Δw_t‖ ≤ β",
         source="SA-SAM paper, eqs. 3 and 6",
@@ -140,17 +124,17 @@ def gradient_descent_rate(
     ValueError
         If an argument is out of range or the version unknown.
     """
-    _positive(beta=beta)
-    if steps < 1 or not 0 <= distance < math.inf:
-        raise ValueError(f"steps={steps} must be at least 1, distance={distance} not negative.")
-    if version not in ("printed", "sharper"):
-        raise ValueError(f"version={version!r} is unknown: choose printed or sharper.")
+    beta = _positive("beta", beta)
+    excess_loss = arguments.number("excess_loss", excess_loss)
+    distance = arguments.number("distance", distance, at_least=0)
+    steps = arguments.integer("steps", steps, at_least=1)
+    version = arguments.choice("version", version, ("printed", "sharper"))
     count, name = (steps, "2N + 1") if version == "sharper" else (steps - 1, "2(N − 1) + 1")
     return Bound(
         statement=f"L(w_N) − L* ≤ β‖w₀ − w*‖² / 2({name})",
         source=f"SA-SAM paper, eq. 4, {version}",
         left=excess_loss,
-        right=0.5 * beta * distance**2 / (2 * count + 1),
+        right=0.5 * beta * distance * distance / (2 * count + 1),
         assumptions=_known(("loss_is_convex", "loss_is_smooth", "step_is_one_over_beta"), known),
     )
 
@@ -185,7 +169,8 @@ def curvature_step_range(
     ValueError
         As :func:`local_smoothness`, or if a number is not positive, or smallest > largest.
     """
-    _positive(smallest=smallest, largest=largest, factor=factor)
+    smallest, largest = _positive("smallest", smallest), _positive("largest", largest)
+    factor = _positive("factor", factor)
     if smallest > largest:
         raise ValueError(f"smallest={smallest} exceeds largest={largest}: exchange them.")
     branch = 1.0 / (factor * local_smoothness(points, gradients))
@@ -247,27 +232,26 @@ def step_lower_bound(
     ValueError
         If a number is not positive, or the version is unknown.
     """
-    _positive(beta=beta, factor=factor)
-    if version not in ("printed", "corrected"):
-        raise ValueError(f"version={version!r} is unknown: choose printed or corrected.")
+    beta, factor = _positive("beta", beta), _positive("factor", factor)
+    version = arguments.choice("version", version, ("printed", "corrected"))
+    smallest = float(arguments.vector("step_sizes", step_sizes, above=0).min())
     names = ("loss_is_smooth", "steps_follow_equation_5")
     if version == "printed":
         return Bound(
             statement="1/β ≤ min_t η_t",
             source="SA-SAM paper, Section 2, printed",
             left=1.0 / beta,
-            right=float(_step_sizes(step_sizes).min()),
+            right=smallest,
             assumptions={**_known(names, known), "factor_at_most_one": factor <= 1},
         )
     floor = 1.0 / (factor * beta)
     if initial_step is not None:
-        _positive(initial_step=initial_step)
-        floor = min(initial_step, floor)
+        floor = min(_positive("initial_step", initial_step), floor)
     return Bound(
         statement="1/(cβ) ≤ min_t η_t" if initial_step is None else "min(η₀, 1/(cβ)) ≤ min_t η_t",
         source="SA-SAM paper, Section 2, corrected",
         left=floor,
-        right=float(_step_sizes(step_sizes).min()),
+        right=smallest,
         assumptions=_known(names, known),
     )
 
@@ -282,9 +266,8 @@ def growth_limit(delta: float = 1.0) -> float:
     ValueError
         If delta is negative or not finite.
     """
-    if not 0 <= delta < math.inf:
-        raise ValueError(f"delta={delta} must be finite and not negative.")
-    return 0.5 * (delta + math.sqrt(delta**2 + 4.0))
+    delta = arguments.number("delta", delta, at_least=0)
+    return 0.5 * (delta + math.sqrt(delta * delta + 4.0))
 
 
 def step_growth(
@@ -314,9 +297,8 @@ def step_growth(
     ValueError
         If there are fewer than two step sizes, or a number is out of range.
     """
-    steps = _step_sizes(step_sizes)
-    if len(steps) < 2:
-        raise ValueError("step_sizes has one entry: a ratio needs two.")
+    steps = arguments.vector("step_sizes", step_sizes, above=0, at_least=2)
+    first_ratio = _positive("first_ratio", first_ratio)
     limit = growth_limit(delta)
     return Bound(
         statement="max_t η_{t+1}/η_t ≤ r, r² = 1 + δr",
@@ -356,9 +338,8 @@ def stability_edge(
     ValueError
         If a number is not positive, or rho is negative.
     """
-    _positive(largest=largest, step=step)
-    if not 0 <= rho < math.inf:
-        raise ValueError(f"rho={rho} must be finite and not negative.")
+    largest, step = _positive("largest", largest), _positive("step", step)
+    rho = arguments.number("rho", rho, at_least=0)
     # (−1 + √(1 + x)) / 2ρ with x = 8ρ/η, in the form that keeps its digits for small ρ.
     edge = (4.0 / step) / (1.0 + math.sqrt(1.0 + 8.0 * rho / step))
     return Bound(

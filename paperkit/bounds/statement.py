@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from paperkit import arguments
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
@@ -48,12 +50,15 @@ class Bound:
     absolute_tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        if math.isnan(self.left) or math.isnan(self.right):
-            raise ValueError(f"left={self.left}, right={self.right}: a side of a bound is NaN.")
+        for name in ("statement", "source"):
+            arguments.instance(name, getattr(self, name), str)
+        for name in ("left", "right"):
+            side = arguments.number(name, getattr(self, name), finite=False)
+            object.__setattr__(self, name, side)
         for name in ("tolerance", "absolute_tolerance"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be finite, not negative.")
-        object.__setattr__(self, "assumptions", MappingProxyType(dict(self.assumptions)))
+            arguments.number(name, getattr(self, name), at_least=0)
+        assumptions = arguments.mapping("assumptions", self.assumptions)
+        object.__setattr__(self, "assumptions", MappingProxyType(assumptions))
 
     @property
     def slack(self) -> float:

@@ -120,7 +120,7 @@ def test_round_off_is_no_violation_and_infinite_sides_compare() -> None:
     assert bound(-math.inf, 0.0).holds and bound(0.0, math.inf).holds
     assert bound(-math.inf, -math.inf).slack == 0.0 and bound(-math.inf, -math.inf).holds
     assert not bound(math.inf, 1.0).holds
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="left=nan"):
         bound(math.nan, 1.0)
     with pytest.raises(ValueError, match="tolerance"):
         bound(0.0, 1.0, tolerance=-1.0)
@@ -989,7 +989,7 @@ def test_single_precision_bounds_allow_for_its_round_off(device) -> None:
         (lambda t: residual_bounds(t, ["0"]), "stream"),
         (lambda t: residual_bounds(t, ["0", "nowhere"]), "stream"),
         (lambda t: conditioned_patches_bound(t, "nowhere"), "layer='nowhere'"),
-        (lambda t: norm_monotonicity(torch.zeros(0), 1, 2), "empty"),
+        (lambda t: norm_monotonicity(torch.zeros(0), 1, 2), "values=.*one entry at least"),
         (lambda t: average_sharpness_bound(1.0, 1.0, torch.ones(1), 0.0, 1.0), "rho=0"),
         (lambda t: volume_lemma(torch.ones(1, 2, 2), k=3), "k=3"),
     ],

@@ -115,7 +115,7 @@ def test_the_rank_is_capped_by_samples_and_by_the_common_shift_of_the_logits() -
     many = fisher_rank_bound(model, data, head="")
     assert (many.left, many.right) == (10, 10)
     assert fisher_rank_bound(model, data).right == 15
-    with pytest.raises(ValueError, match="head='1' is a ReLU"):
+    with pytest.raises(ValueError, match="head='1' is unknown"):
         fisher_rank_bound(RELU_MLP.make()[0], RELU_MLP.make()[1:], head="1")
 
 

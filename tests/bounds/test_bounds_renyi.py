@@ -381,40 +381,40 @@ IDENTITY = torch.eye(4, dtype=torch.float64)
     [
         (lambda: renyi.power_sum([1.0], 0.0), "alpha=0.0 must be positive"),
         (lambda: renyi.power_sum([0.0], 2.0), "eigenvalues is entirely zero"),
-        (lambda: renyi.power_sum([], 2.0), "eigenvalues is empty"),
+        (lambda: renyi.power_sum([], 2.0), r"eigenvalues=\[\] must be"),
         (lambda: renyi.trace_form(IDENTITY, 1.0), "alpha=1 divides by zero"),
         (lambda: renyi.trace_form(-IDENTITY, 2.0), "hessian has trace -4"),
-        (lambda: renyi.trace_form(torch.ones(2, 3), 2.0), "pass a square matrix"),
+        (lambda: renyi.trace_form(torch.ones(2, 3), 2.0), "hessian=.* must be a square matrix"),
         (lambda: renyi.trace_form(torch.tensor([[1.0, 1], [0, 1]]), 2.0), "is not symmetric"),
         (lambda: renyi.trace_form(math.nan * IDENTITY, 2.0), "NaN or infinite"),
         (lambda: renyi.convexity([0.5, 0.6], [1.0, 0.0], 2.0), "p is no distribution"),
-        (lambda: renyi.convexity([1.0], [1.0, 0.0], 2.0), "p has 1 outcomes and q has 2"),
+        (lambda: renyi.convexity([1.0], [1.0, 0.0], 2.0), "q has 2 outcomes and p has 1"),
         (lambda: renyi.convexity([1.0], [1.0], 2.0, "x"), "version='x' is unknown"),
         (lambda: renyi.decrease_in_order([1.0], 2.0, 1.0), "low=2.0 exceeds high=1.0"),
         (lambda: renyi.sum_of_logarithms([1.0], 2.0, "x"), "version='x' is unknown"),
-        (lambda: renyi.haar_matrices(0, 1), "dimension=0 and draws=1"),
+        (lambda: renyi.haar_matrices(0, 1), "dimension=0 must be"),
         (lambda: renyi.haar_translation(0, [0.0], 0, 0.1), "n=0 must be at least 1"),
-        (lambda: renyi.haar_translation(0, [0.0], 9, 1.0), "epsilon=1.0 must lie strictly"),
-        (lambda: renyi.haar_translation(0, [0.0], 9, 0.1, known={"x": True}), "known has x"),
+        (lambda: renyi.haar_translation(0, [0.0], 9, 1.0), "epsilon=1.0 must be strictly"),
+        (lambda: renyi.haar_translation(0, [0.0], 9, 0.1, known={"x": True}), "known=.*'x'"),
         (
             lambda: renyi.translated_losses(MODEL, DATA, "1", IDENTITY[None], 0.1),
-            "layer='1' is no linear layer",
+            "layer='1' is unknown",
         ),
         (
             lambda: renyi.translated_losses(MODEL, DATA, "2", IDENTITY[None], 0.1),
-            r"layer 2 needs \(k, 5, 5\)",
+            r"perturbations=.* shape \(k, 5, 5\)",
         ),
         (
             lambda: renyi.layer_scaling_invariance(MODEL, DATA, {"1": 2.0}, 0.5),
-            r"factors=\['1'\] are not layers",
+            r"factors=\['1'\] not found",
         ),
         (
             lambda: renyi.layer_scaling_invariance(MODEL, DATA, {"0": -2.0}, 0.5),
-            "factors must be positive",
+            "factors.*must be positive",
         ),
         (
             lambda: renyi.haar_relative_flatness(torch.ones(2, 2), IDENTITY, IDENTITY[None]),
-            "do not fit",
+            r"shape \(k, 2, 2\)",
         ),
         (
             lambda: renyi.isolated_minimum(0, 0, 0, [1.0], 0.0, 1, 0.1),
@@ -422,7 +422,7 @@ IDENTITY = torch.eye(4, dtype=torch.float64)
         ),
         (
             lambda: renyi.isolated_minimum(0, 0, -1.0, [1.0], 0.0, 9, 0.1),
-            "minimum_loss=-1.0 must be finite",
+            "minimum_loss=-1.0 must be at least 0",
         ),
         (
             lambda: renyi.isolated_minimum_entropy(0, 0, 0, [1.0], 0.0, 9, 0.1, 2.0, trace=0.0),
@@ -430,7 +430,7 @@ IDENTITY = torch.eye(4, dtype=torch.float64)
         ),
         (
             lambda: renyi.ellipsoid_posterior(0, 0, [1.0], 0.0, 1.0, 9, 0.1),
-            "rho=0.0 and radius=1.0",
+            "rho=0.0 must be positive",
         ),
         (
             lambda: renyi.ellipsoid_posterior(0, 0, [1.0], 1, 1, 9, 0.1, remainder=-1),
@@ -450,7 +450,7 @@ IDENTITY = torch.eye(4, dtype=torch.float64)
             lambda: renyi.regularizer_descent(IDENTITY, torch.ones(3), 2.0),
             "gradient has 3 entries",
         ),
-        (lambda: renyi.pinching(IDENTITY, [2, 3], 2.0), r"sizes=\[2, 3\] must be positive"),
+        (lambda: renyi.pinching(IDENTITY, [2, 3], 2.0), r"sizes=\[2, 3\] must add up"),
         (
             lambda: renyi.pinching(torch.diag(torch.tensor([1.0, 0.0])), [1, 1], 2.0),
             "a block that is entirely zero",
