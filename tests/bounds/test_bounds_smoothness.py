@@ -173,12 +173,18 @@ def test_the_known_modified_edge() -> None:
     ("call", "sentence"),
     [
         (lambda: smoothness.local_smoothness(torch.ones(2, 3), torch.ones(2, 3)), "equal consec"),
-        (lambda: smoothness.local_smoothness(torch.ones(1, 3), torch.ones(1, 3)), "points=.* must be two or more"),
+        (
+            lambda: smoothness.local_smoothness(torch.ones(1, 3), torch.ones(1, 3)),
+            "points=.* must be two or more",
+        ),
         (
             lambda: smoothness.local_smoothness(torch.eye(2) * math.nan, torch.eye(2)),
             "NaN or infinite",
         ),
-        (lambda: smoothness.step_lower_bound([], 1.0), "step_sizes=.* must be 1 or more finite numbers, positive"),
+        (
+            lambda: smoothness.step_lower_bound([], 1.0),
+            "step_sizes=.* must be 1 or more finite numbers, positive",
+        ),
         (lambda: smoothness.step_lower_bound([1.0], -1.0), "beta=-1.0 must be positive"),
         (lambda: smoothness.step_lower_bound([1.0], 1.0, version="x"), "version='x' is unknown"),
         (lambda: smoothness.step_lower_bound([1.0], 1.0, known={"x": True}), "known=.*'x'"),
