@@ -46,6 +46,7 @@ from paperkit.estimators.representation import (
     largest_singular_values,
     log_volumes,
 )
+from paperkit.linalg.row_space import default_tolerance
 from paperkit.linearize.batches import as_batch
 from paperkit.linearize.dense import dense_hessian, dense_jacobian
 from paperkit.linearize.evaluation import check_targets, evaluation
@@ -1101,8 +1102,9 @@ def conditioned_patches_bound(terms: CompressionTerms, layer: str) -> Bound:
     if columns.shape[3] <= columns.shape[2]:
         values = torch.linalg.svdvals(columns)
         # A smallest value at round-off of the largest is zero.
-        eps = torch.finfo(uses[0].inputs.dtype).eps * columns.shape[2]
-        values = torch.where(values[..., -1] > eps * values[..., 0], values[..., -1], 0.0)
+        _, _, rows, positions = columns.shape
+        round_off = default_tolerance(rows, positions, uses[0].inputs.dtype)
+        values = torch.where(values[..., -1] > round_off * values[..., 0], values[..., -1], 0.0)
         smallest = values.min(dim=1).values
     share = _Share(
         torch.full_like(smallest, call.operator.upper), smallest, call.weight_gradient, {}

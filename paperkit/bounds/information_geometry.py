@@ -626,7 +626,7 @@ def _options(data: object, batch_size: int | None, damping: float) -> tuple[int 
 
 def _invertible(matrix: Tensor) -> bool:
     values = torch.linalg.svdvals(matrix)
-    return bool(values[-1] > len(values) * torch.finfo(values.dtype).eps * values[0])
+    return bool(values[-1] > _tolerance(matrix) * values[0])
 
 
 def _invariance(

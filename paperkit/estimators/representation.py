@@ -25,6 +25,7 @@ from paperkit.estimators.gauss_newton_trace import linearize_samples
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.lanczos import Lanczos
 from paperkit.linalg.probes import draw_probes, generator_of
+from paperkit.linalg.row_space import default_tolerance
 from paperkit.linearize.batches import batches
 from paperkit.linearize.budget import REPEATED, Chunks, Footprint
 from paperkit.linearize.evaluation import check_outputs, evaluation
@@ -116,7 +117,8 @@ def log_volumes(jacobian: Tensor, k: int | None = None) -> Tensor:
     -------
     Tensor
         Shape (n,), float64, natural logarithm; −inf where fewer than k singular values exceed
-        max(C, M) units of round-off (of the Jacobian's own dtype) of the largest.
+        100 √min(C, M) units of round-off (of the Jacobian's own dtype) of the largest, which is
+        what the backward pass of a deep network can leave of a singular value of zero.
 
     Raises
     ------
@@ -130,7 +132,7 @@ def log_volumes(jacobian: Tensor, k: int | None = None) -> Tensor:
     values = singular_values(jacobian)
     if kept > num_inputs:
         return torch.full_like(values[:, 0], -math.inf)
-    round_off = max(num_outputs, num_inputs) * torch.finfo(jacobian.dtype).eps
+    round_off = default_tolerance(num_outputs, num_inputs, jacobian.dtype)
     positive = values[:, :kept] > round_off * values[:, :1]
     return torch.where(positive, values[:, :kept].log(), -math.inf).sum(dim=1)
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from networks import CASES
+from round_off import moves_of_model
 from torch import Tensor, nn
 
 from paperkit.estimators.representation import (
@@ -140,6 +141,25 @@ def test_a_rank_deficient_jacobian_has_no_volume_but_its_top_k() -> None:
     # −inf although the computed third singular value is some 1e-17, not zero.
     assert float(log_volumes(jacobian, k=2)) == pytest.approx(0.0, abs=1e-13)
     assert float(log_volumes(jacobian, k=1)) == pytest.approx(math.log(2.0), rel=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_a_deep_bottleneck_leaves_of_a_zero_is_no_volume(dtype: torch.dtype) -> None:
+    # Two numbers in the middle: rank 2, up to the round-off of sixteen layers on either side.
+    def half(inputs: int, outputs: int) -> list[nn.Module]:
+        widths = itertools.pairwise([inputs, *[32] * 16])
+        hidden = [layer for pair in widths for layer in (nn.Linear(*pair), nn.Tanh())]
+        return [*hidden, nn.Linear(32, outputs)]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = nn.Sequential(*half(4, 2), *half(2, 4)).to(dtype)
+    for parameter in model.parameters():
+        parameter.data.mul_(2)
+    for moved, inputs in moves_of_model(model, standard_normal(200, 4).to(dtype), times=5):
+        result = log_volume(moved, (inputs, torch.zeros(200)), k=3)
+        assert float(result) == -math.inf
+        assert result.assumptions["rank_deficient"] == 200
 
 
 def test_fewer_inputs_than_outputs_have_no_volume() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from known_spectra import EVERY, Counted, D, power_law, rotated
+from round_off import moves_of
 
 from paperkit.linalg.eigenpairs import ORDERS, top_eigenpairs
 
@@ -35,6 +36,18 @@ def test_known_eigenvalues_are_found_with_all_their_copies(name: str, which: str
     overlap = found.vectors @ found.vectors.T - torch.eye(k, dtype=torch.float64)
     assert overlap.abs().max() < 1e-12
     assert found.products == operator.products
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_round_off_of_the_matrix_changes_neither_convergence_nor_eigenvalues(name: str) -> None:
+    eigenvalues = SPECTRA[name]
+    k, size = min(4, len(eigenvalues)), float(eigenvalues.abs().max())
+    for moved in moves_of(rotated(eigenvalues)):
+        symmetric = (moved + moved.T) / 2
+        found = top_eigenpairs(Counted(symmetric), len(eigenvalues), k)
+        assert bool(found.converged.all())
+        difference = found.eigenvalues.abs() - first(eigenvalues, k, "magnitude")
+        assert difference.abs().max() <= 2e-6 * size
 
 
 def test_a_sharper_tolerance_gives_sharper_eigenvalues() -> None:
