@@ -1,6 +1,7 @@
 # make book     execute the chapters live and build the book
 # make html     build the book from the committed outputs
 # make test     everything that must hold before a change is shared
+# make portable  tests and chapters as other processors would run them (about two hours)
 # make refresh  rewrite the chapters' committed outputs (CHAPTERS="01_five_minutes" for some)
 # make benchmark  time and memory beside other libraries (a quarter of an hour on a quiet machine)
 #
@@ -22,6 +23,8 @@ BIN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS := $(THREADS)
+# Of one unit test; THREADS of them run at once.
+UNIT_THREADS ?= 1
 # Idle threads sleep: spinning ones slow a shared machine down many times over.
 export OMP_WAIT_POLICY := PASSIVE
 export DEVICE
@@ -39,8 +42,22 @@ define stage
 	else echo "make: $(1) failed: $(3)" >&2; exit 1; fi
 endef
 
-.PHONY: help environment book html refresh test format lint types unit smoke outputs browser lock
-.PHONY: clean moved benchmark
+# Instructions of other processors, as far as they can be asked for on this one.
+SETTINGS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2
+SETTINGS += MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=SSE41 ONEDNN_MAX_CPU_ISA=AVX2
+SETTINGS += THREADS=1 THREADS=2+UNIT_THREADS=2
+# The oldest of them together; the first chapter is left to make portable, because it trains.
+FOREIGN := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1
+FOREIGN_TESTS := tests/linalg tests/optim tests/estimators/test_information_geometry.py
+FOREIGN_CHAPTERS := $(filter-out notebooks/01_%,$(wildcard notebooks/*.ipynb))
+
+define newline
+
+
+endef
+
+.PHONY: help environment book html refresh test format lint types unit foreign smoke outputs browser
+.PHONY: portable lock clean moved benchmark
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -54,7 +71,7 @@ html: environment
 refresh: environment
 	$(call stage,committed outputs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m paperkit.cli refresh $(CHAPTERS),do what the last sentence above says and run make refresh again.)
 
-test: environment format lint types unit smoke outputs html browser
+test: environment format lint types unit foreign smoke outputs html browser
 	@echo; echo "== make test: everything passed"
 
 format: environment
@@ -67,7 +84,15 @@ types: environment
 	$(call stage,types,$(BIN) -m mypy,correct the lines named above.)
 
 unit: environment
-	$(call stage,unit tests on $(DEVICE),OMP_NUM_THREADS=1 $(BIN) -m pytest -q -n $(THREADS) tests,correct the code or the test named above; one test alone: $(BIN) -m pytest <its name>.)
+	$(call stage,unit tests on $(DEVICE),OMP_NUM_THREADS=$(UNIT_THREADS) $(BIN) -m pytest -q -n $(THREADS) tests,correct the code or the test named above; one test alone: $(BIN) -m pytest <its name>.)
+
+foreign: environment
+	$(call stage,numerical tests under another processor's instructions,env $(FOREIGN) $(BIN) -m pytest -q -n $(THREADS) $(FOREIGN_TESTS),a threshold or a comparison rests on this processor's round-off; correct it. Again: $(FOREIGN) $(BIN) -m pytest <its name>.)
+	$(call stage,committed outputs under another processor's instructions,rm -rf $(PAPERKIT_STORE) && env $(FOREIGN) $(BIN) -m pytest -q --nbval $(FOREIGN_CHAPTERS) -p no:cacheprovider,print only what every processor would print.)
+
+# Each setting from a fresh store.
+portable: environment
+	$(foreach setting,$(SETTINGS),$(call stage,$(subst +, ,$(setting)),rm -rf $(PAPERKIT_STORE) && $(MAKE) --no-print-directory unit smoke outputs $(subst +, ,$(setting)),read what failed above; again: make unit smoke outputs $(subst +, ,$(setting)))$(newline))
 
 smoke: environment
 	$(call stage,chapters at the smoke profile on an empty store,$(BIN) -m paperkit.cli smoke $(CHAPTERS),correct the cell named above in its .py file.)
