@@ -32,7 +32,7 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vmap
+from torch.func import jacrev, jvp, vmap
 
 from paperkit import arguments
 from paperkit.bounds.statement import Bound
@@ -49,7 +49,7 @@ from paperkit.estimators.representation import (
 from paperkit.linalg.row_space import default_tolerance
 from paperkit.linearize.batches import as_batch
 from paperkit.linearize.dense import dense_hessian, dense_jacobian
-from paperkit.linearize.evaluation import check_targets, evaluation
+from paperkit.linearize.evaluation import evaluation
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.layer_operator import (
     OperatorNorm,
@@ -59,6 +59,8 @@ from paperkit.linearize.layer_operator import (
     weight_matrix_norm,
 )
 from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize
+from paperkit.linearize.losses import get_loss
+from paperkit.linearize.network import network_outputs
 
 SHARING = ("tied", "operator")
 NORMS = ("operator", "matrix", "frobenius")
@@ -1195,9 +1197,9 @@ def interpolation_bounds(
                 f"at most max_parameters={max_parameters}."
             )
         with torch.no_grad():
-            outputs = functional_call(model, leaves, (inputs,))
+            outputs = network_outputs(model, leaves, inputs)
         second = _pure_second_derivatives(model, leaves, theta, inputs)
-    check_targets(targets, outputs, "half_squared_error")
+    get_loss("half_squared_error").check(outputs, targets)
     weights = theta.square() if adaptive else torch.ones_like(theta)
     hessian = dense_hessian(model, inputs, targets, "half_squared_error").diagonal()
     gauss_newton = dense_jacobian(model, inputs).square().sum(dim=1).mean(dim=0)
@@ -1238,7 +1240,7 @@ def _pure_second_derivatives(
     def outputs(vector: Tensor) -> Tensor:
         parts = zip(leaves.items(), vector.split(sizes), strict=True)
         parameters = {name: part.reshape(leaf.shape) for (name, leaf), part in parts}
-        return functional_call(model, parameters, (inputs,))
+        return network_outputs(model, parameters, inputs)
 
     def along(direction: Tensor) -> Tensor:
         return jvp(jacrev(outputs), (theta,), (direction,))[1] @ direction

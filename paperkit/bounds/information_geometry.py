@@ -17,7 +17,6 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from paperkit import arguments
 from paperkit.bounds.statement import Bound
@@ -32,12 +31,8 @@ from paperkit.linalg.probes import generator_of
 from paperkit.linalg.row_space import default_tolerance, row_factors
 from paperkit.linearize import dense_empirical_fisher, dense_gauss_newton, dense_hessian, get_loss
 from paperkit.linearize.batches import as_batch
-from paperkit.linearize.evaluation import (
-    check_inputs,
-    check_outputs,
-    check_targets,
-    evaluation,
-)
+from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.linearize.network import network_outputs
 
 PAPER = "information-geometric paper"
 VERSIONS = ("printed", "exact")
@@ -143,7 +138,7 @@ def fisher_geometry(
         function = _of_vector(model, parameters, inputs)
         outputs = function(point)
         check_outputs(outputs, len(inputs))
-        check_targets(targets, outputs, loss)
+        get_loss(loss).check(outputs, targets)
         jacobian = torch.func.jacrev(function)(point)
     return FisherGeometry(outputs.detach().double(), targets, jacobian.detach().double(), loss)
 
@@ -186,7 +181,7 @@ def _of_vector(
             name: piece.view(shape)
             for name, piece, shape in zip(parameters, pieces, shapes, strict=True)
         }
-        return functional_call(model, values, (inputs,))
+        return network_outputs(model, values, inputs)
 
     return function
 

@@ -18,7 +18,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from paperkit import arguments
 from paperkit.bounds.statement import Bound
@@ -29,11 +28,11 @@ from paperkit.linearize.batches import as_batch
 from paperkit.linearize.evaluation import (
     check_inputs,
     check_outputs,
-    check_targets,
     evaluation,
 )
 from paperkit.linearize.linearize import layers_of
 from paperkit.linearize.losses import get_loss
+from paperkit.linearize.network import network_outputs
 
 Values = Tensor | Sequence[float]
 
@@ -321,10 +320,10 @@ def _homogeneous(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> boo
     ):
         return True
     with evaluation(model), torch.no_grad():
-        outputs = functional_call(model, {}, (inputs,))
+        outputs = network_outputs(model, {}, inputs)
         for layer in layers:
             name = f"{layer}.weight"
-            doubled = functional_call(model, {name: 2 * model.get_parameter(name)}, (inputs,))
+            doubled = network_outputs(model, {name: 2 * model.get_parameter(name)}, inputs)
             if float((doubled - 2 * outputs).norm()) > 1e-4 * float(outputs.norm()):
                 return False
     return None
@@ -339,10 +338,11 @@ def _loss_value(
 ) -> Tensor:
     """Return the mean loss with some parameters replaced; call it inside ``evaluation``."""
     check_inputs(inputs)
-    outputs = functional_call(model, dict(parameters), (inputs,))
+    outputs = network_outputs(model, dict(parameters), inputs)
     check_outputs(outputs, len(inputs))
-    check_targets(targets, outputs, loss)
-    return get_loss(loss).value(outputs, targets)
+    known = get_loss(loss)
+    known.check(outputs, targets)
+    return known.value(outputs, targets)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from paperkit.estimators.relative_flatness import (
     VECTORS_AT_ONCE,
@@ -31,11 +30,13 @@ from paperkit.estimators.relative_flatness import (
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linearize.budget import FORWARD, Chunks
-from paperkit.linearize.evaluation import check_outputs, check_targets, evaluation
+from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization
 from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize_in_chunks
-from paperkit.linearize.losses import get_loss
+from paperkit.linearize.losses import Loss, LossLike
+from paperkit.linearize.network import network_outputs
 from paperkit.linearize.operators import HessianOperator
+from paperkit.linearize.problem import measure_of
 
 # Tensors of the parameters' size that a pair of losses holds, the last pair's included: 4.00
 # measured.
@@ -55,10 +56,11 @@ class AdaptiveSharpness(Measurement):
     by_parameter: dict[str, float] = field(default_factory=dict)
 
 
+@measure_of
 def adaptive_sharpness(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
     *,
     max_products: int = 4096,
@@ -78,8 +80,8 @@ def adaptive_sharpness(
         Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     parameters : sequence of str, optional
         Names from ``model.named_parameters()``; default all, biases and normalisation included.
     max_products : int
@@ -178,7 +180,7 @@ def adaptive_sharpness_from(
         If the targets do not fit, a layer is missing, or its Gauss–Newton block need not be its
         Hessian block.
     """
-    check_targets(targets, linearization.outputs, linearization.loss)
+    linearization.loss.check(linearization.outputs, targets)
     by_parameter = {}
     for name in linearization.layers if layers is None else layers:
         if name not in linearization.layers:
@@ -204,10 +206,11 @@ def adaptive_sharpness_from(
     )
 
 
+@measure_of
 def average_adaptive_sharpness(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
     *,
     rho: float = 0.1,
@@ -314,7 +317,7 @@ def gaussian_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def mean_loss(
-    model: nn.Module, parameters: dict[str, Tensor], data: object, loss: str, chunks: Chunks
+    model: nn.Module, parameters: dict[str, Tensor], data: object, loss: Loss, chunks: Chunks
 ) -> tuple[float, int]:
     """Return the mean loss over all samples at some parameters, and the number of samples.
 
@@ -328,25 +331,23 @@ def mean_loss(
     """
     total, n = 0.0, 0
     for inputs, targets in chunks(data):
-        outputs = functional_call(model, parameters, (inputs,))
+        outputs = network_outputs(model, parameters, inputs)
         check_outputs(outputs, len(inputs))
-        check_targets(targets, outputs, loss)
+        loss.check(outputs, targets)
         total += len(inputs) * float(loss_value(loss, outputs, targets))
         n += len(inputs)
     return total / n, n
 
 
-def loss_value(loss: str, outputs: Tensor, targets: Tensor) -> Tensor:
+def loss_value(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean loss in float64, because differences of losses lose digits."""
-    if targets.is_floating_point():
-        targets = targets.to(torch.float64)
-    return get_loss(loss).value(outputs.to(torch.float64), targets)
+    return loss.value(outputs.to(torch.float64), targets)
 
 
 def _exact_terms(
     model: nn.Module,
     data: object,
-    loss: str,
+    loss: Loss,
     chosen: dict[str, nn.Parameter],
     memory_budget: int,
 ) -> tuple[dict[str, float], int]:

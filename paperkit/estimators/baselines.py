@@ -12,40 +12,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from paperkit.estimators.result import Measurement
 from paperkit.linearize.budget import FORWARD, Chunks
-from paperkit.linearize.evaluation import check_outputs, check_targets, evaluation
+from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE
-from paperkit.linearize.losses import get_loss
+from paperkit.linearize.losses import LOSSES, Loss, LossLike, get_loss, log_odds_against
+from paperkit.linearize.network import network_outputs
+from paperkit.linearize.problem import measure_of, settled
 
 
-def log_odds_against(outputs: Tensor, targets: Tensor) -> Tensor:
-    r"""Return :math:`\log\frac{1-p_y}{p_y} = \log\sum_{j \ne y} e^{f_j - f_y}` of each sample.
-
-    Its exponential is :math:`e^\ell - 1` and its softplus ℓ. Neither loses digits where the
-    softmax is saturated, as the logarithm of a softmax does.
-
-    Parameters
-    ----------
-    outputs : Tensor
-        Logits, (n, C).
-    targets : Tensor
-        Integer labels, (n,).
-
-    Returns
-    -------
-    Tensor
-        (n,), float64; −∞ for a model with one class.
-    """
-    logits = outputs.to(torch.float64)
-    label = targets.unsqueeze(1)
-    differences = logits - logits.gather(1, label)
-    return torch.logsumexp(differences.scatter(1, label, -torch.inf), dim=1)
-
-
-def sample_losses(outputs: Tensor, targets: Tensor, loss: str = "cross_entropy") -> Tensor:
+def sample_losses(outputs: Tensor, targets: Tensor, loss: LossLike = "cross_entropy") -> Tensor:
     """Return each sample's loss, (n,), in float64.
 
     Parameters
@@ -54,27 +31,20 @@ def sample_losses(outputs: Tensor, targets: Tensor, loss: str = "cross_entropy")
         (n, C).
     targets : Tensor
         Labels (n,) for ``"cross_entropy"``, else (n, C).
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     """
-    if loss == "cross_entropy":
-        # torch's softplus is the identity above 20, at the price of nine digits there.
-        log_odds = log_odds_against(outputs, targets)
-        return torch.logaddexp(log_odds, torch.zeros_like(log_odds))
-    value = get_loss(loss).value
-
-    def one(output: Tensor, target: Tensor) -> Tensor:
-        return value(output.unsqueeze(0), target.unsqueeze(0))
-
-    return torch.vmap(one)(outputs.to(torch.float64), targets.to(torch.float64))
+    return get_loss(loss).sample_losses(outputs, targets)
 
 
-def exponential_losses(outputs: Tensor, targets: Tensor, loss: str = "cross_entropy") -> Tensor:
+def exponential_losses(
+    outputs: Tensor, targets: Tensor, loss: LossLike = "cross_entropy"
+) -> Tensor:
     r"""Return :math:`e^{\ell_i} - 1` of each sample, (n,), in float64; as :func:`sample_losses`.
 
     For cross-entropy this is the odds :math:`(1-p_y)/p_y` against the label.
     """
-    if loss == "cross_entropy":
+    if get_loss(loss) is LOSSES["cross_entropy"] and not targets.is_floating_point():
         return torch.exp(log_odds_against(outputs, targets))
     return torch.expm1(sample_losses(outputs, targets, loss))
 
@@ -82,27 +52,27 @@ def exponential_losses(outputs: Tensor, targets: Tensor, loss: str = "cross_entr
 def _per_sample(
     model: nn.Module,
     data: object,
-    loss: str,
+    loss: Loss,
     function: Callable[[Tensor, Tensor], Tensor],
     memory_budget: int,
 ) -> Tensor:
     """Apply a function of (outputs, targets) to as many samples at a time as fit: (n, …)."""
-    get_loss(loss)
     values = []
     with evaluation(model) as parameters, torch.no_grad():
         chunks = Chunks(model, parameters, lambda sample: sample.bytes_of(FORWARD), memory_budget)
         for inputs, targets in chunks(data):
-            outputs = functional_call(model, parameters, (inputs,))
+            outputs = network_outputs(model, parameters, inputs)
             check_outputs(outputs, len(inputs))
-            check_targets(targets, outputs, loss)
+            loss.check(outputs, targets)
             values.append(function(outputs, targets))
     return torch.cat(values)
 
 
+@measure_of
 def mean_loss(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     *,
     memory_budget: int = GIBIBYTE,
 ) -> Measurement:
@@ -114,8 +84,8 @@ def mean_loss(
         Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     memory_budget : int
         Bytes above the model and its data.
 
@@ -134,10 +104,11 @@ def mean_loss(
     )
 
 
+@measure_of
 def mean_exponential_loss(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     *,
     memory_budget: int = GIBIBYTE,
 ) -> Measurement:
@@ -197,7 +168,7 @@ def generalization_gap(
     model: nn.Module,
     train: object,
     test: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     *,
     memory_budget: int = GIBIBYTE,
 ) -> GeneralizationGap:
@@ -219,14 +190,16 @@ def generalization_gap(
     """
 
     def of_samples(outputs: Tensor, targets: Tensor) -> Tensor:
-        columns = [sample_losses(outputs, targets, loss)]
-        if loss == "cross_entropy":
+        columns = [sample_losses(outputs, targets, bound)]
+        if bound is LOSSES["cross_entropy"]:
             columns.append((outputs.argmax(dim=1) == targets).double())
         return torch.stack(columns, dim=1)
 
     losses, accuracies, counts = [], [], []
-    for data in (train, test):
-        values = _per_sample(model, data, loss, of_samples, memory_budget)
+    for part in (train, test):
+        model, data, bound = settled(model, part, loss)
+        assert bound is not None
+        values = _per_sample(model, data, bound, of_samples, memory_budget)
         means = values.mean(dim=0).tolist()
         losses.append(means[0])
         accuracies += means[1:]

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from paperkit.estimators.result import Measurement
 from paperkit.linearize.batches import batches
@@ -33,7 +33,10 @@ from paperkit.linearize.linearize import (
     layers_of,
     linearize_in_chunks,
 )
-from paperkit.linearize.losses import get_loss
+from paperkit.linearize.losses import LOSSES, Loss, LossLike, get_loss
+from paperkit.linearize.network import network_outputs
+from paperkit.linearize.problem import measure_of
+from paperkit.linearize.samples import Inputs
 
 METHODS = ("auto", "exact", "hutchinson")
 
@@ -177,7 +180,7 @@ def _by_samples(
 def gradient_squares_from(
     linearization: Linearization,
     parameters: str | Sequence[str] = "all",
-    loss: str = "half_squared_error",
+    loss: LossLike = "half_squared_error",
 ) -> Tensor:
     r"""Return :math:`\|R_i\,\partial f_i/\partial\theta\|_F^2` of each sample.
 
@@ -230,10 +233,14 @@ def gradient_squares_from(
     return total
 
 
-def _factor(linearization: Linearization, loss: str) -> Tensor | None:
+def _factor(linearization: Linearization, loss: LossLike) -> Tensor | None:
     """Return R of the named loss, None where it is the identity."""
-    factor = get_loss(loss).hessian_factor
-    return None if loss == "half_squared_error" else factor(linearization.outputs)
+    known = get_loss(loss)
+    if known is LOSSES["half_squared_error"]:
+        return None
+    if known is linearization.loss:
+        return linearization.hessian_factor
+    return known.hessian_factor(linearization.outputs)
 
 
 def _check_all(parameters: str) -> None:
@@ -244,7 +251,7 @@ def _check_all(parameters: str) -> None:
 def gauss_newton_trace_from(
     linearization: Linearization,
     parameters: str | Sequence[str] = "all",
-    loss: str = "half_squared_error",
+    loss: LossLike = "half_squared_error",
 ) -> Measurement:
     """Return :func:`gauss_newton_trace` of a linearization.
 
@@ -268,7 +275,7 @@ def gauss_newton_trace_from(
 
 
 def layer_gauss_newton_traces_from(
-    linearization: Linearization, loss: str = "half_squared_error", *, sharing: str = "tied"
+    linearization: Linearization, loss: LossLike = "half_squared_error", *, sharing: str = "tied"
 ) -> dict[str, Measurement]:
     """Return :func:`layer_gauss_newton_traces` of a linearization."""
     return {
@@ -278,7 +285,7 @@ def layer_gauss_newton_traces_from(
 
 
 def layer_gradient_squares(
-    linearization: Linearization, loss: str = "half_squared_error", sharing: str = "tied"
+    linearization: Linearization, loss: LossLike = "half_squared_error", sharing: str = "tied"
 ) -> dict[str, Tensor]:
     """Return each sample's squared gradient norm by layer, (n,), float64."""
     if sharing not in SHARING:
@@ -287,11 +294,12 @@ def layer_gradient_squares(
     return {name: _SQUARES[sharing](layer, factor) for name, layer in linearization.layers.items()}
 
 
+@measure_of
 def gauss_newton_trace(
     model: nn.Module,
     data: object,
     parameters: str | Sequence[str] = "all",
-    loss: str = "half_squared_error",
+    loss: LossLike = "half_squared_error",
     *,
     method: str = "auto",
     probes: int = 10,
@@ -345,6 +353,7 @@ def gauss_newton_trace(
     chunks = linearize_samples(
         model,
         data,
+        loss,
         layers=None if everything else parameters,
         all_parameters=everything,
         memory_budget=memory_budget,
@@ -353,11 +362,12 @@ def gauss_newton_trace(
     return trace_measurement(torch.cat(values), "gauss_newton_trace", loss)
 
 
+@measure_of
 def layer_gauss_newton_traces(
     model: nn.Module,
     data: object,
     layers: Sequence[str] | None = None,
-    loss: str = "half_squared_error",
+    loss: LossLike = "half_squared_error",
     *,
     sharing: str = "tied",
     memory_budget: int = GIBIBYTE,
@@ -384,7 +394,7 @@ def layer_gauss_newton_traces(
         If an argument is unknown, or the data do not fit the model.
     """
     collected: dict[str, list[Tensor]] = {}
-    for chunk in linearize_samples(model, data, layers=layers, memory_budget=memory_budget):
+    for chunk in linearize_samples(model, data, loss, layers=layers, memory_budget=memory_budget):
         for name, values in layer_gradient_squares(chunk, loss, sharing).items():
             collected.setdefault(name, []).append(values)
     return {
@@ -396,18 +406,19 @@ def layer_gauss_newton_traces(
 def linearize_samples(
     model: nn.Module,
     data: object,
+    loss: LossLike = "half_squared_error",
     *,
     layers: Sequence[str] | None = None,
     input_jacobians: bool = False,
     all_parameters: bool = False,
     memory_budget: int = GIBIBYTE,
 ) -> Iterator[Linearization]:
-    """Linearize a stream of batches for measures in which neither loss nor targets matter.
+    """Linearize a stream of batches; targets may be of any kind where no curvature needs them.
 
     Parameters
     ----------
-    model, data, layers, input_jacobians, all_parameters, memory_budget
-        As in :func:`paperkit.linearize.linearize.linearize_in_chunks`; targets of any kind.
+    model, data, loss, layers, input_jacobians, all_parameters, memory_budget
+        As in :func:`paperkit.linearize.linearize.linearize_in_chunks`.
 
     Yields
     ------
@@ -419,15 +430,13 @@ def linearize_samples(
     ValueError
         As :func:`paperkit.linearize.linearize.linearize_in_chunks`.
     """
-    # Class 0 is a valid label of any model.
-    labelled = [
-        (inputs, torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device))
-        for inputs, _ in batches(data)
-    ]
+    known = get_loss(loss)
     for linearization, _ in linearize_in_chunks(
         model,
-        labelled,
-        layers=layers,
+        data,
+        known,
+        layers,
+        with_targets=known.curvature_needs_targets,
         input_jacobians=input_jacobians,
         all_parameters=all_parameters,
         memory_budget=memory_budget,
@@ -439,7 +448,7 @@ def _num_outputs(model: nn.Module, data: object) -> int:
     inputs, _ = next(batches(data))
     check_inputs(inputs)
     with evaluation(model) as parameters, torch.no_grad():
-        outputs = functional_call(model, parameters, (inputs[:1],))
+        outputs = network_outputs(model, parameters, inputs[:1])
     check_outputs(outputs, 1)
     return outputs.shape[1]
 
@@ -448,7 +457,7 @@ def _hutchinson(
     model: nn.Module,
     data: object,
     parameters: str | Sequence[str],
-    loss: str,
+    loss: Loss,
     probes: int,
     seed: int,
     memory_budget: int,
@@ -456,12 +465,10 @@ def _hutchinson(
     if probes < 2:
         raise ValueError(f"probes={probes} must be at least 2: one has no standard error.")
     names = None if isinstance(parameters, str) else _weight_names(model, parameters)
-    hessian_factor = get_loss(loss).hessian_factor
     generator = torch.Generator(device="cpu").manual_seed(seed)
     squares: list[Tensor] = []
     with evaluation(model) as leaves:
-        fixed = {name: leaf.detach() for name, leaf in leaves.items()}
-        chosen = {name: fixed[name] for name in (names or fixed)}
+        chosen = {name: leaves[name].detach() for name in (names or leaves)}
         # Each probe of each sample has a backward pass and a gradient of its own.
         size = sum(leaf.numel() * leaf.element_size() for leaf in chosen.values())
         chunks = Chunks(
@@ -470,12 +477,13 @@ def _hutchinson(
             lambda sample: probes * (sample.bytes_of(BACKWARD) + 4 * size),
             memory_budget,
         )
-        for inputs, _ in chunks(data):
+        for inputs, targets in chunks(data):
             with torch.no_grad():
-                outputs = functional_call(model, fixed, (inputs,))
+                outputs = network_outputs(model, leaves, inputs)
                 check_outputs(outputs, len(inputs))
-                factor = hessian_factor(outputs)
-            squares.append(_probe_squares(model, fixed, chosen, inputs, factor, probes, generator))
+                needed = targets if loss.curvature_needs_targets else None
+                factor = loss.hessian_factor(outputs, needed)
+            squares.append(_probe_squares(model, chosen, inputs, factor, probes, generator))
     values = torch.cat(squares, dim=1)
     # Probes of different samples are independent: the variances of the samples' means add up.
     variance = values.var(dim=0).mean() / values.numel()
@@ -497,9 +505,8 @@ def _weight_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
 
 def _probe_squares(
     model: nn.Module,
-    fixed: dict[str, Tensor],
     chosen: dict[str, Tensor],
-    inputs: Tensor,
+    inputs: Inputs,
     factor: Tensor,
     probes: int,
     generator: torch.Generator,
@@ -507,7 +514,7 @@ def _probe_squares(
     """Return ‖∂(vᵀ R f)/∂θ‖² for every probe and sample, (probes, n)."""
 
     def projection(parameters: dict[str, Tensor], x: Tensor, cotangent: Tensor) -> Tensor:
-        outputs = functional_call(model, {**fixed, **parameters}, (x.unsqueeze(0),))
+        outputs = network_outputs(model, parameters, x.unsqueeze(0))
         return (outputs[0] * cotangent).sum()
 
     def square(x: Tensor, cotangent: Tensor) -> Tensor:
@@ -517,11 +524,15 @@ def _probe_squares(
     bits = torch.randint(0, 2, (probes, *factor.shape[:2]), generator=generator, device="cpu")
     cotangents = torch.einsum("knr,nrc->knc", (2 * bits - 1).to(factor), factor)
     # Only the cotangents differ between probes: the forward pass is shared.
-    return vmap(vmap(square), in_dims=(None, 0))(inputs, cotangents).detach()
+    return vmap(vmap(square), in_dims=(None, 0))(inputs, cotangents).detach()  # type: ignore[arg-type]
 
 
 def trace_measurement(
-    values: Tensor, measure: str, loss: str, layer: str | None = None, sharing: str | None = None
+    values: Tensor,
+    measure: str,
+    loss: LossLike,
+    layer: str | None = None,
+    sharing: str | None = None,
 ) -> Measurement:
     """Return the mean of the samples' values (n,) as the named trace."""
     assumptions: dict[str, object] = {"deviation": float(values.std(correction=0))}

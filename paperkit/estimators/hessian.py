@@ -26,7 +26,9 @@ from paperkit.linearize.linearize import (
     Linearization,
     linearize_in_chunks,
 )
+from paperkit.linearize.losses import LossLike
 from paperkit.linearize.operators import CurvatureOperator, HessianOperator, ResidualOperator
+from paperkit.linearize.problem import measure_of
 
 TRACE_METHODS = ("auto", "exact", "split", "block_probes", "xtrace", "hutch++", "hutchinson")
 
@@ -70,10 +72,11 @@ _ESTIMATORS: dict[str, Callable[..., TraceEstimate]] = {
 }
 
 
+@measure_of
 def hessian_trace(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
     *,
     method: str = "auto",
@@ -262,12 +265,13 @@ class TopEigenvalues(Measurement):
     parameter_names: tuple[str, ...]
 
 
+@measure_of
 def hessian_top_eigenvalues(
     model: nn.Module,
     data: object,
     k: int = 1,
     which: str = "algebraic",
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
     *,
     tolerance: float = 1e-4,
@@ -356,10 +360,11 @@ class HessianDensity:
     loss: str
 
 
+@measure_of
 def spectral_density(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
     *,
     grid: Tensor | None = None,
@@ -417,5 +422,5 @@ def spectral_density(
         density.spectral_density(quadrature, grid, width),
         quadrature,
         operator.num_samples,
-        loss,
+        str(loss),
     )

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 
 from paperkit.estimators.baselines import exponential_losses, sample_losses
 from paperkit.estimators.result import Measurement
@@ -41,13 +41,15 @@ from paperkit.linearize import (
     Linearization,
     dense_empirical_fisher,
     dense_hessian,
-    get_loss,
     linearize,
 )
 from paperkit.linearize.batches import as_batch
 from paperkit.linearize.budget import FORWARD, TANGENT, Chunks, Footprint
-from paperkit.linearize.evaluation import check_outputs, check_targets, evaluation
+from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
+from paperkit.linearize.losses import LOSSES, Loss, LossLike, get_loss
+from paperkit.linearize.network import network_outputs
+from paperkit.linearize.problem import measure_of
 
 CURVATURES = ("fisher", "hessian")
 LABELS = ("model", "observed")
@@ -102,7 +104,9 @@ class DualGradients:
         return self.directions.numel()
 
 
-def dual_gradients(outputs: Tensor, targets: Tensor, loss: str = "cross_entropy") -> DualGradients:
+def dual_gradients(
+    outputs: Tensor, targets: Tensor, loss: LossLike = "cross_entropy"
+) -> DualGradients:
     """Write every sample's loss gradient in the rows of the Fisher factor.
 
     Parameters
@@ -111,8 +115,8 @@ def dual_gradients(outputs: Tensor, targets: Tensor, loss: str = "cross_entropy"
         (n, C); taken to float64 first.
     targets : Tensor
         Labels (n,), or (n, C) for the squared errors.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`. The squared errors count as Gaussian
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`. The squared errors count as Gaussian
         likelihoods: of unit variance for ``"half_squared_error"`` (derived here; the
         information-geometric paper's Appendix F was not at hand), of variance C/2 for ``"mse"``.
 
@@ -121,20 +125,43 @@ def dual_gradients(outputs: Tensor, targets: Tensor, loss: str = "cross_entropy"
     ValueError
         If the targets do not fit.
     """
-    check_targets(targets, outputs, loss)
+    loss = get_loss(loss)
+    loss.check(outputs, targets)
     logits = outputs.detach().to(torch.float64)
-    factor = get_loss(loss).hessian_factor(logits)
-    if loss == "cross_entropy":
+    if loss is LOSSES["cross_entropy"] and not targets.is_floating_point():
+        factor = loss.hessian_factor(logits)
         losses = sample_losses(logits, targets)
         index = targets.view(-1, 1, 1).expand(-1, factor.shape[1], 1)
         column = factor.gather(2, index).squeeze(2)
         directions = -torch.exp(0.5 * losses).unsqueeze(1) * column
         return DualGradients(factor, directions, losses, exponential_losses(logits, targets))
-    right = get_loss(loss).gradient(logits, targets).unsqueeze(2)
-    directions = torch.linalg.solve(factor.transpose(1, 2), right).squeeze(2)
+    loss.likelihood()  # refuses a loss without one
+    factor = loss.hessian_factor(logits, targets)
+    right = loss.gradient(logits, targets).unsqueeze(2)
+    directions = _solved(factor.transpose(1, 2), right).squeeze(2)
     return DualGradients(
         factor, directions, torch.zeros_like(directions[:, 0]), directions.square().sum(dim=1)
     )
+
+
+def _solved(matrices: Tensor, right: Tensor) -> Tensor:
+    """Solve for what lies in the range of each matrix.
+
+    Raises
+    ------
+    ValueError
+        If it does not, as far as round-off tells.
+    """
+    if matrices.shape[1] == matrices.shape[2]:
+        return torch.linalg.solve(matrices, right)
+    solution = torch.linalg.pinv(matrices) @ right
+    missing = (matrices @ solution - right).flatten(1).norm(dim=1)
+    if bool((missing > 1e-8 * right.flatten(1).norm(dim=1)).any()):
+        raise ValueError(
+            "outputs are so saturated that a loss gradient is not in the range of the Fisher "
+            "matrix in double precision: use hard labels, one for each sample."
+        )
+    return solution
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -216,10 +243,11 @@ class _Options:
     damping: float
 
 
+@measure_of
 def information_geometric_sharpness(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     *,
     batch_size: int | None = None,
     replacement: bool = False,
@@ -239,8 +267,8 @@ def information_geometric_sharpness(
         Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; F and the gradients come from all n samples.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     batch_size : int, optional
         b, from 1 to n; default 1, which is equation 6. The Fisher matrix is that of all data.
     replacement : bool
@@ -277,7 +305,12 @@ def information_geometric_sharpness(
     _require_room(dual.num_rows, dimension, memory_budget)
     if dual.num_rows <= dimension:
         linearization = linearize(
-            model, inputs, loss, all_parameters=True, memory_budget=memory_budget
+            model,
+            inputs,
+            loss,
+            targets=targets,
+            all_parameters=True,
+            memory_budget=memory_budget,
         )
         row_blocks = _compressed_rows(linearization, dual.factor)
     else:
@@ -335,7 +368,7 @@ def information_geometric_sharpness_from_jacobian(
     jacobian: Tensor,
     outputs: Tensor,
     targets: Tensor,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     *,
     batch_size: int | None = None,
     replacement: bool = False,
@@ -393,7 +426,7 @@ def _outputs(model: nn.Module, data: object, memory_budget: int) -> Tensor:
     with evaluation(model) as parameters, torch.no_grad():
         chunks = Chunks(model, parameters, lambda sample: sample.bytes_of(FORWARD), memory_budget)
         for inputs, _ in chunks(data):
-            parts.append(functional_call(model, parameters, (inputs,)))
+            parts.append(network_outputs(model, parameters, inputs))
             check_outputs(parts[-1], len(inputs))
     return torch.cat(parts)
 
@@ -458,7 +491,7 @@ def _streamed_rows(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
-    loss: str,
+    loss: Loss,
     factor: Tensor,
     dimension: int,
     memory_budget: int,
@@ -567,7 +600,7 @@ def _if_sensitive(steady: bool, by_tolerance: Mapping[float, float]) -> dict[str
 def _sharpness(
     row_blocks: RowBlocks,
     dual: DualGradients,
-    loss: str,
+    loss: Loss,
     dimension: int,
     dtype: torch.dtype,
     options: _Options,
@@ -630,10 +663,11 @@ def _sharpness(
 # ---------------------------------------------------------------------------------------------
 
 
+@measure_of
 def takeuchi_information_criterion(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     *,
     curvature: str = "fisher",
     tolerance: float | None = None,
@@ -732,10 +766,11 @@ def takeuchi_information_criterion(
     )
 
 
+@measure_of
 def fisher_rao_norm(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     *,
     labels: str = "model",
     memory_budget: int = GIBIBYTE,
@@ -753,8 +788,8 @@ def fisher_rao_norm(
         Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     labels : str
         ``"model"`` or ``"observed"``.
     memory_budget : int
@@ -773,7 +808,8 @@ def fisher_rao_norm(
     """
     if labels not in LABELS:
         raise ValueError(f"labels={labels!r} is unknown: use one of {', '.join(LABELS)}.")
-    factor_of = get_loss(loss).hessian_factor
+    if labels == "model":
+        loss.likelihood()  # refuses a loss without one
 
     def cost(sample: Footprint) -> float:
         return sample.bytes_of(TANGENT) + 8 * _FACTOR_COPIES * sample.num_outputs**2
@@ -782,18 +818,19 @@ def fisher_rao_norm(
     with evaluation(model) as parameters, torch.no_grad():
         for inputs, targets in Chunks(model, parameters, cost, memory_budget)(data):
             result = jvp(
-                lambda values, inputs=inputs: functional_call(model, values, (inputs,)),
+                lambda values, inputs=inputs: network_outputs(model, values, inputs),
                 (parameters,),
                 (parameters,),
             )
             outputs, response = result[0], result[1].to(torch.float64)
             check_outputs(outputs, len(inputs))
-            check_targets(targets, outputs, loss)
+            loss.check(outputs, targets)
             if labels == "model":
-                images = factor_of(outputs.to(torch.float64)) @ response.unsqueeze(2)
+                factor = loss.hessian_factor(outputs.to(torch.float64), targets)
+                images = factor @ response.unsqueeze(2)
                 terms.append(images.flatten(1).square().sum(dim=1))
             else:
-                residuals = get_loss(loss).gradient(outputs.to(torch.float64), targets)
+                residuals = loss.gradient(outputs.to(torch.float64), targets)
                 terms.append((residuals * response).sum(dim=1).square())
     values = torch.cat(terms)
     return Measurement(

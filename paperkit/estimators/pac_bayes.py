@@ -19,15 +19,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from paperkit.estimators.adaptive_sharpness import gaussian_like, select_parameters
 from paperkit.estimators.parameter_norm import parameter_norm
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import generator_of
 from paperkit.linearize.budget import FORWARD, Chunks
-from paperkit.linearize.evaluation import check_outputs, check_targets, evaluation
+from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE
+from paperkit.linearize.losses import LOSSES
+from paperkit.linearize.network import network_outputs
+from paperkit.linearize.problem import measure_of
 
 FORMS = ("flat", "original")
 
@@ -62,6 +64,7 @@ class PacBayesFlatness(Measurement):
     drop: float
 
 
+@measure_of
 def pac_bayes_flatness(
     model: nn.Module,
     data: object,
@@ -214,10 +217,10 @@ def _accuracy(
     """Return the accuracy and the number of samples; noise may make outputs infinite: wrong."""
     correct = n = 0
     for inputs, labels in chunks(data):
-        outputs = functional_call(model, parameters, (inputs,))
+        outputs = network_outputs(model, parameters, inputs)
         if not noisy:
             check_outputs(outputs, len(inputs))
-            check_targets(labels, outputs, "cross_entropy")
+            LOSSES["cross_entropy"].check(outputs, labels)
         finite = torch.isfinite(outputs).all(dim=1)
         correct += int((finite & (outputs.argmax(dim=1) == labels)).sum())
         n += len(inputs)

@@ -21,13 +21,16 @@ from paperkit.estimators.parameter_norm import weight_names
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.eigenpairs import top_eigenpairs
 from paperkit.linearize.linearize import GIBIBYTE
+from paperkit.linearize.losses import LossLike
 from paperkit.linearize.operators import HessianOperator
+from paperkit.linearize.problem import measure_of
 
 
+@measure_of
 def rangamani_sharpness(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
     *,
     tolerance: float = 1e-4,
@@ -43,8 +46,8 @@ def rangamani_sharpness(
         Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     parameters : sequence of str, optional
         Names from ``model.named_parameters()``; default the weight tensors
         (:func:`paperkit.estimators.weight_names`). Biases and normalisation have

@@ -35,7 +35,6 @@ from paperkit.estimators.result import Measurement
 from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.traces import hutchinson
 from paperkit.linearize.batches import batches
-from paperkit.linearize.evaluation import check_targets
 from paperkit.linearize.layer import LayerLinearization
 from paperkit.linearize.linearize import (
     GIBIBYTE,
@@ -43,16 +42,19 @@ from paperkit.linearize.linearize import (
     layer_groups,
     linearize_in_chunks,
 )
+from paperkit.linearize.losses import Loss, LossLike
 from paperkit.linearize.operators import HessianOperator
+from paperkit.linearize.problem import measure_of
 
 VECTORS_AT_ONCE = 64
 """Hessian products asked for together; more only cost memory."""
 
 
+@measure_of
 def relative_flatness(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     layers: Sequence[str] | None = None,
     *,
     weight_decay: float = 0.0,
@@ -74,8 +76,8 @@ def relative_flatness(
         Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     layers : sequence of str, optional
         Module names; default the last linear or convolution layer of the forward pass. The rows
         of a convolution are its flattened filters. Filters of different groups read different
@@ -184,7 +186,7 @@ def relative_flatness_from(
         If the targets do not fit, a layer is missing, or its Gauss–Newton block need not be its
         Hessian block.
     """
-    check_targets(targets, linearization.outputs, linearization.loss)
+    linearization.loss.check(linearization.outputs, targets)
     _check_weight_decay(weight_decay)
     results = {}
     for name in list(linearization.layers)[-1:] if layers is None else layers:
@@ -318,7 +320,7 @@ def unit_vectors(dimension: int, dtype: torch.dtype, device: torch.device) -> It
 
 def _result(
     layer: LayerLinearization,
-    loss: str,
+    loss: Loss,
     n: int,
     value: float,
     weight_decay: float,

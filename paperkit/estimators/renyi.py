@@ -23,9 +23,10 @@ from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
 from paperkit.linearize import LayerLinearization, dense_hessian, linearize
 from paperkit.linearize.batches import as_batch
-from paperkit.linearize.evaluation import check_targets
 from paperkit.linearize.linearize import GIBIBYTE, MemoryBudgetError, layer_groups
+from paperkit.linearize.losses import Loss, LossLike
 from paperkit.linearize.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
+from paperkit.linearize.problem import measure_of
 
 METHODS = ("auto", "exact", "lanczos")
 
@@ -75,11 +76,12 @@ class _Settings:
         return 2 * size * size * _BYTES <= self.memory_budget
 
 
+@measure_of
 def renyi_sharpness(
     model: nn.Module,
     data: object,
     alpha: float | Sequence[float] = (0.5, 1.5),
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     layers: Sequence[str] | None = None,
     method: str = "auto",
     *,
@@ -101,8 +103,8 @@ def renyi_sharpness(
         ``(inputs, targets)``, or batches of them; all n samples count equally.
     alpha : float or sequence of float
         One order or several; they share one set of spectra. Positive; α = 1 is the Shannon limit.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     layers : sequence of str, optional
         Module names; default every linear and convolution layer, without biases and normalisation.
     method : str
@@ -148,13 +150,14 @@ def renyi_sharpness(
     results: dict[str, dict[float, RenyiSharpness]] = {}
     for group in layer_groups(model, inputs, layers, memory_budget):
         try:
-            linearization = linearize(model, inputs, loss, group, memory_budget=memory_budget)
+            linearization = linearize(
+                model, inputs, loss, group, targets=targets, memory_budget=memory_budget
+            )
         except MemoryBudgetError:
             if method == "exact":
                 raise
             results |= _streamed(model, (inputs, targets), loss, group, settings)
             continue
-        check_targets(targets, linearization.outputs, loss)
         for name, layer in linearization.layers.items():
             results[name] = _of_layer(layer, model, (inputs, targets), loss, settings)
     return _unpacked(results, alpha)
@@ -165,7 +168,7 @@ def renyi_sharpness_from(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
-    loss: str,
+    loss: Loss,
     alpha: Sequence[float] = (0.5, 1.5),
     *,
     policy: str = "abs",
@@ -184,11 +187,12 @@ def renyi_sharpness_from(
     }
 
 
+@measure_of
 def global_renyi_sharpness(
     model: nn.Module,
     data: object,
     alpha: float | Sequence[float] = (0.5, 1.5),
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     method: str = "auto",
     *,
     policy: str = "abs",
@@ -285,7 +289,7 @@ def _of_layer(
     layer: LayerLinearization,
     model: nn.Module,
     data: tuple[Tensor, Tensor],
-    loss: str,
+    loss: Loss,
     settings: _Settings,
 ) -> dict[float, RenyiSharpness]:
     """Return one layer's results by order, exactly if the method and the budget allow it."""
@@ -341,12 +345,19 @@ def _of_layer(
 def _streamed(
     model: nn.Module,
     data: tuple[Tensor, Tensor],
-    loss: str,
+    loss: Loss,
     layers: Sequence[str],
     settings: _Settings,
 ) -> dict[str, dict[float, RenyiSharpness]]:
     """Estimate from products that stream over the data, for layers whose pairs do not fit."""
-    few = linearize(model, data[0][:2], loss, layers, memory_budget=settings.memory_budget)
+    few = linearize(
+        model,
+        data[0][:2],
+        loss,
+        layers,
+        targets=data[1][:2],
+        memory_budget=settings.memory_budget,
+    )
     results = {}
     for name, layer in few.layers.items():
         kind = GaussNewtonOperator if layer.exact_block else HessianOperator

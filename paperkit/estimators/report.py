@@ -38,6 +38,8 @@ from paperkit.linearize.linearize import (
     held_bytes,
     linearize_in_chunks,
 )
+from paperkit.linearize.losses import Loss, LossLike
+from paperkit.linearize.problem import measure_of
 
 # Of the representation: they need the Jacobians in the layers' inputs.
 _NETWORK_INPUT = (
@@ -149,11 +151,12 @@ def _row(one: Measurement) -> dict[str, Any]:
     }
 
 
+@measure_of
 def measure(
     model: nn.Module,
     data: object,
     measures: Sequence[str] | str = DEFAULT_MEASURES,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     *,
     alpha: Sequence[float] = (0.5, 1.5),
     seed: int = 0,
@@ -174,8 +177,8 @@ def measure(
         is due to the layers' weights; ``relative_flatness`` is that of the last layer;
         ``layer_gauss_newton_traces`` and ``gauss_newton_trace`` are those of equation 3 of the
         compression paper, for ½‖f − y‖².
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     alpha : sequence of float
         Orders of the Rényi sharpness.
     seed : int
@@ -222,7 +225,7 @@ def measure(
 def _from_one_pass(
     model: nn.Module,
     pair: tuple[Tensor, Tensor],
-    loss: str,
+    loss: Loss,
     wanted: set[str],
     orders: tuple[float, ...],
     seed: int,
@@ -352,7 +355,7 @@ class _Sums:
             total[key] = total.get(key, 0.0) + chunk.num_samples * value
 
     def results(
-        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: str
+        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: Loss
     ) -> dict[str, Result]:
         samples = {name: torch.cat(parts) for name, parts in self.samples.items()}
         layers = {
@@ -388,7 +391,7 @@ class _Sums:
         return results | self._exact_blocks(model, pair, loss)
 
     def _exact_blocks(
-        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: str
+        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: Loss
     ) -> dict[str, Result]:
         results: dict[str, Result] = {}
         if "relative_flatness" in self.wanted:
@@ -413,7 +416,7 @@ class _Sums:
             results["adaptive_weight_sharpness"] = self._adaptive(model, pair, loss)
         return results
 
-    def _adaptive(self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: str) -> Measurement:
+    def _adaptive(self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: Loss) -> Measurement:
         if self.exact:
             by_parameter = self.means["adaptive_weight_sharpness"]
             return Measurement(

@@ -19,7 +19,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from paperkit.estimators.gauss_newton_trace import linearize_samples
 from paperkit.estimators.result import Measurement
@@ -30,6 +29,8 @@ from paperkit.linearize.batches import batches
 from paperkit.linearize.budget import REPEATED, Chunks, Footprint
 from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE, Linearization, refuse_interaction
+from paperkit.linearize.network import network_outputs
+from paperkit.linearize.problem import measure_of
 
 T = TypeVar("T")
 
@@ -329,6 +330,7 @@ def _layer_jacobians(linearization: Linearization) -> dict[str, list[Tensor]]:
 # --- of a model and data ------------------------------------------------------------------------
 
 
+@measure_of
 def maximum_local_sensitivity(
     model: nn.Module,
     data: object,
@@ -380,6 +382,7 @@ def maximum_local_sensitivity(
     return mean_measurement(values, "maximum_local_sensitivity", used, converged)
 
 
+@measure_of
 def normalized_maximum_local_sensitivity(
     model: nn.Module,
     data: object,
@@ -417,6 +420,7 @@ def normalized_maximum_local_sensitivity(
     return mean_measurement(values, "normalized_maximum_local_sensitivity", used, converged)
 
 
+@measure_of
 def input_invariant_local_sensitivity(
     model: nn.Module, data: object, *, memory_budget: int = GIBIBYTE
 ) -> Measurement:
@@ -444,6 +448,7 @@ def input_invariant_local_sensitivity(
     return mean_measurement(values, "input_invariant_local_sensitivity")
 
 
+@measure_of
 def log_volume(
     model: nn.Module,
     data: object,
@@ -482,6 +487,7 @@ def log_volume(
     return mean_volume(values, k, average)
 
 
+@measure_of
 def local_dimension(
     model: nn.Module, data: object, *, memory_budget: int = GIBIBYTE
 ) -> Measurement:
@@ -509,6 +515,7 @@ def local_dimension(
     return mean_dimension(values)
 
 
+@measure_of
 def network_maximum_local_sensitivity(
     model: nn.Module,
     data: object,
@@ -546,6 +553,7 @@ def network_maximum_local_sensitivity(
     )
 
 
+@measure_of
 def network_log_volume(
     model: nn.Module,
     data: object,
@@ -719,7 +727,7 @@ def _over_graphs(
         def of_chunk(inputs: Tensor, check: bool) -> T:
             # In a frame of its own, so that no graph outlives the chunk.
             x = inputs.detach().requires_grad_()
-            outputs = functional_call(model, parameters, (x,))
+            outputs = network_outputs(model, parameters, x)
             check_outputs(outputs, len(x))
             if check:
                 refuse_interaction(model, parameters, inputs, outputs.detach())

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from paperkit.linearize.losses import Loss
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -22,8 +24,8 @@ class Measurement:
     n : int
         Samples.
     loss : str or None
-        The loss with its reduction, a name from :data:`paperkit.linearize.LOSSES`; None where the
-        measure has no loss in it.
+        The name of the loss, with its reduction; None where the measure has no loss in it. A
+        :class:`paperkit.linearize.Loss` may be given.
     layer : str or None
         The module's name, for a measure of a single layer.
     standard_error : float or None
@@ -44,13 +46,17 @@ class Measurement:
     measure: str
     method: str
     n: int
-    loss: str | None = None
+    loss: str | Loss | None = None
     layer: str | None = None
     standard_error: float | None = None
     bracket: tuple[float, float] | None = None
     probes: int | None = None
     converged: bool = True
     assumptions: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.loss is not None:  # a Loss names itself
+            object.__setattr__(self, "loss", str(self.loss))
 
     def __float__(self) -> float:
         return self.value

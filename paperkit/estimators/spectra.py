@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from paperkit.linalg.gram import Spectrum
 from paperkit.linearize import LayerLinearization, dense_hessian, linearize
 from paperkit.linearize.batches import as_batch
-from paperkit.linearize.evaluation import check_targets
 from paperkit.linearize.linearize import GIBIBYTE, layer_groups
+from paperkit.linearize.losses import LossLike
+from paperkit.linearize.problem import measure_of
 
 MAX_DENSE = 2048
 """The largest matrix that is written out where no other exact way is known."""
@@ -62,10 +63,11 @@ class LayerSpectrum(Spectrum):
         return min(self.n * (self.num_outputs - 1), self.dimension)
 
 
+@measure_of
 def layer_spectra(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     layers: Sequence[str] | None = None,
     *,
     max_dense: int = MAX_DENSE,
@@ -84,8 +86,8 @@ def layer_spectra(
         Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     layers : sequence of str, optional
         Module names; default every linear and convolution layer. Biases and the parameters of
         normalisation layers do not belong to any layer.
@@ -111,9 +113,14 @@ def layer_spectra(
     spectra = {}
     for group in layer_groups(model, inputs, layers, memory_budget):
         linearization = linearize(
-            model, inputs, loss, group, chunk_size=chunk_size, memory_budget=memory_budget
+            model,
+            inputs,
+            loss,
+            group,
+            targets=targets,
+            chunk_size=chunk_size,
+            memory_budget=memory_budget,
         )
-        check_targets(targets, linearization.outputs, loss)
         _refuse_large(linearization.layers.values(), max_dense)
         for name, layer in linearization.layers.items():
             spectra[name] = layer_spectrum(layer, model, inputs, targets, loss)
@@ -121,7 +128,7 @@ def layer_spectra(
 
 
 def layer_spectrum(
-    layer: LayerLinearization, model: nn.Module, inputs: Tensor, targets: Tensor, loss: str
+    layer: LayerLinearization, model: nn.Module, inputs: Tensor, targets: Tensor, loss: LossLike
 ) -> LayerSpectrum:
     """Return one layer's spectrum: from its pairs where its block is exact, else written out.
 
@@ -146,7 +153,7 @@ def layer_spectrum(
         num_outputs=layer.hessian_factor.shape[2],
         method="gram" if layer.exact_block else "dense",
         obstacle=layer.obstacle,
-        loss=loss,
+        loss=str(loss),
     )
 
 

@@ -17,15 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from paperkit.estimators.adaptive_sharpness import loss_value, select_parameters
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import generator_of
 from paperkit.linearize.batches import batches
 from paperkit.linearize.budget import BACKWARD, Chunks
-from paperkit.linearize.evaluation import check_outputs, check_targets, evaluation
+from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE
+from paperkit.linearize.losses import Loss, LossLike
+from paperkit.linearize.network import displaced, network_outputs
+from paperkit.linearize.problem import measure_of
 
 SCALED = ("all", "weight")
 
@@ -44,10 +46,11 @@ _LATE_GAIN = 0.01
 _FEWEST_STEPS = 8
 
 
+@measure_of
 def sam_sharpness(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
     *,
     rho: float = 0.05,
@@ -66,8 +69,8 @@ def sam_sharpness(
         uses its frozen statistics), left as found.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
-    loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     parameters : sequence of str, optional
         Which to perturb, names from ``model.named_parameters()``; default all.
     rho : float
@@ -104,10 +107,11 @@ def sam_sharpness(
     )
 
 
+@measure_of
 def asam_sharpness(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
     *,
     rho: float = 0.5,
@@ -168,7 +172,7 @@ def _sharpness(
     measure: str,
     model: nn.Module,
     data: object,
-    loss: str,
+    loss: Loss,
     chosen: dict[str, nn.Parameter],
     scale: Tensor | None,
     settings: dict[str, Any],
@@ -220,7 +224,7 @@ class _Objective:
         model: nn.Module,
         leaves: dict[str, Tensor],
         data: object,
-        loss: str,
+        loss: Loss,
         names: list[str],
         scale: Tensor | None,
         chunks: Chunks,
@@ -239,21 +243,25 @@ class _Objective:
         shift = u if self.scale is None else self.scale * u
         parts = (self.centre + shift).split([self.leaves[name].numel() for name in self.names])
         moved = {
-            name: part.view_as(self.leaves[name]).to(self.leaves[name].dtype).requires_grad_()
+            name: part.view_as(self.leaves[name])
             for name, part in zip(self.names, parts, strict=True)
         }
+        chosen = [self.leaves[name] for name in self.names]
         total, gradient, self.n = 0.0, torch.zeros_like(u), 0
-        for inputs, targets in self.chunks(self.data):
-            outputs = functional_call(self.model, self.leaves | moved, (inputs,))
-            check_outputs(outputs, len(inputs))
-            check_targets(targets, outputs, self.loss)
-            value = loss_value(self.loss, outputs, targets)
-            gradients = torch.autograd.grad(
-                value, list(moved.values()), allow_unused=True, materialize_grads=True
-            )
-            total += len(inputs) * float(value.detach())
-            gradient += len(inputs) * torch.cat([part.flatten() for part in gradients]).to(u.dtype)
-            self.n += len(inputs)
+        # In place, so that also a pass back that runs the model again finds the moved weights.
+        with displaced(self.leaves, moved):
+            for inputs, targets in self.chunks(self.data):
+                outputs = network_outputs(self.model, self.leaves, inputs)
+                check_outputs(outputs, len(inputs))
+                self.loss.check(outputs, targets)
+                value = loss_value(self.loss, outputs, targets)
+                gradients = torch.autograd.grad(
+                    value, chosen, allow_unused=True, materialize_grads=True
+                )
+                total += len(inputs) * float(value.detach())
+                parts = torch.cat([part.flatten() for part in gradients])
+                gradient += len(inputs) * parts.to(u.dtype)
+                self.n += len(inputs)
         gradient /= self.n
         return total / self.n, gradient if self.scale is None else self.scale * gradient
 

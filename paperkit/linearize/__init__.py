@@ -1,6 +1,6 @@
 """A network and a batch → the inputs and output Jacobians of its layers, and their curvature."""
 
-from paperkit.linearize.batches import batches
+from paperkit.linearize.batches import Batches, DataChangedError, batches
 from paperkit.linearize.dense import (
     dense_empirical_fisher,
     dense_gauss_newton,
@@ -20,6 +20,7 @@ from paperkit.linearize.linearize import (
     linearize_in_chunks,
 )
 from paperkit.linearize.losses import LOSSES, Loss, get_loss
+from paperkit.linearize.network import Network
 from paperkit.linearize.operators import (
     CurvatureOperator,
     EmpiricalFisherOperator,
@@ -28,10 +29,13 @@ from paperkit.linearize.operators import (
     HessianOperator,
     ResidualOperator,
 )
+from paperkit.linearize.samples import Samples
 
 __all__ = [
     "LOSSES",
+    "Batches",
     "CurvatureOperator",
+    "DataChangedError",
     "EmpiricalFisherOperator",
     "FisherOperator",
     "GaussNewtonOperator",
@@ -42,8 +46,10 @@ __all__ = [
     "Linearization",
     "Loss",
     "MemoryBudgetError",
+    "Network",
     "OperatorNorm",
     "ResidualOperator",
+    "Samples",
     "SamplesInteractError",
     "batches",
     "dense_empirical_fisher",

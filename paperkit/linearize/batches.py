@@ -2,76 +2,184 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
-from torch import cat as concatenate
+
+from paperkit.linearize.samples import Inputs, Samples, concatenate
 
 _ADVICE = "pass (inputs, targets) or an iterable of such batches"
 
+# Under these names a batch that is a dict holds its targets.
+_TARGET_KEYS = ("labels", "label", "targets", "target")
 
-def batches(data: object) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of ``data``, whose sizes may differ.
+# Sums over the data of two passes may differ by the order of the additions, not by more.
+_SAME = 1e-9
+
+
+class DataChangedError(ValueError):
+    """The data gave other samples in another pass."""
+
+
+class Batches:
+    """Data that can be read more than once, and are the same each time.
 
     Parameters
     ----------
     data : pair, object or iterable
         ``(inputs, targets)``; an object with these attributes; or an iterable of such pairs, for
-        example a ``DataLoader``. It is read anew at every pass, so a generator is refused.
-
-    Yields
-    ------
-    tuple of Tensor
-        Inputs (n_b, …) and targets (n_b, …).
+        example a ``DataLoader``, which is read anew at every pass. Inputs are a tensor, or a tuple
+        or dict of tensors; a batch may be one dict that has its targets under ``labels``.
+    device : torch.device, optional
+        Where batches are moved to.
 
     Raises
     ------
     TypeError
         If ``data`` is of another kind.
-    ValueError
-        If there is no batch, or a batch is empty or has unequal numbers of inputs and targets.
     """
-    if _is_pair(data):
-        yield _checked(*data)  # type: ignore[misc]
-        return
+
+    def __init__(self, data: object, device: torch.device | None = None) -> None:
+        self.device = device
+        self._data = data
+        self._single = _pair(data)
+        self._first_pass: tuple[int, float, float] | None = None
+        if self._single is not None:
+            self._single = self._checked(*self._single)
+        elif isinstance(data, Iterator):
+            raise TypeError(
+                "data is a generator, which can be read only once: pass a list or a DataLoader."
+            )
+        elif not isinstance(data, Iterable) or isinstance(data, Tensor | str | Mapping):
+            raise TypeError(f"data is a {type(data).__name__}: {_ADVICE}.")
+
+    @classmethod
+    def of(cls, data: object, device: torch.device | None = None) -> Batches:
+        """Return the data themselves if they are batches already."""
+        return data if isinstance(data, cls) else cls(data, device)
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        """Yield inputs (n_b, …) and targets (n_b, …).
+
+        Raises
+        ------
+        TypeError
+            If a batch is of another kind.
+        ValueError
+            If there is no batch, or one is empty or has unequal numbers of inputs and targets.
+        DataChangedError
+            A ValueError: if a whole pass had other samples than the first.
+        """
+        if self._single is not None:
+            yield self._single
+            return
+        count, total, squares = 0, 0.0, 0.0
+        for batch in self._data:  # type: ignore[attr-defined]
+            pair = _pair(batch)
+            if pair is None:
+                raise TypeError(f"data has a batch of type {type(batch).__name__}: {_ADVICE}.")
+            inputs, targets = self._checked(*pair)
+            part, power = _content(inputs, targets)
+            count, total, squares = count + len(inputs), total + part, squares + power
+            yield inputs, targets
+        if count == 0:
+            raise ValueError(f"data is empty: {_ADVICE}.")
+        self._refuse_change((count, total, squares))
+
+    def _refuse_change(self, seen: tuple[int, float, float]) -> None:
+        if self._first_pass is None:
+            self._first_pass = seen
+            return
+        count, total, squares = self._first_pass
+        scale = _SAME * (squares * max(count, 1)) ** 0.5 + 1e-300
+        if seen[0] != count or not (
+            abs(seen[1] - total) <= scale and abs(seen[2] - squares) <= _SAME * squares + 1e-300
+        ):
+            raise DataChangedError(
+                "data gave other samples in another pass: it augments, or shuffles and drops a "
+                "part; pass one draw of it, list(data), or a loader without either."
+            )
+
+    def _checked(self, inputs: Any, targets: Tensor) -> tuple[Inputs, Tensor]:
+        inputs = inputs if isinstance(inputs, Tensor | Samples) else Samples(inputs)
+        if isinstance(inputs, Tensor) and inputs.ndim == 0:
+            raise ValueError("inputs is a single number: samples come first, (n, …).")
+        if targets.ndim == 0 or len(inputs) != len(targets):
+            entries = len(targets) if targets.ndim else 0
+            raise ValueError(f"targets has {entries} entries for {len(inputs)} inputs.")
+        if len(inputs) == 0:
+            raise ValueError("data has an empty batch: pass at least one sample.")
+        if isinstance(inputs, Tensor) and inputs.is_complex():
+            raise ValueError(
+                "inputs is complex: pass its real and imaginary parts (torch.view_as_real) and "
+                "join them in the model."
+            )
+        return _recordable(inputs, self.device), _recordable(targets, self.device)
+
+    def joined(self) -> tuple[Any, Tensor]:
+        """Return all data as one pair."""
+        inputs, targets = zip(*self, strict=True)
+        return concatenate(inputs), targets[0] if len(targets) == 1 else torch.cat(targets)
+
+
+def _recordable(value: Any, device: torch.device | None) -> Any:
+    """Move to a device; copy what was made in inference mode, which no graph may hold."""
+    if isinstance(value, Samples):
+        return value.map(lambda part: _recordable(part, device))
+    if device is not None and value.device != device:
+        value = value.to(device)
+    if value.is_inference():
+        with torch.inference_mode(False):
+            value = value.clone()
+    return value
+
+
+def _content(inputs: Inputs, targets: Tensor) -> tuple[float, float]:
+    """Return a weighted sum over the batch's entries and a sum of squares.
+
+    The order of samples does not matter, their own entries' order does.
+    """
+    total = power = 0.0
+    parts = inputs.tensors() if isinstance(inputs, Samples) else [inputs]
+    for tensor in (*parts, targets):
+        rows = tensor.detach().reshape(len(tensor), -1).to(torch.float64)
+        weights = torch.cos(torch.arange(rows.shape[1], dtype=torch.float64, device=rows.device))
+        total += float((rows @ weights).sum())
+        power += float(rows.square().sum())
+    return total, power
+
+
+def batches(data: object) -> Iterator[tuple[Any, Tensor]]:
+    """Yield the batches of ``data``, whose sizes may differ; see :class:`Batches`."""
+    return iter(Batches.of(data))
+
+
+def as_batch(data: object) -> tuple[Any, Tensor]:
+    """Return all of ``data`` as one pair; for what it may be and errors, see :class:`Batches`."""
+    return Batches.of(data).joined()
+
+
+def _pair(data: object) -> tuple[Any, Tensor] | None:
+    """Return inputs and targets if the object holds one batch."""
+    if isinstance(data, tuple | list):
+        if len(data) == 2 and isinstance(data[1], Tensor) and _are_inputs(data[0]):
+            return data[0], data[1]
+        return None
     if hasattr(data, "inputs") and hasattr(data, "targets"):
-        yield _checked(data.inputs, data.targets)
-        return
-    if isinstance(data, Iterator):
-        raise TypeError(
-            "data is a generator, which can be read only once: pass a list or a DataLoader."
-        )
-    if not isinstance(data, Iterable) or isinstance(data, Tensor):
-        raise TypeError(f"data is a {type(data).__name__}: {_ADVICE}.")
-    count = 0
-    for batch in data:
-        if not _is_pair(batch):
-            raise TypeError(f"data has a batch of type {type(batch).__name__}: {_ADVICE}.")
-        count += 1
-        yield _checked(*batch)
-    if count == 0:
-        raise ValueError(f"data is empty: {_ADVICE}.")
+        return data.inputs, data.targets
+    if isinstance(data, Mapping):
+        for key in _TARGET_KEYS:
+            if isinstance(data.get(key), Tensor):
+                return {name: part for name, part in data.items() if name != key}, data[key]
+    return None
 
 
-def as_batch(data: object) -> tuple[Tensor, Tensor]:
-    """Return all of ``data`` as one pair; for what it may be and errors, see :func:`batches`."""
-    inputs, targets = zip(*batches(data), strict=True)
-    if len(inputs) == 1:
-        return inputs[0], targets[0]
-    return concatenate(inputs), concatenate(targets)
-
-
-def _is_pair(data: object) -> bool:
-    return (
-        isinstance(data, tuple | list)
-        and len(data) == 2
-        and all(isinstance(part, Tensor) for part in data)
-    )
-
-
-def _checked(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    if len(inputs) != len(targets):
-        raise ValueError(f"targets has {len(targets)} entries for {len(inputs)} inputs.")
-    if len(inputs) == 0:
-        raise ValueError("data has an empty batch: pass at least one sample.")
-    return inputs, targets
+def _are_inputs(value: object) -> bool:
+    if isinstance(value, Tensor | Samples):
+        return True
+    if isinstance(value, Mapping):
+        return any(isinstance(part, Tensor) for part in value.values())
+    # A list of two tensors is one batch, a list of two batches is not.
+    return isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value)

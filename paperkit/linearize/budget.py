@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from paperkit.linearize.batches import batches
 from paperkit.linearize.evaluation import SavedStorages, check_inputs, check_outputs
 from paperkit.linearize.linearize import refuse_interaction
+from paperkit.linearize.network import network_outputs
+from paperkit.linearize.samples import Inputs
 
 # Peak bytes above model and data in units of what a forward pass saves for backward: the most that
 # was measured, in single and double precision, on two MLPs, ResNet-20 and two small convolution
@@ -63,7 +64,7 @@ class Footprint:
         return factor * self.saved + self.workspace + 8 * _LOSS_ENTRIES * self.num_outputs
 
 
-def footprint(model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Footprint:
+def footprint(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) -> Footprint:
     """Run the first sample forward and add up what it leaves behind.
 
     To be called within :func:`paperkit.linearize.evaluation.evaluation`.
@@ -92,7 +93,7 @@ def footprint(model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -
 
 
 def _footprint(
-    model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, count: int
+    model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs, count: int
 ) -> Footprint:
     fixed = [*parameters.values(), *model.buffers()]
     saved = SavedStorages(fixed)
@@ -109,7 +110,7 @@ def _footprint(
     try:
         # A copy of the samples, since a view would count the storage of the whole batch.
         with torch.enable_grad(), saved.noted():
-            outputs = functional_call(model, parameters, (inputs[:count].clone(),))
+            outputs = network_outputs(model, parameters, inputs[:count].clone())
     finally:
         for handle in handles:
             handle.remove()
@@ -117,7 +118,7 @@ def _footprint(
     return Footprint(
         saved=max(1, saved.bytes() // count),
         workspace=max(unfolded) // count,
-        num_inputs=inputs[0].numel(),
+        num_inputs=inputs[:1].numel(),
         num_outputs=outputs.shape[1],
         element_size=outputs.element_size(),
         fewest=count,
@@ -163,7 +164,7 @@ class Chunks:
         self._fitting: dict[tuple, tuple[int, int]] = {}
         self._checked: set[tuple] = set()
 
-    def __call__(self, data: object) -> Iterator[tuple[Tensor, Tensor]]:
+    def __call__(self, data: object) -> Iterator[tuple[Any, Tensor]]:
         """Yield the samples in their order, as many of a batch at a time as fit.
 
         One at least, two where the model fails on one.
@@ -186,7 +187,7 @@ class Chunks:
             sizes = self._sizes(inputs)
             yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
 
-    def _sizes(self, inputs: Tensor) -> list[int]:
+    def _sizes(self, inputs: Inputs) -> list[int]:
         """Return sizes that differ by one at most: a small last chunk would idle the processor."""
         key = (inputs.shape[1:], inputs.dtype)
         if key not in self._fitting:
@@ -200,6 +201,6 @@ class Chunks:
             self._checked.add(key)
             first = inputs[: 2 * fewest]
             with torch.no_grad():
-                outputs = functional_call(self.model, self.parameters, (first,))
+                outputs = network_outputs(self.model, self.parameters, first)
             refuse_interaction(self.model, self.parameters, first, outputs)
         return [n // pieces + (index < n % pieces) for index in range(pieces)]

@@ -7,21 +7,23 @@ networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from paperkit.linearize.evaluation import check_inputs, check_outputs, check_targets, evaluation
-from paperkit.linearize.losses import get_loss
+from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.linearize.losses import Loss, LossLike, get_loss
+from paperkit.linearize.network import Network, network_outputs
+from paperkit.linearize.problem import refuse_cut, settled
+from paperkit.linearize.samples import Inputs
 
 # Backward passes that share one sweep through the graph; more only cost memory.
 _ROWS_AT_ONCE = 64
 
 
 def select_parameters(
-    parameters: dict[str, Tensor], names: Sequence[str] | None
+    parameters: Mapping[str, Tensor], names: Sequence[str] | None
 ) -> tuple[list[str], list[Tensor]]:
     """Return the names and the tensors of the chosen parameters; None chooses all.
 
@@ -30,7 +32,7 @@ def select_parameters(
     ValueError
         If a name is unknown or none is chosen.
     """
-    chosen = list(parameters) if names is None else list(names)
+    chosen = list(parameters) if names is None else list(dict.fromkeys(names))
     unknown = [name for name in chosen if name not in parameters]
     if unknown or not chosen:
         raise ValueError(
@@ -65,10 +67,10 @@ def _rows(outputs: Tensor, sources: Sequence[Tensor]) -> Tensor:
 
 def hessian_product(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     vectors: Tensor,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
 ) -> Tensor:
     """Multiply the loss Hessian, or a diagonal block of it, with vectors (Pearlmutter 1994).
@@ -81,8 +83,8 @@ def hessian_product(
         One batch; the loss is the mean over its n samples.
     vectors : Tensor
         Shape (d,) or (k, d), the parameters flattened row-major in the order of ``parameters``.
-    loss : str
-        A name from :data:`paperkit.linearize.losses.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     parameters : sequence of str, optional
         Names from ``model.named_parameters()`` that make up the block; default all.
 
@@ -97,8 +99,9 @@ def hessian_product(
         If a name is unknown, the vectors have the wrong length, or the data do not fit.
     """
     probes = vectors.reshape(-1, vectors.shape[-1])
-    with evaluation(model) as leaves:
-        gradient, sources = _loss_gradient(model, inputs, targets, loss, parameters, leaves)
+    network, (inputs, targets), bound = _one_batch(model, inputs, targets, loss, parameters)
+    with evaluation(network) as leaves:
+        gradient, sources = _loss_gradient(network, inputs, targets, bound, parameters, leaves)
         if probes.shape[1] != gradient.numel():
             raise ValueError(
                 f"vectors has length {probes.shape[1]}, the chosen parameters {gradient.numel()}."
@@ -107,19 +110,34 @@ def hessian_product(
     return products.reshape(vectors.shape)
 
 
+def _one_batch(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    loss: LossLike,
+    parameters: Sequence[str] | None,
+) -> tuple[Network, tuple[Inputs, Tensor], Loss]:
+    network, batches, bound = settled(model, (inputs, targets), loss)
+    assert bound is not None
+    pair = batches.joined()
+    refuse_cut(network, pair[0], parameters)
+    return network, pair, bound
+
+
 def _loss_gradient(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
-    loss: str,
+    loss: Loss,
     parameters: Sequence[str] | None,
     leaves: dict[str, Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
     outputs = _outputs(model, inputs, leaves)
-    check_targets(targets, outputs, loss)
+    loss.check(outputs, targets)
     _, sources = select_parameters(leaves, parameters)
     gradients = torch.autograd.grad(
-        get_loss(loss).value(outputs, targets),
+        # In double precision: 1 − p of a fitted label has no digits in the model's own.
+        loss.value(outputs.to(torch.float64), targets),
         sources,
         create_graph=True,
         allow_unused=True,
@@ -131,18 +149,18 @@ def _loss_gradient(
     return gradient, sources
 
 
-def _outputs(model: nn.Module, inputs: Tensor, leaves: dict[str, Tensor]) -> Tensor:
+def _outputs(model: nn.Module, inputs: Inputs, leaves: dict[str, Tensor]) -> Tensor:
     check_inputs(inputs)
-    outputs = functional_call(model, leaves, (inputs,))
-    check_outputs(outputs, inputs.shape[0])
+    outputs = network_outputs(model, leaves, inputs)
+    check_outputs(outputs, len(inputs))
     return outputs
 
 
 def dense_hessian(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
 ) -> Tensor:
     """Write out the loss Hessian, or a diagonal block of it.
@@ -163,14 +181,15 @@ def dense_hessian(
     ValueError
         As :func:`hessian_product`.
     """
-    with evaluation(model) as leaves:
-        gradient, sources = _loss_gradient(model, inputs, targets, loss, parameters, leaves)
+    network, (inputs, targets), bound = _one_batch(model, inputs, targets, loss, parameters)
+    with evaluation(network) as leaves:
+        gradient, sources = _loss_gradient(network, inputs, targets, bound, parameters, leaves)
         hessian = _rows(gradient, sources)
     return 0.5 * (hessian + hessian.T)
 
 
 def dense_jacobian(
-    model: nn.Module, inputs: Tensor, parameters: Sequence[str] | None = None
+    model: nn.Module, inputs: Inputs, parameters: Sequence[str] | None = None
 ) -> Tensor:
     """Write out the Jacobian of all outputs: shape (n, C, d), outputs × parameters.
 
@@ -179,6 +198,7 @@ def dense_jacobian(
     ValueError
         If a parameter name is unknown or the inputs do not fit.
     """
+    model = Network.of(model)
     with evaluation(model) as leaves:
         outputs = _outputs(model, inputs, leaves)
         _, sources = select_parameters(leaves, parameters)
@@ -188,11 +208,12 @@ def dense_jacobian(
 
 def _weighted_gram(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     parameters: Sequence[str] | None,
     factor: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Return (1/n) Σ_i (R_i J_i)ᵀ R_i J_i for the row factors R = factor(outputs), (n, r, C)."""
+    model = Network.of(model)
     with evaluation(model) as leaves, torch.no_grad():
         outputs = _outputs(model, inputs, leaves)
     jacobian = dense_jacobian(model, inputs, parameters)
@@ -202,29 +223,36 @@ def _weighted_gram(
 
 def dense_gauss_newton(
     model: nn.Module,
-    inputs: Tensor,
-    loss: str = "cross_entropy",
+    inputs: Inputs,
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
+    targets: Tensor | None = None,
 ) -> Tensor:
     r"""Write out the Gauss–Newton matrix :math:`\frac1n \sum_i J_i^\top \Lambda_i J_i`, (d, d).
 
     For softmax cross-entropy it is also the Fisher matrix under the model's own labels
     (Martens 2020). Valid also where samples interact, as under batch statistics: J_i is then the
-    Jacobian of sample i's outputs within this batch.
+    Jacobian of sample i's outputs within this batch. Some losses need the targets, as one with
+    class weights does.
 
     Raises
     ------
     ValueError
         If the loss or a parameter name is unknown, or the inputs do not fit.
     """
-    return _weighted_gram(model, inputs, parameters, get_loss(loss).hessian_factor)
+    known = get_loss(loss)
+    if targets is not None:
+        model, (inputs, targets), known = _one_batch(model, inputs, targets, loss, parameters)
+    return _weighted_gram(
+        model, inputs, parameters, lambda outputs: known.hessian_factor(outputs, targets)
+    )
 
 
 def dense_empirical_fisher(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
 ) -> Tensor:
     r"""Write out the uncentred second moment :math:`\frac1n \sum_i g_i g_i^\top`, (d, d).
@@ -236,9 +264,10 @@ def dense_empirical_fisher(
     ValueError
         As :func:`hessian_product`.
     """
+    network, (inputs, targets), bound = _one_batch(model, inputs, targets, loss, parameters)
 
     def residual_rows(outputs: Tensor) -> Tensor:
-        check_targets(targets, outputs, loss)
-        return get_loss(loss).gradient(outputs, targets).unsqueeze(1)
+        bound.check(outputs, targets)
+        return bound.gradient(outputs, targets).unsqueeze(1)
 
-    return _weighted_gram(model, inputs, parameters, residual_rows)
+    return _weighted_gram(network, inputs, parameters, residual_rows)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,29 +15,93 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
+from paperkit.linearize.network import Network, own_parameters
+from paperkit.linearize.samples import Inputs, Samples
+
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Put the model in evaluation mode; yield copies of its parameters that record gradients.
+def evaluation(
+    model: nn.Module, recorded: Collection[str] | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Put the model in evaluation mode; yield its parameters, which record gradients meanwhile.
 
-    The copies share storage with the parameters, are leaves of their own, and are meant for
-    :func:`torch.func.functional_call`. So ``.grad`` and ``requires_grad`` of the model's own
-    parameters stay untouched, and frozen parameters are measured like any other. Attention runs
-    in the kernel that can be differentiated twice, weight normalisation in operations that can.
-    Every module's own mode is restored on exit, also after an exception.
+    All of them do, or those whose names are in ``recorded``. They are the model's own, so that it
+    does not matter where the forward pass reads them, and each tied one is listed once. ``.grad``
+    stays untouched as long as nobody calls ``backward()``, and frozen parameters are measured like
+    any other. Attention runs in the kernel that can be differentiated twice, weight normalisation
+    in operations that can.
+
+    Modes, ``requires_grad``, hooks on parameters and buffers are restored on exit, also after an
+    exception.
     """
+    model = Network.of(model)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(_modes_kept(model))
+        stack.enter_context(_buffers_kept(model))
+        parameters = stack.enter_context(_recording(model, recorded))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_attention_by_parts())
+        stack.enter_context(_weight_normalisation(model))
+        model.eval()
+        yield parameters
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    # Tied parameters must stay one leaf: named_parameters lists each tensor once.
-    parameters = {
-        name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()
-    }
     try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _weight_normalisation(model):
-            yield parameters
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass does to buffers, in place or by putting another in."""
+    kept = [
+        (module, name, buffer, buffer._version, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, version, values in kept:
+                if buffer._version != version:
+                    buffer.copy_(values)
+                module._buffers[name] = buffer
+
+
+@contextmanager
+def _recording(model: nn.Module, recorded: Collection[str] | None) -> Iterator[dict[str, Tensor]]:
+    """Let parameters record gradients, without the hooks of somebody else's training."""
+    parameters = own_parameters(model)
+    kept = [(p, p.requires_grad, p._backward_hooks) for p in parameters.values()]
+    try:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(recorded is None or name in recorded)
+            parameter._backward_hooks = None
+        yield dict(parameters)
+    finally:
+        for parameter, before, hooks in kept:
+            parameter.requires_grad_(before)
+            parameter._backward_hooks = hooks
+
+
+@contextmanager
+def _attention_by_parts() -> Iterator[None]:
+    """Attention without the fused kernels, which lack a second derivative or a forward mode."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _WeightNormByParts(TorchFunctionMode):
@@ -107,7 +171,7 @@ class SavedStorages:
         return sum(storage.nbytes() for storage in self._saved.values())
 
 
-def check_inputs(inputs: Tensor) -> None:
+def check_inputs(inputs: Inputs) -> None:
     """Refuse an empty batch and inputs that are not finite.
 
     Raises
@@ -117,8 +181,9 @@ def check_inputs(inputs: Tensor) -> None:
     """
     if inputs.ndim < 1 or inputs.shape[0] == 0:
         raise ValueError("inputs is empty: pass at least one sample.")
-    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        raise ValueError("inputs has NaN or infinite entries: clean the data first.")
+    for tensor in inputs.tensors() if isinstance(inputs, Samples) else [inputs]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError("inputs has NaN or infinite entries: clean the data first.")
 
 
 def check_outputs(outputs: Tensor, n: int) -> None:
@@ -134,33 +199,9 @@ def check_outputs(outputs: Tensor, n: int) -> None:
         raise ValueError(
             f"model returned {shape} for {n} samples: wrap it so that it returns a (n, C) tensor."
         )
+    if not outputs.is_floating_point():
+        raise ValueError(
+            f"model returned {outputs.dtype} outputs, which have no gradient: return the logits."
+        )
     if not bool(torch.isfinite(outputs).all()):
         raise ValueError("model returned NaN or infinite outputs: check its weights.")
-
-
-def check_targets(targets: Tensor, outputs: Tensor, loss: str) -> None:
-    """Refuse targets that do not fit the outputs under the named loss.
-
-    Raises
-    ------
-    ValueError
-        With one sentence that names ``targets`` and what fits.
-    """
-    n, num_outputs = outputs.shape
-    if loss == "cross_entropy":
-        if targets.shape != (n,) or targets.is_floating_point():
-            raise ValueError(
-                f"targets must be {n} integer class labels for cross_entropy, "
-                f"not {tuple(targets.shape)} of {targets.dtype}."
-            )
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= num_outputs:
-            raise ValueError(
-                f"targets has labels from {low} to {high}, but the model has "
-                f"{num_outputs} outputs: labels must lie in 0..{num_outputs - 1}."
-            )
-    elif targets.shape != outputs.shape:
-        raise ValueError(
-            f"targets has shape {tuple(targets.shape)}, the model's outputs {tuple(outputs.shape)}:"
-            f" {loss} needs equal shapes."
-        )

@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import functional_call
 
-from paperkit.linearize.batches import batches
 from paperkit.linearize.dense import hessian_product
 from paperkit.linearize.evaluation import (
     SavedStorages,
     check_inputs,
     check_outputs,
-    check_targets,
     evaluation,
 )
 from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization, LayerUse
-from paperkit.linearize.losses import get_loss
+from paperkit.linearize.losses import Loss, LossLike, get_loss
+from paperkit.linearize.network import Network, network_outputs
 from paperkit.linearize.operations import RecordedGraph
+from paperkit.linearize.problem import settled
 from paperkit.linearize.remainder import (
     NORMALIZATION_TYPES,
     NormalizationCall,
@@ -30,6 +29,7 @@ from paperkit.linearize.remainder import (
     normalized_input,
     per_sample_jacobians,
 )
+from paperkit.linearize.samples import Inputs
 
 GIBIBYTE = 2**30
 
@@ -54,8 +54,8 @@ class Linearization:
         R, shape (n, r, C), with R_iᵀ R_i the Hessian of the loss in the outputs of sample i.
     layers : dict of str to LayerLinearization
         By module name, in the order of the forward pass.
-    loss : str
-        The name of the loss whose output Hessian the layers carry.
+    loss : Loss
+        The loss whose output Hessian the layers carry.
     input_jacobian : Tensor or None
         ∂f/∂x, the outputs' Jacobian in the network's input, shape (n, C, …), where it was asked for
         and the input is not a tensor of integers.
@@ -73,7 +73,7 @@ class Linearization:
     outputs: Tensor
     hessian_factor: Tensor
     layers: dict[str, LayerLinearization]
-    loss: str
+    loss: Loss
     input_jacobian: Tensor | None = None
     parameter_jacobians: dict[str, Tensor] | None = None
     memory_budget: int = GIBIBYTE
@@ -119,8 +119,8 @@ class Linearization:
         ValueError
             If the targets do not fit the outputs.
         """
-        check_targets(targets, self.outputs, self.loss)
-        return get_loss(self.loss).gradient(self.outputs, targets)
+        self.loss.check(self.outputs, targets)
+        return self.loss.gradient(self.outputs, targets)
 
     def gauss_newton_products(self, probes: dict[str, Tensor]) -> dict[str, Tensor]:
         """Multiply each layer's Gauss–Newton block with its probes, ``(k, *weight_shape)`` each.
@@ -150,7 +150,7 @@ class _Recording:
     """What one forward pass left behind."""
 
     outputs: Tensor
-    inputs: Tensor
+    inputs: Inputs
     calls: list[_Call] = field(default_factory=list)
     normalizations: list[NormalizationCall] = field(default_factory=list)
 
@@ -196,8 +196,8 @@ def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str
 
 def linearize(
     model: nn.Module,
-    inputs: Tensor,
-    loss: str = "cross_entropy",
+    inputs: Inputs,
+    loss: LossLike = "cross_entropy",
     layers: Sequence[str] | None = None,
     *,
     input_jacobians: bool = False,
@@ -219,8 +219,8 @@ def linearize(
         Called as ``model(inputs)``, returning (n, C), one row a sample.
     inputs : Tensor
         Shape (n, …), on the model's device.
-    loss : str
-        A name from :data:`paperkit.linearize.losses.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     layers : sequence of str, optional
         Module names; default every linear and convolution layer that the forward pass calls.
     input_jacobians : bool
@@ -229,7 +229,8 @@ def linearize(
         Also record the Jacobian in all other parameters: biases, normalisation, embeddings. It
         needs ``layers=None``.
     targets : Tensor, optional
-        Only for ``verify``; the blocks themselves do not depend on them.
+        For ``verify``, and for losses whose output Hessian depends on them; that of cross-entropy
+        and of squared errors does not.
     verify : bool
         Compare one random probe of each layer with the Hessian product of autograd, and refuse to
         call a block exact where they differ.
@@ -259,6 +260,13 @@ def linearize(
     -----
     What a model detaches from the graph is invisible here, as it is to autograd's own Hessian.
     """
+    model = Network.of(model)
+    if targets is not None:
+        model, batch, settled_loss = settled(model, (inputs, targets), loss)
+        assert settled_loss is not None
+        inputs, targets = batch.joined()
+        loss = settled_loss
+    loss = get_loss(loss)
     chosen = layers_of(model, layers)
     check_inputs(inputs)
     if chunk_size is not None and chunk_size < 1:
@@ -276,7 +284,9 @@ def linearize(
                 f"{2 * needed}, or pass fewer samples or layers."
             )
         step = chunk_size or _chunk(memory_budget // 8, costs.graph, len(inputs))
-        result = _linearize(model, inputs, loss, chosen, parameters, options, step, memory_budget)
+        result = _linearize(
+            model, (inputs, targets), loss, chosen, parameters, options, step, memory_budget
+        )
     _refuse_missing(layers, result.layers)
     if verify:
         _verify(model, inputs, targets, result)
@@ -286,11 +296,12 @@ def linearize(
 def linearize_in_chunks(
     model: nn.Module,
     data: object,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     layers: Sequence[str] | None = None,
     *,
     input_jacobians: bool = False,
     all_parameters: bool = False,
+    with_targets: bool = True,
     memory_budget: int = GIBIBYTE,
 ) -> Iterator[tuple[Linearization, Tensor]]:
     """Linearize a stream of batches, as many samples at a time as fit the memory budget.
@@ -303,6 +314,8 @@ def linearize_in_chunks(
         As in :func:`linearize`.
     data : pair or iterable of pairs
         As in :func:`paperkit.linearize.batches`.
+    with_targets : bool
+        Whether the targets must fit the loss and its output Hessian may depend on them.
 
     Yields
     ------
@@ -315,8 +328,10 @@ def linearize_in_chunks(
         As :func:`linearize`; a :class:`MemoryBudgetError` if a single sample does not fit.
     """
     options = _Options(input_jacobians, all_parameters)
+    model, stream, settled_loss = settled(model, data, loss if with_targets else None)
+    settled_loss = settled_loss or get_loss(loss)
     chosen = layers_of(model, layers)
-    for inputs, targets in batches(data):
+    for inputs, targets in stream:
         check_inputs(inputs)
         with evaluation(model) as parameters:
             costs = _costs(model, chosen, parameters, inputs, options)
@@ -330,14 +345,14 @@ def linearize_in_chunks(
             linearization = linearize(
                 model,
                 inputs[chunk],
-                loss,
+                settled_loss,
                 layers,
+                targets=targets[chunk] if with_targets else None,
                 input_jacobians=input_jacobians,
                 all_parameters=all_parameters,
                 chunk_size=step,
                 memory_budget=memory_budget,
             )
-            check_targets(targets[chunk], linearization.outputs, loss)
             yield linearization, targets[chunk]
             del linearization  # or it would live on while the next is made
 
@@ -408,7 +423,7 @@ class Gathered:
         return replace(self._whole, memory_budget=memory_budget)
 
 
-def held_bytes(model: nn.Module, inputs: Tensor, *, all_parameters: bool = False) -> int:
+def held_bytes(model: nn.Module, inputs: Inputs, *, all_parameters: bool = False) -> int:
     """Return what the pairs of all samples, without input Jacobians, will take.
 
     Parameters
@@ -416,6 +431,7 @@ def held_bytes(model: nn.Module, inputs: Tensor, *, all_parameters: bool = False
     model, inputs, all_parameters
         As in :func:`linearize`.
     """
+    model = Network.of(model)
     check_inputs(inputs)
     with evaluation(model) as parameters:
         options = _Options(all_parameters=all_parameters)
@@ -425,7 +441,7 @@ def held_bytes(model: nn.Module, inputs: Tensor, *, all_parameters: bool = False
 
 def layer_groups(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     layers: Sequence[str] | None = None,
     memory_budget: int = GIBIBYTE,
 ) -> list[list[str]]:
@@ -449,6 +465,7 @@ def layer_groups(
     ValueError
         If one of ``layers`` is not called, or shares the weight of another layer.
     """
+    model = Network.of(model)
     chosen = layers_of(model, layers)
     check_inputs(inputs)
     with evaluation(model) as parameters:
@@ -489,7 +506,7 @@ def _costs(
     model: nn.Module,
     chosen: dict[str, nn.Module],
     parameters: dict[str, Tensor],
-    inputs: Tensor,
+    inputs: Inputs,
     options: _Options,
 ) -> _Costs:
     """Run a sample or two forward and add up what each leaves behind."""
@@ -512,7 +529,7 @@ def _costs(
         if call.input_edge is not None:
             held += element * num_outputs * call.inputs.numel()
     if options.input_jacobians and recording.inputs.requires_grad:
-        held += num_outputs * recording.inputs.numel() * recording.inputs.element_size()
+        held += num_outputs * recording.inputs.numel() * recording.outputs.element_size()
     if options.all_parameters:
         weights = {id(module.get_parameter("weight")) for module in chosen.values()}
         rest = sum(
@@ -528,15 +545,15 @@ def _costs(
 
 def _linearize(
     model: nn.Module,
-    inputs: Tensor,
-    loss: str,
+    data: tuple[Inputs, Tensor | None],
+    loss: Loss,
     chosen: dict[str, nn.Module],
     parameters: dict[str, Tensor],
     options: _Options,
     step: int,
     memory_budget: int,
 ) -> Linearization:
-    hessian_factor = get_loss(loss).hessian_factor
+    inputs, targets = data
     outputs: list[Tensor] = []
     held: _Held | None = None
     for start in range(0, len(inputs), step):
@@ -555,7 +572,9 @@ def _linearize(
                 held.parameters[name][samples] = jacobian
     assert held is not None
     everything = torch.cat(outputs)
-    factor = hessian_factor(everything)
+    if targets is not None:
+        loss.check(everything, targets)
+    factor = loss.hessian_factor(everything, targets)
     for layer in held.layers.values():
         layer.hessian_factor = factor
         layer.memory_budget = memory_budget // 2
@@ -575,11 +594,11 @@ def _record(
     model: nn.Module,
     chosen: dict[str, nn.Module],
     parameters: dict[str, Tensor],
-    inputs: Tensor,
+    inputs: Inputs,
     options: _Options,
 ) -> _Recording:
-    recording = _Recording(inputs, inputs)
-    if options.input_jacobians and inputs.is_floating_point():
+    recording = _Recording(torch.empty(0, device="cpu"), inputs)
+    if options.input_jacobians and isinstance(inputs, Tensor) and inputs.is_floating_point():
         recording.inputs = inputs.detach().clone().requires_grad_()
     handles = []
 
@@ -616,7 +635,7 @@ def _record(
                             normalization_hook, prepend=True, with_kwargs=True
                         )
                     )
-        recording.outputs = functional_call(model, parameters, (recording.inputs,))
+        recording.outputs = network_outputs(model, parameters, recording.inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -643,14 +662,14 @@ def _refuse_missing(layers: Sequence[str] | None, found: Container[str]) -> None
 
 
 def refuse_interaction(
-    model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, outputs: Tensor
+    model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs, outputs: Tensor
 ) -> None:
     """Raise if the outputs of some samples change when the others are left out."""
     if len(inputs) < 2:
         return
     half = (len(inputs) + 1) // 2
     with torch.no_grad():
-        alone = functional_call(model, parameters, (inputs[:half],))
+        alone = network_outputs(model, parameters, inputs[:half])
     tolerance = torch.finfo(outputs.dtype).eps ** 0.5
     if not torch.allclose(alone, outputs[:half], rtol=tolerance, atol=tolerance):
         raise SamplesInteractError(
@@ -845,12 +864,11 @@ def _add_affine(
 
 
 def _verify(
-    model: nn.Module, inputs: Tensor, targets: Tensor | None, result: Linearization
+    model: nn.Module, inputs: Inputs, targets: Tensor | None, result: Linearization
 ) -> None:
     """Compare one probe of each exact block with autograd; demote the block where they differ."""
     if targets is None:
         raise ValueError("verify=True needs targets: pass the labels of the inputs.")
-    check_targets(targets, result.outputs, result.loss)
     generator = torch.Generator(device="cpu").manual_seed(0)
     for layer in result.layers.values():
         if not layer.exact_block:

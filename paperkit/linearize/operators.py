@@ -22,26 +22,26 @@ import itertools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import jvp, vjp, vmap
 
 from paperkit.linalg.probes import chunk_sizes, draw_probes
-from paperkit.linearize.batches import batches
 from paperkit.linearize.dense import select_parameters
 from paperkit.linearize.evaluation import (
     SavedStorages,
     check_inputs,
     check_outputs,
-    check_targets,
     evaluation,
 )
 from paperkit.linearize.jets import Jet, NoRuleError, ParameterJet
 from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
-from paperkit.linearize.losses import get_loss
+from paperkit.linearize.losses import LossLike
+from paperkit.linearize.network import network_outputs, own_parameters
+from paperkit.linearize.problem import refuse_cut, settled
 
 Parameters = dict[str, Tensor]
 
@@ -108,17 +108,13 @@ def _reverse(
 
 
 @contextmanager
-def _differentiable(model: nn.Module) -> Iterator[Parameters]:
-    """Evaluation mode without the fused transformer layers, which have no forward mode."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with evaluation(model) as parameters, warnings.catch_warnings():
-            # torch's own forward mode calls it on first use.
-            warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated")
-            yield parameters
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+def _differentiable(
+    model: nn.Module, recorded: Sequence[str] | None = None
+) -> Iterator[Parameters]:
+    """Evaluation mode in which torch's forward mode, on first use, gives no warning of its own."""
+    with evaluation(model, recorded) as parameters, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated")
+        yield parameters
 
 
 _Route = Callable[[_Chunk, Tensor], Tensor]
@@ -140,8 +136,8 @@ class CurvatureOperator(ABC):
         ``(inputs, targets)``, or an iterable of such batches, of any sizes, that can be read more
         than once. Samples count equally, whatever the batch they come in. Batches on another
         device are moved to the model's.
-    loss : str
-        A name from :data:`paperkit.linearize.losses.LOSSES`.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.linearize.get_loss`.
     parameters : sequence of str, optional
         Names from ``model.named_parameters()`` that make up the block; default all. Frozen
         parameters count like others, and a weight under two names counts once.
@@ -191,24 +187,29 @@ class CurvatureOperator(ABC):
         self,
         model: nn.Module,
         data: object,
-        loss: str = "cross_entropy",
+        loss: LossLike = "cross_entropy",
         parameters: Sequence[str] | None = None,
         *,
         memory_budget: int = GIBIBYTE,
     ) -> None:
-        get_loss(loss)
-        self.model, self.data, self.loss = model, data, loss
+        network, batches, bound = settled(model, data, loss)
+        assert bound is not None
+        self.model, self.data, self.loss = network, batches, bound
         self.memory_budget = memory_budget
         self.products = 0
-        with _differentiable(model) as everything:
-            self.parameter_names, leaves = select_parameters(everything, parameters)
-            if len(set(self.parameter_names)) < len(leaves):
-                raise ValueError("parameters lists a name twice: list each once.")
+        self.parameter_names, leaves = select_parameters(own_parameters(network), parameters)
+        with self._evaluation() as everything:
             self._shapes = {n: everything[n].shape for n in self.parameter_names}
             self.dimension = sum(shape.numel() for shape in self._shapes.values())
             self.device, self.dtype = leaves[0].device, leaves[0].dtype
             self.num_samples, self._sample_bytes = self._inspect(everything)
+        refuse_cut(network, next(iter(batches))[0], self.parameter_names)
+        with self._evaluation() as everything:
             self._routes = self._trusted_routes(everything)
+
+    def _evaluation(self) -> AbstractContextManager[Parameters]:
+        """Evaluation mode in which the chosen parameters alone record gradients."""
+        return _differentiable(self.model, self.parameter_names)
 
     def split(self, vector: Tensor) -> Parameters:
         """Cut a vector (d,) into the parameters' shapes, or k vectors (k, d) into (k, …) each."""
@@ -278,8 +279,8 @@ class CurvatureOperator(ABC):
         size = -(-self.num_samples // blocks)
         at_once = chunk_sizes(count, 4 * self.dimension, self.dtype, self.memory_budget)
         forms = []
-        with _differentiable(self.model) as everything:
-            for inputs, targets in batches(self.data):
+        with self._evaluation() as everything:
+            for inputs, targets in self.data:
                 check_inputs(inputs)
                 order = torch.randperm(len(inputs), generator=generator, device="cpu")
                 for block in order.to(inputs.device).split(size):
@@ -314,8 +315,8 @@ class CurvatureOperator(ABC):
         """Return the products summed over all samples, (k, d), and the number of samples."""
         total: Tensor | None = None
         count = 0
-        with _differentiable(self.model) as everything:
-            for inputs, targets in batches(self.data):
+        with self._evaluation() as everything:
+            for inputs, targets in self.data:
                 check_inputs(inputs)
                 part = self._sum_over_block(everything, inputs, targets, probes)
                 total = part if total is None else total.add_(part)
@@ -327,11 +328,11 @@ class CurvatureOperator(ABC):
         """Check the data; return the number of samples and the bytes that one sample saves."""
         count = saved = 0
         outputs = torch.empty(0, device=self.device)
-        for inputs, targets in batches(self.data):
+        for inputs, targets in self.data:
             check_inputs(inputs)
             if count == 0:
                 outputs, saved = self._first_samples(everything, inputs[:2], targets[:2])
-            check_targets(targets, outputs.new_zeros(len(inputs), outputs.shape[1]), self.loss)
+            self.loss.check(outputs.new_zeros(1, 1).expand(len(inputs), outputs.shape[1]), targets)
             count += len(inputs)
         return count, saved
 
@@ -356,14 +357,11 @@ class CurvatureOperator(ABC):
         return alone.detach(), max(1, saved.bytes())
 
     def _chunk(self, everything: Parameters, inputs: Tensor, targets: Tensor) -> _Chunk:
-        fixed = {name: leaf.detach() for name, leaf in everything.items()}
-        inputs = inputs.to(self.device)
-
         def network(chosen: Parameters) -> Tensor:
-            return functional_call(self.model, {**fixed, **chosen}, (inputs,))
+            return network_outputs(self.model, chosen, inputs)
 
         chosen = {name: everything[name] for name in self.parameter_names}
-        return _Chunk(network, chosen, targets.to(self.device))
+        return _Chunk(network, chosen, targets)
 
     def _chunk_sizes(self, num_samples: int, num_probes: int) -> tuple[int, int]:
         """Return how many samples and how many probes fit the memory budget together."""
@@ -380,7 +378,7 @@ class CurvatureOperator(ABC):
 
     def _trusted_routes(self, everything: Parameters) -> list[_Route]:
         """Return the ways to compute that agree with double backward, the fastest first."""
-        inputs, targets = next(batches(self.data))
+        inputs, targets = next(iter(self.data))
         chunk = self._chunk(everything, inputs[:2], targets[:2])
         generator = torch.Generator(device="cpu").manual_seed(0)
         probes = torch.randn(2, self.dimension, generator=generator, device="cpu")
@@ -445,11 +443,11 @@ class HessianOperator(CurvatureOperator):
 
     def _residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss gradients in the outputs, (m, C)."""
-        return get_loss(self.loss).gradient(outputs, targets)
+        return self.loss.gradient(outputs, targets)
 
-    def _output_curvature(self, outputs: Tensor, change: Tensor) -> Tensor:
-        """Return the change of the residuals with the outputs, (m, C)."""
-        return get_loss(self.loss).hessian_product(outputs, change)
+    def _output_curvature(self, outputs: Tensor, change: Tensor, targets: Tensor) -> Tensor:
+        """Return the change of the residuals with the outputs, (…, m, C)."""
+        return self.loss.hessian_product(outputs, change, targets)
 
     def _fast_routes(self) -> list[_Route]:
         return [self._by_jets, *super()._fast_routes()]
@@ -476,7 +474,7 @@ class HessianOperator(CurvatureOperator):
         cotangents = torch.cat(
             [
                 self._residuals(values[0], chunk.targets).unsqueeze(0),
-                self._output_curvature(values[0], changes),
+                self._output_curvature(values[0], changes, chunk.targets),
             ]
         )
         pulled = _reverse([outputs.parts], [jet.parts for jet in jets], [cotangents])
@@ -484,7 +482,7 @@ class HessianOperator(CurvatureOperator):
 
     def _jets_memory(self, everything: Parameters) -> tuple[float, float]:
         """Return the peak bytes of a sample, as ``_memory``, from what a pass with jets saves."""
-        inputs, targets = next(batches(self.data))
+        inputs, targets = next(iter(self.data))
 
         def saved(samples: int, count: int) -> int:
             chunk = self._chunk(everything, torch.cat([inputs[:1]] * samples), targets[:1])
@@ -517,7 +515,7 @@ class HessianOperator(CurvatureOperator):
         for probe in probes:
             outputs, change = jvp(chunk.network, (chunk.parameters,), (self.split(probe),))[:2]
             cotangents = (
-                self._output_curvature(outputs.detach(), change.detach()),
+                self._output_curvature(outputs.detach(), change.detach(), chunk.targets),
                 self._residuals(outputs.detach(), chunk.targets),
             )
             products.append(_rows(_reverse((outputs, change), chunk.leaves(), cotangents), 1))
@@ -547,18 +545,19 @@ class HessianOperator(CurvatureOperator):
         ValueError where weights have changed. Where the graph does not fit the memory budget,
         products are as they are outside.
         """
-        graphs = []
-        if _GRAPH_MEMORY * self._sample_bytes * self.num_samples <= self.memory_budget:
-            with _differentiable(self.model) as everything:
-                for inputs, targets in batches(self.data):
-                    check_inputs(inputs)
-                    chunk = self._chunk(everything, inputs, targets)
-                    graphs.append((chunk, self._gradient_graph(chunk)))
-        self._graphs, self._versions = graphs, self._weight_versions()
-        try:
-            yield
-        finally:
-            self._graphs = ()
+        fits = _GRAPH_MEMORY * self._sample_bytes * self.num_samples <= self.memory_budget
+        # The graph's leaves must go on recording for as long as it is used.
+        with self._evaluation() if fits else nullcontext({}) as everything:
+            graphs = []
+            for inputs, targets in self.data if fits else ():
+                check_inputs(inputs)
+                chunk = self._chunk(everything, inputs, targets)
+                graphs.append((chunk, self._gradient_graph(chunk)))
+            self._graphs, self._versions = graphs, self._weight_versions()
+            try:
+                yield
+            finally:
+                self._graphs = ()
 
     def _weight_versions(self) -> list[int]:
         tensors = itertools.chain(self.model.parameters(), self.model.buffers())
@@ -588,7 +587,7 @@ class ResidualOperator(HessianOperator):
     def _residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return super()._residuals(outputs, targets).detach()
 
-    def _output_curvature(self, outputs: Tensor, change: Tensor) -> Tensor:
+    def _output_curvature(self, outputs: Tensor, change: Tensor, targets: Tensor) -> Tensor:
         return torch.zeros_like(change)
 
 
@@ -654,7 +653,7 @@ class GaussNewtonOperator(_OutputWeightedOperator):
     """
 
     def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
-        return get_loss(self.loss).hessian_product(outputs, changes)
+        return self.loss.hessian_product(outputs, changes, targets)
 
 
 class FisherOperator(_OutputWeightedOperator):
@@ -668,8 +667,7 @@ class FisherOperator(_OutputWeightedOperator):
     """
 
     def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
-        likelihood = "cross_entropy" if self.loss == "cross_entropy" else "half_squared_error"
-        return get_loss(likelihood).hessian_product(outputs, changes)
+        return self.loss.likelihood().hessian_product(outputs, changes, targets)
 
 
 class EmpiricalFisherOperator(_OutputWeightedOperator):
@@ -681,5 +679,5 @@ class EmpiricalFisherOperator(_OutputWeightedOperator):
     """
 
     def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:
-        residuals = get_loss(self.loss).gradient(outputs, targets)
+        residuals = self.loss.gradient(outputs, targets)
         return residuals * (residuals * changes).sum(dim=-1, keepdim=True)

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 from torch.nn import functional
+
+from paperkit.linearize.network import network_outputs
+from paperkit.linearize.samples import Inputs
 
 NORMALIZATION_TYPES = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -57,9 +60,12 @@ def channel_sum(module: nn.Module, jacobian: Tensor) -> Tensor:
 
 
 def per_sample_jacobians(
-    model: nn.Module, parameters: dict[str, Tensor], names: Sequence[str], inputs: Tensor
+    model: nn.Module, parameters: dict[str, Tensor], names: Sequence[str], inputs: Inputs
 ) -> dict[str, Tensor]:
     """Differentiate the outputs in some parameters, each sample alone: name → (n, C, d_p).
+
+    All samples at once where torch has a rule for it, which is compared with plain backward passes
+    on the first sample; else one after the other.
 
     Parameters
     ----------
@@ -69,19 +75,56 @@ def per_sample_jacobians(
         All of its parameters, as yielded by :func:`paperkit.linearize.evaluation.evaluation`.
     names : sequence of str
         Which to differentiate.
-    inputs : Tensor
-        Shape (n, …).
+    inputs : Tensor or Samples
+        n samples.
     """
+    first = _backward_jacobian(model, parameters, names, inputs[:1])
+    if len(inputs) == 1:
+        return first
+    if isinstance(inputs, Tensor):
+        try:
+            result = _vectorized_jacobians(model, parameters, names, inputs)
+        # An operation without a batching rule, or code that takes nothing but plain tensors.
+        except Exception:
+            result = {}
+        if result and all(_agree(result[name][:1], first[name]) for name in names):
+            return result
+    samples = [first] + [
+        _backward_jacobian(model, parameters, names, inputs[i : i + 1])
+        for i in range(1, len(inputs))
+    ]
+    return {name: torch.cat([sample[name] for sample in samples]) for name in names}
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    tolerance = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.norm())
+    return float((found - expected).norm()) <= tolerance
+
+
+def _vectorized_jacobians(
+    model: nn.Module, parameters: dict[str, Tensor], names: Sequence[str], inputs: Tensor
+) -> dict[str, Tensor]:
     chosen = {name: parameters[name].detach() for name in names}
-    fixed = {name: value.detach() for name, value in parameters.items() if name not in chosen}
 
     def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(model, {**fixed, **values}, (sample.unsqueeze(0),)).squeeze(0)
+        return network_outputs(model, values, sample.unsqueeze(0)).squeeze(0)
 
-    jacobian = jacrev(outputs)
-    try:
-        result = vmap(jacobian, in_dims=(None, 0))(chosen, inputs)
-    except (RuntimeError, NotImplementedError):  # an operation without a batching rule
-        samples = [jacobian(chosen, sample) for sample in inputs]
-        result = {name: torch.stack([sample[name] for sample in samples]) for name in chosen}
-    return {name: value.detach().flatten(2) for name, value in result.items()}
+    with torch.no_grad():  # the transforms keep a record of their own
+        result = vmap(jacrev(outputs), in_dims=(None, 0))(chosen, inputs)
+    return {name: value.flatten(2) for name, value in result.items()}
+
+
+def _backward_jacobian(
+    model: nn.Module, parameters: dict[str, Tensor], names: Sequence[str], sample: Inputs
+) -> dict[str, Tensor]:
+    """Return ∂f/∂θ of one sample, (1, C, d_p) each, by a backward pass for each output."""
+    outputs = network_outputs(model, parameters, sample)[0]
+    leaves = [parameters[name] for name in names]
+    rows = [
+        torch.autograd.grad(
+            output, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for output in outputs
+    ]
+    parts = (torch.stack(part).flatten(1).unsqueeze(0) for part in zip(*rows, strict=True))
+    return dict(zip(names, parts, strict=True))

@@ -78,7 +78,7 @@ class Architecture:
 class RandomNetwork(nn.Module):
     """Hidden layers, each with its normalisation and perhaps a skip, dropout, and a linear head.
 
-    ``fail_at = k`` makes the k-th forward pass raise, halfway through.
+    ``fail_at = k`` makes the k-th forward pass and all later ones raise, halfway through.
     """
 
     def __init__(self, architecture: Architecture):
@@ -106,7 +106,7 @@ class RandomNetwork(nn.Module):
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             output = self.activation(norm(layer(hidden)))
             hidden = output + hidden if self.architecture.skip and index > 0 else output
-        if self.forwards == self.fail_at:
+        if 0 < self.fail_at <= self.forwards:
             raise RuntimeError("the network fails halfway")
         if self.architecture.convolution:
             hidden = hidden.mean((2, 3))
@@ -199,6 +199,10 @@ def test_jacobian_blocks_cover_every_parameter_once(architecture: Architecture) 
 
 # Called inside ``evaluation`` with its parameters, or a context manager with its own test.
 INNER = {
+    # Called within evaluation(), or no measure.
+    "network.Network",
+    "network.network_outputs",
+    "network.raw_outputs",
     "linearize.refuse_interaction",
     "evaluation.evaluation",
     "remainder.per_sample_jacobians",
@@ -251,6 +255,8 @@ CALLS = [
     for options in ({}, *VARIANTS.get(name, []))
 ]
 NO_FORWARD_PASS = {
+    "network.own_parameters",
+    "problem.settled",
     "linearize.layers_of",
     "parameter_norm.weight_names",
     "parameter_norm.parameter_norm",

@@ -1,0 +1,355 @@
+"""A model as a function of its parameters: any model, its outputs as one matrix.
+
+What people hand over is not always a module that maps one tensor to a matrix. :class:`Network`
+settles how a model is called and what its outputs are, once and for everybody else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._pytree import tree_leaves
+
+from paperkit.linearize.samples import Inputs, Samples
+
+Forward = Callable[[nn.Module, Any], Any]
+"""``(model, inputs) -> outputs``, for a model that is not called as ``model(inputs)``."""
+
+# Where models with several outputs keep those that the loss is of.
+_OUTPUT_KEYS = ("logits", "out")
+
+
+class Network(nn.Module):
+    """A model and how it is called; every measure takes one in place of a model.
+
+    Modules and parameters have the names that they have in the model, and the model's own
+    parameters are differentiated, so nothing depends on where it reads its weights.
+    ``DataParallel`` and compiled modules are taken out of their wrapping, whose names start with
+    another prefix. A model that was built in inference mode is copied.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+    forward : callable, optional
+        ``(model, inputs) -> outputs``; default ``model(inputs)``, with a tuple of inputs as
+        arguments and a dict of them as keywords. Outputs are a tensor, samples first, or a dict or
+        object that has one under ``logits`` or ``out``, or only one.
+
+    Raises
+    ------
+    TypeError
+        If the model is no module.
+    ValueError
+        If it has no values yet (meta device, lazy modules), complex parameters, or changes its own
+        weights in each forward pass.
+    """
+
+    def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:
+        super().__init__()
+        if forward is not None and not callable(forward):
+            raise TypeError(f"forward={forward!r} must be a callable of (model, inputs).")
+        module = _usable(_unwrapped(model))
+        # Not a submodule: names would get a prefix.
+        object.__setattr__(self, "module", module)
+        object.__setattr__(self, "user_forward", forward)
+        object.__setattr__(self, "prefixed", _Prefixed(self))
+        # The parameters that no gradient reaches although the outputs depend on them, once known.
+        object.__setattr__(self, "cut", None)
+
+    module: nn.Module
+    user_forward: Forward | None
+    prefixed: nn.Module
+    cut: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, model: nn.Module, forward: Forward | None = None) -> Network:
+        """Return the model itself if it is a network already."""
+        if isinstance(model, cls):
+            if forward is not None:
+                raise ValueError("forward: the model is a Network, which has one of its own.")
+            return model
+        return cls(model, forward)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Return the model's."""
+        return self.module.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """Return the model's."""
+        return self.module.named_buffers(*args, **kwargs)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Return the model's, itself under the empty name."""
+        return self.module.named_modules(*args, **kwargs)
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """Return the model's."""
+        return self.module.get_parameter(target)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the model's."""
+        return self.module.get_submodule(target)
+
+    def train(self, mode: bool = True) -> Network:
+        """Set the model's mode."""
+        self.module.train(mode)
+        return self
+
+    def forward(self, inputs: Inputs) -> Any:
+        """Return what the model returns."""
+        if self.user_forward is not None:
+            return self.user_forward(self.module, plain(inputs))
+        if isinstance(inputs, Samples):
+            return inputs.passed_to(self.module)
+        return self.module(inputs)
+
+    def __repr__(self) -> str:
+        return f"Network({type(self.module).__name__})"
+
+
+class _Prefixed(nn.Module):
+    """The network as a module whose parameters can be exchanged for one call."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.module = network.module
+        object.__setattr__(self, "network", network)
+
+    def forward(self, inputs: Inputs) -> Any:
+        return self.network(inputs)  # type: ignore[operator]
+
+
+def plain(inputs: Inputs) -> Any:
+    """Return inputs as they were handed over."""
+    return inputs.parts if isinstance(inputs, Samples) else inputs
+
+
+def _unwrapped(model: object) -> nn.Module:
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):  # what torch.compile returns
+            model = model._orig_mod
+        else:
+            break
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}: pass a torch.nn.Module, or "
+            "paperkit.linearize.Network(module, forward)."
+        )
+    return model
+
+
+def _usable(model: nn.Module) -> nn.Module:
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in tensors.items():
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise ValueError(
+                f"model has the lazy parameter {name}: call the model on a batch once, which gives "
+                "it a shape."
+            )
+        if tensor.is_meta:
+            raise ValueError(
+                f"model has {name} on the meta device, without values: move it with "
+                "model.to_empty(device=…) and load its weights."
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise ValueError(
+                f"model has the complex parameter {name}: keep its real and imaginary parts as one "
+                "real parameter and join them by torch.view_as_complex in the forward pass."
+            )
+        if parameter.layout != torch.strided:
+            raise ValueError(f"model has the sparse parameter {name}: make it dense first.")
+    for name, module in model.named_modules():
+        if getattr(module, "max_norm", None) is not None:
+            raise ValueError(
+                f"model: layer {name} has max_norm, which rescales its weight in every forward "
+                "pass: rescale it once and set max_norm=None."
+            )
+    if any(tensor.is_inference() for tensor in tensors.values()):
+        # Tensors made in inference mode can never record gradients; copies of them can.
+        with torch.inference_mode(False):
+            model = copy.deepcopy(model)
+    return model
+
+
+def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that can be differentiated, each once, by its first name."""
+    return {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+
+
+def network_outputs(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+    """Return the outputs as a matrix, at given values of the parameters.
+
+    To be called within :func:`paperkit.linearize.evaluation.evaluation`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model or a :class:`Network`.
+    parameters : mapping of str to Tensor
+        Values by name; the model's own parameters stand for themselves, and those left out too.
+        Other values that record no gradients are written into the model for the time of the call,
+        so that it cannot fail to read them; others are exchanged by :func:`functional_call`.
+    inputs : Tensor or Samples
+        n samples.
+
+    Returns
+    -------
+    Tensor
+        Shape (n, C), each sample's outputs flattened.
+
+    Raises
+    ------
+    ValueError
+        If the outputs do not have a row for each sample.
+    """
+    return _matrix(raw_outputs(model, parameters, inputs))
+
+
+def raw_outputs(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+    """Return the outputs (n, …) as the model has them; for the rest see :func:`network_outputs`."""
+    network = Network.of(model)
+    own = dict(network.named_parameters())
+    moved = {name: value for name, value in parameters.items() if value is not own[name]}
+    with _tensors_forgotten(network):
+        if not moved:
+            outputs = network(inputs)
+        elif all(_plain_value(value) for value in moved.values()):
+            with displaced(own, moved):
+                outputs = network(inputs)
+        else:
+            prefixed = {f"module.{name}": value for name, value in moved.items()}
+            outputs = functional_call(network.prefixed, prefixed, (inputs,))
+    return _first_axis(output_tensor(outputs), len(inputs))
+
+
+@contextmanager
+def _tensors_forgotten(network: Network) -> Iterator[None]:
+    """Take back the tensors that a forward pass keeps in its modules.
+
+    The next pass may run at other weights, and a weight computed once would be the old one.
+    """
+    kept = [(module, dict(vars(module))) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, before in kept:
+            now = vars(module)
+            for name in [n for n, value in now.items() if _holds_tensors(value)]:
+                if name not in before:
+                    del now[name]
+                elif now[name] is not before[name]:
+                    now[name] = before[name]
+
+
+def _holds_tensors(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_like_a_tensor(part) for part in value)
+    return _like_a_tensor(value)
+
+
+def _plain_value(value: Tensor) -> bool:
+    """Whether writing the numbers into a parameter loses nothing that a tensor carries."""
+    return (
+        not torch.is_grad_enabled()
+        and type(value) in (Tensor, nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
+
+
+@contextmanager
+def displaced(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let parameters hold other values meanwhile, in place; their own come back to the bit.
+
+    Parameters
+    ----------
+    own : mapping of str to Tensor
+        The model's own parameters.
+    values : mapping of str to Tensor
+        By the same names.
+    """
+    before = {name: own[name].detach().clone() for name in values}
+    try:
+        # Through .data, which leaves the version counters alone: all is as it was in the end.
+        for name, value in values.items():
+            own[name].data.copy_(value.detach())
+        yield
+    finally:
+        for name, value in before.items():
+            own[name].data.copy_(value)
+
+
+def output_tensor(outputs: Any) -> Tensor:
+    """Choose the tensor that the loss is of among what a model returns.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or several.
+    """
+    if _like_a_tensor(outputs):
+        return outputs
+    if isinstance(outputs, Mapping):
+        for key in _OUTPUT_KEYS:
+            if _like_a_tensor(outputs.get(key)):
+                return outputs[key]
+    found = [leaf for leaf in tree_leaves(outputs, _like_a_tensor) if _like_a_tensor(leaf)]
+    if len(found) == 1:
+        return found[0]
+    raise ValueError(
+        f"model returned a {type(outputs).__name__} with {len(found)} tensors: choose the outputs "
+        "with forward=lambda model, inputs: model(inputs)[…]."
+    )
+
+
+def _like_a_tensor(value: object) -> bool:
+    """Whether it is a tensor, or what a pass computes with in place of tensors."""
+    return hasattr(type(value), "__torch_function__")
+
+
+def _first_axis(outputs: Tensor, n: int) -> Tensor:
+    """Give the samples' axis back to the outputs of a single sample that were squeezed."""
+    if not isinstance(outputs, Tensor):
+        return outputs
+    if n == 1 and (outputs.ndim == 0 or len(outputs) != 1):
+        outputs = outputs.unsqueeze(0)
+    if outputs.ndim == 0 or len(outputs) != n:
+        raise ValueError(
+            f"model returned {tuple(outputs.shape)} for {n} samples: wrap it so that it returns "
+            "one row a sample, (n, …); a graph or sequence whose parts see each other is one "
+            "sample."
+        )
+    return outputs
+
+
+def _matrix(outputs: Tensor) -> Tensor:
+    """Flatten the outputs (n, …) to (n, C)."""
+    if outputs.ndim == 1:
+        return outputs.unsqueeze(1)
+    return outputs if outputs.ndim == 2 else outputs.flatten(1)
+
+
+def unreached(outputs: Tensor, parameters: Mapping[str, Tensor]) -> list[str]:
+    """Return the parameters that autograd's graph of the outputs lacks, by name."""
+    reached = {id(outputs)}
+    stack = [outputs.grad_fn] if outputs.grad_fn is not None else []
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if hasattr(node, "variable"):
+            reached.add(id(node.variable))
+        for operand, _ in node.next_functions:
+            if operand is not None and operand not in seen:
+                seen.add(operand)
+                stack.append(operand)
+    return [name for name, parameter in parameters.items() if id(parameter) not in reached]

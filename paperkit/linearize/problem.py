@@ -1,0 +1,175 @@
+"""What every measure is of: a network, its data and a loss that fit each other."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from paperkit.linearize.batches import Batches
+from paperkit.linearize.evaluation import evaluation
+from paperkit.linearize.losses import Loss, get_loss
+from paperkit.linearize.network import (
+    Forward,
+    Network,
+    own_parameters,
+    raw_outputs,
+    unreached,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def settled(
+    model: nn.Module, data: object, loss: object = None, forward: Forward | None = None
+) -> tuple[Network, Batches, Loss | None]:
+    """Return network, data and loss in the form that everything below works with.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model; see :class:`Network`, which also takes ``forward``.
+    data : pair or iterable of pairs
+        See :class:`Batches`; moved to the model's device.
+    loss : str, nn.Module or callable, optional
+        See :func:`get_loss`; None where none is needed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        With one sentence, if one of them cannot be used.
+    """
+    network = Network.of(model, forward)
+    parameters = own_parameters(network)
+    device = next((parameter.device for parameter in parameters.values()), None)
+    batches = Batches.of(data, device)
+    if loss is None:
+        return network, batches, None
+    return network, batches, bound_loss(network, batches, get_loss(loss))
+
+
+def bound_loss(network: Network, data: Iterable[tuple[Any, Tensor]], loss: Loss) -> Loss:
+    """Return the loss as a mean over the samples of these data; see :meth:`Loss.bound`."""
+    inputs, targets = next(iter(data))
+    # A matrix and labels are so common that the model need not run for it.
+    if not loss.needs_data(targets.new_empty(0, 1), targets) and targets.ndim == 1:
+        return loss
+    with evaluation(network) as parameters, torch.no_grad():
+        sample = raw_outputs(network, parameters, smallest_batch(network, parameters, inputs))
+    if sample.ndim == 1:
+        sample = sample.unsqueeze(1)
+    if not loss.needs_data(sample, targets):
+        return loss
+    return loss.bound(sample, lambda: (part for _, part in data))
+
+
+def smallest_batch(network: Network, parameters: dict[str, Tensor], inputs: Any) -> Any:
+    """Return a few of the samples, as few as the model takes.
+
+    Two, which networks that normalise by batch statistics need; one where there is no other; all
+    where the model was written for a fixed number.
+    """
+    few = inputs[:2]
+    if len(few) < len(inputs):
+        try:
+            with torch.no_grad():
+                raw_outputs(network, parameters, few)
+        except Exception:
+            return inputs  # what is wrong with it, it will say itself
+    return few
+
+
+class CutGraphError(ValueError):
+    """The outputs depend on a parameter, but no gradient reaches it."""
+
+
+def refuse_cut(network: Network, inputs: Any, names: Iterable[str] | None = None) -> None:
+    """Raise if the outputs depend on a parameter that no gradient reaches.
+
+    Autograd takes such a parameter for one without influence, and its curvature would come out as
+    zero. One that truly has none is told apart by moving it: the outputs stay the same. The check
+    runs once for a network.
+
+    Parameters
+    ----------
+    network : Network
+        A model.
+    inputs : Tensor or Samples
+        Some samples.
+    names : iterable of str, optional
+        The parameters that matter; default all.
+
+    Raises
+    ------
+    CutGraphError
+        A ValueError that names parameters.
+    """
+    if network.cut is None:
+        object.__setattr__(network, "cut", _cut_parameters(network, inputs))
+    assert network.cut is not None
+    wanted = None if names is None else set(names)
+    cut = [name for name in network.cut if wanted is None or name in wanted]
+    if cut:
+        shown = ", ".join(cut[:4]) + (", …" if len(cut) > 4 else "")
+        raise CutGraphError(
+            f"model: the outputs depend on {shown}, but no gradient reaches it: the forward pass "
+            "cuts the graph (torch.no_grad, detach, NumPy, a checkpoint with use_reentrant=True); "
+            "remove that, use use_reentrant=False, or measure the other parameters."
+        )
+
+
+def _cut_parameters(network: Network, inputs: Any) -> tuple[str, ...]:
+    with evaluation(network) as parameters:
+        few = smallest_batch(network, parameters, inputs)
+        outputs = raw_outputs(network, parameters, few)
+        lacking = unreached(outputs, parameters)
+        if not lacking:
+            return ()
+
+        def matter(names: Iterable[str]) -> bool:
+            # Moved far and to no round number, so that no two of them cancel.
+            moved = {name: 1.37 * parameters[name].detach() + 0.11 for name in names}
+            return not torch.equal(raw_outputs(network, moved, few), before)
+
+        with torch.no_grad():
+            before = raw_outputs(network, {}, few)
+            if not torch.equal(raw_outputs(network, {}, few), before):
+                return ()  # random in evaluation mode, which is refused elsewhere
+            if not matter(lacking):
+                return ()
+            return tuple(name for name in lacking if matter([name])) or tuple(lacking)
+
+
+def measure_of(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a measure take any model, data and loss, and a keyword ``forward``.
+
+    Its arguments ``model``, ``data`` and ``loss``, as far as it has them, are settled before it
+    runs, outside of inference mode.
+    """
+    signature = inspect.signature(function)
+    names = signature.parameters
+
+    @functools.wraps(function)
+    def measure(*args: Any, forward: Forward | None = None, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        with torch.inference_mode(False):
+            found = settled(given["model"], given["data"], given.get("loss"), forward)
+            for name, value in zip(("model", "data", "loss"), found, strict=True):
+                if name in names:
+                    given[name] = value
+            return function(*bound.args, **bound.kwargs)
+
+    extra = inspect.Parameter(
+        "forward", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Forward | None"
+    )
+    measure.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*names.values(), extra]
+    )
+    return measure  # type: ignore[return-value]
