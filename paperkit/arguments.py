@@ -80,9 +80,10 @@ def number(
     below: float | None = None,
     at_most: float | None = None,
     finite: bool = True,
+    nan: bool = False,
     because: str = "",
 ) -> float:
-    """Return a real number in a range, as a float; NaN is always refused.
+    """Return a real number in a range, as a float.
 
     Parameters
     ----------
@@ -92,6 +93,8 @@ def number(
         The range, without and with its ends.
     finite : bool
         Whether infinity is refused.
+    nan : bool
+        Whether NaN is taken.
     because : str
         As in :func:`integer`.
 
@@ -118,6 +121,8 @@ def number(
         result = float(found)
     except OverflowError:
         raise ValueError(_sentence(name, value, "a number that fits a float")) from None
+    if nan and result != result:
+        return result
     inside = (
         (above is None or result > above)
         and (at_least is None or result >= at_least)

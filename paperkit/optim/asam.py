@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
+from paperkit import arguments
 from paperkit.optim.modules import parameter_names
 from paperkit.optim.vector import Vector, nonzero
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
@@ -61,12 +62,8 @@ class ASAM(WrappedOptimizer):
         scaled: str = "weights",
         **options: Any,
     ) -> None:
-        if not eta >= 0.0:
-            raise ValueError(f"eta={eta} must be at least 0.")
-        if scaled not in SCALED_TENSORS:
-            raise ValueError(f"scaled={scaled!r} must be one of {', '.join(SCALED_TENSORS)}.")
-        self.eta = eta
-        self.scaled = scaled
+        self.eta = arguments.number("eta", eta, at_least=0)
+        self.scaled = arguments.choice("scaled", scaled, SCALED_TENSORS)
         super().__init__(params, base, rho, **options)
         self._names: dict[int, str] = {}
 

@@ -28,6 +28,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from paperkit import arguments
 from paperkit.optim.modules import BufferSnapshot, modules_around, refuse_sharded
 from paperkit.optim.replay import RandomState
 from paperkit.optim.vector import Vector
@@ -115,17 +116,17 @@ class MultiPassOptimizer(Optimizer, ABC):
         max_norm: float | None = None,
         log: bool = False,
     ) -> None:
-        if max_norm is not None and not max_norm > 0.0:
-            raise ValueError(f"max_norm={max_norm} must be positive, or None for no clipping.")
+        if max_norm is not None:
+            max_norm = arguments.number("max_norm", max_norm, above=0, finite=False)
         self.max_norm = max_norm
         self.gradient_evaluations = 0
         self.steps = 0
         self.skipped_steps = 0
-        self.log: list[StepRecord] | None = [] if log else None
+        self.log: list[StepRecord] | None = [] if arguments.flag("log", log) else None
         self._modules_found: list[nn.Module] | None = None
         self._unscaled: list[_UnscaledPass] = []
         self._forget_step()
-        super().__init__(params, defaults)
+        super().__init__(_checked_parameters(params), defaults)
 
     # -- the step --------------------------------------------------------------------------------
 
@@ -153,8 +154,8 @@ class MultiPassOptimizer(Optimizer, ABC):
 
         Raises
         ------
-        ValueError
-            If there is no closure.
+        TypeError, ValueError
+            If there is no closure, or it cannot be called, or the scaler is none.
         RuntimeError
             If a step begun with :meth:`first_step` is open.
         """
@@ -163,6 +164,8 @@ class MultiPassOptimizer(Optimizer, ABC):
                 "step needs a closure that zeroes the gradients, computes the loss, calls backward "
                 "and returns the loss; for a loop by hand call first_step() and second_step()."
             )
+        arguments.function("closure", closure, "a function without arguments")
+        _check_scaler(scaler)
         self._refuse_open_step()
         random_state = RandomState(parameter.device for parameter in self._parameters())
         try:
@@ -193,6 +196,7 @@ class MultiPassOptimizer(Optimizer, ABC):
         RuntimeError
             If the last step was not finished with :meth:`second_step` or :meth:`restore`.
         """
+        _check_scaler(scaler)
         self._refuse_open_step()
         self._running = self._passes() if self._perturbs_now() else self._repeated_pass()
         try:
@@ -215,6 +219,7 @@ class MultiPassOptimizer(Optimizer, ABC):
         RuntimeError
             If there was no :meth:`first_step`.
         """
+        _check_scaler(scaler)
         if self._running is None:
             raise RuntimeError("second_step() follows first_step() and a second backward pass.")
         try:
@@ -450,16 +455,20 @@ class MultiPassOptimizer(Optimizer, ABC):
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             If it comes from another kind of optimizer or from other parameter groups.
         """
         self._refuse_open_step()
-        if "own" not in state_dict:
+        arguments.mapping("state_dict", state_dict)
+        if not {"own", "state", "param_groups"} <= set(state_dict):
             raise ValueError(
                 f"state_dict was not made by {type(self).__name__}: load it into the optimizer "
                 "that made it."
             )
-        super().load_state_dict(state_dict)
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:
+            raise ValueError(f"state_dict belongs to other parameters: {error}.") from error
         self._load_own_state(state_dict["own"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -469,7 +478,14 @@ class MultiPassOptimizer(Optimizer, ABC):
         return {**kept, "_modules_found": None, "_unscaled": []}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, as every optimizer of PyTorch does."""
+        """Add a group of parameters, as every optimizer of PyTorch does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no mapping with parameters under ``params``, or they are sharded.
+        """
+        _check_group(param_group)
         super().add_param_group(param_group)
         refuse_sharded(param_group["params"], ())
         self._modules_found = None
@@ -490,3 +506,39 @@ def _entries(parameter: Tensor) -> Tensor:
         return gradient
     parameter.grad = gradient.coalesce()
     return parameter.grad.values()
+
+
+def _checked_parameters(params: Any) -> list[Any]:
+    """Return parameters, named ones or groups of either as a list, since a generator ends."""
+    wanted = "parameters, named parameters or groups of them"
+    entries = list(arguments.iterable("params", params, wanted))
+    if not entries:
+        raise ValueError("params=[] is empty: pass the model's parameters, as model.parameters().")
+    for entry in entries:
+        if isinstance(entry, dict):
+            _check_group(entry)
+        elif not _is_parameter(entry):
+            shown = arguments.shown(entry)
+            raise TypeError(f"params has {shown}: pass {wanted}, as model.parameters().")
+    return entries
+
+
+def _check_group(group: Any) -> None:
+    found = arguments.mapping("param_group", group, 'a dict with parameters under "params"')
+    held = found.get("params")
+    if isinstance(held, Tensor):
+        held = [held]
+    if not isinstance(held, Sequence | Iterator) or isinstance(held, str):
+        raise TypeError(f"params={arguments.shown(held)} of a group must be a list of parameters.")
+    if isinstance(held, Sequence) and not all(map(_is_parameter, held)):
+        raise TypeError(f"params={arguments.shown(held)} of a group holds what is no parameter.")
+
+
+def _is_parameter(entry: object) -> bool:
+    named = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
+    return isinstance(entry[1] if named else entry, Tensor)  # type: ignore[index]
+
+
+def _check_scaler(scaler: object) -> None:
+    if scaler is not None:
+        arguments.instance("scaler", scaler, GradScaler, "torch.amp has it")

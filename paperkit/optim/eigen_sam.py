@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
+from paperkit import arguments
+from paperkit.linalg.probes import generator_of
 from paperkit.optim.core import Closure
 from paperkit.optim.modules import BufferSnapshot, evaluation_mode
 from paperkit.optim.replay import RandomState
@@ -72,15 +74,11 @@ class EigenSAM(WrappedOptimizer):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        if period < 1 or iterations < 1:
-            raise ValueError(f"period={period} and iterations={iterations} must be at least 1.")
-        if not tau > 0.0:
-            raise ValueError(f"tau={tau} must be positive.")
-        self.alpha = alpha
-        self.period = period
-        self.iterations = iterations
-        self.tau = tau
-        self.seed = seed
+        self.alpha = arguments.number("alpha", alpha)
+        self.period = arguments.integer("period", period, at_least=1)
+        self.iterations = arguments.integer("iterations", iterations, at_least=1)
+        self.tau = arguments.number("tau", tau, above=0)
+        self.seed = arguments.seed("seed", seed)
         super().__init__(params, base, rho, **options)
 
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
@@ -119,6 +117,7 @@ class EigenSAM(WrappedOptimizer):
         closure : callable
             As for ``step``.
         """
+        arguments.function("closure", closure, "a function without arguments")
         self._refuse_open_step()
         self._active = [p for p in self._parameters() if p.requires_grad]
         random_state = RandomState(parameter.device for parameter in self._active)
@@ -138,7 +137,7 @@ class EigenSAM(WrappedOptimizer):
             buffers.restore()
 
     def _start(self) -> Vector:
-        generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        generator = generator_of(self.seed)
         parts = []
         for parameter in self._active_parameters():
             draw = torch.randn(parameter.shape, generator=generator, device="cpu")

@@ -11,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import ParamsT
 from torch.overrides import TorchFunctionMode
 
+from paperkit import arguments
 from paperkit.optim.core import Closure, Passes
 from paperkit.optim.vector import Vector
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
@@ -70,14 +71,10 @@ class GradientRegularization(WrappedOptimizer):
         tau: float = 1e-2,
         **options: Any,
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"method={method!r} must be one of {', '.join(METHODS)}.")
-        if not tau > 0.0:
-            raise ValueError(f"tau={tau} must be positive.")
+        self.method = arguments.choice("method", method, METHODS)
+        self.tau = arguments.number("tau", tau, above=0)
         if "no_sync" in options:
             raise ValueError("no_sync: the step follows the first gradient too, so average it.")
-        self.method = method
-        self.tau = tau
         super().__init__(params, base, mu, **options)
 
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:

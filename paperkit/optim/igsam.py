@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from paperkit.linearize import linearize
+from paperkit import arguments
+from paperkit.linearize import get_loss, linearize
 from paperkit.linearize.kronecker import KroneckerFactors, ekfac
 from paperkit.linearize.linearize import GIBIBYTE
 from paperkit.optim.core import Closure, Passes
@@ -94,19 +95,15 @@ class IGSAM(WrappedOptimizer):
         memory_budget: int = GIBIBYTE,
         **options: Any,
     ) -> None:
-        if not 0.0 < damping < float("inf"):
-            raise ValueError(f"damping={damping} must be positive and finite.")
-        if period < 1 or (samples is not None and samples < 1):
-            raise ValueError(f"period={period} and samples={samples} must be at least 1.")
-        if mode not in MODES:
-            raise ValueError(f"mode={mode!r} must be one of {', '.join(MODES)}.")
-        self.model = model
-        self.damping = damping
-        self.period = period
+        self.model = arguments.module("model", model)
+        self.damping = arguments.number("damping", damping, above=0)
+        self.period = arguments.integer("period", period, at_least=1)
+        if samples is not None:
+            samples = arguments.integer("samples", samples, at_least=1)
         self.samples = samples
-        self.loss = loss
-        self.mode = mode
-        self.memory_budget = memory_budget
+        self.loss = get_loss(loss).name
+        self.mode = arguments.choice("mode", mode, MODES)
+        self.memory_budget = arguments.memory_budget("memory_budget", memory_budget)
         self.factors: dict[str, KroneckerFactors] = {}
         super().__init__(params, base, rho, **options)
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from paperkit import arguments
+
 
 class RandomState:
     """The global generators of torch (CPU and devices), NumPy and Python at one moment.
@@ -22,10 +24,12 @@ class RandomState:
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
+        found = arguments.iterable("devices", devices, "devices")
+        homes = {arguments.device("devices", device) for device in found}
         self._cpu = torch.get_rng_state()
         self._devices = {
             device: torch.get_device_module(device).get_rng_state(device)
-            for device in set(devices)
+            for device in homes
             if device.type != "cpu"
         }
         self._numpy = np.random.get_state()  # noqa: NPY002 - the generator that layers draw from

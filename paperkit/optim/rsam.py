@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from paperkit import arguments
 from paperkit.optim.core import Passes
 from paperkit.optim.vector import Vector, nonzero
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
@@ -88,24 +89,20 @@ class RSAM(WrappedOptimizer):
         validation_threshold: float | None = None,
         **options: Any,
     ) -> None:
-        if not 0.0 < alpha < math.inf or alpha == 1.0:
-            raise ValueError(f"alpha={alpha} must be positive, finite and not 1.")
-        if mode not in MODES:
-            raise ValueError(f"mode={mode!r} must be one of {', '.join(MODES)}.")
-        if max_radius is not None and not max_radius > 0.0:
-            raise ValueError(f"max_radius={max_radius} must be positive, or None for no cap.")
-        if not tau > 0.0:
-            raise ValueError(f"tau={tau} must be positive.")
-        if plain_steps < 0 or plain_epochs < 0:
-            raise ValueError("plain_steps and plain_epochs must be at least 0.")
+        self.alpha = arguments.order("alpha", alpha, one_allowed=False)
+        self.mode = arguments.choice("mode", mode, MODES)
+        if max_radius is not None:
+            max_radius = arguments.number("max_radius", max_radius, above=0, finite=False)
+        if validation_threshold is not None:
+            validation_threshold = arguments.number(
+                "validation_threshold", validation_threshold, finite=False
+            )
+        self.max_radius = max_radius
+        self.tau = arguments.number("tau", tau, above=0)
+        self.plain_steps = arguments.integer("plain_steps", plain_steps, at_least=0)
+        self.plain_epochs = arguments.integer("plain_epochs", plain_epochs, at_least=0)
         if mode == "exact" and options.get("no_sync") is not None:
             raise ValueError('no_sync: mode="exact" follows the first gradient too, so average it.')
-        self.alpha = alpha
-        self.mode = mode
-        self.max_radius = max_radius
-        self.tau = tau
-        self.plain_steps = plain_steps
-        self.plain_epochs = plain_epochs
         self.validation_threshold = validation_threshold
         self.epochs = 0
         self.best_validation = -math.inf
@@ -129,9 +126,10 @@ class RSAM(WrappedOptimizer):
         validation : float, optional
             Larger is better, such as an accuracy.
         """
-        self.epochs += 1
         if validation is not None:
-            self.best_validation = max(self.best_validation, float(validation))
+            score = arguments.number("validation", validation, finite=False)
+            self.best_validation = max(self.best_validation, score)
+        self.epochs += 1
 
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
         """Return ε, in ``"exact"`` mode −ρsu, capped; see the class."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
+from paperkit import arguments
 from paperkit.optim.vector import Vector, nonzero
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
 
@@ -65,9 +66,7 @@ class SAM(WrappedOptimizer):
         p: float = 2.0,
         **options: Any,
     ) -> None:
-        if not p >= 1.0:
-            raise ValueError(f"p={p} must be at least 1.")
-        self.p = p
+        self.p = arguments.number("p", p, at_least=1, finite=False)
         super().__init__(params, base, rho, **options)
 
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:

@@ -9,6 +9,7 @@ from typing import Any
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import ParamsT
 
+from paperkit import arguments
 from paperkit.optim.smoothness_adaptive import SmoothnessAdaptiveOptimizer
 from paperkit.optim.vector import Vector
 
@@ -66,15 +67,12 @@ class SASAM(SmoothnessAdaptiveOptimizer):
         ascent: str = "normalized",
         **options: Any,
     ) -> None:
-        if ascent not in ASCENTS:
-            raise ValueError(f"ascent={ascent!r} must be one of {', '.join(ASCENTS)}.")
+        ascent = arguments.choice("ascent", ascent, ASCENTS)
         if isinstance(rho_rule, str):
-            if rho_rule not in RHO_RULES:
-                raise ValueError(
-                    f"rho_rule={rho_rule!r} must be a number or one of {', '.join(RHO_RULES)}."
-                )
-        elif rho_rule is not None and not 0.0 <= rho_rule < math.inf:
-            raise ValueError(f"rho_rule={rho_rule} must be finite and at least 0.")
+            rho_rule = arguments.choice("rho_rule", rho_rule, RHO_RULES)
+        elif rho_rule is not None:
+            names = f"or one of {', '.join(RHO_RULES)}"
+            rho_rule = arguments.number("rho_rule", rho_rule, at_least=0, because=names)
         super().__init__(params, eta0, **options)
         self.rho_rule = self.variant.rho_rule if rho_rule is None else rho_rule
         self.ascent = ascent

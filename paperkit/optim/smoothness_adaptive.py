@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
+from paperkit import arguments
 from paperkit.optim.core import MultiPassOptimizer, Passes
 from paperkit.optim.vector import Vector
 
@@ -83,7 +84,33 @@ def adaptive_step_size(
     -------
     float
         :math:`\eta_t`; :math:`\eta_{t-1}` where neither branch is finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no number, or out of range.
     """
+    return _adapted_step_size(
+        arguments.number("displacement", displacement, at_least=0, finite=False, nan=True),
+        arguments.number("change", change, at_least=0, finite=False, nan=True),
+        arguments.number("eta", eta, above=0),
+        arguments.number("theta", theta, at_least=0, finite=False),
+        delta=arguments.number("delta", delta, at_least=0),
+        damping=arguments.number("damping", damping, above=0),
+        offset=arguments.number("offset", offset),
+    )
+
+
+def _adapted_step_size(
+    displacement: float,
+    change: float,
+    eta: float,
+    theta: float,
+    *,
+    delta: float,
+    damping: float,
+    offset: float,
+) -> float:
     grown = math.inf if math.isinf(theta) else math.sqrt(1.0 + delta * theta) * eta
     fallback = grown if math.isfinite(grown) else eta
     if displacement == 0.0 or change == 0.0:
@@ -150,21 +177,15 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
         max_norm: float | None = None,
         log: bool = False,
     ) -> None:
-        if variant not in VARIANTS:
-            raise ValueError(f"variant={variant!r} must be one of {', '.join(VARIANTS)}.")
-        self.variant = VARIANTS[variant]
-        self.damping = self.variant.damping if damping is None else damping
-        self.theta = self.variant.theta0 if theta0 is None else theta0
-        if not 0.0 < eta0 < math.inf:
-            raise ValueError(f"eta0={eta0} must be positive and finite.")
-        if not 0.0 <= delta < math.inf or not 0.0 < self.damping < math.inf:
-            raise ValueError(f"delta={delta} must be at least 0 and damping={damping} positive.")
-        if not self.theta >= 0.0:
-            raise ValueError(f"theta0={theta0} must be at least 0; it may be infinite.")
-        if not 0.0 <= weight_decay < math.inf:
-            raise ValueError(f"weight_decay={weight_decay} must be at least 0.")
-        self.delta = delta
-        self.full_batch = full_batch
+        self.variant = VARIANTS[arguments.choice("variant", variant, VARIANTS)]
+        damping = self.variant.damping if damping is None else damping
+        self.damping = arguments.number("damping", damping, above=0)
+        theta0 = self.variant.theta0 if theta0 is None else theta0
+        self.theta = arguments.number("theta0", theta0, at_least=0, finite=False)
+        eta0 = arguments.number("eta0", eta0, above=0)
+        weight_decay = arguments.number("weight_decay", weight_decay, at_least=0)
+        self.delta = arguments.number("delta", delta, at_least=0)
+        self.full_batch = arguments.flag("full_batch", full_batch)
         self.eta = eta0
         self.beta = math.nan
         self.rho = 0.0
@@ -205,7 +226,7 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
         """Leave in ``.grad`` what the step follows; return the radius of the perturbation."""
 
     def _adapted(self, displacement: float, change: float) -> float:
-        return adaptive_step_size(
+        return _adapted_step_size(
             displacement,
             change,
             self.eta,

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from paperkit import arguments
+
 
 class Vector:
     """One vector, held as the tensors of a model's parameters.
@@ -25,6 +27,8 @@ class Vector:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tuple(tensors)
+        if not all(isinstance(part, Tensor) for part in self.tensors):
+            raise TypeError(f"tensors={arguments.shown(tensors)} must be a sequence of Tensors.")
 
     def __add__(self, other: Vector) -> Vector:
         return Vector(torch._foreach_add(self.tensors, other.tensors))

@@ -2,7 +2,6 @@ r"""What the optimizers share that perturb the weights around the step of a base
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +10,7 @@ from typing import Any
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import ParamsT
 
+from paperkit import arguments
 from paperkit.optim.core import Closure, MultiPassOptimizer, Passes
 from paperkit.optim.modules import refuse_sharded
 from paperkit.optim.vector import FixedVector, Vector
@@ -68,9 +68,12 @@ class WrappedOptimizer(MultiPassOptimizer):
         no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
         **base_options: Any,
     ) -> None:
+        arguments.function("base", base, "a torch.optim class such as torch.optim.SGD")
+        if no_sync is not None:
+            arguments.function("no_sync", no_sync, "the no_sync method of a parallel model")
         self.no_sync = no_sync
         super().__init__(params, {self.strength_name: strength}, max_norm=max_norm, log=log)
-        self.base = base(self.param_groups, **base_options)
+        self.base = _made(base, self.param_groups, base_options)
         if isinstance(self.base, LBFGS):
             raise ValueError("base=LBFGS calls closures itself: choose a first-order optimizer.")
         if self.strength_name in self.base.defaults:
@@ -140,8 +143,7 @@ class WrappedOptimizer(MultiPassOptimizer):
         """
         name = self.strength_name
         strength = param_group.get(name, self.defaults[name])
-        if not 0.0 <= strength < math.inf:
-            raise ValueError(f"{name}={strength} must be finite and at least 0.")
+        strength = arguments.number(name, strength, at_least=0)
         if not hasattr(self, "base"):
             super().add_param_group(param_group)
             return
@@ -177,3 +179,13 @@ class WrappedOptimizer(MultiPassOptimizer):
         groups = state_dict["param_groups"]
         self.base.load_state_dict({"state": state_dict["base"], "param_groups": groups})
         self.param_groups = self.base.param_groups
+
+
+def _made(base: BaseOptimizer, groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
+    try:
+        made = base(groups, **options)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{name}={arguments.shown(value)}" for name, value in options.items())
+        name = getattr(base, "__name__", "base")
+        raise type(error)(f"base={name} refuses its options {given or '()'}: {error}.") from error
+    return arguments.instance("base", made, Optimizer, "it must return an optimizer")

@@ -276,7 +276,7 @@ def test_a_function_is_refused_outside_its_domain() -> None:
         with pytest.raises(ValueError, match="not finite at some Ritz values"):
             quadrature.trace(function)
     for alpha in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="alpha=.* must be positive"):
+        with pytest.raises(ValueError, match=r"alpha=.* must be positive"):
             power(alpha)
 
 
