@@ -295,8 +295,18 @@ def integers(
     at_least: int | None = None,
     at_most: int | None = None,
     length: int | None = None,
+    empty: bool = False,
 ) -> tuple[int, ...]:
     """Return a sequence of integers in a range, of a given length or of one entry at least.
+
+    Parameters
+    ----------
+    name, value, at_least, at_most
+        As in :func:`integer`, for every entry.
+    length : int, optional
+        How many there must be.
+    empty : bool
+        Whether there may be none.
 
     Raises
     ------
@@ -307,7 +317,7 @@ def integers(
     wanted += "integers" if length is None else f"{length} integers"
     wanted = _joined(wanted, _range(at_least=at_least, at_most=at_most))
     entries = _entries(name, value, wanted)
-    if (length is not None and len(entries) != length) or not entries:
+    if (length is not None and len(entries) != length) or not (entries or empty):
         raise ValueError(_sentence(name, value, wanted))
     return tuple(
         integer(f"{name}[{index}]", entry, at_least=at_least, at_most=at_most)
@@ -553,15 +563,20 @@ def device(name: str, value: object) -> torch.device:
     Raises
     ------
     TypeError, ValueError
-        If it is neither a device nor a string, or PyTorch knows no device of that name.
+        If it is neither a device nor a string, or there is no such device.
     """
     wanted = 'a device such as "cpu" or "cuda:0"'
     if not isinstance(value, str | torch.device):
         raise TypeError(_sentence(name, value, wanted, kind=True))
     try:
-        return torch.device(value)
+        found = torch.device(value)
     except RuntimeError:
         raise ValueError(_sentence(name, value, wanted)) from None
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"{name}={shown(value)} is not there: pass {wanted}.") from None
+    return found
 
 
 def path(name: str, value: object) -> Path:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from paperkit import arguments
+
 
 def augment(
     inputs: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True
@@ -38,13 +40,10 @@ def augment(
     ValueError
         If ``inputs`` is not a batch of images or ``padding`` is negative.
     """
-    if inputs.ndim != 4:
-        raise ValueError(
-            "inputs must have the shape (n, channels, height, width), not "
-            f"{tuple(inputs.shape)}; give a batch of images"
-        )
-    if padding < 0:
-        raise ValueError(f"padding={padding} must not be negative")
+    arguments.tensor("inputs", inputs, shape=("n", "channels", "height", "width"))
+    arguments.instance("generator", generator, torch.Generator)
+    padding = arguments.integer("padding", padding, at_least=0)
+    flip = arguments.flag("flip", flip)
     n, channels, height, width = inputs.shape
     draw_device = generator.device
     shifts = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=draw_device)

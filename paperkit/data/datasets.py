@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.data import cifar, digits, idx, mnist5k
 from paperkit.data.files import RawDataset, RawImages, data_root
 from paperkit.data.splits import stratified
@@ -26,6 +26,8 @@ _READERS: dict[str, Callable[[Path], RawDataset]] = {
 
 NAMES: tuple[str, ...] = tuple(_READERS)
 """The names that :func:`load` knows."""
+
+_LARGEST_COUNT = 2**62
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,11 +51,8 @@ class Split:
     targets: Tensor
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise ValueError(
-                f"inputs hold {len(self.inputs)} samples and targets {len(self.targets)}; "
-                "give one target for each input"
-            )
+        arguments.tensor("inputs", self.inputs, shape=("n", "…"), empty=True)
+        arguments.tensor("targets", self.targets, shape=(len(self.inputs), "…"), empty=True)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -166,20 +165,24 @@ def load(
     ValueError
         If the name is unknown, a file is damaged, or a size does not fit the set.
     """
-    if name not in _READERS:
-        raise ValueError(f"unknown data set {name!r}{_suggestion(name)}; known: {', '.join(NAMES)}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a non-negative integer, not {seed!r}")
+    name = arguments.choice("name", name, NAMES)
+    seed = arguments.integer("seed", seed, at_least=0)
+    normalize = arguments.flag("normalize", normalize)
+    device, dtype = arguments.device("device", device), arguments.dtype("dtype", dtype)
+    for argument, size in (("train_size", train_size), ("test_size", test_size)):
+        if size is not None:
+            arguments.integer(argument, size, at_least=1)
+    _validation_count(validation)
     raw = _READERS[name](data_root(root))
 
     validation_count = _validation_count(validation, len(raw.train))
     held_out, train = _divide(raw.train, validation_count, seed, stream=0)
     if train_size is not None:
-        _check_size("train_size", train_size, len(train))
+        train_size = _size("train_size", train_size, len(train))
         train = _subset(train, train_size, seed, stream=1)
     test = raw.test
     if test_size is not None:
-        _check_size("test_size", test_size, len(test))
+        test_size = _size("test_size", test_size, len(test))
         test = _subset(test, test_size, seed, stream=2)
 
     mean, std = (
@@ -230,36 +233,18 @@ def channel_statistics(images: np.ndarray, white: int) -> tuple[np.ndarray, np.n
     return mean, np.sqrt(variance)
 
 
-def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(str(name), NAMES, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _validation_count(validation: float | int, available: int) -> int:
-    if isinstance(validation, bool) or not isinstance(validation, int | float):
-        raise TypeError(f"validation must be a count or a fraction, not {validation!r}")
+def _validation_count(validation: float | int, available: int = _LARGEST_COUNT) -> int:
+    reason = "a fraction; give a count as an integer"
     if isinstance(validation, float):
-        if not 0 <= validation < 1:
-            raise ValueError(
-                f"validation={validation!r}: a fraction must lie in [0, 1); "
-                "give a count as an integer"
-            )
-        return round(validation * available)
-    if not 0 <= validation < available:
-        raise ValueError(
-            f"validation={validation} must leave at least one of the {available} training "
-            "samples; ask for fewer"
-        )
-    return validation
+        share = arguments.number("validation", validation, at_least=0, below=1, because=reason)
+        return round(share * available)
+    most, reason = available - 1, "one of the training samples must be left"
+    return arguments.integer("validation", validation, at_least=0, at_most=most, because=reason)
 
 
-def _check_size(argument: str, size: int, available: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"{argument} must be an integer or None, not {size!r}")
-    if not 1 <= size <= available:
-        raise ValueError(
-            f"{argument}={size} must lie between 1 and the {available} samples that are there"
-        )
+def _size(argument: str, size: int, available: int) -> int:
+    reason = f"{available} samples are there"
+    return arguments.integer(argument, size, at_least=1, at_most=available, because=reason)
 
 
 def _divide(whole: RawImages, size: int, seed: int, *, stream: int) -> tuple[RawImages, RawImages]:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from paperkit import arguments
+
 DOWNLOAD_TIMEOUT = 20.0
 """Seconds without an answer after which a download is given up."""
 
@@ -80,7 +82,7 @@ def data_root(root: str | Path | None) -> Path:
     """
     if root is None:
         root = os.environ.get("PAPERKIT_DATA") or "~/.cache/paperkit/data"
-    return Path(root).expanduser()
+    return arguments.path("root", root).expanduser()
 
 
 def read_verified(

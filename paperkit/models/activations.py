@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from paperkit import arguments
+
 _MODULES: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -32,6 +34,4 @@ def activation_module(name: str) -> nn.Module:
     ValueError
         If the name is unknown.
     """
-    if name not in _MODULES:
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
-    return _MODULES[name]()
+    return _MODULES[arguments.choice("activation", name, ACTIVATIONS)]()

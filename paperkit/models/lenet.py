@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from paperkit import arguments
+
 _KERNEL = 5
 
 
@@ -38,12 +40,15 @@ class LeNet5(nn.Module):
         num_classes: int = 10,
         image_size: tuple[int, int] = (28, 28),
     ) -> None:
+        in_channels = arguments.integer("in_channels", in_channels, at_least=1)
+        num_classes = arguments.integer("num_classes", num_classes, at_least=1)
+        sides = arguments.integers("image_size", image_size, at_least=1, length=2)
         super().__init__()
-        padding = 2 if min(image_size) < 32 else 0
-        height, width = (_after_convolutions(side, padding) for side in image_size)
+        padding = 2 if min(sides) < 32 else 0
+        height, width = (_after_convolutions(side, padding) for side in sides)
         if min(height, width) < 1:
             raise ValueError(
-                f"image_size={tuple(image_size)} is too small for LeNet-5; give images of at "
+                f"image_size={sides} is too small for LeNet-5; give images of at "
                 "least 12 × 12 pixels"
             )
         self.conv1 = nn.Conv2d(in_channels, 6, _KERNEL, padding=padding)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from paperkit.models.activations import activation_module
+from paperkit import arguments
+from paperkit.models.activations import ACTIVATIONS, activation_module
 
 
 class MLP(nn.Sequential):
@@ -31,12 +32,11 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, widths: Sequence[int], activation: str = "relu", bias: bool = True) -> None:
-        widths = tuple(widths)
-        if len(widths) < 2 or min(widths) < 1:
-            raise ValueError(
-                f"widths={widths} must hold at least two positive numbers, the inputs first and "
-                "the outputs last"
-            )
+        widths = arguments.integers("widths", widths, at_least=1)
+        if len(widths) < 2:
+            raise ValueError(f"widths={widths} must hold two at least: the inputs and the outputs.")
+        activation = arguments.choice("activation", activation, ACTIVATIONS)
+        bias = arguments.flag("bias", bias)
         depth = len(widths) - 1
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for k in range(1, depth + 1):

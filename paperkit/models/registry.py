@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from paperkit import arguments
 from paperkit.models.lenet import LeNet5
 from paperkit.models.mlp import MLP
 from paperkit.models.resnet import ResNet
@@ -33,7 +33,8 @@ def _mlp(
     **options: Any,
 ) -> nn.Module:
     shape = _required_shape("mlp", input_shape)
-    return MLP((prod(shape), *hidden, num_classes), **options)
+    between = arguments.integers("hidden", hidden, at_least=1, empty=True)
+    return MLP((prod(shape), *between, num_classes), **options)
 
 
 def _lenet5(in_channels: int, num_classes: int, input_shape: Shape | None) -> nn.Module:
@@ -43,7 +44,9 @@ def _lenet5(in_channels: int, num_classes: int, input_shape: Shape | None) -> nn
 
 def _required_shape(name: str, input_shape: Shape | None) -> Shape:
     if input_shape is None:
-        raise ValueError(f"{name} needs input_shape, the channels, height and width of an input")
+        raise ValueError(
+            f"input_shape=None: {name} needs the channels, height and width of inputs."
+        )
     return input_shape
 
 
@@ -101,22 +104,28 @@ def build(
         If the name is unknown, the shape is missing or has other channels, or the
         architecture refuses an option's value.
     """
-    if name not in _BUILDERS:
-        close = difflib.get_close_matches(str(name), NAMES, n=1)
-        suggestion = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"unknown model {name!r}{suggestion}; known: {', '.join(NAMES)}")
+    name = arguments.choice("name", name, NAMES)
+    in_channels = arguments.integer("in_channels", in_channels, at_least=1)
+    num_classes = arguments.integer("num_classes", num_classes, at_least=1)
+    seed = arguments.seed("seed", seed)
     make, known_options = _BUILDERS[name]
     for option in options:
         if option not in known_options:
             raise TypeError(
                 f"{name} has no option {option!r}; it has: {', '.join(known_options) or 'none'}"
             )
-    if input_shape is not None and input_shape[0] != in_channels:
-        raise ValueError(
-            f"input_shape={tuple(input_shape)} has {input_shape[0]} channels and in_channels is "
-            f"{in_channels}; make them agree"
+    shape = None
+    if input_shape is not None:
+        channels, height, width = arguments.integers(
+            "input_shape", input_shape, at_least=1, length=3
         )
+        if channels != in_channels:
+            raise ValueError(
+                f"input_shape={tuple(input_shape)} has {channels} channels and in_channels is "
+                f"{in_channels}: make them agree."
+            )
+        shape = channels, height, width
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators as well.
         torch.default_generator.manual_seed(seed)
-        return make(in_channels, num_classes, input_shape, **options)
+        return make(in_channels, num_classes, shape, **options)

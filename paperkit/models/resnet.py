@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paperkit.models.activations import activation_module
+from paperkit import arguments
+from paperkit.models.activations import ACTIVATIONS, activation_module
 
 SHORTCUTS = ("padding", "projection")
 """Options A and B of He et al. (2016, section 3.3)."""
@@ -115,11 +116,14 @@ class ResNet(nn.Module):
         shortcut: str = "padding",
         activation: str = "relu",
     ) -> None:
+        depth = arguments.integer("depth", depth, at_least=8)
+        if depth % 6 != 2:
+            raise ValueError(f"depth={depth} must be 6k + 2 for a positive k: 8, 14, 20, ….")
+        in_channels = arguments.integer("in_channels", in_channels, at_least=1)
+        num_classes = arguments.integer("num_classes", num_classes, at_least=1)
+        shortcut = arguments.choice("shortcut", shortcut, SHORTCUTS)
+        activation = arguments.choice("activation", activation, ACTIVATIONS)
         super().__init__()
-        if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"depth={depth} must be 6k + 2 for a positive k: 8, 14, 20, …")
-        if shortcut not in SHORTCUTS:
-            raise ValueError(f"unknown shortcut {shortcut!r}; known: {', '.join(SHORTCUTS)}")
         blocks = (depth - 2) // 6
 
         def stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
