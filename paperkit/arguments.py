@@ -160,7 +160,7 @@ def order(
         return alpha
     alpha = number(name, value, above=0, at_most=_LARGEST_ORDER)
     if alpha == 1 and not one_allowed:
-        raise ValueError(f"{name}=1 divides by zero here: pass another order.")
+        raise ValueError(f"{name}={shown(value)} divides by zero here: pass another order.")
     return alpha
 
 

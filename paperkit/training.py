@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from paperkit import arguments
 from paperkit import checkpoint as checkpoints
 from paperkit.data import Split
 from paperkit.data import augment as crop_and_flip
@@ -83,10 +84,18 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int) -> f
         Steps before the factor reaches 1, which it does at step ``warmup_steps``.
     total_steps : int
         Steps of the run; the cosine would reach 0 one step after the last.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is no integer, or out of range.
     """
+    warmup_steps = arguments.integer("warmup_steps", warmup_steps, at_least=0)
+    total_steps = arguments.integer("total_steps", total_steps, at_least=max(1, warmup_steps))
+    step = arguments.integer("step", step, at_least=0, at_most=total_steps)
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -110,18 +119,19 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> Evaluati
 
     Raises
     ------
-    ValueError
-        If ``split`` is empty or ``batch_size`` is not positive.
+    TypeError, ValueError
+        If an argument is of the wrong kind, ``split`` is empty, or the model does not fit it.
     """
-    if len(split) == 0:
-        raise ValueError("split is empty; give at least one sample to evaluate on")
-    _check_count("batch_size", batch_size)
+    batch_size = arguments.integer("batch_size", batch_size, at_least=1)
+    arguments.module("model", model)
+    largest = _largest_label("split", split)
+    _check_precision(model, split)
     total = torch.zeros(2, dtype=torch.float64, device=split.inputs.device)
     with _modes_restored(model), torch.no_grad():
         model.eval()
         for start in range(0, len(split), batch_size):
             targets = split.targets[start : start + batch_size]
-            outputs = model(split.inputs[start : start + batch_size])
+            outputs = _checked(model(split.inputs[start : start + batch_size]), largest)
             loss = functional.cross_entropy(outputs, targets, reduction="sum")
             total += _totals(loss, outputs, targets)
     loss, accuracy = (total / len(split)).tolist()
@@ -201,24 +211,40 @@ def train(
     FloatingPointError
         If the training loss becomes infinite or undefined.
     TypeError
-        If ``augment`` or a count is of the wrong type.
+        If an argument is of the wrong kind.
     ValueError
         If an argument is out of range, the data are empty, the checkpoint is damaged, or
         it belongs to another configuration.
     """
-    _check_arguments(model, data, epochs, batch_size, warmup_epochs, seed, checkpoint_every)
+    arguments.module("model", model)
+    largest_label = _largest_label("data", data)
+    _check_precision(model, data)
+    epochs = arguments.integer("epochs", epochs, at_least=1)
+    batch_size = arguments.integer("batch_size", batch_size, at_least=1)
+    checkpoint_every = arguments.integer("checkpoint_every", checkpoint_every, at_least=1)
+    seed = arguments.integer("seed", seed, at_least=0)
+    warmup_epochs = arguments.number("warmup_epochs", warmup_epochs, at_least=0, at_most=epochs)
+    progress = arguments.flag("progress", progress)
+    if on_epoch is not None:
+        arguments.function("on_epoch", on_epoch, "a function of an epoch's record")
+    if validation is not None:
+        _largest_label("validation", validation)
+        _check_precision(model, validation)
+    path = None if checkpoint is None else arguments.path("checkpoint", checkpoint)
+    augmentation = _resolve_augmentation(augment)
+    _check_optimizer(optimizer, lr, momentum, weight_decay)
     model.to(data.inputs.device)
     run = _Run(
         model=model,
         data=data,
         optimizer=_make_optimizer(model, optimizer, lr, momentum, weight_decay),
-        augmentation=_resolve_augmentation(augment),
+        augmentation=augmentation,
         epochs=epochs,
         batch_size=batch_size,
         warmup_epochs=warmup_epochs,
         seed=seed,
+        largest_label=largest_label,
     )
-    path = None if checkpoint is None else Path(checkpoint)
     configuration = _configuration(run, validation)
     if path is not None and path.exists():
         history, seconds = _resume(run, path, configuration)
@@ -270,8 +296,10 @@ class _Run:
         batch_size: int,
         warmup_epochs: float,
         seed: int,
+        largest_label: int,
     ) -> None:
         self.model = model
+        self.largest_label = largest_label
         self.data = data
         self.optimizer = optimizer
         # Read before a checkpoint is loaded, which overwrites them with a step's own rates.
@@ -335,7 +363,7 @@ def _train_step(run: _Run, step: int, batch: Tensor) -> Tensor:
     run.seed_layers(step)
     run.set_learning_rates(step)
     run.optimizer.zero_grad(set_to_none=True)
-    outputs = run.model(inputs)
+    outputs = _checked(run.model(inputs), run.largest_label)
     loss = functional.cross_entropy(outputs, targets)
     loss.backward()
     run.optimizer.step()
@@ -418,54 +446,64 @@ def _make_optimizer(
         return torch.optim.SGD(
             model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
         )
+    made = make(model.parameters())
+    return arguments.instance("optimizer", made, torch.optim.Optimizer, "that is to be returned")
+
+
+def _check_optimizer(make: object, lr: float, momentum: float, weight_decay: float) -> None:
+    for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+        arguments.number(name, value, at_least=0)
+    if make is None:
+        return
+    arguments.function("optimizer", make, "a function of the model's parameters")
     if (lr, momentum, weight_decay) != _DEFAULT_SGD:
         raise ValueError(
             "lr, momentum and weight_decay belong to the default optimizer; set them inside "
             "optimizer= instead"
         )
-    return make(model.parameters())
 
 
 def _resolve_augmentation(augment: bool | Augmentation) -> Augmentation | None:
     if isinstance(augment, bool):
         return crop_and_flip if augment else None
-    if not callable(augment):
-        raise TypeError(
-            f"augment must be True, False or a function of inputs and a generator, not {augment!r}"
-        )
+    wanted = "True, False or a function of inputs and a generator"
+    arguments.function("augment", augment, wanted)
     return augment
 
 
-def _check_arguments(
-    model: nn.Module,
-    data: Split,
-    epochs: int,
-    batch_size: int,
-    warmup_epochs: float,
-    seed: int,
-    checkpoint_every: int,
-) -> None:
-    _check_count("epochs", epochs)
-    _check_count("batch_size", batch_size)
-    _check_count("checkpoint_every", checkpoint_every)
-    _check_count("seed", seed, smallest=0)
-    if not 0 <= warmup_epochs <= epochs:
-        raise ValueError(f"warmup_epochs={warmup_epochs} must lie between 0 and epochs={epochs}")
-    if len(data) == 0:
-        raise ValueError("data is empty; give at least one sample to train on")
-    for parameter in model.parameters():
-        if parameter.dtype != data.inputs.dtype:
+def _check_precision(model: nn.Module, split: Split) -> None:
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ValueError(f"model={arguments.shown(model)} has no parameters: pass one that has.")
+    for parameter in parameters:
+        if parameter.dtype != split.inputs.dtype:
             raise ValueError(
                 f"the model's parameters are {parameter.dtype} and the inputs "
-                f"{data.inputs.dtype}; convert one of them"
+                f"{split.inputs.dtype}; convert one of them"
             )
 
 
-def _check_count(argument: str, value: int, smallest: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument} must be an integer, not {value!r}")
-    if value < smallest:
-        raise ValueError(f"{argument}={value} must be at least {smallest}")
+def _largest_label(name: str, split: Split) -> int:
+    """Return the largest class label of a split that is not empty."""
+    arguments.instance(name, split, Split, "as paperkit.data.load returns")
+    if len(split) == 0:
+        raise ValueError(f"{name} is empty; give at least one sample")
+    targets = f"{name}.targets"
+    arguments.tensor(targets, split.targets, ndim=1, floating=False)
+    low, high = (int(end) for end in split.targets.aminmax())
+    if low < 0:
+        raise ValueError(f"{targets} has labels from {low}: class labels count from 0.")
+    return high
+
+
+def _checked(outputs: Tensor, largest_label: int) -> Tensor:
+    """Return the model's outputs, one for each class at least."""
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] <= largest_label:
+        raise ValueError(
+            f"model returned {arguments.shown(outputs)}: labels up to {largest_label} need "
+            f"(n, C) outputs with C of at least {largest_label + 1}."
+        )
+    return outputs
 
 
 def _describe(function: Any) -> str:

@@ -467,12 +467,12 @@ def test_a_diverging_run_stops_with_one_sentence_and_writes_no_checkpoint(device
     ("options", "error", "sentence"),
     [
         ({"epochs": 0}, ValueError, "epochs=0 must be at least 1"),
-        ({"epochs": 1.5}, TypeError, "epochs must be an integer, not 1.5"),
+        ({"epochs": 1.5}, TypeError, "epochs=1.5 must be an integer"),
         ({"batch_size": 0}, ValueError, "batch_size=0 must be at least 1"),
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every=0 must be at least 1"),
         ({"seed": -1}, ValueError, "seed=-1 must be at least 0"),
-        ({"warmup_epochs": 4}, ValueError, "warmup_epochs=4 must lie between 0 and epochs=3"),
-        ({"augment": "flip"}, TypeError, "augment must be True, False or a function"),
+        ({"warmup_epochs": 4}, ValueError, "warmup_epochs=4 must be between 0 and 3"),
+        ({"augment": "flip"}, TypeError, "augment='flip' must be True, False or a function"),
         (
             {"optimizer": torch.optim.Adam, "lr": 0.01},
             ValueError,

@@ -152,7 +152,9 @@ def test_reprs_are_one_line():
 
 
 def test_an_unknown_name_gets_a_suggestion_and_the_list():
-    with pytest.raises(ValueError, match=r"'minst5k' \(did you mean 'mnist5k'\?\)") as error:
+    with pytest.raises(
+        ValueError, match=r"'minst5k' is unknown \(did you mean 'mnist5k'\?\)"
+    ) as error:
         load("minst5k")
     assert all(name in str(error.value) for name in NAMES)
 
@@ -160,17 +162,17 @@ def test_an_unknown_name_gets_a_suggestion_and_the_list():
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"train_size": 0}, ValueError, "train_size=0 must lie between 1 and the 1437"),
-        ({"train_size": 1438}, ValueError, "train_size=1438 must lie between 1 and the 1437"),
-        ({"train_size": 10.0}, TypeError, "train_size must be an integer or None, not 10.0"),
-        ({"test_size": 361}, ValueError, "test_size=361 must lie between 1 and the 360"),
-        ({"test_size": True}, TypeError, "test_size must be an integer or None, not True"),
-        ({"validation": 1.0}, ValueError, r"validation=1.0: a fraction must lie in \[0, 1\)"),
-        ({"validation": -1}, ValueError, "validation=-1 must leave at least one"),
-        ({"validation": 1437}, ValueError, "validation=1437 must leave at least one"),
-        ({"validation": "0.1"}, TypeError, "validation must be a count or a fraction"),
-        ({"seed": -1}, ValueError, "seed must be a non-negative integer, not -1"),
-        ({"seed": 0.5}, ValueError, "seed must be a non-negative integer, not 0.5"),
+        ({"train_size": 0}, ValueError, "train_size=0 must be at least 1"),
+        ({"train_size": 1438}, ValueError, "train_size=1438 must be between 1 and 1437"),
+        ({"train_size": 10.0}, TypeError, "train_size=10.0 must be an integer"),
+        ({"test_size": 361}, ValueError, "test_size=361 must be between 1 and 360"),
+        ({"test_size": True}, TypeError, "test_size=True must be an integer"),
+        ({"validation": 1.0}, ValueError, "validation=1.0 must be .* a fraction"),
+        ({"validation": -1}, ValueError, "validation=-1 must be between 0"),
+        ({"validation": 1437}, ValueError, "validation=1437 must be between 0 and 1436"),
+        ({"validation": "0.1"}, TypeError, "validation='0.1' must be an integer"),
+        ({"seed": -1}, ValueError, "seed=-1 must be at least 0"),
+        ({"seed": 0.5}, TypeError, "seed=0.5 must be an integer"),
     ],
 )
 def test_sizes_and_seeds_that_do_not_fit_get_one_sentence(options, error, sentence):
@@ -179,5 +181,5 @@ def test_sizes_and_seeds_that_do_not_fit_get_one_sentence(options, error, senten
 
 
 def test_a_split_needs_one_target_for_each_input(device):
-    with pytest.raises(ValueError, match="inputs hold 3 samples and targets 2"):
+    with pytest.raises(ValueError, match=r"targets=.* of shape \(3, …\)"):
         Split(torch.zeros(3, 1, 2, 2, device=device), torch.zeros(2, device=device))

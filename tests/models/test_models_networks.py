@@ -131,7 +131,7 @@ def test_every_activation_can_be_used_in_a_resnet(device):
         (
             lambda: build("resnet2o", in_channels=1, num_classes=2),
             ValueError,
-            r"unknown model 'resnet2o' \(did you mean 'resnet20'\?\); known: resnet8",
+            r"name='resnet2o' is unknown \(did you mean 'resnet20'\?\)",
         ),
         (
             lambda: build("resnet8", in_channels=1, num_classes=2, widths=(1,)),
@@ -148,24 +148,28 @@ def test_every_activation_can_be_used_in_a_resnet(device):
         (
             lambda: build("mlp", in_channels=1, num_classes=2),
             ValueError,
-            "mlp needs input_shape",
+            "input_shape=None: mlp needs",
         ),
         (
             lambda: build("lenet5", in_channels=1, num_classes=2),
             ValueError,
-            "lenet5 needs input_shape",
+            "input_shape=None: lenet5 needs",
         ),
         (
             lambda: build("mlp", in_channels=3, num_classes=2, input_shape=(1, 8, 8)),
             ValueError,
-            "has 1 channels and in_channels is 3; make them agree",
+            "has 1 channels and in_channels is 3: make them agree",
         ),
         (lambda: ResNet(18), ValueError, "depth=18 must be 6k"),
-        (lambda: ResNet(2), ValueError, "depth=2 must be 6k"),
-        (lambda: ResNet(8, shortcut="conv"), ValueError, "unknown shortcut 'conv'; known: padding"),
-        (lambda: MLP((3, 2, 1), activation="relu6"), ValueError, "unknown activation 'relu6'"),
-        (lambda: MLP((3,)), ValueError, r"widths=\(3,\) must hold at least two positive numbers"),
-        (lambda: MLP((3, 0, 2)), ValueError, "must hold at least two positive numbers"),
+        (lambda: ResNet(2), ValueError, "depth=2 must be at least 8"),
+        (
+            lambda: ResNet(8, shortcut="conv"),
+            ValueError,
+            "shortcut='conv' is unknown: choose one of padding",
+        ),
+        (lambda: MLP((3, 2, 1), activation="relu6"), ValueError, "activation='relu6' is unknown"),
+        (lambda: MLP((3,)), ValueError, r"widths=\(3,\) must hold two at least"),
+        (lambda: MLP((3, 0, 2)), ValueError, "widths\[1\]=0 must be at least 1"),
         (lambda: LeNet5(image_size=(8, 8)), ValueError, "too small for LeNet-5; give images of at"),
     ],
 )

@@ -344,7 +344,7 @@ def test_rho_0_is_the_base_optimizer_to_the_bit(name, base) -> None:
 @wrapped
 @pytest.mark.parametrize("rho", [-0.1, math.nan, math.inf])
 def test_a_negative_or_infinite_rho_is_refused(name, rho) -> None:
-    with pytest.raises(ValueError, match=r"(rho|mu)=.* must be finite and at least 0"):
+    with pytest.raises(ValueError, match=r"(rho|mu)=.* must be at least 0 and finite"):
         WRAPPED[name](network(), rho=rho)
 
 
