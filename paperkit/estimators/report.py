@@ -1,15 +1,24 @@
-"""Any set of measures of one network, from one pass of linearization."""
+"""Any set of measures of one network, from one pass of linearization.
+
+A network that is asked for everything rarely allows everything: tokens have no derivative, an
+attention kernel lacks a rule, a layer is dead. So a report holds what can be computed, and one
+sentence for each of the rest.
+"""
 
 from __future__ import annotations
 
+import html
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators import baselines, worst_case
 from paperkit.estimators import representation as features
 from paperkit.estimators.adaptive_sharpness import adaptive_sharpness, adaptive_sharpness_from
@@ -30,16 +39,19 @@ from paperkit.estimators.rangamani import rangamani_sharpness
 from paperkit.estimators.relative_flatness import relative_flatness, relative_flatness_from
 from paperkit.estimators.renyi import RenyiSharpness, renyi_sharpness, renyi_sharpness_from
 from paperkit.estimators.result import Measurement
-from paperkit.linearize.batches import as_batch
+from paperkit.linearize.batches import Batches
+from paperkit.linearize.evaluation import evaluation
 from paperkit.linearize.linearize import (
     GIBIBYTE,
     Gathered,
     Linearization,
     held_bytes,
+    layers_of,
     linearize_in_chunks,
 )
-from paperkit.linearize.losses import Loss, LossLike
-from paperkit.linearize.problem import measure_of
+from paperkit.linearize.losses import Loss, LossLike, get_loss
+from paperkit.linearize.network import Network, network_outputs
+from paperkit.linearize.problem import measure_of, smallest_batch
 
 # Of the representation: they need the Jacobians in the layers' inputs.
 _NETWORK_INPUT = (
@@ -81,23 +93,43 @@ MEASURES = (*DEFAULT_MEASURES, *_COSTLY, "pac_bayes_flatness")
 
 Result = Measurement | Mapping[str, Measurement] | Mapping[str, Mapping[float, Measurement]]
 
+# Hessian products that an estimate within a report may take.
+_PRODUCTS = 16
+
+# Outputs up to which the default report takes a pass back for each: such a pass is about half of a
+# gradient, and a default report is to take 40 gradients at most.
+_MOST_OUTPUTS = 64
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Report(Mapping[str, Any]):
     """Measures of one network on one set of samples, by name.
 
-    It prints as a table; ``report["renyi_sharpness"]["conv1"][0.5]`` is a single result.
+    It prints as a table, with what could not be computed below it;
+    ``report["renyi_sharpness"]["conv1"][0.5]`` is a single result.
 
     Attributes
     ----------
     results : mapping of str to result
         By measure: one :class:`Measurement`, or one for each layer, or one for each layer and
         order.
+    missing : mapping of str to str
+        By measure that was asked for and is not in the results: one sentence why.
+    uncovered : tuple of str
+        Weights with two axes or more that no measure of single layers covers.
+    coverage : float or None
+        The share of all parameters that belongs to layers measured one by one; None where no
+        measure of single layers was asked for.
     """
 
     results: Mapping[str, Result]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    uncovered: tuple[str, ...] = ()
+    coverage: float | None = None
 
     def __getitem__(self, name: str) -> Any:
+        if name in self.missing:
+            raise KeyError(f"{name} was not computed: {self.missing[name]}")
         return self.results[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -114,16 +146,35 @@ class Report(Mapping[str, Any]):
         """Return a table with one row for each result.
 
         Columns: measure, layer, alpha, value, standard_error, lower, upper (the bracket), method,
-        n, loss, converged. What does not apply is missing.
+        n, loss, converged, note. What does not apply is missing.
         """
-        return pd.DataFrame([_row(one) for one in self.measurements()])
+        columns = list(_COLUMNS)
+        return pd.DataFrame([_row(one) for one in self.measurements()], columns=columns)
+
+    def notes(self) -> list[str]:
+        """Return what the table does not show: what is missing and why, and what is not covered."""
+        notes = [f"not computed: {name}: {reason}" for name, reason in self.missing.items()]
+        if self.coverage is not None:
+            line = f"measures of single layers cover {self.coverage:.1%} of the parameters"
+            if self.uncovered:
+                shown = ", ".join(self.uncovered[:6]) + (", …" if len(self.uncovered) > 6 else "")
+                line += f"; not the weights {shown}"
+            notes.append(line)
+        return notes
 
     def __repr__(self) -> str:
-        shown = self.frame()[["measure", "layer", "alpha", "value", "standard_error", "method"]]
-        return shown.to_string(index=False, na_rep="", float_format="{:.6g}".format)
+        shown = self.frame()[list(_SHOWN)]
+        table = shown.to_string(index=False, na_rep="", float_format="{:.6g}".format)
+        return "\n".join([table, *self.notes()])
 
     def _repr_html_(self) -> str:
-        return str(self.frame().to_html(index=False, na_rep="", float_format="{:.6g}".format))
+        table = self.frame().to_html(index=False, na_rep="", float_format="{:.6g}".format)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
+        return f"{table}{notes}"
+
+
+_SHOWN = ("measure", "layer", "alpha", "value", "standard_error", "method", "note")
+_COLUMNS = (*_SHOWN[:5], "lower", "upper", "method", "n", "loss", "converged", "note")
 
 
 def _flatten(result: Any) -> Iterator[Measurement]:
@@ -148,17 +199,65 @@ def _row(one: Measurement) -> dict[str, Any]:
         "n": one.n,
         "loss": one.loss,
         "converged": one.converged,
+        "note": _note(one),
     }
+
+
+def _note(one: Measurement) -> str | None:
+    """Return why the value is not to be taken at face value."""
+    notes = [str(one.assumptions["reason"])] if one.assumptions.get("reason") else []
+    if not one.converged:
+        notes.append("not converged")
+    if one.assumptions.get("reliable") is False:
+        notes.append("unreliable")
+    if getattr(one, "tolerance_sensitive", False):
+        notes.append("depends on the tolerance")
+    return "; ".join(notes) or None
+
+
+class _Collected:
+    """Results by measure, and the reasons for those that failed."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.results: dict[str, Result] = {}
+        self.missing: dict[str, str] = {}
+
+    def attempt(self, name: str, compute: Callable[[], Result | None]) -> None:
+        """Keep what a measure returns, or why it does not."""
+        try:
+            found = compute()
+        except Exception as error:
+            self.refuse(name, error)
+        else:
+            if found is not None:
+                self.results[name] = found
+
+    def refuse(self, name: str, error: Exception) -> None:
+        """Keep why a measure is missing; raise the error if that is wanted."""
+        if self.strict:
+            raise error
+        self.results.pop(name, None)
+        self.missing[name] = _sentence(error)
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    own = isinstance(error, ValueError | TypeError) and text
+    return text if own else f"{type(error).__name__}: {text[:300]}"
 
 
 @measure_of
 def measure(
     model: nn.Module,
     data: object,
-    measures: Sequence[str] | str = DEFAULT_MEASURES,
+    measures: Sequence[str] | str | None = None,
     loss: LossLike = "cross_entropy",
     *,
-    alpha: Sequence[float] = (0.5, 1.5),
+    layers: Sequence[str] | None = None,
+    alpha: float | Sequence[float] = (0.5, 1.5),
+    strict: bool | None = None,
+    products: int = _PRODUCTS,
     seed: int = 0,
     memory_budget: int = GIBIBYTE,
 ) -> Report:
@@ -167,7 +266,8 @@ def measure(
     Parameters
     ----------
     model : nn.Module
-        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+        Any model, measured in evaluation mode and left as found; with several inputs or outputs
+        see :class:`paperkit.linearize.Network`.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
     measures : sequence of str, or "all"
@@ -179,8 +279,15 @@ def measure(
         compression paper, for ½‖f − y‖².
     loss : str, nn.Module or callable
         See :func:`paperkit.linearize.get_loss`.
+    layers : sequence of str, optional
+        Restricts the measures of single layers, and sums over them, to these; default all.
     alpha : sequence of float
         Orders of the Rényi sharpness.
+    strict : bool, optional
+        Whether a measure that cannot be had ends the call with its error. Default: only where
+        ``measures`` names it; what a default report lacks is in ``missing``, with the reason.
+    products : int
+        Hessian products that an estimate for a layer outside the block proposition may take.
     seed : int
         Of every random choice.
     memory_budget : int
@@ -194,238 +301,393 @@ def measure(
     Raises
     ------
     ValueError
-        If a name is unknown, none is given, or as the measures' own functions.
+        If a name is unknown, none is given, the data do not fit the model, or nothing can be
+        computed; with ``strict``, as the measures' own functions.
     """
-    names = MEASURES if measures == "all" else tuple(measures)
-    unknown = [name for name in names if name not in MEASURES]
+    names, strict = _wanted(measures, strict)
+    call = _Call(
+        model, Batches.of(data).joined(), get_loss(loss), layers, arguments.orders("alpha", alpha)
+    )
+    call.products = arguments.integer("products", products, at_least=2)
+    call.seed = arguments.seed("seed", seed)
+    call.memory_budget = arguments.memory_budget("memory_budget", memory_budget)
+    if layers is not None:
+        layers_of(model, layers)  # refuses unknown names
+    # What this raises is wrong with the model, the data or the loss, not with a measure.
+    mean_loss = call.own(baselines.mean_loss)
+    collected = _Collected(strict)
+    _from_one_pass(call, [n for n in names if n in PASS_MEASURES], collected)
+    for name in (n for n in names if n not in PASS_MEASURES):
+        collected.attempt(name, lambda name=name: _alone(call, name, mean_loss))  # type: ignore[misc]
+    if not collected.results:
+        name, reason = next(iter(collected.missing.items()))
+        raise ValueError(f"measures: none of them can be computed; {name}: {reason}")
+    results = {name: collected.results[name] for name in names if name in collected.results}
+    missing = {name: collected.missing[name] for name in names if name in collected.missing}
+    return Report(results, missing, *_covered(model, results))
+
+
+def _wanted(measures: Sequence[str] | str | None, strict: bool | None) -> tuple[list[str], bool]:
+    """Return the names asked for, each once, and whether a refusal ends the call."""
     if isinstance(measures, str) and measures != "all":
         raise ValueError(f'measures={measures!r}: pass a list of names, or "all".')
-    if unknown or not names:
-        raise ValueError(f"measures={unknown or names}: choose among {', '.join(MEASURES)}.")
-    pair = as_batch(data)
-    wanted = set(names)
-    results: dict[str, Result] = {}
-    if wanted & set(PASS_MEASURES):
-        results |= _from_one_pass(model, pair, loss, wanted, tuple(alpha), seed, memory_budget)
-    if "parameter_norm" in wanted:
-        results["parameter_norm"] = parameter_norm(model)
-    for name in wanted & set(_CHEAP):
-        results[name] = _CHEAP[name](model, pair, loss=loss, memory_budget=memory_budget)
-    for name in wanted & set(_COSTLY):
-        results[name] = _COSTLY[name](
-            model, pair, loss=loss, seed=seed, memory_budget=memory_budget
-        )
-    if "pac_bayes_flatness" in wanted:
-        results["pac_bayes_flatness"] = pac_bayes_flatness(
-            model, pair, seed=seed, memory_budget=memory_budget
-        )
-    return Report({name: results[name] for name in names})
+    if measures is None or measures is DEFAULT_MEASURES:
+        return list(DEFAULT_MEASURES), bool(strict)
+    if measures == "all":
+        return list(MEASURES), bool(strict)
+    names = arguments.names("measures", measures, MEASURES)
+    return names, strict is None or arguments.flag("strict", strict)
 
 
-def _from_one_pass(
-    model: nn.Module,
-    pair: tuple[Tensor, Tensor],
-    loss: Loss,
-    wanted: set[str],
-    orders: tuple[float, ...],
-    seed: int,
-    memory_budget: int,
-) -> dict[str, Result]:
-    inputs, targets = pair
+@dataclass
+class _Call:
+    """What a measure is computed from."""
+
+    model: nn.Module
+    pair: tuple[Any, Tensor]
+    loss: Loss
+    layers: Sequence[str] | None
+    orders: tuple[float, ...]
+    products: int = _PRODUCTS
+    seed: int = 0
+    memory_budget: int = GIBIBYTE
+
+    def own(self, function: Callable[..., Any], **options: Any) -> Any:
+        """Call a measure's own function."""
+        return function(
+            self.model, self.pair, loss=self.loss, memory_budget=self.memory_budget, **options
+        )
+
+    @property
+    def estimates(self) -> dict[str, int]:
+        """How many products an estimate may take."""
+        return {"probes": self.products, "max_products": self.products, "seed": self.seed}
+
+
+def _alone(call: _Call, name: str, mean_loss: Measurement) -> Measurement:
+    """Compute a measure that has passes of its own."""
+    if name == "mean_loss":
+        return mean_loss
+    if name == "parameter_norm":
+        return parameter_norm(call.model)
+    if name in _CHEAP:
+        return call.own(_CHEAP[name])
+    if name == "pac_bayes_flatness":
+        return pac_bayes_flatness(
+            call.model, call.pair, seed=call.seed, memory_budget=call.memory_budget
+        )
+    return call.own(_COSTLY[name], seed=call.seed)
+
+
+def _covered(
+    model: nn.Module, results: Mapping[str, Result]
+) -> tuple[tuple[str, ...], float | None]:
+    """Return the weights that no measure of single layers covers, and the share that one does."""
+    layered = [result for result in results.values() if not isinstance(result, Measurement)]
+    if not layered:
+        return (), None
+    measured = {
+        name
+        for result in layered
+        for name, one in result.items()
+        if any(not math.isnan(value.value) for value in _flatten(one))
+    }
+    parameters = dict(model.named_parameters())
+    weights = {id(parameters[n]) for m in measured for n in (m, f"{m}.weight") if n in parameters}
+    total = sum(parameter.numel() for parameter in parameters.values())
+    covered = sum(p.numel() for p in parameters.values() if id(p) in weights)
+    left = tuple(n for n, p in parameters.items() if p.ndim > 1 and id(p) not in weights)
+    return left, covered / total
+
+
+# ---------------------------------------------------------------------------------------------
+# One pass of linearization
+# ---------------------------------------------------------------------------------------------
+
+
+def _from_one_pass(call: _Call, names: Sequence[str], collected: _Collected) -> None:
+    """Compute measures of the pass: together, or each alone where that fails."""
+    inputs = call.pair[0]
+    if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
+        reason = ValueError(
+            "it differentiates in the network's input, which is not a floating-point tensor: "
+            "leave it out."
+        )
+        for name in set(names) & set(_NETWORK_INPUT):
+            collected.refuse(name, reason)
+        names = [name for name in names if name not in _NETWORK_INPUT]
+    if not collected.strict:
+        names = _affordable(call, names, collected)
+    if not names:
+        return
+    try:
+        _together(call, set(names), collected)
+    except Exception:
+        if collected.strict:
+            raise
+        for name in names:
+            collected.results.pop(name, None)
+            collected.missing.pop(name, None)
+            try:
+                _together(call, {name}, collected)
+            except Exception as error:
+                collected.refuse(name, error)
+
+
+def _affordable(call: _Call, names: Sequence[str], collected: _Collected) -> list[str]:
+    """Leave out what would take a pass back for each of very many outputs."""
+    with evaluation(call.model) as parameters, torch.no_grad():
+        few = smallest_batch(Network.of(call.model), parameters, call.pair[0])
+        num_outputs = network_outputs(call.model, parameters, few).shape[1]
+    if num_outputs <= _MOST_OUTPUTS:
+        return list(names)
+    reason = ValueError(
+        f"it takes a pass back for each of the {num_outputs} outputs, about {num_outputs // 2} "
+        "gradients: name it in measures to have it computed."
+    )
+    for name in names:
+        collected.refuse(name, reason)
+    return []
+
+
+def _together(call: _Call, wanted: set[str], collected: _Collected) -> None:
+    model, (inputs, targets) = call.model, call.pair
+    budget = call.memory_budget
     every_parameter = bool(wanted & {"gauss_newton_trace", "information_geometric_sharpness"})
     held = held_bytes(model, inputs, all_parameters=every_parameter)
-    keep = bool(wanted & set(_JOINT)) and held <= memory_budget // 2
-    sums = _Sums(wanted, seed, memory_budget)
+    keep = bool(wanted & set(_JOINT)) and held <= budget // 2
+    sums = _Sums(call, wanted, collected)
     gathered: Gathered | None = None
     start = 0
     for chunk, labels in linearize_in_chunks(
         model,
-        pair,
-        loss,
+        call.pair,
+        call.loss,
+        None if every_parameter else call.layers,
         input_jacobians=bool(wanted & {*_LAYER_INPUTS, *_NETWORK_INPUT}),
         all_parameters=every_parameter,
-        memory_budget=(memory_budget - held) // 2 if keep else memory_budget,
+        memory_budget=(budget - held) // 2 if keep else budget,
     ):
         samples = slice(start, start + chunk.num_samples)
-        sums.add(chunk, inputs[samples], labels)
+        sums.add(_Chunk(chunk, inputs[samples], labels, call.layers))
         start = samples.stop
         if keep:
             gathered = gathered or Gathered(chunk, len(inputs))
             gathered.add(chunk)
         del chunk  # or it would live on while the next is made
-    results = sums.results(model, pair, loss)
+    sums.collect()
     # The chunks were made beside what is kept; now the rest of the budget is free.
-    whole = gathered.linearization(memory_budget) if gathered is not None else None
-    if "renyi_sharpness" in wanted:
-        if whole is not None:
-            results["renyi_sharpness"] = renyi_sharpness_from(
-                whole.layers, model, *pair, loss, orders, seed=seed, memory_budget=memory_budget
-            )
-        else:
-            results["renyi_sharpness"] = renyi_sharpness(
-                model, pair, orders, loss, seed=seed, memory_budget=memory_budget
-            )
-    if "information_geometric_sharpness" in wanted:
-        results["information_geometric_sharpness"] = (
+    whole = gathered.linearization(budget) if gathered is not None else None
+    joint = {
+        "renyi_sharpness": lambda: _renyi(call, whole),
+        "information_geometric_sharpness": lambda: (
             information_geometric_sharpness_from(whole, targets)
             if whole is not None
-            else information_geometric_sharpness(model, pair, loss, memory_budget=memory_budget)
+            else call.own(information_geometric_sharpness)
+        ),
+    }
+    for name in wanted & set(_JOINT):
+        collected.attempt(name, joint[name])
+
+
+def _renyi(call: _Call, whole: Linearization | None) -> Result:
+    options: dict[str, Any] = {"seed": call.seed, "memory_budget": call.memory_budget}
+    if whole is None:
+        return renyi_sharpness(
+            call.model, call.pair, call.orders, call.loss, call.layers, **options
         )
-    return results
+    return renyi_sharpness_from(
+        _chosen(whole.layers, call.layers),
+        call.model,
+        *call.pair,
+        call.loss,
+        call.orders,
+        **options,
+    )
+
+
+def _chosen(by_layer: Mapping[str, Any], layers: Sequence[str] | None) -> dict[str, Any]:
+    return {name: v for name, v in by_layer.items() if layers is None or name in layers}
+
+
+@dataclass
+class _Chunk:
+    """Some samples with their linearization, and what several measures share of it."""
+
+    linearization: Linearization
+    inputs: Tensor
+    targets: Tensor
+    layers: Sequence[str] | None
+
+    @cached_property
+    def jacobian(self) -> Tensor:
+        """∂f/∂x of the network."""
+        assert self.linearization.input_jacobian is not None
+        return self.linearization.input_jacobian
+
+    @cached_property
+    def sensitivities(self) -> Tensor:
+        """‖∂f/∂x‖₂ of each sample."""
+        return features.largest_singular_values(self.jacobian)
+
+    @cached_property
+    def gradient_squares(self) -> dict[str, Tensor]:
+        """‖∂f/∂W‖² of each sample, by layer."""
+        return layer_gradient_squares(self.linearization)
+
+    def total_gradient_squares(self) -> Tensor:
+        """‖∂f/∂θ‖² of each sample, over all parameters."""
+        rest = gradient_squares_from(replace(self.linearization, layers={}))
+        return torch.stack([*self.gradient_squares.values(), rest]).sum(dim=0)
+
+
+# Each sample's value, (n,).
+_OF_SAMPLES: dict[str, Callable[[_Chunk], Tensor]] = {
+    "maximum_local_sensitivity": lambda chunk: chunk.sensitivities,
+    "normalized_maximum_local_sensitivity": lambda chunk: features.normalized_squares(
+        chunk.sensitivities, chunk.inputs
+    ),
+    "input_invariant_local_sensitivity": lambda chunk: features.input_invariant_sensitivities(
+        chunk.jacobian, chunk.inputs
+    ),
+    "log_volume": lambda chunk: features.log_volumes(chunk.jacobian),
+    "local_dimension": lambda chunk: features.local_dimensions(chunk.jacobian),
+    "gauss_newton_trace": _Chunk.total_gradient_squares,
+}
+
+# The same by layer.
+_OF_LAYERS: dict[str, Callable[[_Chunk], dict[str, Tensor]]] = {
+    "layer_gauss_newton_traces": lambda chunk: chunk.gradient_squares,
+    "network_maximum_local_sensitivity": lambda chunk: features.layer_sensitivities_from(
+        chunk.linearization
+    ),
+    "network_log_volume": lambda chunk: features.layer_log_volumes_from(chunk.linearization),
+}
 
 
 class _Sums:
     """What a pass adds up, chunk of samples by chunk."""
 
-    def __init__(self, wanted: set[str], seed: int, memory_budget: int) -> None:
-        self.wanted = wanted
-        # Of what has to be estimated with passes of its own after all.
-        self.options: dict[str, Any] = {"seed": seed, "memory_budget": memory_budget}
+    def __init__(self, call: _Call, wanted: set[str], collected: _Collected) -> None:
+        self.call, self.collected = call, collected
+        self.wanted = wanted - set(_JOINT)
         # Each sample's values by measure, or by measure and layer.
         self.samples: dict[str, list[Tensor]] = {}
         self.layers: dict[str, dict[str, list[Tensor]]] = {}
         # Sums over samples of results that are means over samples.
         self.means: dict[str, dict[str, float]] = {}
-        self.weights: list[str] = []
-        self.exact = True
-        self.last_layer = ""
+        # Weights whose block is not the Gauss–Newton block for some sample.
+        self.inexact: set[str] = set()
+        self.weights: dict[str, str] = {}
         self.count = 0
 
-    def add(self, chunk: Linearization, inputs: Tensor, targets: Tensor) -> None:
-        self.count += chunk.num_samples
-        self._add_network_input(chunk, inputs)
-        self._add_layer_inputs(chunk)
-        if "layer_gauss_newton_traces" in self.wanted or "gauss_newton_trace" in self.wanted:
-            squares = layer_gradient_squares(chunk)
-            self._add_layers("layer_gauss_newton_traces", squares)
-            if "gauss_newton_trace" in self.wanted:
-                rest = gradient_squares_from(replace(chunk, layers={}))
-                total = torch.stack([*squares.values(), rest]).sum(dim=0)
-                self.samples.setdefault("gauss_newton_trace", []).append(total)
-        self._add_exact_blocks(chunk, targets)
-
-    def _add_network_input(self, chunk: Linearization, inputs: Tensor) -> None:
-        jacobian = chunk.input_jacobian
-        if jacobian is None or not self.wanted & set(_NETWORK_INPUT):
-            return
-        values: dict[str, Callable[[], Tensor]] = {
-            "maximum_local_sensitivity": lambda: features.largest_singular_values(jacobian),
-            "normalized_maximum_local_sensitivity": lambda: features.normalized_squares(
-                features.largest_singular_values(jacobian), inputs
-            ),
-            "input_invariant_local_sensitivity": lambda: features.input_invariant_sensitivities(
-                jacobian, inputs
-            ),
-            "log_volume": lambda: features.log_volumes(jacobian),
-            "local_dimension": lambda: features.local_dimensions(jacobian),
+    def add(self, chunk: _Chunk) -> None:
+        self.count += chunk.linearization.num_samples
+        self.weights = {
+            name: layer.weight_name
+            for name, layer in _chosen(chunk.linearization.layers, self.call.layers).items()
         }
-        for name in self.wanted & set(values):
-            self.samples.setdefault(name, []).append(values[name]())
+        for name in sorted(self.wanted):
+            try:
+                self._add(name, chunk)
+            except Exception as error:
+                self.wanted.discard(name)
+                self.collected.refuse(name, error)
 
-    def _add_layer_inputs(self, chunk: Linearization) -> None:
-        if "network_maximum_local_sensitivity" in self.wanted:
-            self._add_layers(
-                "network_maximum_local_sensitivity", features.layer_sensitivities_from(chunk)
-            )
-        if "network_log_volume" in self.wanted:
-            self._add_layers("network_log_volume", features.layer_log_volumes_from(chunk))
+    def _add(self, name: str, chunk: _Chunk) -> None:
+        if name in _OF_SAMPLES:
+            self.samples.setdefault(name, []).append(_OF_SAMPLES[name](chunk))
+        elif name in _OF_LAYERS:
+            by_layer = self.layers.setdefault(name, {})
+            for layer, value in _chosen(_OF_LAYERS[name](chunk), chunk.layers).items():
+                by_layer.setdefault(layer, []).append(value)
+        else:
+            self._add_blocks(name, chunk)
 
-    def _add_layers(self, name: str, values: dict[str, Tensor]) -> None:
-        by_layer = self.layers.setdefault(name, {})
-        for layer, value in values.items():
-            by_layer.setdefault(layer, []).append(value)
-
-    def _add_exact_blocks(self, chunk: Linearization, targets: Tensor) -> None:
-        """Add what follows from Gauss–Newton blocks, while these are the Hessian's."""
-        if "relative_flatness" in self.wanted:
-            self.last_layer = list(chunk.layers)[-1]
-            if chunk.layers[self.last_layer].exact_block:
-                (one,) = relative_flatness_from(chunk, targets).values()
-                self._add_mean("relative_flatness", {self.last_layer: one.value}, chunk)
-        if "adaptive_weight_sharpness" in self.wanted:
-            self.weights = [layer.weight_name for layer in chunk.layers.values()]
-            self.exact = all(layer.exact_block for layer in chunk.layers.values())
-            if self.exact:
-                by_parameter = adaptive_sharpness_from(chunk, targets).by_parameter
-                self._add_mean("adaptive_weight_sharpness", by_parameter, chunk)
-
-    def _add_mean(self, name: str, values: Mapping[str, float], chunk: Linearization) -> None:
+    def _add_blocks(self, name: str, chunk: _Chunk) -> None:
+        """Add what follows from Gauss–Newton blocks, where these are the Hessian's."""
+        layers = _chosen(chunk.linearization.layers, chunk.layers)
+        if name == "relative_flatness" and self.call.layers is None:
+            layers = dict([list(layers.items())[-1]])
+        self.inexact |= {n for n, layer in layers.items() if not layer.exact_block}
+        exact = [n for n in layers if n not in self.inexact]
         total = self.means.setdefault(name, {})
+        if name == "relative_flatness":
+            self.flat = list(layers)
+            found = relative_flatness_from(chunk.linearization, chunk.targets, layers=exact)
+            values = {n: one.value for n, one in found.items()}
+        else:
+            values = adaptive_sharpness_from(chunk.linearization, chunk.targets, exact).by_parameter
         for key, value in values.items():
-            total[key] = total.get(key, 0.0) + chunk.num_samples * value
+            total[key] = total.get(key, 0.0) + chunk.linearization.num_samples * value
 
-    def results(
-        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: Loss
-    ) -> dict[str, Result]:
-        samples = {name: torch.cat(parts) for name, parts in self.samples.items()}
-        layers = {
-            name: {layer: torch.cat(parts) for layer, parts in by_layer.items()}
-            for name, by_layer in self.layers.items()
-        }
-        results: dict[str, Result] = {}
-        for name, values in samples.items():
+    def collect(self) -> None:
+        """Hand over the results."""
+        for name in sorted(self.wanted):
+            self.collected.attempt(name, lambda name=name: self._result(name))  # type: ignore[misc]
+
+    def _result(self, name: str) -> Result:
+        if name in _OF_SAMPLES:
+            values = torch.cat(self.samples[name])
             if name == "log_volume":
-                results[name] = features.mean_volume(values, None, "volume")
-            elif name == "local_dimension":
-                results[name] = features.mean_dimension(values)
-            elif name == "gauss_newton_trace":
-                results[name] = trace_measurement(values, name, "half_squared_error")
-            else:
-                results[name] = features.mean_measurement(values, name)
-        missing = (self.wanted & set(_NETWORK_INPUT)) - set(results)
-        if missing:
-            raise ValueError(
-                f"measures={sorted(missing)} differentiate in the network's input, which is not "
-                "a floating-point tensor: leave them out."
-            )
-        for name, by_layer in layers.items():
+                return features.mean_volume(values, None, "volume")
+            if name == "local_dimension":
+                return features.mean_dimension(values)
+            if name == "gauss_newton_trace":
+                return trace_measurement(values, name, "half_squared_error")
+            return features.mean_measurement(values, name)
+        if name in _OF_LAYERS:
+            by_layer = {layer: torch.cat(parts) for layer, parts in self.layers[name].items()}
             if name == "network_maximum_local_sensitivity":
-                results[name] = features.sum_over_layers(by_layer)
-            elif name == "network_log_volume":
-                results[name] = features.volume_over_layers(by_layer, None)
-            else:
-                results[name] = {
-                    layer: trace_measurement(values, name, "half_squared_error", layer, "tied")
-                    for layer, values in by_layer.items()
-                }
-        return results | self._exact_blocks(model, pair, loss)
+                return features.sum_over_layers(by_layer)
+            if name == "network_log_volume":
+                return features.volume_over_layers(by_layer, None)
+            return {
+                layer: trace_measurement(values, name, "half_squared_error", layer, "tied")
+                for layer, values in by_layer.items()
+            }
+        return self._flatness() if name == "relative_flatness" else self._adaptive()
 
-    def _exact_blocks(
-        self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: Loss
-    ) -> dict[str, Result]:
-        results: dict[str, Result] = {}
-        if "relative_flatness" in self.wanted:
-            if "relative_flatness" in self.means:
-                results["relative_flatness"] = {
-                    layer: Measurement(
-                        value=total / self.count,
-                        measure="relative_flatness",
-                        method="exact",
-                        n=self.count,
-                        loss=loss,
-                        layer=layer,
-                        assumptions={"exact_block": True, "weight_decay": 0.0},
-                    )
-                    for layer, total in self.means["relative_flatness"].items()
-                }
-            else:
-                results["relative_flatness"] = relative_flatness(
-                    model, pair, loss, [self.last_layer], **self.options
-                )
-        if "adaptive_weight_sharpness" in self.wanted:
-            results["adaptive_weight_sharpness"] = self._adaptive(model, pair, loss)
-        return results
-
-    def _adaptive(self, model: nn.Module, pair: tuple[Tensor, Tensor], loss: Loss) -> Measurement:
-        if self.exact:
-            by_parameter = self.means["adaptive_weight_sharpness"]
-            return Measurement(
-                value=sum(by_parameter.values()) / self.count,
-                measure="adaptive_weight_sharpness",
+    def _flatness(self) -> dict[str, Measurement]:
+        call = self.call
+        results = {
+            layer: Measurement(
+                value=self.means["relative_flatness"][layer] / self.count,
+                measure="relative_flatness",
                 method="exact",
                 n=self.count,
-                loss=loss,
-                assumptions={"parameters": tuple(by_parameter)},
+                loss=call.loss,
+                layer=layer,
+                assumptions={"exact_block": True, "weight_decay": 0.0},
             )
-        whole = adaptive_sharpness(model, pair, loss, self.weights, **self.options)
-        return replace(whole, measure="adaptive_weight_sharpness")
+            for layer in self.flat
+            if layer not in self.inexact
+        }
+        left = [layer for layer in self.flat if layer in self.inexact]
+        if left:
+            results |= call.own(relative_flatness, layers=left, **call.estimates)
+        return results
+
+    def _adaptive(self) -> Measurement:
+        call = self.call
+        terms = {
+            key: total / self.count
+            for key, total in self.means["adaptive_weight_sharpness"].items()
+        }
+        left = [self.weights[layer] for layer in self.weights if layer in self.inexact]
+        if left:
+            rest = call.own(adaptive_sharpness, parameters=left, **call.estimates)
+            terms = {k: v for k, v in terms.items() if k not in left} | rest.by_parameter
+            standard_error, probes, method = rest.standard_error, rest.probes, rest.method
+        else:
+            standard_error, probes, method = None, None, "exact"
+        return Measurement(
+            value=sum(terms.values()),
+            measure="adaptive_weight_sharpness",
+            method=method,
+            n=self.count,
+            loss=call.loss,
+            standard_error=standard_error,
+            probes=probes,
+            assumptions={"parameters": tuple(self.weights.values())},
+        )
