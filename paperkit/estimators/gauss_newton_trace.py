@@ -35,7 +35,7 @@ from paperkit.linearize.linearize import (
 )
 from paperkit.linearize.losses import LOSSES, Loss, LossLike, get_loss
 from paperkit.linearize.network import network_outputs
-from paperkit.linearize.problem import measure_of
+from paperkit.linearize.problem import measure_of, refuse_cut
 from paperkit.linearize.samples import Inputs
 
 METHODS = ("auto", "exact", "hutchinson")
@@ -467,6 +467,7 @@ def _hutchinson(
     names = None if isinstance(parameters, str) else _weight_names(model, parameters)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     squares: list[Tensor] = []
+    refuse_cut(model, next(iter(batches(data)))[0], names)
     with evaluation(model) as leaves:
         chosen = {name: leaves[name].detach() for name in (names or leaves)}
         # Each probe of each sample has a backward pass and a gradient of its own.

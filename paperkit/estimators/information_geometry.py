@@ -43,13 +43,13 @@ from paperkit.linearize import (
     dense_hessian,
     linearize,
 )
-from paperkit.linearize.batches import as_batch
+from paperkit.linearize.batches import as_batch, batches
 from paperkit.linearize.budget import FORWARD, TANGENT, Chunks, Footprint
 from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
 from paperkit.linearize.losses import LOSSES, Loss, LossLike, get_loss
 from paperkit.linearize.network import network_outputs
-from paperkit.linearize.problem import measure_of
+from paperkit.linearize.problem import measure_of, refuse_cut
 
 CURVATURES = ("fisher", "hessian")
 LABELS = ("model", "observed")
@@ -815,6 +815,7 @@ def fisher_rao_norm(
         return sample.bytes_of(TANGENT) + 8 * _FACTOR_COPIES * sample.num_outputs**2
 
     terms = []
+    refuse_cut(model, next(iter(batches(data)))[0])
     with evaluation(model) as parameters, torch.no_grad():
         for inputs, targets in Chunks(model, parameters, cost, memory_budget)(data):
             result = jvp(

@@ -27,7 +27,7 @@ from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE
 from paperkit.linearize.losses import Loss, LossLike
 from paperkit.linearize.network import displaced, network_outputs
-from paperkit.linearize.problem import measure_of
+from paperkit.linearize.problem import measure_of, refuse_cut
 
 SCALED = ("all", "weight")
 
@@ -188,6 +188,7 @@ def _sharpness(
         raise ValueError(f"steps={steps} must be at least 1.")
     best = first = late_gain = 0.0
     n = 0
+    refuse_cut(model, next(iter(batches(data)))[0], chosen)
     with evaluation(model) as leaves:
         # No vector is of less than single precision.
         vector = sum(max(4, part.itemsize) * part.numel() for part in chosen.values())

@@ -88,7 +88,7 @@ class CutGraphError(ValueError):
     """The outputs depend on a parameter, but no gradient reaches it."""
 
 
-def refuse_cut(network: Network, inputs: Any, names: Iterable[str] | None = None) -> None:
+def refuse_cut(model: nn.Module, inputs: Any, names: Iterable[str] | None = None) -> None:
     """Raise if the outputs depend on a parameter that no gradient reaches.
 
     Autograd takes such a parameter for one without influence, and its curvature would come out as
@@ -97,8 +97,8 @@ def refuse_cut(network: Network, inputs: Any, names: Iterable[str] | None = None
 
     Parameters
     ----------
-    network : Network
-        A model.
+    model : nn.Module
+        A model; a :class:`Network` is checked once for all.
     inputs : Tensor or Samples
         Some samples.
     names : iterable of str, optional
@@ -109,6 +109,7 @@ def refuse_cut(network: Network, inputs: Any, names: Iterable[str] | None = None
     CutGraphError
         A ValueError that names parameters.
     """
+    network = Network.of(model)
     if network.cut is None:
         object.__setattr__(network, "cut", _cut_parameters(network, inputs))
     assert network.cut is not None

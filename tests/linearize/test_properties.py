@@ -203,6 +203,7 @@ INNER = {
     "network.Network",
     "network.network_outputs",
     "network.raw_outputs",
+    "problem.refuse_cut",
     "linearize.refuse_interaction",
     "evaluation.evaluation",
     "remainder.per_sample_jacobians",
