@@ -56,11 +56,23 @@ class Jet:
         or a layer, which runs when its stack is first asked for.
     count : int
         k.
+
+    Raises
+    ------
+    NoRuleError
+        Where no gradients are recorded: in a part of the model that does so, or in the forward pass
+        of a custom Function, the jet would follow other derivatives than autograd.
     """
 
+    __slots__ = ("_shared", "_source", "count")
+
     def __init__(self, source: Tensor | Layer, count: int) -> None:
+        if not torch.is_grad_enabled():
+            raise NoRuleError("what records no gradients has no rule for jets.")
         self._source = source
         self.count = count
+        # Whether its entries are also another's: what is done to them in place would be missed.
+        self._shared = False
 
     @property
     def layer(self) -> Layer | None:
@@ -81,15 +93,29 @@ class Jet:
 
     def set_(self, other: Jet) -> Jet:
         """Become the other, as the operand of an operation in place does."""
+        if self._shared:
+            raise NoRuleError("an operation in place on a view, or on what has one, has no rule.")
         self._source = other._source
         return self
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape that the model expects, (m, …)."""
+        return self.parts.shape[1:]
+
+    def size(self, dim: int | None = None) -> Any:
+        """Return the shape, or one of its entries."""
+        return self.shape if dim is None else self.shape[dim]
 
     def dim(self) -> int:
         """Return the number of dimensions; a layer need not run for it."""
         return self.layer.inputs.dim() if self.layer else self.stack.dim()
 
     def __len__(self) -> int:
-        return len(self.stack)
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        raise NoRuleError("a decision by the values of a jet has no rule.")
 
     def __getattr__(self, name: str) -> Any:
         """Return what describes the stack, or a tensor's method if it has a rule."""
@@ -103,14 +129,19 @@ class Jet:
     def __getitem__(self, index: Any) -> Any:
         return _apply_rule(Tensor.__getitem__, self, index)
 
+    def __eq__(self, other: object) -> bool:
+        raise NoRuleError("a comparison of jets has no rule.")
+
+    __hash__ = object.__hash__
+
     def __add__(self, other: Any) -> Jet:
         return _add(self, other)
 
-    def __iadd__(self, other: Any) -> Jet:
-        return self.set_(_add(self, other))
-
     def __sub__(self, other: Any) -> Jet:
-        return _add(self, _multiply(other, -1))
+        return _subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Jet:
+        return _subtract(other, self)
 
     def __mul__(self, other: Any) -> Jet:
         return _multiply(self, other)
@@ -122,6 +153,19 @@ class Jet:
         return _multiply(self, -1)
 
     __radd__, __rmul__ = __add__, __mul__
+
+    # Without these, Python would bind the name to a new object, which others do not see.
+    def __iadd__(self, other: Any) -> Jet:
+        return self.set_(self + other)
+
+    def __isub__(self, other: Any) -> Jet:
+        return self.set_(self - other)
+
+    def __imul__(self, other: Any) -> Jet:
+        return self.set_(self * other)
+
+    def __itruediv__(self, other: Any) -> Jet:
+        return self.set_(self / other)
 
     @classmethod
     def __torch_function__(
@@ -150,6 +194,8 @@ class ParameterJet(Tensor):
     @classmethod
     def of(cls, parameter: Tensor, vectors: Tensor) -> ParameterJet:
         """Join a parameter and vectors of its shape, (k, …)."""
+        if not parameter.is_floating_point():
+            raise NoRuleError(f"a parameter of {parameter.dtype} has no rule.")
         jet = parameter.detach().as_subclass(cls)
         jet.parts = torch.cat([parameter.detach().unsqueeze(0), vectors]).requires_grad_()
         return jet
@@ -168,7 +214,10 @@ def _apply_rule(function: Rule, *args: Any, **kwargs: Any) -> Any:
     if function not in _RULES:
         name = getattr(function, "__qualname__", str(function))
         raise NoRuleError(f"{name} has no rule for jets.")
-    return _RULES[function](*args, **kwargs)
+    try:
+        return _RULES[function](*args, **kwargs)
+    except TypeError as error:  # an argument that the rule does not know
+        raise NoRuleError(f"arguments without a rule for jets: {error}") from error
 
 
 def _is_jet(value: object) -> bool:
@@ -240,20 +289,39 @@ def _entrywise(combine: Rule) -> Rule:
 
     def rule(a: Any, b: Any) -> Jet:
         jet = _samples(a if isinstance(a, Jet) else b)
-
-        def parts(value: Any) -> Tensor:
-            if isinstance(value, Jet):
-                return value.parts
-            if not isinstance(value, Tensor):
-                value = torch.as_tensor(value, dtype=jet.dtype, device=jet.device)
-            return _parts(value, jet.dim())
-
-        return Jet(combine(parts(a), parts(b)).flatten(0, 1), jet.count)
+        operands = [_as_parts(value, jet) for value in (a, b)]
+        if any(parts.ndim != 1 + jet.dim() for parts in operands):
+            raise NoRuleError("broadcasting that gives samples another axis has no rule.")
+        if any(parts.shape[1] not in (1, len(jet)) for parts in operands):
+            raise NoRuleError("broadcasting along the samples has no rule.")
+        return Jet(combine(*operands).flatten(0, 1), jet.count)
 
     return rule
 
 
+def _as_parts(value: Any, jet: Jet) -> Tensor:
+    """Return the parts of an operand of a jet, with as many dimensions."""
+    if isinstance(value, Jet):
+        if len(value) != len(jet):
+            raise NoRuleError("jets of different numbers of samples have no rule.")
+        return value.parts
+    return _parts(_like(value, jet), jet.dim())
+
+
+def _like(value: Any, jet: Jet) -> Tensor:
+    """Return a number as a tensor of the jet's dtype, as which an operation takes it."""
+    if not isinstance(value, Tensor):
+        return torch.as_tensor(value, dtype=jet.dtype, device=jet.device)
+    if isinstance(value, ParameterJet) or value.ndim or value.is_complex():
+        return value
+    return value.to(jet.dtype)
+
+
 _add = _entrywise(_add_parts)
+
+
+def _subtract(a: Any, b: Any, alpha: float = 1) -> Any:
+    return _add(a, _multiply(b, -alpha))
 
 
 def _multiply(a: Any, b: Any) -> Any:
@@ -268,7 +336,7 @@ def _multiply(a: Any, b: Any) -> Any:
 def _divide(a: Any, b: Any) -> Any:
     if _is_jet(b):
         raise NoRuleError("division by a jet has no rule.")
-    return _multiply(a, 1 / b)
+    return _multiply(a, 1 / (_like(b, _samples(a)).to(a.dtype) if isinstance(b, Tensor) else b))
 
 
 # --- Layers --------------------------------------------------------------------------------------
@@ -508,6 +576,11 @@ class Layer:
         bias = self.bias[0] if constant[2] and self.bias is not None else self.bias
         return _Affine.apply(self.kind.prepare(x), weight, bias, self.kind, constant, count)
 
+    @property
+    def has_channels_second(self) -> bool:
+        """Whether its output has them there, where normalisation expects them."""
+        return isinstance(self.kind, _Convolution) or self.inputs.dim() == 2
+
     def followed_by(self, factor: Tensor, shift: Tensor) -> Layer:
         """Return the layer whose channels are multiplied and shifted: parts (1 or 1 + k, C)."""
         shape = (len(factor), -1, *(1,) * (self.weight.ndim - 2))
@@ -519,6 +592,8 @@ class Layer:
 def _layer(kind: Any, x: Any, weight: Tensor, bias: Tensor | None) -> Jet:
     if isinstance(x, ParameterJet):
         raise NoRuleError("a layer of a parameter has no rule.")
+    if x.dim() < 2:
+        raise NoRuleError("a layer without a dimension for samples has no rule.")
     layer = Layer(kind, x, _parts(weight), None if bias is None else _parts(bias))
     return Jet(layer, _count(x, weight, bias))
 
@@ -589,7 +664,7 @@ def _batch_norm(
     shift = -running_mean * factor
     if bias is not None:
         shift = _add_parts(shift, _parts(bias))
-    if isinstance(input, Jet) and input.layer:
+    if isinstance(input, Jet) and input.layer and input.layer.has_channels_second:
         return Jet(input.layer.followed_by(factor, shift), input.count)
     channels = (1, -1, *(1,) * (input.dim() - 2))
     x = input.parts if isinstance(input, Jet) else input.unsqueeze(0)
@@ -657,27 +732,118 @@ def _relu(input: Any, inplace: bool = False) -> Jet:
 # --- Linear operations ---------------------------------------------------------------------------
 
 
-def _linear_in_samples(function: Rule) -> Rule:
-    """Return the rule of an operation that maps each sample linearly."""
+def _linear_in_samples(function: Rule, view: bool = False) -> Rule:
+    """Return the rule of an operation that maps each sample linearly, all in the same way.
+
+    A view's entries are those of its operand.
+    """
 
     def rule(*args: Any, **kwargs: Any) -> Any:
         leaves = tree_leaves((args, kwargs), is_leaf=_is_jet)
         jets = [leaf for leaf in leaves if isinstance(leaf, Jet)]
-        if any(isinstance(leaf, Tensor) for leaf in leaves) or not jets:
+        if not jets or any(isinstance(leaf, Tensor) for leaf in leaves):
             raise NoRuleError("an operation on jets and tensors has no rule.")
         args, kwargs = tree_map_only(Jet, lambda jet: jet.stack, (args, kwargs))
         found = function(*args, **kwargs)
-        for tensor in tree_leaves(found):
-            if tensor.shape[:1] != jets[0].stack.shape[:1]:
+        results = tree_map_only(Tensor, lambda tensor: Jet(tensor, jets[0].count), found)
+        for jet in tree_leaves(results, is_leaf=_is_jet):
+            if jet.stack.shape[:1] != jets[0].stack.shape[:1]:
                 raise NoRuleError("an operation across samples has no rule.")
-        return tree_map_only(Tensor, lambda tensor: Jet(tensor, jets[0].count), found)
+            jet._shared = view
+        for jet in jets:
+            jet._shared |= view
+        return results
 
     return rule
+
+
+def _along_axes(function: Rule, axes: Callable[..., Iterable[int]], view: bool = False) -> Rule:
+    """Return the rule of a linear operation along some axes, which the samples' must not be.
+
+    ``axes`` returns them from the operation's arguments after the first.
+    """
+    linear = _linear_in_samples(function, view)
+
+    def rule(input: Any, *args: Any, **kwargs: Any) -> Any:
+        found = axes(*args, **kwargs)
+        if any(axis % _samples(input).dim() == 0 for axis in found):
+            raise NoRuleError("an operation across samples has no rule.")
+        return linear(input, *args, **kwargs)
+
+    return rule
+
+
+def _reduced_axes(dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Iterable[int]:
+    if dim is None or dim == ():
+        return (0,)
+    return (dim,) if isinstance(dim, int) else dim
+
+
+def _permute(input: Any, *dims: Any) -> Jet:
+    order = dims if isinstance(dims[0], int) else tuple(dims[0])
+    if order[0] % _samples(input).dim():
+        raise NoRuleError("an operation that moves the samples' axis has no rule.")
+    return _linear_in_samples(torch.permute, view=True)(input, order)
+
+
+def _reshape(input: Any, *shape: Any) -> Jet:
+    sizes = shape if isinstance(shape[0], int) else tuple(shape[0])
+    jet = _samples(input)
+    if not sizes or sizes[0] not in (-1, len(jet)):
+        raise NoRuleError("an operation across samples has no rule.")
+    # Either the samples' axis keeps its length, or the check of the result finds that it does not.
+    first = -1 if sizes[0] == -1 else len(jet.stack)
+    return _linear_in_samples(torch.reshape, view=True)(jet, (first, *sizes[1:]))
+
+
+def _unsqueeze(input: Any, dim: int) -> Jet:
+    if dim % (_samples(input).dim() + 1) == 0:
+        raise NoRuleError("an operation that moves the samples' axis has no rule.")
+    return _linear_in_samples(torch.unsqueeze, view=True)(input, dim)
+
+
+def _squeeze(input: Any, *dims: Any) -> Jet:
+    if len(_samples(input)) == 1 and not (dims and _keep_samples(dims[0], input.dim())):
+        raise NoRuleError("squeezing a single sample's axis has no rule.")
+    return _linear_in_samples(torch.squeeze, view=True)(input, *dims)
+
+
+def _keep_samples(dims: int | tuple[int, ...], dimensions: int) -> bool:
+    return all(dim % dimensions for dim in ((dims,) if isinstance(dims, int) else dims))
+
+
+def _cat(tensors: Any, dim: int = 0) -> Jet:
+    jets = [_samples(jet) for jet in tensors]
+    if dim % jets[0].dim() == 0:
+        raise NoRuleError("an operation across samples has no rule.")
+    return _linear_in_samples(torch.cat)(jets, dim)
+
+
+def _index(input: Any, index: Any) -> Jet:
+    jet = _samples(input)
+    items = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(item, bool) or not _is_basic(item) for item in items):
+        raise NoRuleError("an index other than numbers and slices has no rule.")
+    if Ellipsis not in items:
+        items = (*items, Ellipsis)
+    place = items.index(Ellipsis)
+    left_out = jet.dim() - sum(item is not None and item is not Ellipsis for item in items)
+    items = (*items[:place], *[slice(None)] * left_out, *items[place + 1 :])
+    first = items[0]
+    if not isinstance(first, slice) or first.indices(len(jet)) != (0, len(jet), 1):
+        raise NoRuleError("an index across samples has no rule.")
+    return _linear_in_samples(Tensor.__getitem__, view=True)(jet, (slice(None), *items[1:]))
+
+
+def _is_basic(item: object) -> bool:
+    return item is None or item is Ellipsis or isinstance(item, (int, slice))
 
 
 def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Jet:
     if value:
         raise NoRuleError("padding by a constant has no rule.")
+    if len(pad) // 2 >= _samples(input).dim():
+        raise NoRuleError("an operation across samples has no rule.")
     return _linear_in_samples(functional.pad)(input, pad, mode)
 
 
@@ -723,6 +889,8 @@ _RULES: dict[Rule, Rule] = {
     **{f: _in_place(_relu) for f in (torch.relu_, Tensor.relu_)},
     **{f: _add_scaled for f in (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)},
     **{f: _in_place(_add_scaled) for f in (Tensor.add_, Tensor.__iadd__)},
+    **{f: _subtract for f in (torch.sub, Tensor.sub, Tensor.__sub__)},
+    Tensor.__rsub__: lambda a, b: _subtract(b, a),
     **{f: _multiply for f in (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)},
     **{f: _divide for f in (torch.div, Tensor.div, Tensor.__truediv__)},
     **{
@@ -762,38 +930,34 @@ _RULES: dict[Rule, Rule] = {
             functional.adaptive_avg_pool2d,
             functional.adaptive_avg_pool3d,
             functional.interpolate,
-            torch.flatten,
-            Tensor.flatten,
-            Tensor.unflatten,
-            torch.reshape,
-            Tensor.reshape,
-            torch.permute,
-            Tensor.permute,
-            torch.transpose,
-            Tensor.transpose,
-            torch.squeeze,
-            Tensor.squeeze,
-            torch.unsqueeze,
-            Tensor.unsqueeze,
-            torch.mean,
-            Tensor.mean,
-            torch.sum,
-            Tensor.sum,
-            torch.cat,
-            torch.chunk,
-            Tensor.chunk,
-            torch.split,
-            Tensor.split,
-            Tensor.contiguous,
             Tensor.clone,
-            Tensor.__getitem__,
         )
     },
-    # The stack's layout is not the one that the model's code expects.
-    Tensor.view: _linear_in_samples(Tensor.reshape),
+    Tensor.contiguous: _linear_in_samples(Tensor.contiguous, view=True),
+    **{
+        f: _along_axes(f, lambda start_dim=0, end_dim=-1: (start_dim,), view=True)
+        for f in (torch.flatten, Tensor.flatten)
+    },
+    Tensor.unflatten: _along_axes(Tensor.unflatten, lambda dim, sizes: (dim,), view=True),
+    **{
+        f: _along_axes(f, lambda dim0, dim1: (dim0, dim1), view=True)
+        for f in (torch.transpose, Tensor.transpose)
+    },
+    **{
+        f: _along_axes(f, lambda size, dim=0: (dim,), view=True)
+        for f in (torch.chunk, Tensor.chunk, torch.split, Tensor.split)
+    },
+    **{f: _along_axes(f, _reduced_axes) for f in (torch.mean, Tensor.mean, torch.sum, Tensor.sum)},
+    **{f: _permute for f in (torch.permute, Tensor.permute)},
+    **{f: _squeeze for f in (torch.squeeze, Tensor.squeeze)},
+    **{f: _unsqueeze for f in (torch.unsqueeze, Tensor.unsqueeze)},
+    # The stack's layout is not the one that the model's code expects: a view may need a copy.
+    **{f: _reshape for f in (torch.reshape, Tensor.reshape, Tensor.view)},
+    torch.cat: _cat,
+    Tensor.__getitem__: _index,
 }
 
-_DESCRIPTIONS = ("shape", "ndim", "dtype", "device", "size", "is_cuda")
+_DESCRIPTIONS = ("ndim", "dtype", "device", "is_cuda")
 _PARAMETER_DESCRIPTIONS = (
     *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_leaf")),
     Tensor.requires_grad.__get__,  # type: ignore[attr-defined]

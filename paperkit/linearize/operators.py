@@ -468,7 +468,7 @@ class HessianOperator(CurvatureOperator):
 
     def _by_jets(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         jets, outputs = self._jets(chunk, probes)
-        if isinstance(outputs, Tensor):
+        if not isinstance(outputs, Jet):
             return torch.zeros_like(probes)
         values, changes = outputs.parts.detach().split([1, len(probes)])
         cotangents = torch.cat(
