@@ -21,6 +21,11 @@ from paperkit.linearize.network import (
     unreached,
 )
 
+_FORWARD = """
+    forward : callable, optional
+        ``(model, inputs) -> outputs``, for a model that is not called as ``model(inputs)``; see
+        :class:`paperkit.linearize.Network`."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -167,6 +172,7 @@ def measure_of(function: Callable[P, R]) -> Callable[P, R]:
                     given[name] = value
             return function(*bound.args, **bound.kwargs)
 
+    measure.__doc__ = _documented(function.__doc__ or "")
     extra = inspect.Parameter(
         "forward", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Forward | None"
     )
@@ -174,3 +180,12 @@ def measure_of(function: Callable[P, R]) -> Callable[P, R]:
         parameters=[*names.values(), extra]
     )
     return measure  # type: ignore[return-value]
+
+
+def _documented(docstring: str) -> str:
+    """Add what ``forward`` is to the end of a docstring's parameters."""
+    for section in ("    Returns\n", "    Raises\n"):
+        before, found, after = docstring.partition(section)
+        if found:
+            return f"{before.rstrip()}{_FORWARD}\n\n{found}{after}"
+    return docstring
