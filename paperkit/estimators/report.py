@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -51,7 +52,7 @@ from paperkit.linearize.linearize import (
 )
 from paperkit.linearize.losses import Loss, LossLike, get_loss
 from paperkit.linearize.network import Network, network_outputs
-from paperkit.linearize.problem import measure_of, smallest_batch
+from paperkit.linearize.problem import UnusedParameterWarning, measure_of, smallest_batch
 
 # Of the representation: they need the Jacobians in the layers' inputs.
 _NETWORK_INPUT = (
@@ -120,12 +121,15 @@ class Report(Mapping[str, Any]):
     coverage : float or None
         The share of all parameters that belongs to layers measured one by one; None where no
         measure of single layers was asked for.
+    unused : tuple of str
+        Parameters without influence on the outputs, as far as a measure had to know.
     """
 
     results: Mapping[str, Result]
     missing: Mapping[str, str] = field(default_factory=dict)
     uncovered: tuple[str, ...] = ()
     coverage: float | None = None
+    unused: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         if name in self.missing:
@@ -157,9 +161,10 @@ class Report(Mapping[str, Any]):
         if self.coverage is not None:
             line = f"measures of single layers cover {self.coverage:.1%} of the parameters"
             if self.uncovered:
-                shown = ", ".join(self.uncovered[:6]) + (", …" if len(self.uncovered) > 6 else "")
-                line += f"; not the weights {shown}"
+                line += f"; not the weights {_listed(self.uncovered)}"
             notes.append(line)
+        if self.unused:
+            notes.append(f"without influence on the outputs: {_listed(self.unused)}")
         return notes
 
     def __repr__(self) -> str:
@@ -175,6 +180,10 @@ class Report(Mapping[str, Any]):
 
 _SHOWN = ("measure", "layer", "alpha", "value", "standard_error", "method", "note")
 _COLUMNS = (*_SHOWN[:5], "lower", "upper", "method", "n", "loss", "converged", "note")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
 
 
 def _flatten(result: Any) -> Iterator[Measurement]:
@@ -316,15 +325,17 @@ def measure(
     # What this raises is wrong with the model, the data or the loss, not with a measure.
     mean_loss = call.own(baselines.mean_loss)
     collected = _Collected(strict)
-    _from_one_pass(call, [n for n in names if n in PASS_MEASURES], collected)
-    for name in (n for n in names if n not in PASS_MEASURES):
-        collected.attempt(name, lambda name=name: _alone(call, name, mean_loss))  # type: ignore[misc]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusedParameterWarning)  # the report says it itself
+        _from_one_pass(call, [n for n in names if n in PASS_MEASURES], collected)
+        for name in (n for n in names if n not in PASS_MEASURES):
+            collected.attempt(name, lambda name=name: _alone(call, name, mean_loss))  # type: ignore[misc]
     if not collected.results:
         name, reason = next(iter(collected.missing.items()))
         raise ValueError(f"measures: none of them can be computed; {name}: {reason}")
     results = {name: collected.results[name] for name in names if name in collected.results}
     missing = {name: collected.missing[name] for name in names if name in collected.missing}
-    return Report(results, missing, *_covered(model, results))
+    return Report(results, missing, *_covered(model, results), Network.of(model).unused)
 
 
 def _wanted(measures: Sequence[str] | str | None, strict: bool | None) -> tuple[list[str], bool]:

@@ -53,6 +53,10 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        # A module with more to a change of mode than its flag does it in train().
+        for module, mode in modes:
+            if module.training != mode and type(module).train is not nn.Module.train:
+                module.train(mode)
         for module, mode in modes:
             module.training = mode
 

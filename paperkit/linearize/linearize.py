@@ -830,6 +830,8 @@ def _fill(held: _Held, recording: _Recording, samples: slice) -> None:
 
 def _backward(outputs: Tensor, sources: Sequence[Any], targets: Sequence[Tensor]) -> None:
     """Write the gradient of each output in each source into ``target[:, c]``."""
+    if not sources:
+        return
     num_outputs = outputs.shape[1]
     seed = torch.zeros_like(outputs)
     for c in range(num_outputs):

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_leaves
 
@@ -60,14 +59,15 @@ class Network(nn.Module):
         # Not a submodule: names would get a prefix.
         object.__setattr__(self, "module", module)
         object.__setattr__(self, "user_forward", forward)
-        object.__setattr__(self, "prefixed", _Prefixed(self))
         # The parameters that no gradient reaches although the outputs depend on them, once known.
         object.__setattr__(self, "cut", None)
+        # Those without any influence on the outputs.
+        object.__setattr__(self, "unused", ())
 
     module: nn.Module
     user_forward: Forward | None
-    prefixed: nn.Module
     cut: tuple[str, ...] | None
+    unused: tuple[str, ...]
 
     @classmethod
     def of(cls, model: nn.Module, forward: Forward | None = None) -> Network:
@@ -113,18 +113,6 @@ class Network(nn.Module):
 
     def __repr__(self) -> str:
         return f"Network({type(self.module).__name__})"
-
-
-class _Prefixed(nn.Module):
-    """The network as a module whose parameters can be exchanged for one call."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.module = network.module
-        object.__setattr__(self, "network", network)
-
-    def forward(self, inputs: Inputs) -> Any:
-        return self.network(inputs)  # type: ignore[operator]
 
 
 def plain(inputs: Inputs) -> Any:
@@ -199,7 +187,7 @@ def network_outputs(model: nn.Module, parameters: Mapping[str, Tensor], inputs: 
     parameters : mapping of str to Tensor
         Values by name; the model's own parameters stand for themselves, and those left out too.
         Other values that record no gradients are written into the model for the time of the call,
-        so that it cannot fail to read them; others are exchanged by :func:`functional_call`.
+        so that it cannot fail to read them; others take their place for the call.
     inputs : Tensor or Samples
         n samples.
 
@@ -228,34 +216,91 @@ def raw_outputs(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Inpu
             with displaced(own, moved):
                 outputs = network(inputs)
         else:
-            prefixed = {f"module.{name}": value for name, value in moved.items()}
-            outputs = functional_call(network.prefixed, prefixed, (inputs,))
+            with _exchanged(network, {own[name]: value for name, value in moved.items()}):
+                outputs = network(inputs)
     return _first_axis(output_tensor(outputs), len(inputs))
+
+
+# What every module has, of which nothing is a tensor kept from a pass.
+_INTERNAL = frozenset(vars(nn.Module()))
 
 
 @contextmanager
 def _tensors_forgotten(network: Network) -> Iterator[None]:
-    """Take back the tensors that a forward pass keeps in its modules.
+    """Take back the tensors that a forward pass keeps in its modules, also in dicts and lists.
 
     The next pass may run at other weights, and a weight computed once would be the old one.
     """
-    kept = [(module, dict(vars(module))) for module in network.modules()]
+    kept = [
+        (module, dict(vars(module)), _containers(module))
+        for module in dict.fromkeys(network.modules())
+    ]
     try:
         yield
     finally:
-        for module, before in kept:
+        for module, before, containers in kept:
             now = vars(module)
             for name in [n for n, value in now.items() if _holds_tensors(value)]:
                 if name not in before:
                     del now[name]
                 elif now[name] is not before[name]:
                     now[name] = before[name]
+            for container, content in containers:
+                if _holds_tensors(container):
+                    _refill(container, content)
+
+
+def _containers(module: nn.Module) -> list[tuple[dict | list, dict | list]]:
+    """Return a module's own dicts and lists, each with a copy of its content."""
+    return [
+        (value, value.copy())
+        for name, value in vars(module).items()
+        if name not in _INTERNAL and type(value) in (dict, list)
+    ]
+
+
+def _refill(container: dict | list, content: dict | list) -> None:
+    if isinstance(container, dict):
+        container.clear()
+        container.update(content)
+    else:
+        container[:] = content
 
 
 def _holds_tensors(value: object) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list | tuple):
         return any(_like_a_tensor(part) for part in value)
     return _like_a_tensor(value)
+
+
+@contextmanager
+def _exchanged(network: Network, values: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Put other tensors in the place of parameters, in every module that holds them.
+
+    A module that stands in the model under two names holds its parameters once, which torch's own
+    exchange gets wrong.
+    """
+    kept = []
+    flat = []
+    try:
+        for module in dict.fromkeys(network.modules()):
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter in values:
+                    kept.append((module, name, parameter))
+                    module._parameters[name] = values[parameter]  # type: ignore[assignment]
+            if isinstance(module, nn.RNNBase):  # which keeps a list of its weights
+                flat.append((module, module._flat_weights))
+                module._flat_weights = [
+                    module._parameters.get(name) for name in module._flat_weights_names
+                ]
+        yield
+    finally:
+        for module, name, parameter in kept:
+            module._parameters[name] = parameter
+        for module, weights in flat:
+            module._flat_weights = weights
 
 
 def _plain_value(value: Tensor) -> bool:

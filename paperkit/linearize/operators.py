@@ -42,6 +42,7 @@ from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
 from paperkit.linearize.losses import LossLike
 from paperkit.linearize.network import network_outputs, own_parameters
 from paperkit.linearize.problem import refuse_cut, settled
+from paperkit.linearize.samples import concatenate
 
 Parameters = dict[str, Tensor]
 
@@ -485,7 +486,7 @@ class HessianOperator(CurvatureOperator):
         inputs, targets = next(iter(self.data))
 
         def saved(samples: int, count: int) -> int:
-            chunk = self._chunk(everything, torch.cat([inputs[:1]] * samples), targets[:1])
+            chunk = self._chunk(everything, concatenate([inputs[:1]] * samples), targets[:1])
             vectors = torch.zeros(count, self.dimension, dtype=self.dtype, device=self.device)
             storages = SavedStorages([*everything.values(), *self.model.buffers()])
             with storages.noted():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -89,6 +90,10 @@ def smallest_batch(network: Network, parameters: dict[str, Tensor], inputs: Any)
     return few
 
 
+class UnusedParameterWarning(UserWarning):
+    """A parameter had no influence on the outputs."""
+
+
 class CutGraphError(ValueError):
     """The outputs depend on a parameter, but no gradient reaches it."""
 
@@ -97,7 +102,8 @@ def refuse_cut(model: nn.Module, inputs: Any, names: Iterable[str] | None = None
     """Raise if the outputs depend on a parameter that no gradient reaches.
 
     Autograd takes such a parameter for one without influence, and its curvature would come out as
-    zero. One that truly has none is told apart by moving it: the outputs stay the same. The check
+    zero. One that truly has none is told apart by moving it: the outputs stay the same, and a
+    warning names it, because a module may have kept a value that was computed from it. The check
     runs once for a network.
 
     Parameters
@@ -116,26 +122,40 @@ def refuse_cut(model: nn.Module, inputs: Any, names: Iterable[str] | None = None
     """
     network = Network.of(model)
     if network.cut is None:
-        object.__setattr__(network, "cut", _cut_parameters(network, inputs))
+        cut, unused = _without_gradient(network, inputs)
+        object.__setattr__(network, "cut", cut)
+        object.__setattr__(network, "unused", unused)
+        if unused:
+            warnings.warn(
+                f"model: {_listed(unused)} had no influence on the outputs and counts as zero "
+                "curvature; a module that keeps what it computed from weights (a cache) must be "
+                "cleared first, as model.train() does in most.",
+                UnusedParameterWarning,
+                stacklevel=2,
+            )
     assert network.cut is not None
     wanted = None if names is None else set(names)
-    cut = [name for name in network.cut if wanted is None or name in wanted]
-    if cut:
-        shown = ", ".join(cut[:4]) + (", …" if len(cut) > 4 else "")
+    found = [name for name in network.cut if wanted is None or name in wanted]
+    if found:
         raise CutGraphError(
-            f"model: the outputs depend on {shown}, but no gradient reaches it: the forward pass "
-            "cuts the graph (torch.no_grad, detach, NumPy, a checkpoint with use_reentrant=True); "
+            f"model: the outputs depend on {_listed(found)}, but no gradient reaches it: "
+            "the forward pass cuts the graph (torch.no_grad, detach, NumPy, a checkpoint with use_reentrant=True); "
             "remove that, use use_reentrant=False, or measure the other parameters."
         )
 
 
-def _cut_parameters(network: Network, inputs: Any) -> tuple[str, ...]:
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _without_gradient(network: Network, inputs: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the parameters that no gradient reaches: those that matter, and the others."""
     with evaluation(network) as parameters:
         few = smallest_batch(network, parameters, inputs)
         outputs = raw_outputs(network, parameters, few)
         lacking = unreached(outputs, parameters)
         if not lacking:
-            return ()
+            return (), ()
 
         def matter(names: Iterable[str]) -> bool:
             # Moved far and to no round number, so that no two of them cancel.
@@ -145,10 +165,11 @@ def _cut_parameters(network: Network, inputs: Any) -> tuple[str, ...]:
         with torch.no_grad():
             before = raw_outputs(network, {}, few)
             if not torch.equal(raw_outputs(network, {}, few), before):
-                return ()  # random in evaluation mode, which is refused elsewhere
+                return (), ()  # random in evaluation mode, which is refused elsewhere
             if not matter(lacking):
-                return ()
-            return tuple(name for name in lacking if matter([name])) or tuple(lacking)
+                return (), tuple(lacking)
+            cut = tuple(name for name in lacking if matter([name])) or tuple(lacking)
+            return cut, tuple(name for name in lacking if name not in cut)
 
 
 def measure_of(function: Callable[P, R]) -> Callable[P, R]:
