@@ -42,7 +42,7 @@ from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
 from paperkit.linearize.losses import LossLike
 from paperkit.linearize.network import network_outputs, own_parameters
 from paperkit.linearize.problem import refuse_cut, settled
-from paperkit.linearize.samples import concatenate
+from paperkit.linearize.samples import Inputs, concatenate
 
 Parameters = dict[str, Tensor]
 
@@ -299,7 +299,7 @@ class CurvatureOperator(ABC):
         return torch.stack(forms)
 
     def _sum_over_block(
-        self, everything: Parameters, inputs: Tensor, targets: Tensor, probes: Tensor
+        self, everything: Parameters, inputs: Inputs, targets: Tensor, probes: Tensor
     ) -> Tensor:
         """Return the products with probes (k, d), summed over some samples."""
         # A half precision sum over many chunks would lose the small ones.
@@ -338,7 +338,7 @@ class CurvatureOperator(ABC):
         return count, saved
 
     def _first_samples(
-        self, everything: Parameters, inputs: Tensor, targets: Tensor
+        self, everything: Parameters, inputs: Inputs, targets: Tensor
     ) -> tuple[Tensor, int]:
         """Return the outputs and the bytes saved for the first sample, the second left out."""
         with torch.no_grad():
@@ -357,7 +357,7 @@ class CurvatureOperator(ABC):
             )
         return alone.detach(), max(1, saved.bytes())
 
-    def _chunk(self, everything: Parameters, inputs: Tensor, targets: Tensor) -> _Chunk:
+    def _chunk(self, everything: Parameters, inputs: Inputs, targets: Tensor) -> _Chunk:
         def network(chosen: Parameters) -> Tensor:
             return network_outputs(self.model, chosen, inputs)
 

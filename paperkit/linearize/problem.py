@@ -139,8 +139,8 @@ def refuse_cut(model: nn.Module, inputs: Any, names: Iterable[str] | None = None
     if found:
         raise CutGraphError(
             f"model: the outputs depend on {_listed(found)}, but no gradient reaches it: "
-            "the forward pass cuts the graph (torch.no_grad, detach, NumPy, a checkpoint with use_reentrant=True); "
-            "remove that, use use_reentrant=False, or measure the other parameters."
+            "the forward pass cuts the graph (torch.no_grad, detach, NumPy, a checkpoint with "
+            "use_reentrant=True); remove that, use use_reentrant=False, or measure the other parameters."
         )
 
 
