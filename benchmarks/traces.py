@@ -22,11 +22,8 @@ from torch import Tensor
 
 from benchmarks.problems import digits_network
 from benchmarks.quantities import OURS, TRACE_PRODUCTS
-from paperkit.estimators.hessian import (
-    block_probe_trace,
-    gauss_newton_trace_sum,
-    hessian_trace,
-)
+from paperkit.estimators.gauss_newton_trace import gradient_squares_from
+from paperkit.estimators.hessian import block_probe_trace, hessian_trace
 from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, xtrace
 from paperkit.linearize import HessianOperator, ResidualOperator, dense_hessian, linearize
@@ -135,7 +132,9 @@ def trace_errors(seeds: int, samples: int | None = None) -> list[TraceError]:
     linearization = linearize(
         problem.model, problem.inputs, all_parameters=True, memory_budget=2**32
     )
-    known = gauss_newton_trace_sum(linearization) / len(problem.inputs)
+    known = float(gradient_squares_from(linearization, "all", linearization.loss).sum()) / len(
+        problem.inputs
+    )
     left = TRACE_PRODUCTS - linearization.num_outputs
     names = [n for n in problem.parameters if n not in linearization.exact_parameters]
     whole = HessianOperator(problem.model, data)

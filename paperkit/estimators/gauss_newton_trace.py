@@ -228,8 +228,11 @@ def gradient_squares_from(
     for name in names:
         total += weight_gradient_squares(linearization.layers[name], factor)
     for jacobian in others:
-        rows = jacobian if factor is None else factor @ jacobian
-        total += rows.flatten(1).norm(dim=1, dtype=torch.float64).square()
+        # At C = 1,000 even one sample's rows are many: a few columns at a time.
+        bytes_each = 2 * len(jacobian) * jacobian.shape[1] * jacobian.element_size()
+        for columns in jacobian.split(max(1, linearization.memory_budget // (4 * bytes_each)), 2):
+            rows = columns if factor is None else factor @ columns
+            total += rows.flatten(1).norm(dim=1, dtype=torch.float64).square()
     return total
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperkit.estimators.gauss_newton_trace import gradient_squares_from
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
 from paperkit.linalg import density
@@ -23,7 +24,6 @@ from paperkit.linalg.traces import (
 )
 from paperkit.linearize.linearize import (
     GIBIBYTE,
-    Linearization,
     linearize_in_chunks,
 )
 from paperkit.linearize.losses import LossLike
@@ -192,7 +192,8 @@ def _gauss_newton_part(
         memory_budget=memory_budget,
     )
     for linearization, _ in stream:
-        trace += gauss_newton_trace_sum(linearization) / operator.num_samples
+        squares = gradient_squares_from(linearization, "all", linearization.loss)
+        trace += float(squares.sum()) / operator.num_samples
         exact_parameters &= linearization.exact_parameters
     return trace, exact_parameters
 
@@ -225,21 +226,6 @@ def _diagonal(operator: CurvatureOperator, memory_budget: int) -> Tensor:
         entries.append(operator(unit).gather(1, index.unsqueeze(1)).squeeze(1).double())
         start += count
     return torch.cat(entries)
-
-
-def gauss_newton_trace_sum(linearization: Linearization) -> float:
-    r"""Return :math:`\sum_i \operatorname{Tr} J_i^\top \Lambda_i J_i` over all parameters.
-
-    Parameters
-    ----------
-    linearization : Linearization
-        With all parameters.
-    """
-    total = 0.0
-    for _, jacobian in linearization.jacobian_blocks():
-        rows = linearization.hessian_factor @ jacobian
-        total += float(rows.to(torch.float64).square().sum())
-    return total
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

@@ -33,6 +33,9 @@ from paperkit.linearize.samples import Inputs
 
 GIBIBYTE = 2**30
 
+# Float64 matrices of a sample, C × C, that the factor of the loss's Hessian passes through.
+_FACTOR_COPIES = 5
+
 
 class SamplesInteractError(ValueError):
     """The model's outputs for one sample depend on the others, or on chance."""
@@ -517,9 +520,10 @@ def _costs(
     with saved.noted():
         recording = _record(model, chosen, parameters, inputs[:count].clone(), options)
     num_outputs = recording.outputs.shape[1]
+    graph = 2 * saved.bytes() + count * _FACTOR_COPIES * 8 * num_outputs**2
     first_name = _first_names(recording.calls, chosen)
     layers: dict[str, int] = {}
-    held = 0
+    held = count * num_outputs**2 * recording.outputs.element_size()
     for call in recording.calls:
         element = call.preactivation.element_size()
         size = element * (call.inputs.numel() + num_outputs * call.preactivation.numel())
@@ -532,15 +536,19 @@ def _costs(
         held += num_outputs * recording.inputs.numel() * recording.outputs.element_size()
     if options.all_parameters:
         weights = {id(module.get_parameter("weight")) for module in chosen.values()}
-        rest = sum(
-            parameter.numel() * parameter.element_size()
-            for parameter in model.parameters()
-            if id(parameter) not in weights
-        )
-        held += count * num_outputs * rest
+        rest = {id(p): p.nbytes for p in model.parameters() if id(p) not in weights}
+        held += count * num_outputs * sum(rest.values())
+        # Beside the Jacobians in the outputs of normalisations lie their products with the inputs.
+        sizes = [call.normalized.nbytes for call in recording.normalizations]
+        graph += num_outputs * (sum(sizes) + max(sizes, default=0))
+        for module in (*chosen.values(), *(call.module for call in recording.normalizations)):
+            for parameter in module.parameters(recurse=False):
+                rest.pop(id(parameter), None)
+        if rest:  # a sample's Jacobian in them is vectorized over the outputs
+            graph += num_outputs * (2 * saved.bytes() + 2 * count * sum(rest.values()))
     # The gradients that a backward pass holds at once are no more than what it was given.
     per_sample = {name: size // count for name, size in layers.items()}
-    return _Costs(per_sample, held // count, 2 * saved.bytes() // count)
+    return _Costs(per_sample, held // count, graph // count)
 
 
 def _linearize(
@@ -574,7 +582,7 @@ def _linearize(
     everything = torch.cat(outputs)
     if targets is not None:
         loss.check(everything, targets)
-    factor = loss.hessian_factor(everything, targets)
+    factor = _hessian_factor(loss, everything, targets, step)
     for layer in held.layers.values():
         layer.hessian_factor = factor
         layer.memory_budget = memory_budget // 2
@@ -588,6 +596,19 @@ def _linearize(
         memory_budget,
         held.exact_parameters,
     )
+
+
+def _hessian_factor(loss: Loss, outputs: Tensor, targets: Tensor | None, step: int) -> Tensor:
+    """Return R of all samples, made of ``step`` samples at a time: it passes through float64."""
+    whole: Tensor | None = None
+    for start in range(0, len(outputs), step):
+        samples = slice(start, start + step)
+        part = loss.hessian_factor(outputs[samples], None if targets is None else targets[samples])
+        if whole is None:
+            whole = part.new_empty(len(outputs), *part.shape[1:])
+        whole[samples] = part
+    assert whole is not None
+    return whole
 
 
 def _record(

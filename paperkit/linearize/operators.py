@@ -395,6 +395,8 @@ class CurvatureOperator(ABC):
                 continue
             if difference <= tolerance:
                 routes.append(route)
+                if route != self._all_at_once:  # it serves single vectors as well
+                    break
         return [*routes, self._by_double_backward]
 
     def _fast_routes(self) -> list[_Route]:

@@ -220,11 +220,8 @@ def test_each_route_gives_the_same_matrix(
 @pytest.mark.parametrize(
     ("case", "operator", "routes"),
     [
-        (
-            CASES[4],
-            HessianOperator,
-            ["_by_jets", "_all_at_once", "_one_by_one", "_by_double_backward"],
-        ),
+        # The search ends at a way that serves single vectors as well.
+        (CASES[4], HessianOperator, ["_by_jets", "_by_double_backward"]),
         (OTHERS[0], GaussNewtonOperator, ["_all_at_once", "_one_by_one", "_by_double_backward"]),
         # The derivative of layer normalisation's forward rule is wrong.
         (OTHERS[0], HessianOperator, ["_all_at_once", "_by_double_backward"]),
