@@ -17,7 +17,7 @@ from paperkit.estimators.result import Measurement
 from paperkit.linearize.budget import FORWARD, Chunks
 from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE
-from paperkit.linearize.losses import LOSSES, Loss, LossLike, get_loss, log_odds_against
+from paperkit.linearize.losses import CrossEntropy, Loss, LossLike, fitted, log_odds_against
 from paperkit.linearize.network import network_outputs
 from paperkit.linearize.problem import measure_of, settled
 
@@ -34,7 +34,7 @@ def sample_losses(outputs: Tensor, targets: Tensor, loss: LossLike = "cross_entr
     loss : str, nn.Module or callable
         See :func:`paperkit.linearize.get_loss`.
     """
-    return get_loss(loss).sample_losses(outputs, targets)
+    return fitted(loss, outputs, targets).sample_losses(outputs, targets)
 
 
 def exponential_losses(
@@ -42,11 +42,13 @@ def exponential_losses(
 ) -> Tensor:
     r"""Return :math:`e^{\ell_i} - 1` of each sample, (n,), in float64; as :func:`sample_losses`.
 
-    For cross-entropy this is the odds :math:`(1-p_y)/p_y` against the label.
+    For cross-entropy this is the odds :math:`(1-p_y)/p_y` against the label. For a weighted loss
+    :math:`\ell_i` holds the sample's weight, so that the losses' mean is the loss.
     """
-    if get_loss(loss) is LOSSES["cross_entropy"] and not targets.is_floating_point():
+    known = fitted(loss, outputs, targets)
+    if isinstance(known, CrossEntropy) and known.is_plain:
         return torch.exp(log_odds_against(outputs, targets))
-    return torch.expm1(sample_losses(outputs, targets, loss))
+    return torch.expm1(known.sample_losses(outputs, targets))
 
 
 def _per_sample(
@@ -152,8 +154,9 @@ class GeneralizationGap(Measurement):
     train_loss, test_loss : float
         Means over the samples.
     accuracy_gap : float or None
-        Training minus test accuracy, so that overfitting is positive in both gaps; None for a
-        loss without classes.
+        Training minus test accuracy, so that overfitting is positive in both gaps; None where
+        samples do not have one label each: other losses than cross-entropy, soft targets, ignored
+        labels, labels of many positions.
     num_test : int
         Test samples; ``n`` counts those of the training set.
     """
@@ -162,6 +165,11 @@ class GeneralizationGap(Measurement):
     test_loss: float
     accuracy_gap: float | None
     num_test: int
+
+
+def _has_one_label(loss: Loss | None) -> bool:
+    """Whether each sample has one label, which the outputs hit or miss."""
+    return isinstance(loss, CrossEntropy) and not loss.soft and loss.ignore_index is None
 
 
 def generalization_gap(
@@ -191,7 +199,7 @@ def generalization_gap(
 
     def of_samples(outputs: Tensor, targets: Tensor) -> Tensor:
         columns = [sample_losses(outputs, targets, bound)]
-        if bound is LOSSES["cross_entropy"]:
+        if _has_one_label(bound):
             columns.append((outputs.argmax(dim=1) == targets).double())
         return torch.stack(columns, dim=1)
 

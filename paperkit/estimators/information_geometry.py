@@ -47,7 +47,7 @@ from paperkit.linearize.batches import as_batch, batches
 from paperkit.linearize.budget import FORWARD, TANGENT, Chunks, Footprint
 from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
-from paperkit.linearize.losses import LOSSES, Loss, LossLike, get_loss
+from paperkit.linearize.losses import CrossEntropy, Loss, LossLike, fitted
 from paperkit.linearize.network import network_outputs
 from paperkit.linearize.problem import measure_of, refuse_cut
 
@@ -125,10 +125,10 @@ def dual_gradients(
     ValueError
         If the targets do not fit.
     """
-    loss = get_loss(loss)
-    loss.check(outputs, targets)
+    loss = fitted(loss, outputs, targets)
     logits = outputs.detach().to(torch.float64)
-    if loss is LOSSES["cross_entropy"] and not targets.is_floating_point():
+    if isinstance(loss, CrossEntropy) and loss.is_plain:
+        targets = targets.long()
         factor = loss.hessian_factor(logits)
         losses = sample_losses(logits, targets)
         index = targets.view(-1, 1, 1).expand(-1, factor.shape[1], 1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
 from paperkit.linearize.losses import Loss, LossLike, get_loss
 from paperkit.linearize.network import Network, network_outputs
-from paperkit.linearize.problem import refuse_cut, settled
+from paperkit.linearize.problem import refuse_cut, settled, unlabelled_loss
 from paperkit.linearize.samples import Inputs
 
 # Backward passes that share one sweep through the graph; more only cost memory.
@@ -136,9 +136,10 @@ def _loss_gradient(
     loss.check(outputs, targets)
     _, sources = select_parameters(leaves, parameters)
     gradients = torch.autograd.grad(
-        # In double precision: 1 − p of a fitted label has no digits in the model's own.
-        loss.value(outputs.to(torch.float64), targets),
+        outputs,
         sources,
+        # Not the loss's own backward pass, in which p − 1 of a fitted label has no digits.
+        loss.gradient(outputs, targets) / len(outputs),
         create_graph=True,
         allow_unused=True,
         materialize_grads=True,
@@ -240,9 +241,11 @@ def dense_gauss_newton(
     ValueError
         If the loss or a parameter name is unknown, or the inputs do not fit.
     """
-    known = get_loss(loss)
     if targets is not None:
         model, (inputs, targets), known = _one_batch(model, inputs, targets, loss, parameters)
+    else:
+        model = Network.of(model)
+        known = unlabelled_loss(model, inputs, get_loss(loss))
     return _weighted_gram(
         model, inputs, parameters, lambda outputs: known.hessian_factor(outputs, targets)
     )

@@ -21,7 +21,7 @@ from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization, LayerUse
 from paperkit.linearize.losses import Loss, LossLike, get_loss
 from paperkit.linearize.network import Network, network_outputs
 from paperkit.linearize.operations import RecordedGraph
-from paperkit.linearize.problem import settled
+from paperkit.linearize.problem import settled, unlabelled_loss
 from paperkit.linearize.remainder import (
     NORMALIZATION_TYPES,
     NormalizationCall,
@@ -269,9 +269,11 @@ def linearize(
         assert settled_loss is not None
         inputs, targets = batch.joined()
         loss = settled_loss
-    loss = get_loss(loss)
     chosen = layers_of(model, layers)
     check_inputs(inputs)
+    loss = get_loss(loss)
+    if targets is None:
+        loss = unlabelled_loss(model, inputs, loss)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
     if all_parameters and layers is not None:

@@ -74,6 +74,13 @@ def bound_loss(network: Network, data: Iterable[tuple[Any, Tensor]], loss: Loss)
     return loss.bound(sample, lambda: (part for _, part in data))
 
 
+def unlabelled_loss(network: Network, inputs: Any, loss: Loss) -> Loss:
+    """Return the loss where there are no targets; see :meth:`Loss.without_targets`."""
+    with evaluation(network) as parameters, torch.no_grad():
+        sample = raw_outputs(network, parameters, smallest_batch(network, parameters, inputs))
+    return loss.without_targets(sample)
+
+
 def smallest_batch(network: Network, parameters: dict[str, Tensor], inputs: Any) -> Any:
     """Return a few of the samples, as few as the model takes.
 
