@@ -8,7 +8,7 @@ the same Lanczos coefficients.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,8 +18,8 @@ from paperkit.linalg.quadrature import (
     Estimate,
     SpectralFunction,
     SpectralQuadrature,
-    power,
-    t_log_t,
+    magnitude_log_magnitude,
+    power_of_magnitude,
 )
 
 POLICIES = ("abs", "clamp")
@@ -81,10 +81,6 @@ def renyi_entropy(
     return float(torch.logsumexp(alpha * log_p, 0)) / (1.0 - alpha)
 
 
-# Below this order the entropy is all but the logarithm of the rank, which few steps do not see.
-_SMALL_ORDER = 0.3
-
-
 @dataclass(frozen=True, kw_only=True)
 class EntropyEstimate(Estimate):
     """An entropy, estimated; ``value``, ``standard_error`` and ``bracket`` as in `Estimate`.
@@ -102,11 +98,12 @@ class EntropyEstimate(Estimate):
 
     @property
     def reliable(self) -> bool:
-        """False for an order below 0.3 unless its bracket is narrower than its standard error.
+        """Whether the bracket is narrower than the standard error, so that the latter says all.
 
-        As α → 0 the estimate tends to log d whatever the rank, because a rule's weights sum to d.
+        Elsewhere too few steps may have been taken: at small orders the estimate tends to log d
+        whatever the rank, because a rule's weights sum to d.
         """
-        return self.alpha >= _SMALL_ORDER or self.bracket_ratio <= 1
+        return self.bracket_ratio <= 1
 
 
 def renyi_entropy_estimate(
@@ -121,7 +118,8 @@ def renyi_entropy_estimate(
 
     For a positive semidefinite operator the denominator is exact for the given probes, and the
     entropy inherits the bracket of the numerator: the Gauss value is too large for 0 < α < 2 and
-    too small for 2 < α < 3.
+    too small for 2 < α < 3. For an indefinite one numerator and denominator have brackets of their
+    own under ``"abs"``, through the square of the operator, and none under ``"clamp"``.
 
     Parameters
     ----------
@@ -151,13 +149,12 @@ def renyi_entropy_estimate(
         raise ValueError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
     scale = _largest(quadrature, policy)
     shannon = abs(alpha - 1.0) < _SHANNON_BAND
-    function = t_log_t() if shannon else power(alpha)
-    rescaled = _rescaled(function, scale, policy)
-    numerator = quadrature.gauss.integrate(rescaled.evaluate)
-    denominator = quadrature.gauss.integrate(_rescaled(power(1.0), scale, policy).evaluate)
+    above, below = _functions(alpha, shannon, scale, policy)
+    numerator = quadrature.gauss.integrate(above.evaluate)
+    denominator = quadrature.gauss.integrate(below.evaluate)
     total = float(denominator.mean())
 
-    def entropy(mean: float) -> float:
+    def entropy(mean: float, total: float) -> float:
         if shannon:
             return math.log(total) - mean / total
         return (math.log(mean) - alpha * math.log(total)) / (1.0 - alpha)
@@ -167,14 +164,32 @@ def renyi_entropy_estimate(
         influence = denominator / total - (numerator - mean * denominator / total) / total
     else:
         influence = (numerator / mean - alpha * denominator / total) / (1.0 - alpha)
-    of_numerator = quadrature.trace(rescaled).bracket
+    value = entropy(mean, total)
+    means = quadrature.trace(above).bracket
+    totals = (total, total) if quadrature.radau is not None else quadrature.trace(below).bracket
     return EntropyEstimate(
-        value=entropy(mean),
+        value=value,
         standard_error=float(influence.std()) / len(influence) ** 0.5,
-        bracket=None if of_numerator is None else _ordered(*map(entropy, of_numerator)),
+        bracket=_extremes(entropy, means, totals, shannon),
         alpha=alpha,
         policy=policy,
     )
+
+
+def _extremes(
+    entropy: Callable[[float, float], float],
+    means: tuple[float, float] | None,
+    totals: tuple[float, float] | None,
+    shannon: bool,
+) -> tuple[float, float] | None:
+    """Return the smallest and the largest entropy over the brackets of its two traces."""
+    if means is None or totals is None or totals[0] <= 0 or (means[0] <= 0 and not shannon):
+        return None
+    points = [(mean, total) for mean in means for total in totals]
+    if shannon:  # log t − m / t has its minimum at t = −m
+        points += [(mean, -mean) for mean in means if totals[0] < -mean < totals[1]]
+    found = [entropy(*point) for point in points]
+    return min(found), max(found)
 
 
 def _largest(quadrature: SpectralQuadrature, policy: str) -> float:
@@ -190,12 +205,18 @@ def _without_sign(nodes: Tensor, policy: str) -> Tensor:
     return nodes.abs() if policy == "abs" else nodes.clamp(min=0.0)
 
 
+def _functions(
+    alpha: float, shannon: bool, scale: float, policy: str
+) -> tuple[SpectralFunction, SpectralFunction]:
+    """Return numerator and denominator as functions of t, of magnitudes in units of the scale."""
+    above = magnitude_log_magnitude() if shannon else power_of_magnitude(alpha)
+    return _rescaled(above, scale, policy), _rescaled(power_of_magnitude(1.0), scale, policy)
+
+
 def _rescaled(function: SpectralFunction, scale: float, policy: str) -> SpectralFunction:
     """Return t ↦ f(|t| / scale); on t > 0 its derivatives have the signs of those of f."""
-    return replace(
+    changed = replace(
         function, evaluate=lambda nodes: function.evaluate(_without_sign(nodes, policy) / scale)
     )
-
-
-def _ordered(first: float, second: float) -> tuple[float, float]:
-    return min(first, second), max(first, second)
+    # What cuts at zero is no function of the square.
+    return changed if policy == "abs" else replace(changed, square_derivative_sign=None)

@@ -30,8 +30,8 @@ from paperkit.linearize.problem import measure_of
 
 METHODS = ("auto", "exact", "lanczos")
 
-# An indefinite operator has no bracket by which steps could be chosen.
-_INDEFINITE_STEPS = 60
+# Where no bracket tells how many steps are enough.
+_STEPS_WITHOUT_BRACKET = 60
 _BYTES = torch.float64.itemsize
 
 
@@ -109,8 +109,8 @@ def renyi_sharpness(
         Module names; default every linear and convolution layer, without biases and normalisation.
     method : str
         ``"exact"``: the whole spectrum, from the Gram dual or written out. ``"lanczos"``:
-        stochastic Lanczos quadrature (Algorithm 1, corrected), with a standard error and, for
-        blocks under the proposition, a bracket. ``"auto"``: exact where it fits the memory budget.
+        stochastic Lanczos quadrature (Algorithm 1, corrected), with a standard error and a
+        bracket. ``"auto"``: exact where it fits the memory budget.
     policy : str
         As in :func:`renyi_entropy`; matters only outside the proposition, where a block can have
         negative eigenvalues.
@@ -119,7 +119,8 @@ def renyi_sharpness(
     steps : int, optional
         Lanczos steps; the paper takes 15, whose bias at order 0.5 can exceed the standard error.
         None: until every bracket is narrower than its standard error, at most ``max_steps``; for
-        a block with negative eigenvalues, which has no bracket, 60 (or d if that is less).
+        a block that may have negative eigenvalues under ``policy="clamp"``, which has no bracket,
+        60 (or d if that is less).
     max_steps : int
         Cap for ``steps=None``.
     seed : int
@@ -415,8 +416,8 @@ def _estimated(
     assumptions: dict,
 ) -> dict[float, RenyiSharpness]:
     steps = settings.steps
-    if steps is None and not positive_semidefinite:
-        steps = _INDEFINITE_STEPS
+    if steps is None and not positive_semidefinite and settings.policy != "abs":
+        steps = _STEPS_WITHOUT_BRACKET
     quadrature = stochastic_lanczos_quadrature(
         operator,
         dimension,

@@ -28,6 +28,15 @@ derivative of :math:`t^\alpha` has the sign of
 :math:`0 < \alpha < 1`; the reverse holds for :math:`1 < \alpha < 2` and :math:`t \log t`; and so
 on in turn, while :math:`\alpha < 2m`. An integer :math:`\alpha \le 2m - 1` is exact.
 
+**Functions of the magnitude.** An indefinite matrix leaves no sign to :math:`|t|^\alpha`, which has
+a kink inside. But :math:`|t|^\alpha = s^{\alpha/2}` of the square :math:`s = t^2`, and :math:`A^2`
+is positive semidefinite. The m-step rule of :math:`\mu` has its moments up to degree 2m − 1, hence
+those of the spectral measure of :math:`A^2` up to m − 1: Lanczos on the squared nodes gives that
+measure's Gauss rule of k = ⌊(m − 1)/2⌋ points and its Radau rule, as k steps with :math:`A^2`
+itself would, and no product more. So the same signs bracket the magnitude's powers; and those of
+:math:`\lvert t\rvert \log \lvert t\rvert = \tfrac12 \sqrt s \log s`, whose k-th derivative has the
+sign of :math:`(-1)^k` as long as :math:`\log s < \sum_{j=2}^{k-1} 1/(j - \tfrac12)`, k ≥ 3.
+
 Sources: Golub and Meurant (2010), chapter 6, for the rules; Ubaru, Chen and Saad (2017) for the
 average over probes; the Rényi paper's Algorithm 1.
 """
@@ -37,12 +46,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from paperkit import arguments
-from paperkit.linalg.lanczos import BREAKDOWN, Lanczos, Operator, Tridiagonal
+from paperkit.linalg.lanczos import BREAKDOWN, Lanczos, Operator, Tridiagonal, lanczos
 from paperkit.linalg.probes import GIBIBYTE, chunk_sizes, draw_probes, generator_of
 
 _EPSILON = torch.finfo(torch.float64).eps
@@ -66,11 +76,15 @@ class SpectralFunction:
     derivative_sign : callable
         From an order k ≥ 2 to the sign (−1, 0 or 1) of the k-th derivative on t > 0, where it must
         not change.
+    square_derivative_sign : callable or None
+        The same for g, None where it is unknown, where the function is t ↦ g(t²) on both sides of zero: it brackets the trace
+        of an indefinite operator. None where there is no such g, or no sign.
     """
 
     name: str
     evaluate: Callable[[Tensor], Tensor]
     derivative_sign: Callable[[int], int]
+    square_derivative_sign: Callable[[int], int | None] | None = None
 
 
 def power(alpha: float) -> SpectralFunction:
@@ -106,6 +120,43 @@ def t_log_t() -> SpectralFunction:
     """Return t ↦ t log t, zero at 0, for bracketing: its trace gives Shannon's entropy."""
     return SpectralFunction(
         "t log t", lambda t: torch.special.xlogy(t, t), lambda order: -1 if order % 2 else 1
+    )
+
+
+def power_of_magnitude(alpha: float) -> SpectralFunction:
+    """Return t ↦ |t|^α, for bracketing also where eigenvalues are negative.
+
+    Parameters
+    ----------
+    alpha : float
+        Positive.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`power`.
+    """
+    plain = power(alpha)
+    return SpectralFunction(
+        f"|t|^{alpha:g}",
+        lambda t: t.abs() ** alpha,
+        plain.derivative_sign,
+        power(alpha / 2).derivative_sign,
+    )
+
+
+def magnitude_log_magnitude() -> SpectralFunction:
+    """Return t ↦ |t| log |t|, zero at 0: Shannon's entropy of the magnitudes.
+
+    The bracket of an indefinite operator needs its eigenvalues to be scaled so that the largest
+    magnitude is about 1.
+    """
+    return SpectralFunction(
+        "|t| log |t|",
+        lambda t: torch.special.xlogy(t.abs(), t.abs()),
+        t_log_t().derivative_sign,
+        # Of √s log(s) / 2; nothing is claimed below the third derivative.
+        lambda order: (-1) ** order if order > 2 else None,
     )
 
 
@@ -249,6 +300,57 @@ def radau_rule(tridiagonal: Tridiagonal) -> Rule:
 
 
 @dataclass(frozen=True)
+class _SquaredRules:
+    """Rules of the spectral measures of A², from those of A.
+
+    Attributes
+    ----------
+    gauss, radau : Rule
+        Their nodes are the roots of those of A²: magnitudes of eigenvalues.
+    steps : Tensor
+        Shape (k,), int64: the points of each Gauss rule.
+    """
+
+    gauss: Rule
+    radau: Rule
+    steps: Tensor
+
+
+def _squared_rules(rule: Rule, steps: Tensor, exhausted: Tensor) -> _SquaredRules | None:
+    """Return the rules of A² that Gauss rules of A hold; None if a probe took too few steps."""
+    # A rule that is exact for everything is so for the squares too, with all its points.
+    points = torch.where(exhausted, steps, (steps - 1) // 2)
+    scale = float(rule.nodes.abs().max())
+    if int(points.min()) < 1 or scale == 0:
+        return None
+    squares = (rule.nodes / scale).square()
+    pieces: list[tuple[Tensor, Rule, Rule]] = []
+    for count in points[~exhausted].unique().tolist():
+        rows = ~exhausted & (points == count)
+        found = lanczos(partial(torch.mul, squares[rows]), rule.weights[rows].sqrt(), count)
+        pieces.append((rows, gauss_rule(found), radau_rule(found)))
+    if bool(exhausted.any()):
+        whole = Rule(squares[exhausted], rule.weights[exhausted])
+        pieces.append((exhausted, whole, whole))
+    gauss = _magnitudes([(rows, found) for rows, found, _ in pieces], len(steps), scale)
+    radau = _magnitudes([(rows, found) for rows, _, found in pieces], len(steps), scale)
+    return _SquaredRules(gauss, radau, points)
+
+
+def _magnitudes(pieces: Sequence[tuple[Tensor, Rule]], probes: int, scale: float) -> Rule:
+    """Put rules of A² over its scale in the probes' order, roots for nodes, round-off zero."""
+    longest = max(rule.nodes.shape[1] for _, rule in pieces)
+    nodes = torch.zeros(probes, longest, dtype=torch.float64, device="cpu")
+    weights = torch.zeros_like(nodes)
+    for rows, rule in pieces:
+        count = rule.nodes.shape[1]
+        squares = torch.where(rule.nodes > _ROUND_OFF * _EPSILON, rule.nodes, 0.0)
+        nodes[rows, :count] = scale * squares.sqrt()
+        weights[rows, :count] = rule.weights
+    return Rule(nodes, weights)
+
+
+@dataclass(frozen=True)
 class SpectralQuadrature:
     """Rules from one set of Lanczos runs, from which the trace of any function follows.
 
@@ -299,7 +401,8 @@ class SpectralQuadrature:
         ----------
         function : SpectralFunction or callable
             From a tensor of eigenvalues to the tensor of values. Only a
-            :class:`SpectralFunction` of a positive semidefinite operator gets a bracket.
+            :class:`SpectralFunction` gets a bracket: of a positive semidefinite operator, or
+            one with a ``square_derivative_sign``.
 
         Returns
         -------
@@ -322,20 +425,38 @@ class SpectralQuadrature:
             bracket=bracket,
         )
 
+    @cached_property
+    def _squared(self) -> _SquaredRules | None:
+        return _squared_rules(self.gauss, self.steps, self.exhausted)
+
     def _bracket(self, function: SpectralFunction, gauss: float) -> tuple[float, float] | None:
-        if self.radau is None:
+        if self.radau is not None:
+            radau = float(self.radau.integrate(function.evaluate).mean())
+            return _between(gauss, radau, function.derivative_sign, self.steps[~self.exhausted])
+        sign, squared = function.square_derivative_sign, self._squared
+        if sign is None or squared is None:
             return None
-        radau = float(self.radau.integrate(function.evaluate).mean())
-        counts = {int(m) for m in self.steps[~self.exhausted]}
-        below, above = [], []
-        for value, extra in ((gauss, 0), (radau, 1)):
-            signs = {function.derivative_sign(2 * m + extra) for m in counts}
-            below += [value] if -1 not in signs else []
-            above += [value] if 1 not in signs else []
-        if not below or not above:
-            return None
-        # Two exact rules can differ by round-off in the wrong order.
-        return min(max(below), min(above)), max(max(below), min(above))
+        gauss, radau = (
+            float(rule.integrate(function.evaluate).mean())
+            for rule in (squared.gauss, squared.radau)
+        )
+        return _between(gauss, radau, sign, squared.steps[~self.exhausted])
+
+
+def _between(
+    gauss: float, radau: float, derivative_sign: Callable[[int], int | None], steps: Tensor
+) -> tuple[float, float] | None:
+    """Return a lower and an upper end, as the signs of derivatives tell them apart."""
+    counts = {int(m) for m in steps}
+    below, above = [], []
+    for value, extra in ((gauss, 0), (radau, 1)):
+        signs = {derivative_sign(2 * m + extra) for m in counts}
+        below += [value] if signs <= {0, 1} else []
+        above += [value] if signs <= {0, -1} else []
+    if not below or not above:
+        return None
+    # Two exact rules can differ by round-off in the wrong order.
+    return min(max(below), min(above)), max(max(below), min(above))
 
 
 def stochastic_lanczos_quadrature(
@@ -375,7 +496,7 @@ def stochastic_lanczos_quadrature(
         What the steps shall resolve, for ``steps=None`` and for ``converged``. Each maps a
         quadrature to an :class:`Estimate`, as ``lambda q: q.trace(power(0.5))`` does.
     positive_semidefinite : bool
-        That the operator is; adds the Radau rules, and so brackets.
+        That the operator is; adds the Radau rules, and so brackets of more functions.
     distribution : str
         One of ``"rademacher"``, ``"sphere"``, ``"normal"``.
     seed : int
@@ -394,8 +515,8 @@ def stochastic_lanczos_quadrature(
     Raises
     ------
     TypeError, ValueError
-        If an argument is of the wrong kind or out of range, ``steps=None`` has no targets or no
-        bracket to watch, the operator is not what it is said to be, or as
+        If an argument is of the wrong kind or out of range, ``steps=None`` has no targets to
+        watch, the operator is not what it is said to be, or as
         :func:`paperkit.linalg.lanczos`.
     """
     dimension = arguments.integer("dimension", dimension, at_least=1)
@@ -406,11 +527,8 @@ def stochastic_lanczos_quadrature(
     memory_budget = arguments.memory_budget("memory_budget", memory_budget)
     dtype = arguments.dtype("dtype", dtype)
     targets = arguments.functions("targets", targets, "of a quadrature")
-    if steps is None and not (targets and positive_semidefinite):
-        raise ValueError(
-            "steps=None watches the brackets of targets, which only a positive semidefinite "
-            "operator has: pass targets and positive_semidefinite=True, or a number of steps."
-        )
+    if steps is None and not targets:
+        raise ValueError("steps=None watches the brackets of targets: pass some, or a number.")
     longest = max_steps if steps is None else arguments.integer("steps", steps, at_least=1)
     generator = generator_of(seed)
     done: list[SpectralQuadrature] = []

@@ -477,12 +477,13 @@ def layer_groups(
         costs = _costs(model, chosen, parameters, inputs, _Options())
     _refuse_missing(layers, costs.layers)
     groups: list[list[str]] = []
+    available = memory_budget // 2 - len(inputs) * (costs.held - sum(costs.layers.values()))
     room = 0
     for name, per_sample in costs.layers.items():
         size = per_sample * len(inputs)
         if not groups or size > room:
             groups.append([])
-            room = memory_budget // 2
+            room = available
         groups[-1].append(name)
         room -= size
     return groups

@@ -259,7 +259,6 @@ def test_a_memory_budget_changes_the_chunks_and_not_the_result() -> None:
         ({"probes": 1}, "probes=1 must be at least 2"),
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"steps": None}, "steps=None watches the brackets"),
-        ({"steps": None, "targets": [target]}, "positive_semidefinite=True"),
         ({"distribution": "uniform"}, "'uniform' is unknown"),
         ({"positive_semidefinite": True}, "has an eigenvalue below"),
     ],
