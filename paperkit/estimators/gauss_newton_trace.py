@@ -17,6 +17,7 @@ choices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from paperkit.estimators.result import Measurement
 from paperkit.linearize.batches import batches
 from paperkit.linearize.budget import BACKWARD, Chunks
 from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.linearize.jacobian_products import reverse_pass
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.linearize import (
     GIBIBYTE,
@@ -472,7 +474,7 @@ def _hutchinson(
     squares: list[Tensor] = []
     refuse_cut(model, next(iter(batches(data)))[0], names)
     with evaluation(model) as leaves:
-        chosen = {name: leaves[name].detach() for name in (names or leaves)}
+        chosen = {name: leaves[name] for name in (names or leaves)}
         # Each probe of each sample has a backward pass and a gradient of its own.
         size = sum(leaf.numel() * leaf.element_size() for leaf in chosen.values())
         chunks = Chunks(
@@ -515,20 +517,55 @@ def _probe_squares(
     probes: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return ‖∂(vᵀ R f)/∂θ‖² for every probe and sample, (probes, n)."""
+    """Return ‖∂(vᵀ R f)/∂θ‖² for every probe and sample, (probes, n).
+
+    All at once where torch has a rule for it, which is compared with plain backward passes on the
+    first sample; else one after the other.
+    """
+    bits = torch.randint(0, 2, (probes, *factor.shape[:2]), generator=generator, device="cpu")
+    cotangents = torch.einsum("knr,nrc->knc", (2 * bits - 1).to(factor), factor)
+    leaves = list(chosen.values())
+    first = _backward_squares(model, leaves, inputs[:1], cotangents[:, :1])
+    if isinstance(inputs, Tensor):
+        # An operation without a batching rule, or code that takes nothing but plain tensors.
+        with suppress(Exception):
+            found = _vectorized_squares(model, chosen, inputs, cotangents)
+            if torch.allclose(found[:, :1], first, rtol=torch.finfo(factor.dtype).eps ** 0.5):
+                return found
+    rest = [
+        _backward_squares(model, leaves, inputs[i : i + 1], cotangents[:, i : i + 1])
+        for i in range(1, len(inputs))
+    ]
+    return torch.cat([first, *rest], dim=1)
+
+
+def _backward_squares(
+    model: nn.Module, leaves: Sequence[Tensor], sample: Inputs, cotangents: Tensor
+) -> Tensor:
+    """Return the squares of one sample, (probes, 1), by a backward pass for each probe."""
+    outputs = network_outputs(model, {}, sample)
+    squares = []
+    for cotangent in cotangents.to(outputs.dtype):
+        pulled = reverse_pass([outputs], leaves, [cotangent], retain_graph=True)
+        squares.append(torch.stack([part.double().square().sum() for part in pulled]).sum())
+    return torch.stack(squares).unsqueeze(1)
+
+
+def _vectorized_squares(
+    model: nn.Module, chosen: dict[str, Tensor], inputs: Tensor, cotangents: Tensor
+) -> Tensor:
+    point = {name: leaf.detach() for name, leaf in chosen.items()}
 
     def projection(parameters: dict[str, Tensor], x: Tensor, cotangent: Tensor) -> Tensor:
         outputs = network_outputs(model, parameters, x.unsqueeze(0))
         return (outputs[0] * cotangent).sum()
 
     def square(x: Tensor, cotangent: Tensor) -> Tensor:
-        gradients = grad(projection)(chosen, x, cotangent)
+        gradients = grad(projection)(point, x, cotangent)
         return torch.stack([g.double().square().sum() for g in gradients.values()]).sum()
 
-    bits = torch.randint(0, 2, (probes, *factor.shape[:2]), generator=generator, device="cpu")
-    cotangents = torch.einsum("knr,nrc->knc", (2 * bits - 1).to(factor), factor)
     # Only the cotangents differ between probes: the forward pass is shared.
-    return vmap(vmap(square), in_dims=(None, 0))(inputs, cotangents).detach()  # type: ignore[arg-type]
+    return vmap(vmap(square), in_dims=(None, 0))(inputs, cotangents).detach()
 
 
 def trace_measurement(

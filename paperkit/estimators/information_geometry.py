@@ -26,7 +26,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 
 from paperkit.estimators.baselines import exponential_losses, sample_losses
 from paperkit.estimators.result import Measurement
@@ -44,8 +43,9 @@ from paperkit.linearize import (
     linearize,
 )
 from paperkit.linearize.batches import as_batch, batches
-from paperkit.linearize.budget import FORWARD, TANGENT, Chunks, Footprint
+from paperkit.linearize.budget import FORWARD, GRADIENT_GRAPH, TANGENT, Chunks, Footprint
 from paperkit.linearize.evaluation import check_outputs, evaluation
+from paperkit.linearize.jacobian_products import JacobianProduct
 from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
 from paperkit.linearize.losses import CrossEntropy, Loss, LossLike, fitted
 from paperkit.linearize.network import network_outputs
@@ -811,19 +811,22 @@ def fisher_rao_norm(
     if labels == "model":
         loss.likelihood()  # refuses a loss without one
 
-    def cost(sample: Footprint) -> float:
-        return sample.bytes_of(TANGENT) + 8 * _FACTOR_COPIES * sample.num_outputs**2
-
+    first, _ = next(iter(batches(data)))
+    refuse_cut(model, first)
     terms = []
-    refuse_cut(model, next(iter(batches(data)))[0])
     with evaluation(model) as parameters, torch.no_grad():
+        product = JacobianProduct(
+            lambda values, inputs: network_outputs(model, values, inputs), parameters, parameters
+        )
+
+        def cost(sample: Footprint) -> float:
+            fast = product.compare(first[: sample.fewest])
+            passes = sample.bytes_of(TANGENT if fast else GRADIENT_GRAPH)
+            return passes + 8 * _FACTOR_COPIES * sample.num_outputs**2
+
         for inputs, targets in Chunks(model, parameters, cost, memory_budget)(data):
-            result = jvp(
-                lambda values, inputs=inputs: network_outputs(model, values, inputs),
-                (parameters,),
-                (parameters,),
-            )
-            outputs, response = result[0], result[1].to(torch.float64)
+            outputs, change = product(inputs)
+            response = change.to(torch.float64)
             check_outputs(outputs, len(inputs))
             loss.check(outputs, targets)
             if labels == "model":

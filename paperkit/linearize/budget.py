@@ -29,6 +29,8 @@ BACKWARD = 2.8
 """A pass with a graph, and a backward pass to the parameters."""
 REPEATED = 4.5
 """A pass with a graph, and backward passes to the inputs, one after the other."""
+GRADIENT_GRAPH = 10.5
+"""A pass with a graph, a backward pass with a graph of its own, and one through that."""
 
 # Float64 numbers that a loss and its gradient hold for each output of a sample: 5.04 measured.
 _LOSS_ENTRIES = 6

@@ -8,15 +8,18 @@ networks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.linearize.jacobian_products import reverse_pass
 from paperkit.linearize.losses import Loss, LossLike, get_loss
-from paperkit.linearize.network import Network, network_outputs
+from paperkit.linearize.network import Network, network_outputs, own_parameters
 from paperkit.linearize.problem import refuse_cut, settled, unlabelled_loss
 from paperkit.linearize.samples import Inputs
+from paperkit.linearize.second_derivatives import missing_refused, refuse_wrong_second_derivative
 
 # Backward passes that share one sweep through the graph; more only cost memory.
 _ROWS_AT_ONCE = 64
@@ -50,18 +53,16 @@ def _rows(outputs: Tensor, sources: Sequence[Tensor]) -> Tensor:
     seeds = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
     rows = []
     for batch in seeds.split(_ROWS_AT_ONCE):
-        gradients = torch.autograd.grad(
-            outputs,
-            sources,
-            batch,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-            is_grads_batched=True,
-        )
-        rows.append(
-            torch.cat([gradient.reshape(len(gradient), -1) for gradient in gradients], dim=1)
-        )
+        try:
+            gradients = reverse_pass(
+                [outputs], sources, [batch], retain_graph=True, is_grads_batched=True
+            )
+            rows.append(torch.cat([part.reshape(len(batch), -1) for part in gradients], dim=1))
+        except RuntimeError:  # an operation without a batching rule
+            rows += [
+                _flatten(reverse_pass([outputs], sources, [seed], retain_graph=True)).unsqueeze(0)
+                for seed in batch
+            ]
     return torch.cat(rows)
 
 
@@ -100,7 +101,8 @@ def hessian_product(
     """
     probes = vectors.reshape(-1, vectors.shape[-1])
     network, (inputs, targets), bound = _one_batch(model, inputs, targets, loss, parameters)
-    with evaluation(network) as leaves:
+    twice = _twice_differentiable(network, inputs, targets, bound, parameters)
+    with twice, evaluation(network) as leaves:
         gradient, sources = _loss_gradient(network, inputs, targets, bound, parameters, leaves)
         if probes.shape[1] != gradient.numel():
             raise ValueError(
@@ -122,6 +124,19 @@ def _one_batch(
     pair = batches.joined()
     refuse_cut(network, pair[0], parameters)
     return network, pair, bound
+
+
+def _twice_differentiable(
+    network: Network,
+    inputs: Inputs,
+    targets: Tensor,
+    loss: Loss,
+    parameters: Sequence[str] | None,
+) -> AbstractContextManager[None]:
+    """Refuse a model without a second derivative, or with a wrong one."""
+    names, _ = select_parameters(own_parameters(network), parameters)
+    refuse_wrong_second_derivative(network, inputs, targets, loss, names)
+    return missing_refused()
 
 
 def _loss_gradient(
@@ -183,7 +198,8 @@ def dense_hessian(
         As :func:`hessian_product`.
     """
     network, (inputs, targets), bound = _one_batch(model, inputs, targets, loss, parameters)
-    with evaluation(network) as leaves:
+    twice = _twice_differentiable(network, inputs, targets, bound, parameters)
+    with twice, evaluation(network) as leaves:
         gradient, sources = _loss_gradient(network, inputs, targets, bound, parameters, leaves)
         hessian = _rows(gradient, sources)
     return 0.5 * (hessian + hessian.T)

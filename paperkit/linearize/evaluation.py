@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -16,11 +15,9 @@ import torch.fx.experimental.symbolic_shapes
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
 
 from paperkit.linearize.network import Network, own_parameters
+from paperkit.linearize.replacements import OperationsByParts
 from paperkit.linearize.samples import Inputs, Samples
 
 
@@ -33,8 +30,8 @@ def evaluation(
     All of them do, or those whose names are in ``recorded``. They are the model's own, so that it
     does not matter where the forward pass reads them, and each tied one is listed once. ``.grad``
     stays untouched as long as nobody calls ``backward()``, and frozen parameters are measured like
-    any other. Attention runs in the kernel that can be differentiated twice, weight normalisation
-    in operations that can.
+    any other. Attention runs in the kernel that can be differentiated twice, and what else lacks a
+    second derivative is done by parts.
 
     Modes, ``requires_grad``, hooks on parameters and buffers are restored on exit, also after an
     exception.
@@ -47,7 +44,8 @@ def evaluation(
         parameters = stack.enter_context(_recording(model, recorded))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_attention_by_parts())
-        stack.enter_context(_weight_normalisation(model))
+        stack.enter_context(OperationsByParts())
+        stack.enter_context(_quiet_transforms())
         model.eval()
         yield parameters
 
@@ -113,37 +111,13 @@ def _attention_by_parts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-class _WeightNormByParts(TorchFunctionMode):
-    """Weight normalisation in operations that can be differentiated twice.
-
-    The second derivative of PyTorch's fused kernel is wrong without an error, and it has no forward
-    mode.
-    """
-
-    def __torch_function__(
-        self,
-        function: Callable,
-        types: object,
-        args: tuple = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        replaced = _weight_norm if function is torch._weight_norm else function
-        return replaced(*args, **(kwargs or {}))
-
-
-def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
-    return direction * (length / torch.norm_except_dim(direction, 2, dim))
-
-
-def _weight_normalisation(model: nn.Module) -> AbstractContextManager:
-    """Return what the model's weight normalisations need, nothing if it has none."""
-    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
-    if any(
-        isinstance(part, (WeightNorm, _WeightNorm))
-        for part in itertools.chain(model.modules(), hooks)
-    ):
-        return _WeightNormByParts()
-    return nullcontext()
+@contextmanager
+def _quiet_transforms() -> Iterator[None]:
+    """Leave out what torch's transforms warn of themselves, about their own speed and parts."""
+    with warnings.catch_warnings():
+        for message in (".torch.jit.script. is deprecated", "There is a performance drop because"):
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 class SavedStorages:

@@ -625,25 +625,10 @@ def _convolution(dimensions: int) -> Rule:
             if any(total % 2 for total in both):
                 raise NoRuleError("padding that differs between the ends has no rule.")
             padding = [total // 2 for total in both]
-        input, stride = _with_unit_stride(input, weight, each(stride), each(padding))
-        kind = _Convolution(stride, each(padding), dilation, groups)
+        kind = _Convolution(each(stride), each(padding), dilation, groups)
         return _layer(kind, input, weight, bias)
 
     return rule
-
-
-def _with_unit_stride(
-    x: Any, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
-) -> tuple[Any, tuple[int, ...]]:
-    """Leave out what a strided convolution with a kernel of one pixel does not read.
-
-    oneDNN 3.12 writes beyond its work space in the backward pass to the weight of such a
-    convolution, if channels come last and are fewer than 16 (8 without AVX-512): the memory is
-    corrupted, or the gradient is wrong (uxlfoundation/oneDNN, issue 6035).
-    """
-    if max(weight.shape[2:]) > 1 or max(stride) == 1 or any(padding):
-        return x, stride
-    return x[(..., *(slice(None, None, step) for step in stride))], (1,) * len(stride)
 
 
 def _batch_norm(

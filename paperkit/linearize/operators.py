@@ -19,7 +19,6 @@ the network's own last layer. All products follow from one forward-mode pass, th
 from __future__ import annotations
 
 import itertools
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 
 from paperkit.linalg.probes import chunk_sizes, draw_probes
+from paperkit.linearize.budget import GRADIENT_GRAPH
 from paperkit.linearize.dense import select_parameters
 from paperkit.linearize.evaluation import (
     SavedStorages,
@@ -37,12 +37,19 @@ from paperkit.linearize.evaluation import (
     check_outputs,
     evaluation,
 )
+from paperkit.linearize.jacobian_products import (
+    forward_products,
+    reverse_pass,
+    reverse_products,
+)
 from paperkit.linearize.jets import Jet, NoRuleError, ParameterJet
 from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
 from paperkit.linearize.losses import LossLike
 from paperkit.linearize.network import network_outputs, own_parameters
 from paperkit.linearize.problem import refuse_cut, settled
+from paperkit.linearize.replacements import UsedFunctions
 from paperkit.linearize.samples import Inputs, concatenate
+from paperkit.linearize.second_derivatives import missing_refused, refuse_wrong_second_derivative
 
 Parameters = dict[str, Tensor]
 
@@ -51,9 +58,6 @@ _PROBES_AT_ONCE = 16
 
 # Fewer samples at once leave the processor idle between small operations.
 _SAMPLES_AT_ONCE = 8
-
-# Peak bytes of a product through the graph of the gradient, in units of what a forward pass saves.
-_GRAPH_MEMORY = 10.5
 
 # Peak bytes of a product with jets, in units of what their pass forward saves.
 _JETS_MEMORY = 1.6
@@ -89,33 +93,6 @@ class _Chunk:
 def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
     """Flatten the parts of ``count`` parameter vectors and join them: (count, d)."""
     return torch.cat([part.reshape(count, -1) for part in parts], dim=1)
-
-
-def _reverse(
-    outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor], **options
-) -> tuple[Tensor, ...]:
-    """Reverse pass from those outputs that depend on a leaf; zeros where nothing does."""
-    pairs = [(f, u) for f, u in zip(outputs, cotangents, strict=True) if f.requires_grad]
-    if not pairs:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    return torch.autograd.grad(
-        [f for f, _ in pairs],
-        leaves,
-        [u for _, u in pairs],
-        allow_unused=True,
-        materialize_grads=True,
-        **options,
-    )
-
-
-@contextmanager
-def _differentiable(
-    model: nn.Module, recorded: Sequence[str] | None = None
-) -> Iterator[Parameters]:
-    """Evaluation mode in which torch's forward mode, on first use, gives no warning of its own."""
-    with evaluation(model, recorded) as parameters, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated")
-        yield parameters
 
 
 _Route = Callable[[_Chunk, Tensor], Tensor]
@@ -175,8 +152,9 @@ class CurvatureOperator(ABC):
     Forward mode is faster but not to be trusted everywhere: some operations have no rule for it,
     and the forward rule of PyTorch's layer normalisation takes the statistics for
     constants, so that its own derivative, and a Hessian from it, is wrong without an error. So each
-    way of computing is compared once, on two samples, with double backward passes, and used only
-    where it agrees with them.
+    way of computing is compared once, on two samples, with backward passes alone, and used only
+    where it agrees with them. Where other samples take another path through the model, with
+    functions that the comparison has not seen, backward passes alone serve too.
     """
 
     positive_semidefinite = True
@@ -198,6 +176,8 @@ class CurvatureOperator(ABC):
         self.model, self.data, self.loss = network, batches, bound
         self.memory_budget = memory_budget
         self.products = 0
+        self._used = UsedFunctions()
+        self._compared: frozenset[Callable] = frozenset()
         self.parameter_names, leaves = select_parameters(own_parameters(network), parameters)
         with self._evaluation() as everything:
             self._shapes = {n: everything[n].shape for n in self.parameter_names}
@@ -210,7 +190,7 @@ class CurvatureOperator(ABC):
 
     def _evaluation(self) -> AbstractContextManager[Parameters]:
         """Evaluation mode in which the chosen parameters alone record gradients."""
-        return _differentiable(self.model, self.parameter_names)
+        return evaluation(self.model, self.parameter_names)
 
     def split(self, vector: Tensor) -> Parameters:
         """Cut a vector (d,) into the parameters' shapes, or k vectors (k, d) into (k, …) each."""
@@ -359,7 +339,8 @@ class CurvatureOperator(ABC):
 
     def _chunk(self, everything: Parameters, inputs: Inputs, targets: Tensor) -> _Chunk:
         def network(chosen: Parameters) -> Tensor:
-            return network_outputs(self.model, chosen, inputs)
+            with self._used:
+                return network_outputs(self.model, chosen, inputs)
 
         chosen = {name: everything[name] for name in self.parameter_names}
         return _Chunk(network, chosen, targets)
@@ -378,13 +359,14 @@ class CurvatureOperator(ABC):
             probes //= 2
 
     def _trusted_routes(self, everything: Parameters) -> list[_Route]:
-        """Return the ways to compute that agree with double backward, the fastest first."""
+        """Return the ways to compute that agree with the general one, the fastest first."""
         inputs, targets = next(iter(self.data))
         chunk = self._chunk(everything, inputs[:2], targets[:2])
         generator = torch.Generator(device="cpu").manual_seed(0)
         probes = torch.randn(2, self.dimension, generator=generator, device="cpu")
         probes = probes.to(self.device, self.dtype)
-        expected = self._by_double_backward(chunk, probes)
+        self._used.functions.clear()
+        expected = self._by_backward_passes(chunk, probes)
         tolerance = torch.finfo(self.dtype).eps ** 0.5 * float(expected.norm())
         routes = []
         for route in self._fast_routes():
@@ -397,7 +379,8 @@ class CurvatureOperator(ABC):
                 routes.append(route)
                 if route != self._all_at_once:  # it serves single vectors as well
                     break
-        return [*routes, self._by_double_backward]
+        self._compared = frozenset(self._used.functions)
+        return [*routes, self._by_backward_passes]
 
     def _fast_routes(self) -> list[_Route]:
         """Return the ways to compute that need a check, the fastest first."""
@@ -405,12 +388,17 @@ class CurvatureOperator(ABC):
 
     def _sum_over_samples(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         """Return the products summed over the samples of a chunk, (k, d)."""
-        routes = (r for r in self._routes if len(probes) > 1 or r != self._all_at_once)
-        with suppress(NoRuleError):
-            return next(routes)(chunk, probes)
+        route = next(r for r in self._routes if len(probes) > 1 or r != self._all_at_once)
+        self._used.functions.clear()
+        if route != self._by_backward_passes:
+            # What the model cannot do at all, it will say again below.
+            with suppress(Exception):
+                found = route(chunk, probes)
+                if self._used.functions <= self._compared:
+                    return found
         # The model takes another path for this chunk than for the two samples of the check, which
         # therefore says nothing for the other fast ways either.
-        return self._by_double_backward(chunk, probes)
+        return self._by_backward_passes(chunk, probes)
 
     @abstractmethod
     def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
@@ -421,8 +409,8 @@ class CurvatureOperator(ABC):
         """Forward mode, a pass for each probe."""
 
     @abstractmethod
-    def _by_double_backward(self, chunk: _Chunk, probes: Tensor) -> Tensor:
-        """Reverse mode alone."""
+    def _by_backward_passes(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        """Reverse mode alone, the general way."""
 
 
 class HessianOperator(CurvatureOperator):
@@ -456,9 +444,13 @@ class HessianOperator(CurvatureOperator):
         return [self._by_jets, *super()._fast_routes()]
 
     def _trusted_routes(self, everything: Parameters) -> list[_Route]:
+        inputs, targets = next(iter(self.data))
+        refuse_wrong_second_derivative(self.model, inputs, targets, self.loss, self.parameter_names)
         routes = super()._trusted_routes(everything)
         if routes[0] == self._by_jets:
-            self._memory = self._jets_memory(everything)
+            # A single sample may take another path, of which the estimate needs to know nothing.
+            with suppress(NoRuleError):
+                self._memory = self._jets_memory(everything)
         return routes
 
     def _jets(self, chunk: _Chunk, probes: Tensor) -> tuple[list[ParameterJet], Jet | Tensor]:
@@ -480,7 +472,7 @@ class HessianOperator(CurvatureOperator):
                 self._output_curvature(values[0], changes, chunk.targets),
             ]
         )
-        pulled = _reverse([outputs.parts], [jet.parts for jet in jets], [cotangents])
+        pulled = reverse_pass([outputs.parts], [jet.parts for jet in jets], [cotangents])
         return _rows([part[1:] for part in pulled], len(probes))
 
     def _jets_memory(self, everything: Parameters) -> tuple[float, float]:
@@ -521,10 +513,10 @@ class HessianOperator(CurvatureOperator):
                 self._output_curvature(outputs.detach(), change.detach(), chunk.targets),
                 self._residuals(outputs.detach(), chunk.targets),
             )
-            products.append(_rows(_reverse((outputs, change), chunk.leaves(), cotangents), 1))
+            products.append(_rows(reverse_pass((outputs, change), chunk.leaves(), cotangents), 1))
         return torch.cat(products)
 
-    def _by_double_backward(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+    def _by_backward_passes(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         gradient = self._gradient_graph(chunk)
         return torch.cat([self._along(chunk, gradient, probe) for probe in probes])
 
@@ -532,12 +524,14 @@ class HessianOperator(CurvatureOperator):
         """Return the gradient, summed over samples, with its graph."""
         outputs = chunk.network(chunk.parameters)
         residuals = self._residuals(outputs, chunk.targets)
-        return _reverse([outputs], chunk.leaves(), [residuals], create_graph=True)
+        with missing_refused():
+            return reverse_pass([outputs], chunk.leaves(), [residuals], create_graph=True)
 
     def _along(self, chunk: _Chunk, gradient: Sequence[Tensor], probe: Tensor) -> Tensor:
         """Return the gradient's derivative along a vector, (1, d); the Hessian is symmetric."""
         cotangents = list(self.split(probe).values())
-        return _rows(_reverse(gradient, chunk.leaves(), cotangents, retain_graph=True), 1)
+        with missing_refused():
+            return _rows(reverse_pass(gradient, chunk.leaves(), cotangents, retain_graph=True), 1)
 
     @contextmanager
     def cached(self) -> Iterator[None]:
@@ -548,7 +542,7 @@ class HessianOperator(CurvatureOperator):
         ValueError where weights have changed. Where the graph does not fit the memory budget,
         products are as they are outside.
         """
-        fits = _GRAPH_MEMORY * self._sample_bytes * self.num_samples <= self.memory_budget
+        fits = GRADIENT_GRAPH * self._sample_bytes * self.num_samples <= self.memory_budget
         # The graph's leaves must go on recording for as long as it is used.
         with self._evaluation() if fits else nullcontext({}) as everything:
             graphs = []
@@ -608,13 +602,9 @@ class _OutputWeightedOperator(CurvatureOperator):
         """Apply M_i to the changes (k, m, C) of m samples' outputs."""
 
     def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
-        point = chunk.detached()
-        with torch.no_grad():
-            changes = vmap(lambda probe: jvp(chunk.network, (point,), (probe,))[1])(
-                self.split(probes)
-            )
+        changes = forward_products(chunk.network, chunk.detached(), self.split(probes))
         outputs = chunk.network(chunk.parameters)
-        pulled = _reverse(
+        pulled = reverse_pass(
             [outputs],
             chunk.leaves(),
             [self._weigh(outputs.detach(), chunk.targets, changes)],
@@ -629,21 +619,15 @@ class _OutputWeightedOperator(CurvatureOperator):
         outputs = chunk.network(chunk.parameters)
         return self._pull_back(chunk, outputs, torch.stack(changes))
 
-    def _by_double_backward(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+    def _by_backward_passes(self, chunk: _Chunk, probes: Tensor) -> Tensor:
         outputs = chunk.network(chunk.parameters)
-        # Jᵀu is linear in u, and the derivative of v·Jᵀu in u is Jv.
-        u = torch.zeros_like(outputs, requires_grad=True)
-        pulled = _reverse([outputs], chunk.leaves(), [u], create_graph=True)
-        changes = [
-            _reverse(pulled, [u], list(self.split(probe).values()), retain_graph=True)[0]
-            for probe in probes
-        ]
-        return self._pull_back(chunk, outputs, torch.stack(changes))
+        changes = reverse_products(outputs, chunk.parameters, self.split(probes))
+        return self._pull_back(chunk, outputs, changes)
 
     def _pull_back(self, chunk: _Chunk, outputs: Tensor, changes: Tensor) -> Tensor:
         weighted = self._weigh(outputs.detach(), chunk.targets, changes)
         pulled = [
-            _rows(_reverse([outputs], chunk.leaves(), [row], retain_graph=True), 1)
+            _rows(reverse_pass([outputs], chunk.leaves(), [row], retain_graph=True), 1)
             for row in weighted
         ]
         return torch.cat(pulled)

@@ -1,0 +1,162 @@
+"""Operations done by parts, where PyTorch's own cannot be differentiated twice or is at fault.
+
+:class:`OperationsByParts` replaces them wherever a model calls them, by equal functions made of
+operations that have all derivatives. What is not in the table and has no second derivative is
+refused by a sentence with its name (``paperkit.linearize.second_derivatives``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+class OperationsByParts(TorchFunctionMode):
+    """While it is active, the operations of the table are done by parts."""
+
+    def __torch_function__(
+        self,
+        function: Callable,
+        types: object,
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, or what stands for it."""
+        return _BY_PARTS.get(function, function)(*args, **(kwargs or {}))
+
+
+class UsedFunctions(TorchFunctionMode):
+    """Notes which functions of torch are called while it is active.
+
+    Attributes
+    ----------
+    functions : set of callable
+        So far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: set[Callable] = set()
+
+    def __torch_function__(
+        self,
+        function: Callable,
+        types: object,
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function and note it."""
+        self.functions.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
+    """Normalise a weight; the second derivative of PyTorch's kernel is wrong without an error."""
+    return direction * (length / torch.norm_except_dim(direction, 2, dim))
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    found = functional.relu6(input + 3) / 6
+    return input.copy_(found) if inplace else found
+
+
+# Fewer input channels than a vector of the widest instructions holds.
+_FEWEST_CHANNELS = 16
+
+
+def _convolution(
+    function: Callable,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Convolve; a strided kernel of one pixel is given only the pixels that it reads.
+
+    oneDNN 3.12 writes beyond its work space in the backward pass to the weight of such a
+    convolution, if channels come last and are fewer than 16 (8 without AVX-512): the memory is
+    corrupted, or the gradient is wrong (uxlfoundation/oneDNN, issue 6035).
+    """
+    dimensions = weight.ndim - 2
+    at_risk = weight.shape[1] < _FEWEST_CHANNELS and weight.shape[2:].numel() == 1
+    if at_risk and padding in (0, (0,) * dimensions, "valid"):
+        steps = (stride,) * dimensions if isinstance(stride, int) else tuple(stride)
+        if len(steps) == dimensions and max(steps) > 1:
+            pixels: Any = (..., *(slice(None, None, step) for step in steps))
+            input, stride = input[pixels], 1
+    return function(input, weight, bias, stride, padding, *args, **kwargs)
+
+
+def _without_cudnn(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    with torch.backends.cudnn.flags(enabled=False):
+        return function(*args, **kwargs)
+
+
+def _embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Look up rows of a table and reduce them bag by bag: the gradient is dense."""
+    if input.ndim == 2:
+        entries, count = input, len(input)
+        bags = torch.arange(count, device=input.device).unsqueeze(1).expand_as(input).flatten()
+    else:
+        assert offsets is not None  # which nn.functional.embedding_bag demands of one-dimensional
+        starts = offsets[:-1] if include_last_offset else offsets
+        entries, count = input, len(starts)
+        places = torch.arange(len(input), device=input.device).to(starts.dtype)
+        bags = torch.searchsorted(starts, places, right=True) - 1
+    entries = entries.flatten()
+    rows = functional.embedding(
+        entries, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq
+    )
+    counted = torch.ones_like(entries, dtype=weight.dtype)
+    if padding_idx is not None:
+        counted = (entries != padding_idx % len(weight)).to(weight.dtype)
+    if mode == "max":
+        kept = rows.masked_fill(counted.unsqueeze(1) == 0, -math.inf)
+        lowest = rows.new_full((count, rows.shape[1]), -math.inf)
+        highest = lowest.scatter_reduce(
+            0, bags.unsqueeze(1).expand_as(kept), kept, "amax", include_self=True
+        )
+        return highest.masked_fill(highest == -math.inf, 0.0)
+    factors = counted
+    if per_sample_weights is not None:
+        factors = counted * per_sample_weights.flatten()
+    sums = rows.new_zeros(count, rows.shape[1]).index_add(0, bags, rows * factors.unsqueeze(1))
+    if mode == "sum":
+        return sums
+    sizes = rows.new_zeros(count).index_add(0, bags, counted)
+    return sums / sizes.clamp(min=1).unsqueeze(1)
+
+
+_BY_PARTS: dict[Callable, Callable] = {
+    torch._weight_norm: _weight_norm,
+    functional.hardsigmoid: _hardsigmoid,
+    functional.embedding_bag: _embedding_bag,
+    **{f: partial(_convolution, f) for f in (torch.conv1d, torch.conv2d, torch.conv3d)},
+    # cuDNN's kernels have no second derivative.
+    **{
+        f: partial(_without_cudnn, f)
+        for f in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+    },
+}
