@@ -29,6 +29,7 @@ from paperkit.estimators.information_geometry import (
 )
 from paperkit.estimators.pac_bayes import PacBayesFlatness, pac_bayes_flatness
 from paperkit.estimators.parameter_norm import parameter_norm, weight_names
+from paperkit.estimators.plan import CostWarning
 from paperkit.estimators.rangamani import rangamani_sharpness
 from paperkit.estimators.relative_flatness import relative_flatness
 from paperkit.estimators.renyi import (
@@ -58,6 +59,7 @@ __all__ = [
     "MEASURES",
     "PASS_MEASURES",
     "AdaptiveSharpness",
+    "CostWarning",
     "EntropyEstimate",
     "GeneralizationGap",
     "HessianDensity",

@@ -7,8 +7,9 @@ Hessian. It does not see the Hessian's size, only the shape of its spectrum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from paperkit.estimators.entropy import POLICIES, renyi_entropy, renyi_entropy_estimate
 from paperkit.estimators.parameter_norm import weight_names
+from paperkit.estimators.plan import ALONE, CEILING, PRODUCT, Gradient
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE, LayerSpectrum, dense_spectrum, layer_spectrum
 from paperkit.linalg.gram import Spectrum
@@ -29,6 +31,10 @@ from paperkit.linearize.operators import CurvatureOperator, GaussNewtonOperator,
 from paperkit.linearize.problem import measure_of
 
 METHODS = ("auto", "exact", "lanczos")
+
+# Fewer probes have no error bar worth the name, fewer steps no bracket; so many steps resolve most.
+_FEWEST, _STEPS_EACH, _MOST_PROBES = 8, 25, 100
+_ADVICE = "pass products= or time_budget= for less, with a wider error bar, or fewer layers="
 
 # Where no bracket tells how many steps are enough.
 _STEPS_WITHOUT_BRACKET = 60
@@ -64,7 +70,7 @@ class _Settings:
     orders: tuple[float, ...]
     policy: str
     method: str
-    probes: int
+    probes: int | None
     steps: int | None
     max_steps: int
     seed: int
@@ -86,9 +92,11 @@ def renyi_sharpness(
     method: str = "auto",
     *,
     policy: str = "abs",
-    probes: int = 100,
+    probes: int | None = None,
     steps: int | None = None,
     max_steps: int = 100,
+    products: int | None = None,
+    time_budget: float | None = None,
     seed: int = 0,
     max_dense: int = MAX_DENSE,
     memory_budget: int = GIBIBYTE,
@@ -110,12 +118,15 @@ def renyi_sharpness(
     method : str
         ``"exact"``: the whole spectrum, from the Gram dual or written out. ``"lanczos"``:
         stochastic Lanczos quadrature (Algorithm 1, corrected), with a standard error and a
-        bracket. ``"auto"``: exact where it fits the memory budget.
+        bracket. ``"auto"``: exact where it fits the memory budget and the planned cost stays
+        within what may be spent, which is about 100 gradients unless ``products`` or
+        ``time_budget`` says otherwise, or whatever takes no second.
     policy : str
         As in :func:`renyi_entropy`; matters only outside the proposition, where a block can have
         negative eigenvalues.
-    probes : int
-        Random vectors of the quadrature; the paper takes 100.
+    probes : int, optional
+        Random vectors of the quadrature; the paper takes 100. None: as many, at least 8, as what
+        may be spent allows with 25 steps each.
     steps : int, optional
         Lanczos steps; the paper takes 15, whose bias at order 0.5 can exceed the standard error.
         None: until every bracket is narrower than its standard error, at most ``max_steps``; for
@@ -123,6 +134,11 @@ def renyi_sharpness(
         60 (or d if that is less).
     max_steps : int
         Cap for ``steps=None``.
+    products : int, optional
+        What may be spent on all layers together, in Hessian products of about two gradients each.
+        Layers that cannot be had for it take the least that gives an error bar, 64 products each.
+    time_budget : float, optional
+        What may be spent, in seconds on this machine.
     seed : int
         Of the probes.
     max_dense : int
@@ -138,6 +154,11 @@ def renyi_sharpness(
         has ``converged=False`` where its bracket is wider than its standard error, or where there
         is no bracket to tell.
 
+    Warns
+    -----
+    CostWarning
+        Before the start, if the planned cost is above 5 seconds or 500 gradients.
+
     Raises
     ------
     ValueError
@@ -148,19 +169,31 @@ def renyi_sharpness(
         alpha, policy, method, probes, steps, max_steps, seed, max_dense, memory_budget
     )
     inputs, targets = as_batch(data)
+    gradient = Gradient.of(model, (inputs, targets), loss)
+    groups = layer_groups(model, inputs, layers, memory_budget)
+    allowed = gradient.allowed(ALONE, products, time_budget)
+    pairs = gradient.pairs()
+    if method != "auto" or len(groups) * pairs <= allowed:
+        gradient.announce("renyi_sharpness, its pairs", len(groups) * pairs, _ADVICE)
+        allowed -= len(groups) * pairs
+    else:
+        pairs = math.inf
+    left = sum(len(group) for group in groups)
     results: dict[str, dict[float, RenyiSharpness]] = {}
-    for group in layer_groups(model, inputs, layers, memory_budget):
+    for group in groups:
+        spend = _Spending(gradient, max(0.0, allowed) * len(group) / left)
         try:
+            if math.isinf(pairs):
+                raise MemoryBudgetError("the pairs cost more than they are worth")
             linearization = linearize(
                 model, inputs, loss, group, targets=targets, memory_budget=memory_budget
             )
         except MemoryBudgetError:
             if method == "exact":
                 raise
-            results |= _streamed(model, (inputs, targets), loss, group, settings)
+            results |= _streamed(model, (inputs, targets), loss, group, settings, spend)
             continue
-        for name, layer in linearization.layers.items():
-            results[name] = _of_layer(layer, model, (inputs, targets), loss, settings)
+        results |= _of_layers(linearization.layers, model, (inputs, targets), loss, settings, spend)
     return _unpacked(results, alpha)
 
 
@@ -179,13 +212,14 @@ def renyi_sharpness_from(
 ) -> dict[str, dict[float, RenyiSharpness]]:
     """Return what :func:`renyi_sharpness` does, from the layers of a linearization.
 
-    The model and the data are needed only where a block is not its Gauss–Newton block.
+    The model and the data are needed only where a block is not its Gauss–Newton block. About 20
+    gradients are spent, or whatever takes no second. A layer whose error bar would take more is not
+    a number, with the reason among its assumptions.
     """
-    settings = _settings(alpha, policy, method, 100, None, 100, seed, MAX_DENSE, memory_budget)
-    return {
-        name: _of_layer(layer, model, (inputs, targets), loss, settings)
-        for name, layer in linearization_layers.items()
-    }
+    settings = _settings(alpha, policy, method, None, None, 100, seed, MAX_DENSE, memory_budget)
+    gradient = Gradient.of(model, (inputs, targets), loss)
+    spend = _Spending(gradient, gradient.allowed(CEILING), strict=False)
+    return _of_layers(linearization_layers, model, (inputs, targets), loss, settings, spend)
 
 
 @measure_of
@@ -197,8 +231,10 @@ def global_renyi_sharpness(
     method: str = "auto",
     *,
     policy: str = "abs",
-    probes: int = 100,
+    probes: int | None = None,
     steps: int | None = None,
+    products: int | None = None,
+    time_budget: float | None = None,
     seed: int = 0,
     max_dense: int = MAX_DENSE,
     memory_budget: int = GIBIBYTE,
@@ -213,9 +249,10 @@ def global_renyi_sharpness(
 
     Parameters
     ----------
-    model, data, alpha, loss, method, policy, probes, steps, seed, max_dense, memory_budget
+    model, data, alpha, loss, method, policy, probes, steps, products, time_budget, seed, \
+max_dense, memory_budget
         As in :func:`renyi_sharpness`; the matrix is written out if it has at most ``max_dense``
-        columns.
+        columns and that stays within what may be spent.
 
     Returns
     -------
@@ -236,7 +273,16 @@ def global_renyi_sharpness(
             f"method='exact' needs a matrix of {size} columns: raise max_dense={max_dense}, or "
             "use method='lanczos'."
         )
-    if method != "lanczos" and size <= max_dense:
+    gradient = Gradient.of(model, data, loss)
+    allowed = gradient.allowed(ALONE, products, time_budget)
+    written_out = method == "exact" or (
+        method == "auto" and size <= max_dense and PRODUCT * size <= allowed
+    )
+    effort = _Effort(True, 0, 0, PRODUCT * size)
+    if not written_out:
+        effort = _Effort.by_quadrature(allowed, PRODUCT, settings)
+    gradient.announce("global_renyi_sharpness", effort.gradients, _ADVICE)
+    if written_out:
         inputs, targets = as_batch(data)
         spectrum = dense_spectrum(dense_hessian(model, inputs, targets, loss, names))
         common = {"n": len(inputs), "loss": loss, "layer": None}
@@ -244,15 +290,8 @@ def global_renyi_sharpness(
     else:
         operator = HessianOperator(model, data, loss, names, memory_budget=memory_budget // 2)
         common = {"n": operator.num_samples, "loss": loss, "layer": None}
-        by_order = _estimated(
-            operator,
-            operator.dimension,
-            operator.dtype,
-            operator.device,
-            False,
-            settings,
-            common,
-            {"parameters": "all weights"},
+        by_order = _by_operator(
+            operator, settings, effort, gradient, common, {"parameters": "all weights"}
         )
     return _unpacked({"": by_order}, alpha)[""]
 
@@ -261,7 +300,7 @@ def _settings(
     alpha: float | Sequence[float],
     policy: str,
     method: str,
-    probes: int,
+    probes: int | None,
     steps: int | None,
     max_steps: int,
     seed: int,
@@ -286,42 +325,155 @@ def _unpacked(results: dict, alpha: float | Sequence[float]) -> dict:
     return results
 
 
+@dataclass(frozen=True)
+class _Spending:
+    """What may be spent, in gradients; ``strict`` spends more where an error bar needs it."""
+
+    gradient: Gradient
+    allowed: float
+    strict: bool = True
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How a block is measured: exactly, or by so many probes and steps; cost in gradients."""
+
+    exact: bool
+    probes: int
+    max_steps: int
+    gradients: float
+
+    @classmethod
+    def by_quadrature(cls, share: float, product: float, settings: _Settings) -> _Effort:
+        """Choose probes and steps so that products of a given cost fit a share of the cost."""
+        count = share / product
+        probes, longest = settings.probes, settings.steps or settings.max_steps
+        if probes is None:
+            probes = round(min(max(count / _STEPS_EACH, _FEWEST), _MOST_PROBES))
+            if settings.steps is None:
+                longest = round(min(max(count / probes, _FEWEST), longest))
+        return cls(False, probes, longest, probes * longest * product)
+
+    def of(self, settings: _Settings) -> _Settings:
+        """Return the settings with this effort."""
+        return replace(settings, probes=self.probes, max_steps=self.max_steps)
+
+
+def _of_layers(
+    layers: dict[str, LayerLinearization],
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    loss: Loss,
+    settings: _Settings,
+    spend: _Spending,
+) -> dict[str, dict[float, RenyiSharpness]]:
+    """Plan all layers, say what they cost, and measure them."""
+    efforts = _planned(layers, settings, spend)
+    total = sum(effort.gradients for effort in efforts.values() if effort is not None)
+    spend.gradient.announce("renyi_sharpness", total, _ADVICE)
+    results = {}
+    for name, layer in layers.items():
+        effort = efforts[name]
+        if effort is None:
+            results[name] = _left_out(layer, loss, settings)
+        else:
+            results[name] = _of_layer(layer, model, data, loss, settings, effort, spend.gradient)
+    return results
+
+
+def _planned(
+    layers: dict[str, LayerLinearization], settings: _Settings, spend: _Spending
+) -> dict[str, _Effort | None]:
+    """Return each layer's effort, the cheapest layers first; None where it is left out."""
+    gradient, left = spend.gradient, spend.allowed
+    exact = {
+        name: gradient.gram(layer) if layer.exact_block else PRODUCT * layer.num_parameters
+        for name, layer in layers.items()
+    }
+    efforts: dict[str, _Effort | None] = {}
+    for index, name in enumerate(sorted(layers, key=exact.__getitem__)):
+        layer, share = layers[name], left / (len(layers) - index)
+        possible = settings.method != "lanczos" and _fits(layer, settings)
+        if settings.method == "exact" and not possible:
+            raise ValueError(
+                f"method='exact' needs a {_size(layer)} × {_size(layer)} matrix for layer {name}: "
+                "raise memory_budget or max_dense, or use method='lanczos'."
+            )
+        if settings.method == "exact" or (possible and exact[name] <= share):
+            effort = _Effort(True, 0, 0, exact[name])
+        else:
+            product = PRODUCT
+            if layer.exact_block:
+                product = gradient.layer_product(layer, settings.memory_budget)
+            effort = _Effort.by_quadrature(share, product, settings)
+        if not spend.strict and effort.gradients > max(left, share):
+            efforts[name] = None
+            continue
+        efforts[name] = effort
+        left = max(0.0, left - effort.gradients)
+    return efforts
+
+
+def _size(layer: LayerLinearization) -> int:
+    """Return the size of the matrix that holds a layer's spectrum."""
+    rows = layer.num_samples * layer.hessian_factor.shape[1]
+    return min(rows, layer.num_parameters) if layer.exact_block else layer.num_parameters
+
+
+def _fits(layer: LayerLinearization, settings: _Settings) -> bool:
+    return settings.fits(_size(layer)) and (
+        layer.exact_block or layer.num_parameters <= settings.max_dense
+    )
+
+
+def _left_out(
+    layer: LayerLinearization, loss: Loss, settings: _Settings
+) -> dict[float, RenyiSharpness]:
+    """Return what a report says of a layer that costs too much."""
+    reason = (
+        f"its Hessian block is not its Gauss–Newton block ({layer.obstacle}) and takes at least "
+        f"{_FEWEST**2} Hessian products: ask for renyi_sharpness(…, layers=[{layer.name!r}])"
+    )
+    return {
+        order: RenyiSharpness(
+            value=math.nan,
+            measure="renyi_sharpness",
+            method="none",
+            n=layer.num_samples,
+            loss=loss,
+            layer=layer.name,
+            converged=False,
+            assumptions={"alpha": order, "reason": reason, "exact_block": layer.exact_block},
+            alpha=order,
+            policy=settings.policy,
+        )
+        for order in settings.orders
+    }
+
+
 def _of_layer(
     layer: LayerLinearization,
     model: nn.Module,
     data: tuple[Tensor, Tensor],
     loss: Loss,
     settings: _Settings,
+    effort: _Effort,
+    gradient: Gradient,
 ) -> dict[float, RenyiSharpness]:
-    """Return one layer's results by order, exactly if the method and the budget allow it."""
+    """Return one layer's results by order."""
     common = {"n": layer.num_samples, "loss": loss, "layer": layer.name}
     assumptions = {"exact_block": layer.exact_block, "obstacle": layer.obstacle}
-    rows = layer.num_samples * layer.hessian_factor.shape[1]
-    size = min(rows, layer.num_parameters) if layer.exact_block else layer.num_parameters
-    fits = settings.fits(size) and (layer.exact_block or size <= settings.max_dense)
-    if settings.method == "exact" and not fits:
-        raise ValueError(
-            f"method='exact' needs a {size} × {size} matrix for layer {layer.name}: raise "
-            "memory_budget or max_dense, or use method='lanczos'."
-        )
-    if fits and settings.method != "lanczos":
+    if effort.exact:
         spectrum = layer_spectrum(layer, model, *data, loss)
         return _exact(spectrum, settings, common, assumptions)
     if not layer.exact_block:
-        return _by_operator(
-            HessianOperator(
-                model,
-                data,
-                loss,
-                [layer.weight_name],
-                memory_budget=settings.memory_budget // 2,
-            ),
-            settings,
-            common,
-            assumptions,
+        operator = HessianOperator(
+            model, data, loss, [layer.weight_name], memory_budget=settings.memory_budget // 2
         )
+        return _by_operator(operator, settings, effort, gradient, common, assumptions)
 
     factor = layer.hessian_factor
+    rows = layer.num_samples * factor.shape[1]
     # Formed once, the rows serve all steps.
     fits = 4 * rows * layer.num_parameters * factor.element_size() <= settings.memory_budget
     formed = layer.rows() if fits else None
@@ -337,7 +489,7 @@ def _of_layer(
         factor.dtype,
         factor.device,
         True,
-        settings,
+        effort.of(settings),
         common,
         assumptions,
     )
@@ -349,6 +501,7 @@ def _streamed(
     loss: Loss,
     layers: Sequence[str],
     settings: _Settings,
+    spend: _Spending,
 ) -> dict[str, dict[float, RenyiSharpness]]:
     """Estimate from products that stream over the data, for layers whose pairs do not fit."""
     few = linearize(
@@ -359,6 +512,8 @@ def _streamed(
         targets=data[1][:2],
         memory_budget=settings.memory_budget,
     )
+    effort = _Effort.by_quadrature(spend.allowed / len(few.layers), PRODUCT, settings)
+    spend.gradient.announce("renyi_sharpness", effort.gradients * len(few.layers), _ADVICE)
     results = {}
     for name, layer in few.layers.items():
         kind = GaussNewtonOperator if layer.exact_block else HessianOperator
@@ -367,23 +522,31 @@ def _streamed(
         )
         common = {"n": operator.num_samples, "loss": loss, "layer": name}
         assumptions = {"exact_block": layer.exact_block, "obstacle": layer.obstacle}
-        results[name] = _by_operator(operator, settings, common, assumptions)
+        results[name] = _by_operator(
+            operator, settings, effort, spend.gradient, common, assumptions
+        )
     return results
 
 
 def _by_operator(
-    operator: CurvatureOperator, settings: _Settings, common: dict, assumptions: dict
+    operator: CurvatureOperator,
+    settings: _Settings,
+    effort: _Effort,
+    gradient: Gradient,
+    common: dict,
+    assumptions: dict,
 ) -> dict[float, RenyiSharpness]:
-    return _estimated(
-        operator,
-        operator.dimension,
-        operator.dtype,
-        operator.device,
-        operator.positive_semidefinite,
-        settings,
-        common,
-        assumptions,
-    )
+    with gradient.progress(operator, effort.probes * effort.max_steps, "Lanczos") as watched:
+        return _estimated(
+            watched,
+            operator.dimension,
+            operator.dtype,
+            operator.device,
+            operator.positive_semidefinite,
+            effort.of(settings),
+            common,
+            assumptions,
+        )
 
 
 def _exact(
@@ -415,9 +578,10 @@ def _estimated(
     common: dict,
     assumptions: dict,
 ) -> dict[float, RenyiSharpness]:
+    assert settings.probes is not None  # an effort has settled it
     steps = settings.steps
     if steps is None and not positive_semidefinite and settings.policy != "abs":
-        steps = _STEPS_WITHOUT_BRACKET
+        steps = min(_STEPS_WITHOUT_BRACKET, settings.max_steps)
     quadrature = stochastic_lanczos_quadrature(
         operator,
         dimension,

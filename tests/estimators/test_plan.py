@@ -1,0 +1,58 @@
+"""What a measure costs is known, and said, before it starts."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from paperkit.estimators import CostWarning, renyi_sharpness
+from paperkit.estimators.plan import Gradient
+from paperkit.linearize import get_loss
+
+LOSS = get_loss("cross_entropy")
+
+
+def wide(width: int = 48) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 3))
+    return model, (torch.randn(4, width), torch.tensor([0, 1, 2, 0]))
+
+
+def test_operations_of_a_gradient_are_three_forward_passes_of_all_samples() -> None:
+    model, data = wide()
+    gradient = Gradient.of(model, data, LOSS)
+    assert gradient.operations == 3 * 4 * 2 * (48 * 48 + 48 * 3)
+    assert (gradient.num_samples, gradient.num_outputs) == (4, 3)
+    halves = [(data[0][:1], data[1][:1]), (data[0][1:], data[1][1:])]
+    assert Gradient.of(model, halves, LOSS).operations == gradient.operations
+
+
+def test_products_and_a_time_budget_limit_what_is_spent() -> None:
+    model, data = wide()
+    gradient = Gradient.of(model, data, LOSS)
+    assert gradient.allowed(20.0, products=30) == 60.0
+    assert gradient.allowed(20.0, time_budget=2.0) == 2.0 / gradient.seconds
+    assert gradient.allowed(20.0) > 20.0  # so small a network is measured exactly
+    with pytest.raises(ValueError, match="products=0"):
+        gradient.allowed(20.0, products=0)
+    with pytest.raises(ValueError, match="time_budget=0"):
+        gradient.allowed(20.0, time_budget=0)
+
+
+def test_many_products_are_announced_before_they_start() -> None:
+    model, data = wide()
+    with pytest.warns(CostWarning, match=r"planned cost about 4,608 gradients"):
+        found = renyi_sharpness(model, data, 0.5, layers=["0"], max_dense=4096)
+    assert found["0"].method == "dense"
+
+
+def test_few_products_are_kept_to_and_not_announced() -> None:
+    model, data = wide()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CostWarning)
+        found = renyi_sharpness(model, data, 0.5, layers=["0"], products=160)["0"]
+    assert found.method == "lanczos" and found.bracket is not None
+    assert found.quadrature.products <= 160
