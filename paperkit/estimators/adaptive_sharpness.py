@@ -31,12 +31,13 @@ from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linearize.budget import FORWARD, Chunks
 from paperkit.linearize.evaluation import check_outputs, evaluation
-from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization
+from paperkit.linearize.layer import LayerLinearization
 from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize_in_chunks
 from paperkit.linearize.losses import Loss, LossLike
 from paperkit.linearize.network import network_outputs
 from paperkit.linearize.operators import HessianOperator
 from paperkit.linearize.problem import measure_of
+from paperkit.linearize.weights import chosen_weights
 
 # Tensors of the parameters' size that a pair of losses holds, the last pair's included: 4.00
 # measured.
@@ -111,8 +112,8 @@ def adaptive_sharpness(
     try:
         terms, n = _exact_terms(model, data, loss, chosen, memory_budget)
     except ValueError:
-        # A layer that cannot be linearized on its own (a weight used elsewhere too, say) leaves
-        # all to Hessian products, which check the data again.
+        # A loss that is not convex, say, or too little memory for one sample's pairs: all is left
+        # to Hessian products, which check the data again.
         terms, n = {}, 0
     rest = [name for name in chosen if name not in terms]
     standard_error = None
@@ -352,22 +353,25 @@ def _exact_terms(
     memory_budget: int,
 ) -> tuple[dict[str, float], int]:
     """Return Σ_j w_j² H_jj of the weights whose block is the Gauss–Newton block, and n."""
-    layers_chosen = any(
-        isinstance(module, LAYER_TYPES) and f"{name}.weight".lstrip(".") in chosen
-        for name, module in model.named_modules()
-    )
-    if not layers_chosen:
+    layers = [
+        weight.name
+        for weight in chosen_weights(model).values()
+        if weight.obstacle is None and weight.parameter in chosen
+    ]
+    if not layers:
         return {}, 0
     sums: dict[str, float] = {}
     inexact = set()
     n = 0
-    chunks = linearize_in_chunks(model, data, loss, memory_budget=memory_budget)
+    chunks = linearize_in_chunks(
+        model, data, loss, layers, strict=False, memory_budget=memory_budget
+    )
     for linearization, targets in chunks:
         n += len(targets)
         for layer in linearization.layers.values():
             if not layer.exact_block:
                 inexact.add(layer.weight_name)
-            elif layer.weight_name in chosen:
+            else:
                 term = len(targets) * _weighted_diagonal_sum(layer)
                 sums[layer.weight_name] = sums.get(layer.weight_name, 0.0) + term
     return {name: total / n for name, total in sums.items() if name not in inexact}, n

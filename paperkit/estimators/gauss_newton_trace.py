@@ -73,8 +73,7 @@ def weight_gradient_squares(layer: LayerLinearization, factor: Tensor | None = N
         Shape (n,), float64.
     """
     num_rows = layer.uses[0].output_jacobian.shape[1] if factor is None else factor.shape[1]
-    groups = layer.uses[0].groups
-    outputs, fan_in = layer.weight_shape[0] // groups, layer.weight_shape[1:].numel()
+    groups, outputs, fan_in = layer.layout.matrix_shape
     positions = sum(use.positions() for use in layer.uses)
     through_rows = num_rows * outputs * fan_in <= positions * (num_rows * outputs + fan_in)
     size = num_rows * layer.num_parameters if through_rows else 2 * groups * positions**2
@@ -165,8 +164,7 @@ def _rows(use: LayerUse, samples: slice, factor: Tensor | None) -> Tensor:
 def _pair_size(layer: LayerLinearization) -> int:
     """Count the entries of the largest call's unfolded pair, for one sample."""
     return max(
-        use.output_jacobian[0].numel()
-        + use.positions() * use.groups * layer.weight_shape[1:].numel()
+        use.output_jacobian[0].numel() + use.positions() * use.groups * layer.layout.matrix_shape[2]
         for use in layer.uses
     )
 

@@ -213,14 +213,13 @@ def _check_weight_decay(weight_decay: float) -> None:
 
 
 def _row_length(layer: LayerLinearization) -> int:
-    return layer.weight_shape[1:].numel()
+    return layer.layout.matrix_shape[2]
 
 
 def weight_by_group(layer: LayerLinearization) -> Tensor:
     """Return W by groups, (g, o, i), in float64."""
-    use = layer.uses[0]
-    weight = use.module.get_parameter("weight").detach().to(torch.float64)
-    return weight.reshape(use.groups, -1, _row_length(layer))
+    weight = layer.uses[0].module.get_parameter("weight").detach().to(torch.float64)
+    return layer.layout.matrices(weight)
 
 
 def weighted_pairs(
@@ -244,9 +243,8 @@ def weighted_pairs(
     """
     working = torch.promote_types(layer.hessian_factor.dtype, torch.float32)
     positions = sum(use.positions() for use in layer.uses)
-    groups = layer.uses[0].groups
-    per_position = groups * _row_length(layer)
-    per_position += 3 * layer.weight_shape[0] * layer.hessian_factor.shape[2]
+    groups, outputs, row_length = layer.layout.matrix_shape
+    per_position = groups * (row_length + 3 * outputs * layer.hessian_factor.shape[2])
     step = max(1, layer.memory_budget // (8 * positions * per_position + bytes_per_sample))
     for start in range(0, layer.num_samples, step):
         samples = slice(start, start + step)
@@ -270,8 +268,8 @@ def _factor(layer: LayerLinearization) -> Tensor:
 def _from_pairs(layer: LayerLinearization) -> float:
     factor = _factor(layer)
     positions = sum(use.positions() for use in layer.uses)
-    temporary = layer.hessian_factor.shape[1] * layer.weight_shape[0]
-    temporary *= min(positions, _row_length(layer))
+    groups, outputs, row_length = layer.layout.matrix_shape
+    temporary = layer.hessian_factor.shape[1] * groups * outputs * min(positions, row_length)
     total = 0.0
     for columns, cotangents in weighted_pairs(layer, 16 * temporary):
         turned = torch.einsum("nrgop,gok->nrgkp", cotangents, factor.to(cotangents.dtype))
@@ -297,13 +295,13 @@ def _scaled_hessian(
     # Only the products themselves are in half precision, where the model is.
     working = torch.promote_types(hessian.dtype, torch.float32)
     factor = _factor(layer).to(working)
-    groups, neurons, columns = factor.shape
+    groups, _, columns = factor.shape
 
     def product(vectors: Tensor) -> Tensor:
         shaped = vectors.reshape(len(vectors), groups, columns, -1)
-        directions = torch.einsum("gok,vgki->vgoi", factor, shaped).flatten(1)
+        directions = layer.layout.weight(torch.einsum("gok,vgki->vgoi", factor, shaped)).flatten(1)
         images = hessian(directions.to(hessian.dtype)).to(working)
-        shaped = images.reshape(len(vectors), groups, neurons, -1)
+        shaped = layer.layout.matrices(images.reshape(len(vectors), *layer.weight_shape))
         return torch.einsum("gok,vgoi->vgki", factor, shaped).flatten(1)
 
     return product, groups * columns * _row_length(layer), working

@@ -28,16 +28,16 @@ def reverse_pass(
 ) -> tuple[Tensor, ...]:
     """Pull cotangents back from those outputs that depend on a leaf; zeros where nothing does."""
     pairs = [(f, u) for f, u in zip(outputs, cotangents, strict=True) if f.requires_grad]
-    if not pairs:
-        several = cotangents[0].shape[:1] if options.get("is_grads_batched") else ()
-        return tuple(leaf.new_zeros(*several, *leaf.shape) for leaf in leaves)
-    return torch.autograd.grad(
-        [f for f, _ in pairs],
-        leaves,
-        [u for _, u in pairs],
-        allow_unused=True,
-        materialize_grads=True,
-        **options,
+    found: Sequence[Tensor | None] = [None] * len(leaves)
+    if pairs:
+        found = torch.autograd.grad(
+            [f for f, _ in pairs], leaves, [u for _, u in pairs], allow_unused=True, **options
+        )
+    # What autograd itself puts in place of a missing gradient has no axis for several cotangents.
+    several = cotangents[0].shape[:1] if options.get("is_grads_batched") else ()
+    return tuple(
+        leaf.new_zeros(*several, *leaf.shape) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, found, strict=True)
     )
 
 

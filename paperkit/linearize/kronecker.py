@@ -24,12 +24,13 @@ of F, and no other diagonal, K-FAC's included, comes closer to F: in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from paperkit.linearize.layer import LayerLinearization, contract_positions
+from paperkit.linearize.layer_types import WeightLayout
 from paperkit.linearize.linearize import Linearization
 
 
@@ -38,8 +39,8 @@ class KroneckerFactors:
     r"""A symmetric matrix :math:`U \operatorname{diag}(\Lambda)\, U^\top`.
 
     :math:`U = U_S \otimes U_A` is orthogonal. The matrix acts on a layer's parameters written as
-    a matrix, (outputs, columns): the weight flattened to one row an output, and the bias as last
-    column. Between the g groups of a convolution it is zero.
+    a matrix, (outputs, columns): the weight as one row an output, and the bias as last column.
+    Between the g groups of a convolution it is zero.
 
     Attributes
     ----------
@@ -53,6 +54,8 @@ class KroneckerFactors:
         :math:`U_A`, shape (g, i, i), eigenvectors as columns, float64.
     eigenvalues : Tensor
         :math:`\Lambda`, shape (g, o, i), float64.
+    transposed : bool
+        Whether the weight is stored input channels first.
     """
 
     name: str
@@ -60,6 +63,7 @@ class KroneckerFactors:
     output_basis: Tensor
     input_basis: Tensor
     eigenvalues: Tensor
+    transposed: bool = False
 
     def join(self, parameters: dict[str, Tensor]) -> Tensor:
         r"""Write the weight and the bias, (…, \*shape) each, as a matrix (…, outputs, columns).
@@ -69,20 +73,28 @@ class KroneckerFactors:
         KeyError
             If a name of ``parameter_shapes`` is missing.
         """
+        groups, outputs, _ = self.eigenvalues.shape
         columns = []
-        for name, shape in self.parameter_shapes.items():
-            tensor = parameters[name]
-            leading = tensor.shape[: tensor.ndim - len(shape)]
-            columns.append(tensor.reshape(*leading, shape[0], -1))
+        for name, layout in self._layouts().items():
+            matrices = layout.matrices(parameters[name])
+            columns.append(matrices.reshape(*matrices.shape[:-3], groups * outputs, -1))
         return torch.cat(columns, dim=-1)
 
     def split(self, matrix: Tensor) -> dict[str, Tensor]:
         """Undo :meth:`join`."""
-        widths = [shape.numel() // shape[0] for shape in self.parameter_shapes.values()]
-        parts = matrix.split(widths, dim=-1)
+        layouts = self._layouts()
+        parts = matrix.split([layout.matrix_shape[2] for layout in layouts.values()], dim=-1)
         return {
-            name: part.reshape(*matrix.shape[:-2], *shape)
-            for (name, shape), part in zip(self.parameter_shapes.items(), parts, strict=True)
+            name: layout.weight(part.reshape(*matrix.shape[:-2], *layout.matrix_shape))
+            for (name, layout), part in zip(layouts.items(), parts, strict=True)
+        }
+
+    def _layouts(self) -> dict[str, WeightLayout]:
+        """Return how each tensor holds its columns; a bias is a matrix of one column."""
+        groups = len(self.eigenvalues)
+        return {
+            name: WeightLayout(shape, groups, self.transposed and len(shape) > 1)
+            for name, shape in self.parameter_shapes.items()
         }
 
     def product(self, matrix: Tensor) -> Tensor:
@@ -232,9 +244,8 @@ def _pairs(
     """
     biased = _bias(layer) is not None
     positions = sum(use.positions() for use in layer.uses)
-    fan_in = layer.num_parameters // layer.weight_shape[0] + biased
-    groups = layer.uses[0].groups
-    entries = positions * (rows.shape[1] * layer.weight_shape[0] + groups * fan_in)
+    groups, outputs, fan_in = layer.layout.matrix_shape
+    entries = positions * groups * (rows.shape[1] * outputs + fan_in + biased)
     step = max(1, layer.memory_budget // (8 * 3 * (entries + entries_per_sample)))
     for start in range(0, layer.num_samples, step):
         samples = slice(start, min(start + step, layer.num_samples))
@@ -264,7 +275,12 @@ def _kfac_layer(layer: LayerLinearization, rows: Tensor) -> KroneckerFactors:
         1
     )
     return KroneckerFactors(
-        layer.name, _parameter_shapes(layer), output_basis, input_basis, eigenvalues
+        layer.name,
+        _parameter_shapes(layer),
+        output_basis,
+        input_basis,
+        eigenvalues,
+        layer.layout.transposed,
     )
 
 
@@ -279,13 +295,7 @@ def _corrected(
             torch.einsum("gij,ngip->ngjp", factors.input_basis, columns),
         )
         total += gradients.square_().sum(dim=(0, 1))
-    return KroneckerFactors(
-        factors.name,
-        factors.parameter_shapes,
-        factors.output_basis,
-        factors.input_basis,
-        total / layer.num_samples,
-    )
+    return replace(factors, eigenvalues=total / layer.num_samples)
 
 
 def _bias(layer: LayerLinearization) -> Tensor | None:

@@ -12,67 +12,14 @@ and with :math:`R_i^\top R_i = \Lambda_i` the layer's Gauss–Newton block is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from paperkit.linalg.gram import Spectrum, gram_spectrum
-
-LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def _padded(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> Tensor:
-    """Pad a convolution's input as the module would."""
-    sides: list[int] = []
-    for axis, size in enumerate(module.kernel_size):
-        if module.padding == "same":
-            total = module.dilation[axis] * (size - 1)
-            before, after = total // 2, total - total // 2
-        elif module.padding == "valid":
-            before = after = 0
-        else:
-            before = after = int(module.padding[axis])
-        sides = [before, after, *sides]  # functional.pad lists the last axis first
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return functional.pad(inputs, sides, mode=mode) if any(sides) else inputs
-
-
-def unfold_inputs(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Arrange a layer's inputs as one column per position.
-
-    Parameters
-    ----------
-    module : nn.Linear or nn.Conv1d, Conv2d, Conv3d
-        Gives kernel, stride, padding, dilation and groups.
-    inputs : Tensor
-        The layer's input, samples first.
-
-    Returns
-    -------
-    Tensor
-        Shape (n, g, i, P): groups, inputs that one output sees, positions.
-    """
-    if isinstance(module, nn.Linear):
-        return (
-            inputs.flatten(1, -2).transpose(1, 2).unsqueeze(1)
-            if inputs.ndim > 2
-            else (inputs.unsqueeze(1).unsqueeze(3))
-        )
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    windows = _padded(module, inputs)
-    axes = len(module.kernel_size)
-    for axis, size in enumerate(module.kernel_size):
-        span = module.dilation[axis] * (size - 1) + 1
-        windows = windows.unfold(2 + axis, span, module.stride[axis])
-        windows = windows[..., :: module.dilation[axis]]
-    order = [0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes)]
-    kernel = math.prod(module.kernel_size)
-    rows = module.in_channels // module.groups * kernel
-    return windows.permute(order).reshape(len(inputs), module.groups, rows, -1)
+from paperkit.linearize.layer_types import LayerType, WeightLayout, type_of
 
 
 @dataclass
@@ -98,29 +45,33 @@ class LayerUse:
     inputs: Tensor
     output_jacobian: Tensor
     input_jacobian: Tensor | None = None
+    layer_type: LayerType = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.layer_type = type_of(self.module)
+
+    @property
+    def layout(self) -> WeightLayout:
+        """How the weight holds the matrices of its groups."""
+        return self.layer_type.layout(self.module)
 
     @property
     def groups(self) -> int:
         """The number of groups of a convolution; 1 for a linear layer."""
-        return getattr(self.module, "groups", 1)
+        return self.layout.groups
 
     def positions(self) -> int:
         """Return P, how many times this use applies the weight to each sample."""
-        features = self.output_jacobian.shape[-1 if isinstance(self.module, nn.Linear) else 2]
-        return self.output_jacobian[0, 0].numel() // features
+        return self.layer_type.num_positions(self.output_jacobian.shape[2:])
 
     def columns(self, samples: slice) -> Tensor:
         """Return the inputs a of some samples, shape (n, g, i, P)."""
-        return unfold_inputs(self.module, self.inputs[samples])
+        sizes = self.output_jacobian.shape[2:]
+        return self.layer_type.columns(self.module, self.inputs[samples], sizes)
 
     def cotangents(self, samples: slice) -> Tensor:
         """Return the output Jacobian B of some samples, shape (n, C, g, o, P)."""
-        jacobian = self.output_jacobian[samples]
-        n, num_outputs = jacobian.shape[:2]
-        if isinstance(self.module, nn.Linear):
-            jacobian = jacobian.reshape(n, num_outputs, -1, jacobian.shape[-1]).transpose(2, 3)
-        channels = jacobian.shape[2]
-        return jacobian.reshape(n, num_outputs, self.groups, channels // self.groups, -1)
+        return self.layer_type.cotangents(self.module, self.output_jacobian[samples])
 
 
 def contract_positions(cotangents: Tensor, columns: Tensor) -> Tensor:
@@ -177,6 +128,11 @@ class LayerLinearization:
         """The number n of samples."""
         return self.hessian_factor.shape[0]
 
+    @property
+    def layout(self) -> WeightLayout:
+        """How the weight holds the matrices of its groups."""
+        return self.uses[0].layout
+
     def jacobian(self) -> Tensor:
         """Return J = ∂f/∂W, shape (n, C, d_l), the weight flattened row-major."""
         everything = slice(None)
@@ -184,10 +140,16 @@ class LayerLinearization:
             contract_positions(use.cotangents(everything), use.columns(everything))
             for use in self.uses
         )
-        return sum(parts, start=torch.zeros((), device=self.hessian_factor.device)).flatten(2)
+        total = sum(parts, start=torch.zeros((), device=self.hessian_factor.device))
+        return self.layout.weight(total).flatten(2)
 
     def rows(self, samples: slice = slice(None)) -> Tensor:
-        """Return the rows R J of some samples, shape (n_chunk · r, d_l)."""
+        """Return the rows R J of some samples, shape (n_chunk · r, d_l), each like the weight."""
+        rows = self._matrix_rows(samples)
+        return self.layout.weight(rows.unflatten(1, self.layout.matrix_shape)).flatten(1)
+
+    def _matrix_rows(self, samples: slice) -> Tensor:
+        """Return the rows R J of some samples, each as the matrices of the weight's groups."""
         factor = self.hessian_factor[samples]
         total: Tensor | None = None
         for use in self.uses:
@@ -200,15 +162,13 @@ class LayerLinearization:
     def _column_blocks(self) -> Iterator[Tensor]:
         """Yield all rows of R J, a few output channels of the weight at a time."""
         n, r, _ = self.hessian_factor.shape
-        g = self.uses[0].groups
-        channels = self.weight_shape[0] // g
+        g, channels, fan_in = self.layout.matrix_shape
         everything = slice(None)
         weighted = [
             torch.einsum("nrc,ncgop->nrgop", self.hessian_factor, use.cotangents(everything))
             for use in self.uses
         ]
         columns = [use.columns(everything) for use in self.uses]
-        fan_in = self.num_parameters // self.weight_shape[0]
         # single precision rows, their float64 copy and the transposed temporary
         bytes_per_channel = n * r * g * fan_in * (8 + 2 * weighted[0].element_size())
         step = max(1, min(channels, self.memory_budget // (2 * bytes_per_channel)))
@@ -238,7 +198,7 @@ class LayerLinearization:
         scale = self.num_samples**-0.5
         if self.num_parameters <= num_rows:
             chunks = self._sample_chunks(self._row_bytes())
-            blocks: Iterator[Tensor] = (self.rows(chunk) for chunk in chunks)
+            blocks: Iterator[Tensor] = (self._matrix_rows(chunk) for chunk in chunks)
         else:
             blocks = self._column_blocks()
         return gram_spectrum((block.mul_(scale) for block in blocks), num_rows, self.num_parameters)
@@ -269,7 +229,8 @@ class LayerLinearization:
                 f"probes has shape {tuple(probes.shape)}: layer {self.name} needs "
                 f"(k, {', '.join(map(str, self.weight_shape))})."
             )
-        vectors = probes.flatten(1)
+        layout = self.layout
+        vectors = layout.matrices(probes).flatten(1)
         n, _, num_outputs = self.hessian_factor.shape
         positions = sum(use.positions() for use in self.uses)
         through_rows = num_outputs * (positions + 2 * len(vectors))
@@ -278,16 +239,17 @@ class LayerLinearization:
             chunks = self._sample_chunks(self._row_bytes())
             product = self._product_through_rows
         else:
-            wide = positions * (self.weight_shape[0] + self.num_parameters // self.weight_shape[0])
+            groups, channels, fan_in = layout.matrix_shape
+            wide = positions * (groups * channels + fan_in)
             chunks = self._sample_chunks(len(vectors) * wide * vectors.element_size())
             product = self._product_through_positions
         total = torch.zeros_like(vectors)
         for chunk in chunks:
             product(chunk, vectors, total)
-        return (total / n).reshape(probes.shape)
+        return layout.weight((total / n).reshape(len(vectors), *layout.matrix_shape))
 
     def _product_through_rows(self, samples: slice, vectors: Tensor, total: Tensor) -> None:
-        rows = self.rows(samples)
+        rows = self._matrix_rows(samples)
         total.addmm_(vectors @ rows.T, rows)
 
     def _product_through_positions(self, samples: slice, vectors: Tensor, total: Tensor) -> None:

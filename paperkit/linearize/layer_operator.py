@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from paperkit.linalg.lanczos import lanczos
-from paperkit.linearize.layer import unfold_inputs
+from paperkit.linearize.layer_types import type_of
 
 # The fraction of starting vectors for which the Lanczos bound may be wrong.
 _FAILURE_PROBABILITY = 1e-10
@@ -56,18 +55,18 @@ def apply_operator(module: nn.Module, inputs: Tensor) -> Tensor:
 
     Parameters
     ----------
-    module : nn.Linear or nn.Conv1d, Conv2d, Conv3d
-        Gives W, stride, padding, dilation and groups.
+    module : nn.Module
+        A linear, convolution or transposed convolution layer; gives W and its geometry.
     inputs : Tensor
         Shape (n, …), as the module takes them.
+
+    Raises
+    ------
+    TypeError
+        If the module is not exactly such a layer.
     """
-    parameters = {
-        name: torch.zeros_like(value, dtype=inputs.dtype)
-        if name == "bias"
-        else value.detach().to(inputs.dtype)
-        for name, value in module.named_parameters()
-    }
-    return functional_call(module, parameters, (inputs,))
+    weight = module.get_parameter("weight").detach().to(inputs.dtype)
+    return type_of(module).apply(module, weight, inputs)
 
 
 def apply_adjoint(module: nn.Module, cotangents: Tensor, input_shape: Sequence[int]) -> Tensor:
@@ -96,15 +95,15 @@ def apply_adjoint(module: nn.Module, cotangents: Tensor, input_shape: Sequence[i
 def weight_matrices(module: nn.Module) -> Tensor:
     """Return the weight as one matrix a group, shape (g, o, i), in float64."""
     weight = module.get_parameter("weight").detach().to(torch.float64)
-    groups = getattr(module, "groups", 1)
-    return weight.reshape(groups, weight.shape[0] // groups, -1)
+    return type_of(module).layout(module).matrices(weight)
 
 
 def weight_matrix_norm(module: nn.Module) -> float:
     r"""Return :math:`\|W\|_2` of the weight as a matrix, outputs × inputs of one patch.
 
     For a convolution with groups it is the largest over groups. It equals the operator's norm for
-    a linear layer; for a convolution it is a lower bound where at least one patch lies inside.
+    a linear layer; for a convolution it is a lower bound where at least one patch lies inside,
+    for a transposed one it is none.
     """
     return float(torch.linalg.matrix_norm(weight_matrices(module), ord=2).max())
 
@@ -124,8 +123,8 @@ def operator_norm(
 
     Parameters
     ----------
-    module : nn.Linear or nn.Conv1d, Conv2d, Conv3d
-        The layer; its weight is read, in float64.
+    module : nn.Module
+        As in :func:`apply_operator`; its weight is read, in float64.
     input_shape : sequence of int
         Of one input, without samples.
     max_dense : int
@@ -142,9 +141,13 @@ def operator_norm(
     ------
     ValueError
         If ``input_shape`` does not fit the module.
+    TypeError
+        As :func:`apply_operator`.
     """
-    _check_shape(module, input_shape)
-    if isinstance(module, nn.Linear):
+    needs = type_of(module).fits(module, input_shape)
+    if needs is not None:
+        raise ValueError(f"input_shape={tuple(input_shape)} does not fit the layer: it is {needs}.")
+    if type_of(module).acts_pointwise:
         norm = weight_matrix_norm(module)
         return OperatorNorm(norm, norm, "svd")
     device = module.get_parameter("weight").device
@@ -155,19 +158,6 @@ def operator_norm(
         norm = float(torch.linalg.matrix_norm(_dense(module, probe, d_in, d_out), ord=2))
         return OperatorNorm(norm, norm, "svd")
     return _iterated_norm(module, probe, seed)
-
-
-def _check_shape(module: nn.Module, input_shape: Sequence[int]) -> None:
-    if isinstance(module, nn.Linear):
-        fits = len(input_shape) >= 1 and input_shape[-1] == module.in_features
-        needs = f"(…, {module.in_features})"
-    else:
-        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        fits = len(input_shape) == len(module.kernel_size) + 1
-        fits = fits and input_shape[0] == module.in_channels
-        needs = f"({module.in_channels}, {len(module.kernel_size)} sizes)"
-    if not fits:
-        raise ValueError(f"input_shape={tuple(input_shape)} does not fit the layer: it is {needs}.")
 
 
 def _dense(module: nn.Module, probe: Tensor, d_in: int, d_out: int) -> Tensor:
@@ -208,5 +198,6 @@ def _patches_per_entry(module: nn.Module, shape: Sequence[int]) -> int:
     device = module.get_parameter("weight").device
     inputs = torch.zeros(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
     with torch.enable_grad():
-        total = unfold_inputs(module, inputs).sum()
+        sizes = apply_operator(module, inputs).shape[1:]
+        total = type_of(module).columns(module, inputs, sizes).sum()
     return round(float(torch.autograd.grad(total, inputs)[0].max()))

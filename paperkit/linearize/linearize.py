@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,24 +18,41 @@ from paperkit.linearize.evaluation import (
     check_outputs,
     evaluation,
 )
-from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization, LayerUse
+from paperkit.linearize.layer import LayerLinearization, LayerUse
+from paperkit.linearize.layer_types import LayerType, WeightLayout, type_of
 from paperkit.linearize.losses import Loss, LossLike, get_loss
 from paperkit.linearize.network import Network, network_outputs
 from paperkit.linearize.operations import RecordedGraph
-from paperkit.linearize.problem import settled, unlabelled_loss
+from paperkit.linearize.problem import (
+    cut_parameters,
+    refuse_cut,
+    refuse_cut_inputs,
+    settled,
+    unlabelled_loss,
+)
 from paperkit.linearize.remainder import (
-    NORMALIZATION_TYPES,
     NormalizationCall,
-    channel_sum,
+    affine_sum,
+    is_normalization,
     normalized_input,
     per_sample_jacobians,
 )
 from paperkit.linearize.samples import Inputs
+from paperkit.linearize.weights import chosen_weights
 
 GIBIBYTE = 2**30
 
 # Float64 matrices of a sample, C × C, that the factor of the loss's Hessian passes through.
 _FACTOR_COPIES = 5
+
+_NOT_CALLED = "the forward pass does not call it"
+
+_ORDER = "it sees the samples mixed, or in another order than the outputs"
+
+# What a small part of the samples is: an eighth of them, and as many at least.
+_FEW = 8
+
+_GOLDEN = 0.5 * (5.0**0.5 - 1.0)
 
 
 class SamplesInteractError(ValueError):
@@ -71,6 +89,8 @@ class Linearization:
         Names of the parameters in which the outputs are piecewise linear as far as autograd's
         record shows: their Hessian block is their Gauss–Newton block. The weights of exact layers,
         and biases, scales and shifts like them; the whole model is judged, not ``layers`` alone.
+    left_out : mapping of str to str
+        The other weights that were asked for, by name, and why each is not among ``layers``.
     """
 
     outputs: Tensor
@@ -81,6 +101,7 @@ class Linearization:
     parameter_jacobians: dict[str, Tensor] | None = None
     memory_budget: int = GIBIBYTE
     exact_parameters: frozenset[str] = frozenset()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -146,16 +167,26 @@ class _Call:
     input_node: Any  # torch.autograd.graph.Node, or None where nothing before needs gradients
     input_edge: GradientEdge | None
     preactivation: Tensor
+    layer_type: LayerType
+
+    @property
+    def layout(self) -> WeightLayout:
+        return self.layer_type.layout(self.module)
 
 
 @dataclass
 class _Recording:
-    """What one forward pass left behind."""
+    """What one forward pass left behind.
+
+    Calls that do not see the samples first are not among ``calls`` and ``normalizations``; those of
+    layers have a reason in ``misfits``, by name.
+    """
 
     outputs: Tensor
     inputs: Inputs
     calls: list[_Call] = field(default_factory=list)
     normalizations: list[NormalizationCall] = field(default_factory=list)
+    misfits: dict[str, str] = field(default_factory=dict)
 
 
 def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -166,35 +197,39 @@ def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str
     model : nn.Module
         Any network.
     layers : sequence of str, optional
-        Module names; default every linear and convolution layer.
+        Module names; default every plain linear, convolution and transposed convolution layer.
 
     Raises
     ------
     ValueError
-        If a name is unknown, of another type, or has no weight of its own; or if there is none.
+        If a name is unknown or of a layer of another kind; or if there is none.
     """
-    found: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)
-    }
-    if layers is not None:
-        unknown = [name for name in layers if name not in found]
-        if unknown:
-            raise ValueError(
-                f"layers={unknown} are not linear or convolution layers of the model: "
-                f"choose among {', '.join(found)}."
-            )
-        found = {name: module for name, module in found.items() if name in layers}
-    if not found:
+    chosen, left_out = _candidates(model, layers)
+    for name, reason in left_out.items() if layers is not None else ():
+        raise _refusal(name, reason)
+    if not chosen:
         raise ValueError(
             "layers is empty: the model has no linear or convolution layer to measure."
         )
-    for name, module in found.items():
-        if "weight" not in module._parameters:
-            raise ValueError(
-                f"layers: the weight of {name} is computed from other parameters; remove the "
-                f"parametrization (torch.nn.utils.parametrize) or leave the layer out."
-            )
-    return found
+    return chosen
+
+
+def _candidates(
+    model: nn.Module, layers: Sequence[str] | None
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Return the layers whose modules are of a known type, and why each other weight is not."""
+    weights = chosen_weights(model, layers)
+    modules = {
+        name: model.get_submodule(name) for name, one in weights.items() if one.obstacle is None
+    }
+    return modules, {name: one.obstacle for name, one in weights.items() if one.obstacle}
+
+
+def _refusal(name: str, reason: str) -> ValueError:
+    return ValueError(
+        f"layers: {name} cannot be linearized by itself, because {reason}; leave it out, or use a "
+        "measure that takes its Hessian products, such as layer_spectra."
+    )
 
 
 def linearize(
@@ -207,6 +242,7 @@ def linearize(
     all_parameters: bool = False,
     targets: Tensor | None = None,
     verify: bool = False,
+    strict: bool = True,
     chunk_size: int | None = None,
     memory_budget: int = GIBIBYTE,
 ) -> Linearization:
@@ -225,18 +261,25 @@ def linearize(
     loss : str, nn.Module or callable
         See :func:`paperkit.linearize.get_loss`.
     layers : sequence of str, optional
-        Module names; default every linear and convolution layer that the forward pass calls.
+        Module names; default every linear, convolution and transposed convolution layer that the
+        forward pass calls. Only a module that does exactly what its class does is one: not a
+        subclass with a forward pass of its own, and not one whose weight is computed from other
+        parameters.
     input_jacobians : bool
         Also record the Jacobian of the outputs in each layer's input and in the network's.
     all_parameters : bool
-        Also record the Jacobian in all other parameters: biases, normalisation, embeddings. It
-        needs ``layers=None``.
+        Also record the Jacobian in all other parameters: biases, normalisation, embeddings, and
+        the weights of layers of other kinds. It needs ``layers=None``.
     targets : Tensor, optional
         For ``verify``, and for losses whose output Hessian depends on them; that of cross-entropy
         and of squared errors does not.
     verify : bool
         Compare one random probe of each layer with the Hessian product of autograd, and refuse to
         call a block exact where they differ.
+    strict : bool
+        Refuse a layer that is named in ``layers`` but cannot be linearized by itself: whose weight
+        is used elsewhere too, or that does not see the samples first and in their order. Else it is
+        left out, as it is by default, with its reason in ``left_out``.
     chunk_size : int, optional
         Samples of one forward pass; default as many as an eighth of the budget lets pass backward.
     memory_budget : int
@@ -251,8 +294,11 @@ def linearize(
     Raises
     ------
     ValueError
-        If the inputs are empty or not finite; if a layer does not see samples first or its weight
-        is used outside the layer; if ``verify`` lacks targets.
+        If the inputs are empty or not finite; if a layer that is named cannot be linearized by
+        itself; if ``verify`` lacks targets.
+    CutGraphError
+        A ValueError: if no gradient reaches the weight of a layer that is named, a parameter, or
+        the inputs, where their Jacobian is asked for and the outputs depend on them.
     MemoryBudgetError
         A ValueError: if the result would not fit; :func:`linearize_in_chunks` serves measures that
         are sums over samples.
@@ -261,7 +307,8 @@ def linearize(
 
     Notes
     -----
-    What a model detaches from the graph is invisible here, as it is to autograd's own Hessian.
+    What a model detaches on one of several ways is invisible here, as it is to autograd's own
+    Hessian.
     """
     model = Network.of(model)
     if targets is not None:
@@ -269,7 +316,10 @@ def linearize(
         assert settled_loss is not None
         inputs, targets = batch.joined()
         loss = settled_loss
-    chosen = layers_of(model, layers)
+    chosen, left_out = _candidates(model, layers)
+    if strict and layers is not None:
+        for name, reason in left_out.items():
+            raise _refusal(name, reason)
     check_inputs(inputs)
     loss = get_loss(loss)
     if targets is None:
@@ -279,6 +329,36 @@ def linearize(
     if all_parameters and layers is not None:
         raise ValueError("all_parameters=True covers every layer: leave layers=None.")
     options = _Options(input_jacobians, all_parameters)
+    _refuse_cut_anywhere(model, inputs, options)
+    result = _linearized(
+        model, (inputs, targets), loss, chosen, left_out, options, chunk_size, memory_budget
+    )
+    if strict and layers is not None:
+        _refuse_left_out(model, inputs, chosen, result)
+    if verify:
+        _verify(model, inputs, targets, result)
+    return result
+
+
+def _refuse_cut_anywhere(model: Network, inputs: Inputs, options: _Options) -> None:
+    """Raise if a Jacobian would lack what no gradient reaches."""
+    if options.input_jacobians or options.all_parameters:
+        refuse_cut(model, inputs)
+    if options.input_jacobians:
+        refuse_cut_inputs(model, inputs)
+
+
+def _linearized(
+    model: Network,
+    data: tuple[Inputs, Tensor | None],
+    loss: Loss,
+    chosen: dict[str, nn.Module],
+    left_out: Mapping[str, str],
+    options: _Options,
+    chunk_size: int | None,
+    memory_budget: int,
+) -> Linearization:
+    inputs, _ = data
     with evaluation(model) as parameters:
         costs = _costs(model, chosen, parameters, inputs, options)
         needed = len(inputs) * costs.held
@@ -289,13 +369,39 @@ def linearize(
                 f"{2 * needed}, or pass fewer samples or layers."
             )
         step = chunk_size or _chunk(memory_budget // 8, costs.graph, len(inputs))
-        result = _linearize(
-            model, (inputs, targets), loss, chosen, parameters, options, step, memory_budget
-        )
-    _refuse_missing(layers, result.layers)
-    if verify:
-        _verify(model, inputs, targets, result)
-    return result
+        excluded: dict[str, str] = {}
+        while True:
+            try:
+                result = _linearize(
+                    model, data, loss, chosen, parameters, options, step, memory_budget, excluded
+                )
+                break
+            except _UnfitError as unfit:  # what only all samples together show
+                excluded |= unfit.reasons
+    return replace(result, left_out={**left_out, **result.left_out})
+
+
+def _refuse_left_out(
+    model: Network, inputs: Inputs, chosen: Mapping[str, nn.Module], result: Linearization
+) -> None:
+    """Raise if a layer that was named is not among the result's."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    missing = [name for name in chosen if name not in result.layers]
+    cut = [name for name in missing if name in result.left_out]
+    refuse_cut(model, inputs, [names[id(chosen[name].get_parameter("weight"))] for name in cut])
+    for name in missing:
+        raise _refusal(name, result.left_out.get(name, "it shares the weight of another layer"))
+
+
+def _changed(found: Sequence[str], later: Linearization) -> ValueError:
+    lost = [name for name in found if name not in later.layers]
+    if not lost:
+        return ValueError("model calls its layers in another order for later samples.")
+    reason = later.left_out.get(lost[0], "the forward pass does not call it")
+    return ValueError(
+        f"layers: {lost[0]} cannot be linearized by itself on later samples, because {reason}; "
+        "leave it out."
+    )
 
 
 def linearize_in_chunks(
@@ -307,6 +413,7 @@ def linearize_in_chunks(
     input_jacobians: bool = False,
     all_parameters: bool = False,
     with_targets: bool = True,
+    strict: bool = True,
     memory_budget: int = GIBIBYTE,
 ) -> Iterator[tuple[Linearization, Tensor]]:
     """Linearize a stream of batches, as many samples at a time as fit the memory budget.
@@ -315,8 +422,8 @@ def linearize_in_chunks(
 
     Parameters
     ----------
-    model, loss, layers, input_jacobians, all_parameters, memory_budget
-        As in :func:`linearize`.
+    model, loss, layers, input_jacobians, all_parameters, strict, memory_budget
+        As in :func:`linearize`. The first samples decide which layers are left out.
     data : pair or iterable of pairs
         As in :func:`paperkit.linearize.batches`.
     with_targets : bool
@@ -330,14 +437,21 @@ def linearize_in_chunks(
     Raises
     ------
     ValueError
-        As :func:`linearize`; a :class:`MemoryBudgetError` if a single sample does not fit.
+        As :func:`linearize`; a :class:`MemoryBudgetError` if a single sample does not fit; if a
+        layer that the first samples do not leave out has to be left out for later ones.
     """
     options = _Options(input_jacobians, all_parameters)
     model, stream, settled_loss = settled(model, data, loss if with_targets else None)
     settled_loss = settled_loss or get_loss(loss)
-    chosen = layers_of(model, layers)
+    chosen, left_out = _candidates(model, layers)
+    if strict and layers is not None:
+        for name, reason in left_out.items():
+            raise _refusal(name, reason)
+    found: list[str] | None = None  # the layers, once the first samples have shown them
     for inputs, targets in stream:
         check_inputs(inputs)
+        if found is None:
+            _refuse_cut_anywhere(model, inputs, options)
         with evaluation(model) as parameters:
             costs = _costs(model, chosen, parameters, inputs, options)
         # A loop may still hold the last chunk while the next is made.
@@ -347,17 +461,24 @@ def linearize_in_chunks(
         )
         for start in range(0, len(inputs), step):
             chunk = slice(start, start + step)
-            linearization = linearize(
+            labels = targets[chunk] if with_targets else None
+            linearization = _linearized(
                 model,
-                inputs[chunk],
+                (inputs[chunk], labels),
                 settled_loss,
-                layers,
-                targets=targets[chunk] if with_targets else None,
-                input_jacobians=input_jacobians,
-                all_parameters=all_parameters,
-                chunk_size=step,
-                memory_budget=memory_budget,
+                chosen,
+                left_out,
+                options,
+                step,
+                memory_budget,
             )
+            if found is None:
+                if strict and layers is not None:
+                    _refuse_left_out(model, inputs, chosen, linearization)
+                found, left_out = list(linearization.layers), dict(linearization.left_out)
+                chosen = {name: one for name, one in chosen.items() if name not in left_out}
+            elif found != list(linearization.layers):
+                raise _changed(found, linearization)
             yield linearization, targets[chunk]
             del linearization  # or it would live on while the next is made
 
@@ -440,7 +561,8 @@ def held_bytes(model: nn.Module, inputs: Inputs, *, all_parameters: bool = False
     check_inputs(inputs)
     with evaluation(model) as parameters:
         options = _Options(all_parameters=all_parameters)
-        costs = _costs(model, layers_of(model), parameters, inputs, options)
+        chosen, _ = _candidates(model, None)
+        costs = _costs(model, chosen, parameters, inputs, options)
     return len(inputs) * costs.held
 
 
@@ -449,6 +571,8 @@ def layer_groups(
     inputs: Inputs,
     layers: Sequence[str] | None = None,
     memory_budget: int = GIBIBYTE,
+    *,
+    strict: bool = True,
 ) -> list[list[str]]:
     """Split the layers into groups whose pairs of all samples fit the memory budget.
 
@@ -457,25 +581,32 @@ def layer_groups(
 
     Parameters
     ----------
-    model, inputs, layers, memory_budget
+    model, inputs, layers, memory_budget, strict
         As in :func:`linearize`.
 
     Returns
     -------
     list of list of str
-        In the order of the forward pass; layers that it does not call are left out.
+        In the order of the forward pass; layers that it does not call are left out, and those that
+        cannot be linearized by themselves, as far as two samples show.
 
     Raises
     ------
     ValueError
-        If one of ``layers`` is not called, or shares the weight of another layer.
+        If ``strict`` and one of ``layers`` is left out.
     """
     model = Network.of(model)
-    chosen = layers_of(model, layers)
+    chosen, left_out = _candidates(model, layers)
+    if strict and layers is not None:
+        for name, reason in left_out.items():
+            raise _refusal(name, reason)
     check_inputs(inputs)
     with evaluation(model) as parameters:
         costs = _costs(model, chosen, parameters, inputs, _Options())
-    _refuse_missing(layers, costs.layers)
+    if strict and layers is not None:
+        for name in chosen:
+            if name not in costs.layers:
+                raise _refusal(name, costs.left_out.get(name, _NOT_CALLED))
     groups: list[list[str]] = []
     available = memory_budget // 2 - len(inputs) * (costs.held - sum(costs.layers.values()))
     room = 0
@@ -502,6 +633,7 @@ class _Costs:
     layers: dict[str, int]
     held: int
     graph: int
+    left_out: dict[str, str]
 
 
 def _chunk(available: int, per_sample: int, n: int) -> int:
@@ -524,34 +656,37 @@ def _costs(
         recording = _record(model, chosen, parameters, inputs[:count].clone(), options)
     num_outputs = recording.outputs.shape[1]
     graph = 2 * saved.bytes() + count * _FACTOR_COPIES * 8 * num_outputs**2
-    first_name = _first_names(recording.calls, chosen)
-    layers: dict[str, int] = {}
+    groups, left_out = _sorted_calls(
+        model, recording, chosen, RecordedGraph(recording.outputs.grad_fn)
+    )
+    layers: dict[str, int] = dict.fromkeys(groups, 0)
     held = count * num_outputs**2 * recording.outputs.element_size()
-    for call in recording.calls:
-        element = call.preactivation.element_size()
-        size = element * (call.inputs.numel() + num_outputs * call.preactivation.numel())
-        name = first_name[id(chosen[call.name].get_parameter("weight"))]
-        layers[name] = layers.get(name, 0) + size
-        held += size
-        if call.input_edge is not None:
-            held += element * num_outputs * call.inputs.numel()
+    for name, calls in groups.items():
+        for call in calls:
+            element = call.preactivation.element_size()
+            size = element * (call.inputs.numel() + num_outputs * call.preactivation.numel())
+            layers[name] += size
+            held += size
+            if call.input_edge is not None:
+                held += element * num_outputs * call.inputs.numel()
     if options.input_jacobians and recording.inputs.requires_grad:
         held += num_outputs * recording.inputs.numel() * recording.outputs.element_size()
     if options.all_parameters:
-        weights = {id(module.get_parameter("weight")) for module in chosen.values()}
+        modules = [calls[0].module for calls in groups.values()]
+        weights = {id(module.get_parameter("weight")) for module in modules}
         rest = {id(p): p.nbytes for p in model.parameters() if id(p) not in weights}
         held += count * num_outputs * sum(rest.values())
         # Beside the Jacobians in the outputs of normalisations lie their products with the inputs.
         sizes = [call.normalized.nbytes for call in recording.normalizations]
         graph += num_outputs * (sum(sizes) + max(sizes, default=0))
-        for module in (*chosen.values(), *(call.module for call in recording.normalizations)):
+        for module in (*modules, *(call.module for call in recording.normalizations)):
             for parameter in module.parameters(recurse=False):
                 rest.pop(id(parameter), None)
         if rest:  # a sample's Jacobian in them is vectorized over the outputs
             graph += num_outputs * (2 * saved.bytes() + 2 * count * sum(rest.values()))
     # The gradients that a backward pass holds at once are no more than what it was given.
     per_sample = {name: size // count for name, size in layers.items()}
-    return _Costs(per_sample, held // count, graph // count)
+    return _Costs(per_sample, held // count, graph // count, left_out)
 
 
 def _linearize(
@@ -563,18 +698,23 @@ def _linearize(
     options: _Options,
     step: int,
     memory_budget: int,
+    excluded: Mapping[str, str],
 ) -> Linearization:
     inputs, targets = data
     outputs: list[Tensor] = []
     held: _Held | None = None
     for start in range(0, len(inputs), step):
         samples = slice(start, min(start + step, len(inputs)))
-        recording = _record(model, chosen, parameters, inputs[samples], options)
+        part = _part_of(model, chosen, parameters, inputs[samples], options, excluded)
+        recording = _record(model, chosen, parameters, inputs[samples], options, excluded)
         outputs.append(recording.outputs.detach())
         if held is None:
             refuse_interaction(model, parameters, inputs[samples], outputs[0])
             held = _allocate(model, recording, parameters, chosen, len(inputs), options)
-        _fill(held, recording, samples)
+        _keep_calls(held, recording)
+        if part is not None:
+            _refuse_other_order(recording, part)
+        _fill(held, recording, samples, check_order=part is None)
         if held.differentiated:
             jacobians = per_sample_jacobians(
                 model, parameters, held.differentiated, inputs[samples]
@@ -598,6 +738,7 @@ def _linearize(
         held.parameters if options.all_parameters else None,
         memory_budget,
         held.exact_parameters,
+        held.left_out,
     )
 
 
@@ -620,69 +761,77 @@ def _record(
     parameters: dict[str, Tensor],
     inputs: Inputs,
     options: _Options,
+    excluded: Mapping[str, str] = types.MappingProxyType({}),
 ) -> _Recording:
-    recording = _Recording(torch.empty(0, device="cpu"), inputs)
+    """Run the model forward; modules whose names are in ``excluded`` are not recorded."""
+    recording = _Recording(torch.empty(0, device="cpu"), inputs, misfits=dict(excluded))
     if options.input_jacobians and isinstance(inputs, Tensor) and inputs.is_floating_point():
         recording.inputs = inputs.detach().clone().requires_grad_()
     handles = []
 
-    def layer_hook(name: str) -> Callable[..., Tensor]:
+    def layer_hook(name: str, kind: LayerType) -> Callable[..., Tensor]:
         def hook(module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> Tensor:
             read = arguments[0] if arguments else next(iter(keywords.values()))
             # The edge of now: an in-place operation moves the tensor on to another.
             wanted = options.input_jacobians and read.requires_grad
             edge = get_gradient_edge(read) if wanted else None
-            call = _Call(name, module, read.detach(), read.grad_fn, edge, output)
+            call = _Call(name, module, read.detach(), read.grad_fn, edge, output, kind)
             recording.calls.append(call)
             # A copy goes on, so that an in-place activation leaves the recorded one alone.
             return output.clone()
 
         return hook
 
-    def normalization_hook(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
-        read = arguments[0] if arguments else next(iter(keywords.values()))
-        with torch.no_grad():
-            normalized = normalized_input(module, read)
-        call = NormalizationCall(module, normalized, get_gradient_edge(output))
-        recording.normalizations.append(call)
+    def normalization_hook(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+            read = arguments[0] if arguments else next(iter(keywords.values()))
+            with torch.no_grad():
+                normalized = normalized_input(module, read)
+            # The edge of now: an in-place operation moves the tensor on to another.
+            edge = get_gradient_edge(output) if output.requires_grad else None
+            call = NormalizationCall(name, module, normalized, edge)
+            recording.normalizations.append(call)
+
+        return hook
 
     try:
         for name, module in chosen.items():
-            handles.append(
-                module.register_forward_hook(layer_hook(name), prepend=True, with_kwargs=True)
-            )
-        if options.all_parameters:
-            for module in model.modules():
-                if isinstance(module, NORMALIZATION_TYPES) and module.weight is not None:
-                    handles.append(
-                        module.register_forward_hook(
-                            normalization_hook, prepend=True, with_kwargs=True
-                        )
+            if name not in excluded:
+                hook = layer_hook(name, type_of(module))
+                handles.append(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+        for name, module in model.named_modules() if options.all_parameters else ():
+            if is_normalization(module) and name not in excluded:
+                handles.append(
+                    module.register_forward_hook(
+                        normalization_hook(name), prepend=True, with_kwargs=True
                     )
+                )
         recording.outputs = network_outputs(model, parameters, recording.inputs)
     finally:
         for handle in handles:
             handle.remove()
     check_outputs(recording.outputs, len(inputs))
-    for call in recording.calls:
-        if call.inputs.shape[0] != len(inputs) or (
-            not isinstance(call.module, nn.Linear)
-            and call.inputs.ndim != len(call.module.kernel_size) + 2  # type: ignore[arg-type]
-        ):
-            raise ValueError(
-                f"layer {call.name} sees an input of shape {tuple(call.inputs.shape)} for "
-                f"{len(inputs)} samples: reshape in the model so that samples come first."
-            )
+    _part_misfits(recording, len(inputs))
     return recording
 
 
-def _refuse_missing(layers: Sequence[str] | None, found: Container[str]) -> None:
-    missing = [name for name in layers or () if name not in found]
-    if missing:
-        raise ValueError(
-            f"layers={missing} share the weight of another layer or are not "
-            f"called by the forward pass: leave them out."
-        )
+def _part_misfits(recording: _Recording, n: int) -> None:
+    """Take out the calls that do not see the samples first, and those that no gradient reaches."""
+    for call in recording.calls:
+        least, most = call.layer_type.input_axes(call.module)
+        axes = call.inputs.ndim
+        if len(call.inputs) != n or axes < least or (most is not None and axes > most):
+            recording.misfits[call.name] = (
+                f"it sees an input of shape {tuple(call.inputs.shape)} for {n} samples"
+            )
+        elif not call.preactivation.requires_grad:
+            recording.misfits[call.name] = "no gradient reaches its weight"
+    recording.calls = [call for call in recording.calls if call.name not in recording.misfits]
+    recording.normalizations = [
+        call
+        for call in recording.normalizations
+        if len(call.normalized) == n and call.edge is not None
+    ]
 
 
 def refuse_interaction(
@@ -702,6 +851,14 @@ def refuse_interaction(
         )
 
 
+class _UnfitError(Exception):
+    """Some modules cannot be recorded on these samples: their names, and why."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+
 @dataclass
 class _Held:
     """Room for the results of all samples, and which parameter is filled how."""
@@ -712,24 +869,156 @@ class _Held:
     differentiated: list[str]
     leaf_names: dict[int, str]
     exact_parameters: frozenset[str]
+    left_out: dict[str, str]
+    normalizations: list[str]
 
 
-def _first_names(calls: list[_Call], chosen: dict[str, nn.Module]) -> dict[int, str]:
-    """Return by weight the name of the layer that uses it first."""
-    first_name: dict[int, str] = {}
-    for call in calls:
-        first_name.setdefault(id(chosen[call.name].get_parameter("weight")), call.name)
-    return first_name
+def _sorted_calls(
+    model: nn.Module, recording: _Recording, chosen: Mapping[str, nn.Module], graph: RecordedGraph
+) -> tuple[dict[str, list[_Call]], dict[str, str]]:
+    """Collect the calls by weight, under the name of the layer that uses it first.
 
-
-def _group(recording: _Recording, chosen: dict[str, nn.Module]) -> dict[str, list[_Call]]:
-    """Collect the calls by weight, under the name of the layer that uses it first."""
-    first_name = _first_names(recording.calls, chosen)
-    grouped: dict[str, list[_Call]] = {}
+    Also return the layers that cannot be linearized by themselves, and why.
+    """
+    grouped: dict[int, list[_Call]] = {}
     for call in recording.calls:
-        weight = chosen[call.name].get_parameter("weight")
-        grouped.setdefault(first_name[id(weight)], []).append(call)
-    return grouped
+        grouped.setdefault(id(call.module.get_parameter("weight")), []).append(call)
+    leaf_names = {id(p): name for name, p in model.named_parameters()}
+    groups: dict[str, list[_Call]] = {}
+    left_out = {name: why for name, why in recording.misfits.items() if name in chosen}
+    for weight, calls in grouped.items():
+        reason = _unfitness(model, recording, graph, calls, leaf_names[weight])
+        if reason is None:
+            groups[calls[0].name] = calls
+        else:
+            left_out |= {call.name: reason for call in calls}
+    covered = {id(calls[0].module.get_parameter("weight")) for calls in groups.values()}
+    for name, module in chosen.items():
+        if id(module.get_parameter("weight")) not in covered and name not in left_out:
+            left_out[name] = _NOT_CALLED
+    return groups, left_out
+
+
+def _unfitness(
+    model: nn.Module,
+    recording: _Recording,
+    graph: RecordedGraph,
+    calls: Sequence[_Call],
+    weight_name: str,
+) -> str | None:
+    """Return why the Jacobian in a weight does not follow from its calls, None if it does."""
+    weight = calls[0].module.get_parameter("weight")
+    if any(call.layout != calls[0].layout for call in calls):
+        return "layers of different types share its weight"
+    leaf = get_gradient_edge(weight).node
+    if leaf not in graph.consumers:
+        if weight_name in cut_parameters(Network.of(model), recording.inputs):
+            return "no gradient reaches its weight"
+        return None
+    preactivations = [call.preactivation.grad_fn for call in calls]
+    if recording.outputs.grad_fn in graph.dependents([leaf], avoiding=preactivations):
+        return "its weight is also used outside the layer"
+    return None
+
+
+@dataclass
+class _Part:
+    """What modules read where only some of the samples are there, in another order."""
+
+    samples: Tensor
+    reads: dict[str, list[Tensor]]
+    misfits: dict[str, str]
+
+
+def _reads(recording: _Recording) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = {}
+    for call in recording.calls:
+        found.setdefault(call.name, []).append(call.inputs)
+    for normalization in recording.normalizations:
+        found.setdefault(normalization.name, []).append(normalization.normalized)
+    return found
+
+
+def _part_of(
+    model: nn.Module,
+    chosen: dict[str, nn.Module],
+    parameters: dict[str, Tensor],
+    inputs: Inputs,
+    options: _Options,
+    excluded: Mapping[str, str],
+) -> _Part | None:
+    """Run some of the samples alone; None if there is one, or the model takes no other number."""
+    n = len(inputs)
+    if n == 1:
+        return None
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    count = max(min(n - 1, _FEW), n // _FEW)
+    samples = torch.randperm(n, generator=generator, device="cpu")[:count].to(inputs.device)
+    options = replace(options, input_jacobians=False)
+    try:
+        recording = _record(model, chosen, parameters, inputs[samples], options, excluded)
+    except Exception:  # whatever the model raises, it has been called in vain
+        return None
+    return _Part(samples, _reads(recording), recording.misfits)
+
+
+def _refuse_other_order(recording: _Recording, part: _Part) -> None:
+    """Raise if a module does not read the same of a sample, whatever the others are.
+
+    Raises
+    ------
+    _UnfitError
+        With the names of these modules.
+    """
+    unfit: dict[str, str] = {}
+    for name, whole in _reads(recording).items():
+        alone = part.reads.get(name, [])
+        if name in part.misfits:
+            unfit[name] = part.misfits[name]
+        elif len(alone) != len(whole) or not all(
+            _agree(one, all_read[part.samples]) for one, all_read in zip(alone, whole, strict=True)
+        ):
+            unfit[name] = _ORDER
+    if unfit:
+        raise _UnfitError(unfit)
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    tolerance = 10.0 * torch.finfo(one.dtype).eps ** 0.5
+    return float((one - other).norm()) <= tolerance * float(one.norm())
+
+
+def _keep_calls(held: _Held, recording: _Recording) -> None:
+    """Keep the calls of those layers that are held, which must be called as on other samples."""
+    by_weight = {layer.weight_name: name for name, layer in held.layers.items()}
+    seen: dict[str, list[_Call]] = {name: [] for name in held.layers}
+    kept = []
+    for call in recording.calls:
+        name = by_weight.get(held.leaf_names[id(call.module.get_parameter("weight"))])
+        if name is not None:
+            seen[name].append(call)
+            kept.append(call)
+    recording.calls = kept
+    changed = {
+        name
+        for name, layer in held.layers.items()
+        if [use.module for use in layer.uses] != [call.module for call in seen[name]]
+        or any(
+            use.inputs.shape[1:] != call.inputs.shape[1:]
+            for use, call in zip(layer.uses, seen[name], strict=False)
+        )
+    }
+    names = [call.name for call in recording.normalizations]
+    if names != held.normalizations:
+        changed |= {
+            name
+            for name in (*names, *held.normalizations)
+            if names.count(name) != held.normalizations.count(name)
+        }
+    if changed:
+        raise _UnfitError(dict.fromkeys(changed, "other samples are not passed to it alike"))
 
 
 def _allocate(
@@ -746,10 +1035,12 @@ def _allocate(
     graph = RecordedGraph(outputs.grad_fn)
     leaf_names = {id(p): name for name, p in model.named_parameters()}
     layers: dict[str, LayerLinearization] = {}
-    for name, uses in _group(recording, chosen).items():
+    groups, left_out = _sorted_calls(model, recording, chosen, graph)
+    recording.calls = [call for calls in groups.values() for call in calls]
+    for name, uses in groups.items():
         weight_name = leaf_names[id(chosen[name].get_parameter("weight"))]
         weight = parameters[weight_name]
-        obstacle = _judge(graph, outputs, uses, weight, name)
+        obstacle = _judge(graph, uses, weight)
         layer = LayerLinearization(
             name, weight_name, weight.shape, outputs.new_zeros(0, 0, 0), obstacle, GIBIBYTE
         )
@@ -769,7 +1060,8 @@ def _allocate(
         for name, leaf in parameters.items()
         if graph.obstacle([get_gradient_edge(leaf).node]) is None
     )
-    held = _Held(layers, input_jacobian, {}, [], leaf_names, exact)
+    normalizations = [call.name for call in recording.normalizations]
+    held = _Held(layers, input_jacobian, {}, [], leaf_names, exact, left_out, normalizations)
     if options.all_parameters:
         weights = {layer.weight_name for layer in layers.values()}
         for name, leaf in parameters.items():
@@ -796,35 +1088,34 @@ def _used_elsewhere(
     own += [
         call.edge.node
         for call in recording.normalizations
-        if name in (leaf_names.get(id(call.module.weight)), leaf_names.get(id(call.module.bias)))
+        if call.edge is not None
+        and name in (leaf_names.get(id(call.module.weight)), leaf_names.get(id(call.module.bias)))
     ]
     source = get_gradient_edge(leaf).node
     return recording.outputs.grad_fn in graph.dependents([source], avoiding=own)
 
 
-def _judge(
-    graph: RecordedGraph, outputs: Tensor, uses: list[_Call], weight: Tensor, name: str
-) -> str | None:
+def _judge(graph: RecordedGraph, uses: list[_Call], weight: Tensor) -> str | None:
     """Return why the layer's block may differ from its Hessian block, None if it cannot."""
-    leaf = get_gradient_edge(weight).node
-    preactivations = [use.preactivation.grad_fn for use in uses]
-    if outputs.grad_fn in graph.dependents([leaf], avoiding=preactivations):
-        raise ValueError(
-            f"the weight of layer {name} is also used outside the layer: "
-            f"measure it with the Hessian products of paperkit.linearize instead."
-        )
-    depends_on_weight = graph.dependents([leaf])
+    depends_on_weight = graph.dependents([get_gradient_edge(weight).node])
     if any(use.input_node in depends_on_weight for use in uses):
         return "an input of the layer depends on the layer's own weight"
-    return graph.obstacle(preactivations)
+    return graph.obstacle([use.preactivation.grad_fn for use in uses])
 
 
-def _fill(held: _Held, recording: _Recording, samples: slice) -> None:
+def _fill(held: _Held, recording: _Recording, samples: slice, *, check_order: bool) -> None:
     """Run one backward pass for each output and store the results of this chunk."""
     counters = dict.fromkeys(held.layers, 0)
     by_weight = {layer.weight_name: name for name, layer in held.layers.items()}
+    owners: list[str | None] = []
     sources: list[Any] = []
     targets: list[Tensor] = []
+
+    def differentiate(owner: str | None, source: Any, target: Tensor) -> None:
+        owners.append(owner)
+        sources.append(source)
+        targets.append(target)
+
     uses: list[LayerUse] = []
     for call in recording.calls:
         name = by_weight[held.leaf_names[id(call.module.get_parameter("weight"))]]
@@ -832,39 +1123,84 @@ def _fill(held: _Held, recording: _Recording, samples: slice) -> None:
         counters[name] += 1
         uses.append(use)
         use.inputs[samples] = call.inputs
-        sources.append(call.preactivation)
-        targets.append(use.output_jacobian[samples])
+        differentiate(call.name, call.preactivation, use.output_jacobian[samples])
         if call.input_edge is not None:
             assert use.input_jacobian is not None
-            sources.append(call.input_edge)
-            targets.append(use.input_jacobian[samples])
+            differentiate(call.name, call.input_edge, use.input_jacobian[samples])
     if held.input_jacobian is not None:
-        sources.append(recording.inputs)
-        targets.append(held.input_jacobian[samples])
+        differentiate(None, recording.inputs, held.input_jacobian[samples])
     pulled_back = []
     for normalization in recording.normalizations:
         outputs = recording.outputs
         shape = (*outputs.shape, *normalization.normalized.shape[1:])
         pulled_back.append(outputs.new_empty(shape))
-        sources.append(normalization.edge)
-        targets.append(pulled_back[-1])
-    _backward(recording.outputs, sources, targets)
+        differentiate(normalization.name, normalization.edge, pulled_back[-1])
+    if not sources:
+        return
+    _backward(recording.outputs, sources, targets, retain_graph=check_order)
+    if check_order:
+        wrong = _out_of_order(recording.outputs, sources, targets)
+        strangers = {owner for owner, bad in zip(owners, wrong, strict=True) if bad}
+        if None in strangers:
+            raise SamplesInteractError(
+                "model gives an output for a sample that depends on the input of another: it "
+                "mixes samples or changes their order; measure it in a form that does not."
+            )
+        if strangers:
+            raise _UnfitError({owner: _ORDER for owner in strangers if owner is not None})
     _add_affine(held, recording, uses, pulled_back, samples)
 
 
-def _backward(outputs: Tensor, sources: Sequence[Any], targets: Sequence[Tensor]) -> None:
+def _backward(
+    outputs: Tensor, sources: Sequence[Any], targets: Sequence[Tensor], *, retain_graph: bool
+) -> None:
     """Write the gradient of each output in each source into ``target[:, c]``."""
-    if not sources:
-        return
     num_outputs = outputs.shape[1]
     seed = torch.zeros_like(outputs)
     for c in range(num_outputs):
         seed.zero_()[:, c] = 1.0
         gradients = torch.autograd.grad(
-            outputs, sources, seed, retain_graph=c + 1 < num_outputs, allow_unused=True
+            outputs,
+            sources,
+            seed,
+            retain_graph=retain_graph or c + 1 < num_outputs,
+            allow_unused=True,
         )
         for target, gradient in zip(targets, gradients, strict=True):
             target[:, c] = 0.0 if gradient is None else gradient
+
+
+def _out_of_order(outputs: Tensor, sources: Sequence[Any], targets: Sequence[Tensor]) -> list[bool]:
+    """Tell of each source whether row i of its gradients is due to another sample than i.
+
+    For models that take no other number of samples. One more backward pass, whose seed is another
+    multiple of the same row for each sample: the gradients of a source that sees the samples in
+    their order are the same multiples of its rows.
+    """
+    n, num_outputs = outputs.shape
+    if n == 1:
+        return [False] * len(sources)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    row = torch.randn(num_outputs, generator=generator, dtype=torch.float64, device="cpu")
+    # The fractional parts of multiples of the golden section: neighbours differ, and so do others.
+    multiples = 1.0 + torch.arange(n, dtype=torch.float64, device="cpu") * _GOLDEN % 1.0
+    row, multiples = row.to(outputs), multiples.to(outputs)
+    gradients = torch.autograd.grad(
+        outputs, sources, torch.outer(multiples, row), allow_unused=True
+    )
+    found = []
+    for target, gradient in zip(targets, gradients, strict=True):
+        if gradient is None:
+            found.append(False)
+            continue
+        expected = (row @ target.flatten(2)) * multiples.unsqueeze(1)
+        differences = (gradient.flatten(1).to(expected) - expected).norm(dim=1)
+        sizes = expected.norm(dim=1)
+        eps = torch.finfo(expected.dtype).eps
+        # A row far smaller than the others may be nothing but their round-off.
+        tolerances = 10.0 * eps**0.5 * sizes + 1e3 * eps * sizes.max()
+        found.append(bool((differences > tolerances).any()))
+    return found
 
 
 def _add_affine(
@@ -876,17 +1212,20 @@ def _add_affine(
 ) -> None:
     """Add what biases, scales and shifts follow from the Jacobians of their modules' outputs."""
 
-    def add(module: nn.Module, parameter: Tensor | None, jacobian: Tensor) -> None:
+    def add(parameter: Any, jacobian: Tensor) -> None:
         name = held.leaf_names.get(id(parameter))
         if name in held.parameters and name not in held.differentiated:
-            held.parameters[name][samples] += channel_sum(module, jacobian)
+            held.parameters[name][samples] += jacobian
 
     for call, use in zip(recording.calls, uses, strict=True):
-        add(call.module, call.module.bias, use.output_jacobian[samples])  # type: ignore[arg-type]
+        bias = call.module.bias
+        if bias is not None:
+            add(bias, use.layer_type.summed(use.output_jacobian[samples]))
     for normalization, jacobian in zip(recording.normalizations, pulled_back, strict=True):
         module = normalization.module
-        add(module, module.bias, jacobian)  # type: ignore[arg-type]
-        add(module, module.weight, jacobian * normalization.normalized.unsqueeze(1))  # type: ignore[arg-type]
+        add(module.bias, affine_sum(module, jacobian))
+        scaled = jacobian * normalization.normalized.unsqueeze(1)
+        add(module.weight, affine_sum(module, scaled))
 
 
 def _verify(

@@ -76,13 +76,13 @@ class RecordedGraph:
 
     Parameters
     ----------
-    output : Node
-        ``outputs.grad_fn``.
+    output : Node or None
+        ``outputs.grad_fn``; None where they depend on nothing that records gradients.
     """
 
     def __init__(self, output: Node) -> None:
-        self.consumers: dict[Node, list[Node]] = {output: []}
-        stack = [output]
+        self.consumers: dict[Node, list[Node]] = {} if output is None else {output: []}
+        stack = list(self.consumers)
         while stack:
             node = stack.pop()
             for operand, _ in node.next_functions:

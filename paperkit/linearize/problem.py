@@ -127,6 +127,20 @@ def refuse_cut(model: nn.Module, inputs: Any, names: Iterable[str] | None = None
     CutGraphError
         A ValueError that names parameters.
     """
+    cut = cut_parameters(model, inputs)
+    wanted = None if names is None else set(names)
+    found = [name for name in cut if wanted is None or name in wanted]
+    if found:
+        raise CutGraphError(
+            f"model: the outputs depend on {_listed(found)}, but no gradient reaches it: "
+            "the forward pass cuts the graph (torch.no_grad, detach, NumPy, a checkpoint with "
+            "use_reentrant=True); remove that, use use_reentrant=False, or measure the other "
+            "parameters."
+        )
+
+
+def cut_parameters(model: nn.Module, inputs: Any) -> tuple[str, ...]:
+    """Return the parameters that :func:`refuse_cut` refuses; a warning names unused ones."""
     network = Network.of(model)
     if network.cut is None:
         cut, unused = _without_gradient(network, inputs)
@@ -141,14 +155,35 @@ def refuse_cut(model: nn.Module, inputs: Any, names: Iterable[str] | None = None
                 stacklevel=2,
             )
     assert network.cut is not None
-    wanted = None if names is None else set(names)
-    found = [name for name in network.cut if wanted is None or name in wanted]
-    if found:
-        raise CutGraphError(
-            f"model: the outputs depend on {_listed(found)}, but no gradient reaches it: "
-            "the forward pass cuts the graph (torch.no_grad, detach, NumPy, a checkpoint with "
-            "use_reentrant=True); remove that, use use_reentrant=False, or measure the other parameters."
-        )
+    return network.cut
+
+
+def refuse_cut_inputs(network: Network, inputs: Any) -> None:
+    """Raise if the outputs depend on the inputs, but no gradient reaches these.
+
+    Inputs that have no derivative, integers or several tensors, are not looked at.
+
+    Raises
+    ------
+    CutGraphError
+        A ValueError.
+    """
+    if not inputs.is_floating_point():
+        return
+    with evaluation(network) as parameters:
+        few = smallest_batch(network, parameters, inputs).detach().clone().requires_grad_()
+        outputs = raw_outputs(network, parameters, few)
+        if not unreached(outputs, {"inputs": few}):
+            return
+        with torch.no_grad():
+            moved = raw_outputs(network, parameters, 1.37 * few + 0.11)
+            if torch.equal(moved, outputs):
+                return
+    raise CutGraphError(
+        "model: the outputs depend on the inputs, but no gradient reaches them: the forward pass "
+        "cuts the graph (torch.no_grad, detach, NumPy, a checkpoint with use_reentrant=True); "
+        "remove that, or use use_reentrant=False."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

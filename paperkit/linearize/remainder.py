@@ -3,7 +3,7 @@
 Biases, and the scales and shifts of normalisation layers, follow from the Jacobian B of the outputs
 in the output of their own module: they are summed over positions, the scales after multiplication
 with the normalised input. Every other parameter (an embedding, the projections of an attention
-module, a parameter used by hand) is differentiated one sample at a time.
+module, those of a layer with a forward pass of its own) is differentiated one sample at a time.
 """
 
 from __future__ import annotations
@@ -17,19 +17,44 @@ from torch.autograd.graph import GradientEdge
 from torch.func import jacrev, vmap
 from torch.nn import functional
 
+from paperkit.linearize.layer_types import is_unmodified
 from paperkit.linearize.network import network_outputs
 from paperkit.linearize.samples import Inputs
 
-NORMALIZATION_TYPES = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+_NORMALIZATION_TYPES = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
+
+
+def is_normalization(module: nn.Module) -> bool:
+    """Whether a module is exactly a normalisation layer that is known here, with a scale."""
+    return any(is_unmodified(module, known) for known in _NORMALIZATION_TYPES)
 
 
 @dataclass
 class NormalizationCall:
-    """A recorded call of a normalisation layer."""
+    """A recorded call of a normalisation layer.
 
+    Attributes
+    ----------
+    name : str
+        The module's.
+    module : nn.Module
+        The layer.
+    normalized : Tensor
+        What its scale multiplies.
+    edge : GradientEdge or None
+        Of its output; None where no gradient reaches it.
+    """
+
+    name: str
     module: nn.Module
     normalized: Tensor
-    edge: GradientEdge
+    edge: GradientEdge | None
 
 
 def normalized_input(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -48,11 +73,10 @@ def normalized_input(module: nn.Module, inputs: Tensor) -> Tensor:
     )
 
 
-def channel_sum(module: nn.Module, jacobian: Tensor) -> Tensor:
-    r"""Sum (n, C, \*output shape) over positions: (n, C, entries of the module's bias)."""
-    if isinstance(module, nn.Linear | nn.LayerNorm):
-        axes = len(module.normalized_shape) if isinstance(module, nn.LayerNorm) else 1
-        positions = jacobian.ndim - 2 - axes
+def affine_sum(module: nn.Module, jacobian: Tensor) -> Tensor:
+    r"""Sum (n, C, \*output shape) over positions: (n, C, entries of the normalisation's bias)."""
+    if isinstance(module, nn.LayerNorm):
+        positions = jacobian.ndim - 2 - len(module.normalized_shape)
         if positions:
             jacobian = jacobian.flatten(2, 1 + positions).sum(2)
         return jacobian.flatten(2)

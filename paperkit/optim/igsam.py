@@ -186,6 +186,7 @@ class IGSAM(WrappedOptimizer):
                 "output_basis": f.output_basis,
                 "input_basis": f.input_basis,
                 "eigenvalues": f.eigenvalues,
+                "transposed": f.transposed,
             }
             for name, f in self.factors.items()
         }
@@ -199,6 +200,7 @@ class IGSAM(WrappedOptimizer):
                 name,
                 {key: torch.Size(shape) for key, shape in saved["parameter_shapes"].items()},
                 *(saved[key].to(device) for key in ("output_basis", "input_basis", "eigenvalues")),
+                **({"transposed": saved["transposed"]} if "transposed" in saved else {}),
             )
             for name, saved in state["factors"].items()
         }
