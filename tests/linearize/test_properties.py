@@ -204,6 +204,7 @@ INNER = {
     "network.network_outputs",
     "network.raw_outputs",
     "problem.refuse_cut",
+    "problem.cut_parameters",
     "linearize.refuse_interaction",
     "evaluation.evaluation",
     "remainder.per_sample_jacobians",
@@ -259,6 +260,8 @@ NO_FORWARD_PASS = {
     "network.own_parameters",
     "problem.settled",
     "linearize.layers_of",
+    "weights.weights_of",
+    "weights.chosen_weights",
     "parameter_norm.weight_names",
     "parameter_norm.parameter_norm",
 }
