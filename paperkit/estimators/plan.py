@@ -25,11 +25,12 @@ from paperkit import arguments
 from paperkit.linalg.lanczos import Operator
 from paperkit.linearize.batches import Batches
 from paperkit.linearize.evaluation import evaluation
-from paperkit.linearize.layer import LAYER_TYPES, LayerLinearization
+from paperkit.linearize.layer import LayerLinearization
+from paperkit.linearize.layer_types import layer_type
 from paperkit.linearize.losses import Loss
 from paperkit.linearize.network import Network, network_outputs
 from paperkit.linearize.problem import smallest_batch
-from paperkit.linearize.remainder import NORMALIZATION_TYPES
+from paperkit.linearize.remainder import is_normalization
 
 CEILING = 20.0
 """Gradients that one of a report's measures takes where nobody asks for more."""
@@ -157,7 +158,7 @@ class Gradient:
             known = {
                 id(parameter)
                 for module in self.model.modules()
-                if isinstance(module, (*LAYER_TYPES, *NORMALIZATION_TYPES))
+                if layer_type(module) is not None or is_normalization(module)
                 for parameter in module.parameters(recurse=False)
             }
             if any(id(parameter) not in known for parameter in self.model.parameters()):
