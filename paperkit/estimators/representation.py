@@ -28,9 +28,11 @@ from paperkit.linalg.row_space import default_tolerance
 from paperkit.linearize.batches import batches
 from paperkit.linearize.budget import REPEATED, Chunks, Footprint
 from paperkit.linearize.evaluation import check_outputs, evaluation
+from paperkit.linearize.jacobian_products import pull_back_is_linear
 from paperkit.linearize.linearize import GIBIBYTE, Linearization, refuse_interaction
 from paperkit.linearize.network import network_outputs
 from paperkit.linearize.problem import measure_of
+from paperkit.linearize.second_derivatives import custom_functions
 
 T = TypeVar("T")
 
@@ -642,6 +644,8 @@ def _sensitivities(
 
     def of_graph(x: Tensor, outputs: Tensor) -> tuple[Tensor, str, bool]:
         used = chosen(outputs.shape[1])
+        if custom_functions(outputs) and not pull_back_is_linear(outputs, [x]):
+            used = "exact"  # which differentiates but once
         if used == "exact":
             found, converged = largest_singular_values(_jacobian(x, outputs)), True
         else:

@@ -30,6 +30,7 @@ from paperkit.linearize.operators import (
     ResidualOperator,
 )
 from paperkit.linearize.samples import Samples
+from paperkit.linearize.second_derivatives import SecondDerivativeError
 
 __all__ = [
     "LOSSES",
@@ -51,6 +52,7 @@ __all__ = [
     "ResidualOperator",
     "Samples",
     "SamplesInteractError",
+    "SecondDerivativeError",
     "batches",
     "dense_empirical_fisher",
     "dense_gauss_newton",

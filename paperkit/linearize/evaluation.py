@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 
@@ -44,6 +45,7 @@ def evaluation(
         parameters = stack.enter_context(_recording(model, recorded))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_attention_by_parts())
+        stack.enter_context(_compiled_parts_plain())
         stack.enter_context(OperationsByParts())
         stack.enter_context(_quiet_transforms())
         model.eval()
@@ -109,6 +111,13 @@ def _attention_by_parts() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _compiled_parts_plain() -> AbstractContextManager:
+    """Run what torch.compile has compiled without it: its results have no second derivative."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

@@ -84,6 +84,26 @@ def reverse_products(outputs: Tensor, parameters: Parameters, vectors: Parameter
     return _row_by_row(outputs, leaves, rows)
 
 
+def pull_back_is_linear(outputs: Tensor, sources: Sequence[Tensor]) -> bool:
+    """Whether autograd can differentiate Jᵀu in u, and finds J v, for a random v.
+
+    A backward pass of a custom Function that computes outside of autograd's sight, or is marked
+    once_differentiable, gives another derivative, often zero, without an error.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(1)
+    rows = [
+        torch.randn(1, *source.shape, generator=generator, device="cpu").to(source)
+        for source in sources
+    ]
+    try:
+        u = torch.zeros_like(outputs, requires_grad=True)
+        pulled = reverse_pass([outputs], sources, [u], create_graph=True)
+        change = reverse_pass(pulled, [u], [row[0] for row in rows])[0]
+    except (RuntimeError, NotImplementedError):
+        return False
+    return _are_adjoint(outputs, sources, rows, change.unsqueeze(0))
+
+
 def _are_adjoint(
     outputs: Tensor, leaves: Sequence[Tensor], rows: Sequence[Tensor], changes: Tensor
 ) -> bool:

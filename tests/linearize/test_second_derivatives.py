@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from paperkit.estimators import fisher_rao_norm, gauss_newton_trace
+from paperkit.estimators import fisher_rao_norm, gauss_newton_trace, maximum_local_sensitivity
 from paperkit.linearize import (
     GaussNewtonOperator,
     HessianOperator,
@@ -414,3 +414,120 @@ def test_a_path_that_only_some_samples_take_is_not_computed_by_what_was_not_comp
         matrix = dense_gauss_newton(model, inputs)
     assert torch.allclose(operator(vectors), vectors @ matrix, rtol=1e-10, atol=1e-12)
     assert torch.allclose(operator(vectors[0]), vectors[0] @ matrix, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_compiled_inside_a_model_runs_without_it() -> None:
+    plain, data = problem(torch.tanh)
+    model, _ = problem(torch.compile(torch.tanh, backend="aot_eager"))
+    found, expected = HessianOperator(model, data), HessianOperator(plain, data)
+    vectors = torch.randn(2, found.dimension, dtype=torch.float64)
+    assert torch.allclose(found(vectors), expected(vectors), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [NumpyCube, MarkedCube, DetachedCube, Cube])
+def test_sensitivities_by_lanczos_need_no_second_derivative(function: type[Cube]) -> None:
+    model, data = problem(function.apply)
+    plain, _ = problem(lambda x: x**3)
+    found = maximum_local_sensitivity(model, data, method="lanczos", tolerance=1e-8)
+    assert float(found) == pytest.approx(
+        float(maximum_local_sensitivity(plain, data, method="exact")), rel=1e-6
+    )
+
+
+# --- PyTorch's own second derivatives ------------------------------------------------------------
+
+
+def _images(x: Tensor) -> Tensor:
+    return x.reshape(1, 1, 4, 4)
+
+
+def _entries(count: int) -> Tensor:
+    return torch.tensor([0, 2, 1, 0] * (count // 4))
+
+
+# Functions of sixteen numbers in (0.1, 0.9), at none of whose kinks these lie.
+OWN: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        name: getattr(functional, name)
+        for name in (
+            *("hardswish", "hardtanh", "softshrink", "gelu", "silu", "mish", "elu", "selu"),
+            *("softplus", "softsign", "logsigmoid", "tanhshrink", "relu6", "glu"),
+        )
+    },
+    **{
+        name: getattr(torch, name)
+        for name in ("erf", "erfinv", "lgamma", "digamma", "sinc", "logit", "atan", "log1p")
+    },
+    "gelu by tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "softmax": lambda x: functional.softmax(x.reshape(4, 4), 1),
+    "log-softmax": lambda x: functional.log_softmax(x.reshape(4, 4), 1),
+    "logsumexp": lambda x: x.reshape(4, 4).logsumexp(1),
+    "layer norm": lambda x: functional.layer_norm(x.reshape(4, 4), (4,), x[:4], x[4:8]),
+    "group norm": lambda x: functional.group_norm(x.reshape(2, 4, 2), 2, x[:4], x[4:8]),
+    "rms norm": lambda x: functional.rms_norm(x.reshape(4, 4), (4,), x[:4]),
+    "instance norm": lambda x: functional.instance_norm(x.reshape(2, 2, 4)),
+    "local response norm": lambda x: functional.local_response_norm(x.reshape(1, 4, 2, 2), 2),
+    "batch norm": lambda x: functional.batch_norm(
+        x.reshape(4, 4), torch.zeros(4).double(), torch.ones(4).double(), x[:4], x[4:8]
+    ),
+    "normalize": lambda x: functional.normalize(x.reshape(4, 4)),
+    "cosine similarity": lambda x: functional.cosine_similarity(x[:8], x[8:], dim=0),
+    "cdist": lambda x: torch.cdist(x.reshape(4, 4), 2 * x[:8].reshape(2, 4)),
+    "cdist, 1": lambda x: torch.cdist(x.reshape(4, 4), 2 * x[:8].reshape(2, 4), p=1),
+    "cdist, products": lambda x: torch.cdist(
+        x.reshape(4, 4), 2 * x[:8].reshape(2, 4), compute_mode="use_mm_for_euclid_dist"
+    ),
+    "grid sample": lambda x: functional.grid_sample(
+        _images(x), x.reshape(1, 4, 2, 2), align_corners=False
+    ),
+    "resize": lambda x: functional.interpolate(_images(x), scale_factor=2, mode="bilinear"),
+    "resize, smoothed": lambda x: functional.interpolate(
+        _images(x), size=(2, 3), mode="bicubic", antialias=True
+    ),
+    "convolution": lambda x: functional.conv2d(_images(x), x[:4].reshape(1, 1, 2, 2)),
+    "transposed convolution": lambda x: functional.conv_transpose2d(
+        _images(x), x[:4].reshape(1, 1, 2, 2), stride=2
+    ),
+    "bilinear": lambda x: functional.bilinear(x.reshape(4, 4), x.reshape(4, 4), x.reshape(1, 4, 4)),
+    "pooling": lambda x: functional.max_pool2d(_images(x), 2),
+    "pooling by powers": lambda x: functional.lp_pool2d(_images(x), 3, 2),
+    "padding": lambda x: functional.pad(_images(x), (1, 1, 1, 1), mode="reflect"),
+    "unfold": lambda x: functional.unfold(_images(x), 2),
+    "products along an axis": lambda x: x.reshape(4, 4).cumprod(1),
+    "deviation": lambda x: x.reshape(4, 4).std(1),
+    "median": lambda x: x.reshape(4, 4).median(1)[0],
+    "scatter": lambda x: x.new_zeros(3).scatter_add(0, _entries(16), x),
+    "scatter of means": lambda x: x.new_zeros(3).scatter_reduce(0, _entries(16), x, "mean"),
+    "scatter of products": lambda x: x.new_ones(3).scatter_reduce(0, _entries(16), x, "prod"),
+    "embedding": lambda x: functional.embedding(_entries(4), x.reshape(4, 4)),
+    "spectrum": lambda x: torch.fft.rfft(x).abs(),
+    "inverse": lambda x: torch.linalg.inv(x.reshape(4, 4) + 3 * torch.eye(4, dtype=x.dtype)),
+    "attention": lambda x: functional.scaled_dot_product_attention(
+        *[part.reshape(1, 2, 2) for part in x[:12].split(4)]
+    ),
+    "weight norm": lambda x: torch._weight_norm(x.reshape(4, 4), x[:4].unsqueeze(1), 0),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_second_derivatives_within_an_evaluation_are_those_of_the_first(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(16, generator=generator).double() * 0.8 + 0.1
+    direction = torch.randn(16, generator=generator).double()
+    step = 1e-5
+
+    def gradient(at: Tensor, **options: bool) -> Tensor:
+        values = OWN[name](at)
+        weights = torch.linspace(0.3, 1.7, values.numel()).double().reshape(values.shape)
+        loss = (weights * values + 0.5 * values * values).sum()
+        return torch.autograd.grad(loss, at, **options)[0]
+
+    with evaluation(nn.Identity()):
+        here = x.clone().requires_grad_()
+        (product,) = torch.autograd.grad(gradient(here, create_graph=True), here, direction)
+        after, before = (
+            gradient((x + sign * step * direction).requires_grad_()) for sign in (1, -1)
+        )
+    # Truncation and round-off are both near 1e-10 of what is differenced.
+    expected = (after - before) / (2 * step)
+    assert float((product - expected).norm()) < 1e-6 * float(1 + expected.norm())
