@@ -3,7 +3,7 @@
 # make test     everything that must hold before a change is shared
 # make portable  tests and chapters as other processors would run them (about two hours)
 # make refresh  rewrite the chapters' committed outputs (CHAPTERS="01_five_minutes" for some)
-# make benchmark  time and memory beside other libraries (a quarter of an hour on a quiet machine)
+# make benchmark  time and memory beside other libraries (half an hour on a quiet machine)
 #
 # Settings: PYTHON=<Python 3.11>  THREADS=<processor cores to use>  DEVICE=<cpu or cuda>
 

@@ -1,6 +1,6 @@
 """Measure everything side by side, print the table and, on request, write the record.
 
-Run on a quiet machine, about twenty-five minutes::
+Run on a quiet machine, about half an hour::
 
     make benchmark
 
@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,16 +27,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import networks
 from benchmarks.measuring import Measured, Settings, measure
 from benchmarks.quantities import (
     BEST,
     COMBINED,
+    NETWORK_QUANTITIES,
     QUANTITIES,
     STEP_KINDS,
     TRACE_SEEDS,
     Quantity,
 )
-from benchmarks.render import console_row, console_step, console_summary
+from benchmarks.render import (
+    console_compared,
+    console_network,
+    console_row,
+    console_step,
+    console_summary,
+)
 from benchmarks.steps import MeasuredStep, measure_step
 from benchmarks.traces import trace_errors
 from paperkit.experiments.provenance import describe, tree_state
@@ -55,8 +64,9 @@ LIBRARIES = (
     "nngeometry",
     "pytorch-optimizer",
 )
-GROUPS = ("rows", "traces", "steps")
-"""What a record consists of: quantities side by side, errors of Tr H, steps of optimizers."""
+GROUPS = ("rows", "networks", "traces", "steps")
+"""What a record consists of: quantities side by side, the Hessian of other people's networks,
+errors of Tr H, steps of optimizers."""
 UNIT = Quantity("gradient", "one gradient, the unit")
 
 
@@ -97,6 +107,17 @@ def measured_steps(settings: Settings) -> Iterator[MeasuredStep]:
                     else:
                         row = replace(row, difference=difference(row.found, reference))
                     yield row
+
+
+def compared(network: str, folder: Path, settings: Settings) -> Iterator[networks.Compared]:
+    """Yield every call on one prepared network with every tool that has it."""
+    with fresh_processes() as pool:
+        for quantity in NETWORK_QUANTITIES:
+            for module in TOOLS:
+                for tool in getattr(import_module(module), "NETWORKS", {}).get(quantity, ()):
+                    yield pool.submit(
+                        networks.compare, module, network, quantity, tool, folder, settings
+                    ).result()
 
 
 def difference(found: np.ndarray, reference: np.ndarray) -> float:
@@ -150,12 +171,29 @@ def run_steps(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
+def run_networks(settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """Measure all tools on other people's networks; print each row as it comes."""
+    prepared, rows = [], []
+    for network in networks.NETWORKS:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            with fresh_processes() as pool:
+                found = pool.submit(networks.prepare, network.name, folder, settings).result()
+            print(console_network(found), flush=True)
+            prepared.append(found)
+            for row in compared(network.name, folder, settings):
+                rows.append(row.record())
+                print(console_compared(rows[-1]), flush=True)
+    return {"prepared": prepared, "rows": rows}
+
+
 def run(settings: Settings, seeds: int, groups: Collection[str] = GROUPS) -> dict[str, Any]:
     """Measure the groups, in their order; return the record."""
     start = time.perf_counter()
     tree = tree_state()
     ways = {
         "rows": lambda: run_quantities(settings),
+        "networks": lambda: run_networks(settings),
         "traces": lambda: [asdict(row) for row in trace_errors(seeds)],
         "steps": lambda: run_steps(settings),
     }
@@ -181,6 +219,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Settings.steps, help="timed ones")
     parser.add_argument("--seeds", type=int, default=TRACE_SEEDS, help="of the estimates of Tr H")
     parser.add_argument(
+        "--estimates", type=int, default=Settings.estimates, help="on other people's networks"
+    )
+    parser.add_argument(
         "--only", nargs="+", choices=GROUPS, default=GROUPS, help="parts of the record to measure"
     )
     parser.add_argument("--output", type=Path, help="where to write the record")
@@ -193,6 +234,7 @@ def main() -> None:
         repeats=options.repeats,
         batch=options.batch,
         steps=options.steps,
+        estimates=options.estimates,
     )
     record = run(settings, options.seeds, options.only)
     print(console_summary(record))

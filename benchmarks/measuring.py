@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.problems import PROBLEMS, Problem
-from benchmarks.quantities import REFERENCE_BATCH
+from benchmarks.quantities import NETWORK_ESTIMATES, REFERENCE_BATCH
 from paperkit.experiments.provenance import peak_memory, reset_peak_memory
 
 
@@ -70,6 +70,8 @@ class Settings:
         Samples of an optimizer's step.
     steps : int
         Timed steps of an optimizer, after an untimed one.
+    estimates : int
+        Seeds at most for an error on other people's networks.
     """
 
     samples: int = 64
@@ -79,6 +81,7 @@ class Settings:
     longest: float = 15.0
     batch: int = REFERENCE_BATCH
     steps: int = 9
+    estimates: int = NETWORK_ESTIMATES
 
 
 @dataclass
@@ -131,6 +134,11 @@ def timed(action: Callable[[], Any], device: str) -> tuple[float, Any]:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start, result
+
+
+def over_units(times: Sequence[float], units: Sequence[float]) -> list[float]:
+    """Return each time over the mean of the units before and after it."""
+    return [2 * t / (u + v) for t, u, v in zip(times, units, units[1:], strict=False)]
 
 
 def memory(device: str) -> int:
@@ -193,12 +201,10 @@ def measure(module: str, quantity: str, problem: str, tool: str, settings: Setti
     while len(times) < least or (sum(times) < settings.enough and len(times) < most):
         times.append(timed(work.action, settings.device)[0])
         units.append(timed(setup.gradient, settings.device)[0])
-    # A call is compared with the units before and after it.
-    ratios = [2 * t / (u + v) for t, u, v in zip(times, units, units[1:], strict=False)]
     return Measured(
         quantity=quantity,
         tool=tool,
-        gradients=statistics.median(ratios) / work.count,
+        gradients=statistics.median(over_units(times, units)) / work.count,
         seconds=statistics.median(times) / work.count,
         gradient_seconds=statistics.median(units),
         peak=peak,

@@ -7,16 +7,26 @@ what the record renders to.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.networks import REST_PROBES, root_mean_square
 from benchmarks.quantities import (
+    AHEAD_CEILING,
     BEST,
     COMBINED,
     COMBINED_CEILING,
+    DENSITY_PROBES,
+    DENSITY_STEPS,
+    NETWORK_ESTIMATES,
+    NETWORK_PRODUCTS,
+    NETWORK_QUANTITIES,
     OURS,
+    PLAIN,
+    PLAIN_CEILING,
     QUANTITIES,
     REFERENCE_BATCH,
     REFERENCE_SAMPLES,
@@ -35,6 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "results" / "benchmarks.json"
 PAGE = ROOT / "book" / "benchmarks.md"
 TEMPLATE = ROOT / "benchmarks" / "page.md"
+NETWORKS_TEMPLATE = ROOT / "benchmarks" / "networks.md"
 
 MEBIBYTE = 2**20
 _BY_KEY = {quantity.key: quantity for quantity in QUANTITIES}
@@ -74,7 +85,12 @@ class Target:
 
 def targets(record: Row) -> list[Target]:
     """Return every ceiling beside what the record, or the part that was run, says."""
-    parts = {"rows": _quantity_targets, "traces": _trace_targets, "steps": _step_targets}
+    parts = {
+        "rows": _quantity_targets,
+        "networks": _network_targets,
+        "traces": _trace_targets,
+        "steps": _step_targets,
+    }
     return [target for group, of in parts.items() if group in record for target in of(record)]
 
 
@@ -89,10 +105,30 @@ def _quantity_targets(record: Row) -> list[Target]:
     (others,) = (row for row in record["rows"] if row["tool"] == BEST)
     ratio = ours[COMBINED]["gradients"] / others["gradients"]
     found.append(Target(f"{_BY_KEY[COMBINED].title}, over {BEST}", ratio, COMBINED_CEILING, full))
+    found += [
+        Target(f"{q.title}, over the plain program", ratio, PLAIN_CEILING, full)
+        for q in QUANTITIES
+        if q.measure and (ratio := over_the_plain_program(record, q)) is not None
+    ]
     largest = max(row["peak"] for row in ours.values()) / MEBIBYTE
     budget = GIBIBYTE / MEBIBYTE
     found.append(Target("largest peak of ours, in MiB (the default budget)", largest, budget, full))
     return found
+
+
+def over_the_plain_program(record: Row, quantity: Quantity) -> float | None:
+    """Return our time over that of the fastest plain program, None where there is none."""
+    rows = [row for row in record["rows"] if row["quantity"] == quantity.key and not void(row)]
+    plain = [row["gradients"] for row in rows if row["tool"].startswith(PLAIN)]
+    ours = [row["gradients"] for row in rows if row["tool"] == OURS]
+    return ours[0] / min(plain) if ours and plain else None
+
+
+def _network_targets(record: Row) -> list[Target]:
+    what = "calls on other people's networks in which a tool is both faster and more accurate"
+    full = record["settings"]["estimates"] == NETWORK_ESTIMATES
+    cases = {(ours["network"], ours["quantity"]) for ours, _ in ahead(record)}
+    return [Target(what, len(cases), AHEAD_CEILING, full)]
 
 
 def _trace_targets(record: Row) -> list[Target]:
@@ -130,6 +166,45 @@ def beaten(record: Row) -> list[tuple[Quantity, Row, Row]]:
     return found
 
 
+def more_accurate(row: Row, other: Row) -> bool:
+    """Whether an error is smaller than another by more than two standard errors of both."""
+    if not row["errors"] or not other["errors"]:
+        return bool(row["errors"])
+    (value, spread), (larger, chance) = (root_mean_square(r["errors"]) for r in (row, other))
+    return larger - value > 2 * math.hypot(spread, chance)
+
+
+def faster_networks(record: Row) -> list[tuple[Row, Row]]:
+    """Return our row and another tool's where it is faster and not less accurate."""
+    found = []
+    rows = record.get("networks", {}).get("rows", ())
+    for ours in (row for row in rows if row["tool"] == OURS):
+        others = (
+            row
+            for row in rows
+            if (row["network"], row["quantity"]) == (ours["network"], ours["quantity"])
+            and row["tool"] != OURS
+            and row["errors"]
+        )
+        for row in others:
+            quicker = ours["gradients"] is None or row["gradients"] < ours["gradients"]
+            if quicker and not more_accurate(ours, row):
+                found.append((ours, row))
+    return found
+
+
+def ahead(record: Row) -> list[tuple[Row, Row]]:
+    """Return our row and another tool's where it is both faster and more accurate.
+
+    Products are left out: their errors are round-off, in which none is better.
+    """
+    return [
+        (ours, row)
+        for ours, row in faster_networks(record)
+        if ours["quantity"] != "product" and more_accurate(row, ours)
+    ]
+
+
 # --- for the terminal ------------------------------------------------------------------------
 
 
@@ -153,6 +228,32 @@ def console_step(row: Row) -> str:
         f"{cost:>9s} % outside {number(1e3 * row['outside']):>9s} ms of "
         f"{number(row['inside']):>6s} s {row['peak'] / MEBIBYTE:8.0f} MiB  {agreement}"
     )
+
+
+def console_network(found: Row) -> str:
+    """Return the terminal's line on a network and its references."""
+    return (
+        f"{found['name']}: {found['parameters']:,} parameters, n = {found['samples']}, loss "
+        f"{number(found['loss'])}; Tr H {number(found['trace'])} ± {found['trace_error']:.1e}, top "
+        f"eigenvalue {number(found['top'][0])}; references in {found['seconds']:.0f} s"
+    )
+
+
+def console_compared(row: Row) -> str:
+    """Return one row of the terminal's table of other people's networks."""
+    start = f"  {row['quantity']:8s} {row['tool']:32s} "
+    if not row["errors"]:
+        return start + row["remark"]
+    return (
+        f"{start}{row['products']:3d} products  error {_error(row):20s} "
+        f"{number(row['gradients']):>7s} gradients {number(row['seconds']):>7s} s "
+        f"{row['peak'] / MEBIBYTE:8.0f} MiB"
+    )
+
+
+def _error(row: Row) -> str:
+    value, spread = root_mean_square(row["errors"])
+    return f"{value:.2g}" + (f" ± {spread:.1g}" if 0 < spread < math.inf else "")
 
 
 def console_summary(record: Row) -> str:
@@ -217,6 +318,7 @@ def page(record: Row) -> str:
         warning=_warning(settings),
         target_rows=_target_rows(record),
         table_rows=_table_rows(record),
+        networks=_networks(record),
         trace_rows=_trace_rows(record),
         batch=settings["batch"],
         steps=settings["steps"],
@@ -233,7 +335,9 @@ def _warning(settings: Row) -> str:
         "samples": ("n = {}", REFERENCE_SAMPLES),
         "seeds": ("{} seeds", TRACE_SEEDS),
         "batch": ("batches of {}", REFERENCE_BATCH),
+        "estimates": ("{} estimates on other people's networks", NETWORK_ESTIMATES),
     }
+    sizes = {name: size for name, size in sizes.items() if name in settings}
     if all(settings[name] == size for name, (_, size) in sizes.items()):
         return ""
     here, there = (
@@ -284,6 +388,91 @@ def _power(value: float) -> str:
         return "0"
     exponent = int(f"{value:e}".split("e")[1]) + 1
     return f"< 1e{exponent}"
+
+
+def _networks(record: Row) -> str:
+    """Return the section on other people's networks, empty where the record has none."""
+    if "networks" not in record:
+        return ""
+    prepared, rows = record["networks"]["prepared"], record["networks"]["rows"]
+    calls = [len(row["errors"]) for row in rows if row["errors"]]
+    rules = [found["density"] for found in prepared if any(found["density"])]
+    return NETWORKS_TEMPLATE.read_text(encoding="utf-8").format(
+        products=NETWORK_PRODUCTS,
+        network_rows="\n".join(_network_row(found) for found in prepared),
+        fewest=min(calls),
+        most=max(calls),
+        rest_probes=REST_PROBES,
+        probes=DENSITY_PROBES,
+        steps=DENSITY_STEPS,
+        reference_rules=" or ".join(f"{probes} × {steps}" for probes, steps in rules),
+        compared_rows=_compared_rows(rows),
+        verdict=_verdict(record),
+    )
+
+
+def _network_row(found: Row) -> str:
+    trace = number(found["trace"])
+    if found["trace_error"]:
+        trace += f" ± {found['trace_error']:.1g}"
+    cells = [
+        found["name"],
+        f"{found['parameters']:,}",
+        str(found["samples"]),
+        str(found["steps"]),
+        number(found["loss"]),
+        trace,
+        number(found["top"][0]),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _compared_rows(rows: Sequence[Row]) -> str:
+    lines, network, quantity = [], "", ""
+    for row in rows:
+        first = row["network"] != network
+        cells = [
+            row["network"] if first else "",
+            NETWORK_QUANTITIES[row["quantity"]] if first or row["quantity"] != quantity else "",
+            row["tool"],
+        ]
+        network, quantity = row["network"], row["quantity"]
+        if row["errors"]:
+            cells += [str(row["products"]), _error(row)]
+            cells += [number(row["gradients"]), number(row["seconds"]), _mebibytes(row), ""]
+        else:
+            cells += ["", "cannot", "", "", "", row["remark"].replace("|", "\\|")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _verdict(record: Row) -> str:
+    found = ahead(record)
+    rule = (
+        "An error counts as smaller where it is so by more than two standard errors of the "
+        "difference."
+    )
+    if not found:
+        return (
+            f"In no call was another tool both faster and more accurate than this library. {rule}"
+        )
+    return (
+        "Another tool was **both faster and more accurate** than this library in:\n\n"
+        + "\n".join(_compared_line(*pair) for pair in found)
+        + f"\n\n{rule}"
+    )
+
+
+def _compared_line(ours: Row, row: Row) -> str:
+    own = (
+        f"an error of {_error(ours)} after {number(ours['gradients'])}"
+        if ours["errors"]
+        else "no result"
+    )
+    return (
+        f"* {NETWORK_QUANTITIES[row['quantity']]}, {row['network']}: {row['tool']} has an error of "
+        f"{_error(row)} after {number(row['gradients'])} gradients, this library {own}."
+    )
 
 
 def _trace_rows(record: Row) -> str:
@@ -337,7 +526,9 @@ def _weaknesses(record: Row) -> str:
         f"* {quantity.title}: {best['tool']} takes {number(best['gradients'])} gradients and "
         f"{_mebibytes(best)} MiB, this library {number(row['gradients'])} and {_mebibytes(row)}."
         for quantity, best, row in beaten(record)
-    ] + _slower_steps(record)
+    ]
+    slower += _slower_steps(record)
+    slower += [_compared_line(*pair) for pair in faster_networks(record)]
     if not slower:
         return "* No other tool was faster in this run."
     return "Another tool was faster in:\n\n" + "\n".join(slower) + "\n\nAnd in general:\n"

@@ -5,13 +5,25 @@ Its products of one layer are Gauss–Newton products, which are the Hessian's h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from curvlinops import GGNLinearOperator, HessianLinearOperator
 from curvlinops.papyan2020traces.spectrum import fast_lanczos
+from curvlinops.trace.epperly2024xtrace import xtrace
+from curvlinops.trace.meyer2020hutch import hutchpp_trace
+from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
 from benchmarks.measuring import Way, Work
+from benchmarks.networks import Estimate, Estimator, NetworkWay, direction
 from benchmarks.problems import LANCZOS_PROBES, LANCZOS_STEPS, PROBES, Problem
+from benchmarks.quantities import (
+    DENSITY_PROBES,
+    DENSITY_STEPS,
+    NETWORK_PRODUCTS,
+    TOP_EIGENVALUES,
+)
 
 NAME = "curvlinops"
 
@@ -98,4 +110,88 @@ def quadrature_sharpness(problem: Problem) -> Work:
 WAYS: dict[str, dict[str, Way]] = {
     way.__name__: {NAME: way}
     for way in (hessian_product, hessian_products, layer_products, quadrature_sharpness)
+}
+
+# --- other people's networks -----------------------------------------------------------------
+
+
+class _Counted(HessianLinearOperator):
+    """Counts its products with single vectors."""
+
+    products = 0
+
+    def _matmat(self, M: list[Tensor]) -> list[Tensor]:
+        self.products += M[0].shape[-1]
+        return super()._matmat(M)
+
+
+def _counted(problem: Problem) -> _Counted:
+    return _Counted(
+        problem.model,
+        nn.CrossEntropyLoss(),
+        list(problem.model.parameters()),
+        problem.data,
+        check_deterministic=False,
+    )
+
+
+def network_product(problem: Problem) -> Estimator:
+    hessian = _counted(problem)
+    return lambda seed: Estimate(hessian @ direction(problem.model, seed), 1)
+
+
+def network_trace(estimator: Callable[..., Tensor]) -> NetworkWay:
+    def way(problem: Problem) -> Estimator:
+        def estimate(seed: int) -> Estimate:
+            torch.manual_seed(seed)
+            hessian = _counted(problem)
+            value = estimator(hessian, NETWORK_PRODUCTS)
+            return Estimate(value, hessian.products)
+
+        return estimate
+
+    return way
+
+
+def network_top(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        hessian = _counted(problem)
+        start = direction(problem.model, seed).cpu().numpy()
+        # One Krylov space of all products, without a restart, whatever has converged by then.
+        values = eigsh(
+            hessian.to_scipy(),
+            k=TOP_EIGENVALUES,
+            which="LA",
+            v0=start,
+            ncv=NETWORK_PRODUCTS,
+            maxiter=1,
+            tol=1e6,
+            return_eigenvectors=False,
+        )
+        found = torch.from_numpy(values).sort(descending=True).values
+        return Estimate(found, hessian.products)
+
+    return estimate
+
+
+def network_density(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        torch.manual_seed(seed)
+        hessian = _counted(problem)
+        runs = [fast_lanczos(hessian, DENSITY_STEPS) for _ in range(DENSITY_PROBES)]
+        nodes = torch.stack([values for values, _ in runs])
+        weights = torch.stack([vectors[0].square() for _, vectors in runs])
+        return Estimate(nodes, hessian.products, weights / DENSITY_PROBES)
+
+    return estimate
+
+
+NETWORKS: dict[str, dict[str, NetworkWay]] = {
+    "product": {NAME: network_product},
+    "trace": {
+        f"{NAME}, XTrace": network_trace(xtrace),
+        f"{NAME}, Hutch++": network_trace(hutchpp_trace),
+    },
+    "top": {f"{NAME}, eigsh of SciPy": network_top},
+    "density": {f"{NAME}, fast_lanczos": network_density},
 }

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import torch
-from hessian_eigenthings.algorithms.lanczos import lanczos_tridiagonal
+from hessian_eigenthings.algorithms.lanczos import lanczos, lanczos_tridiagonal
+from hessian_eigenthings.algorithms.spectral_density import spectral_density
+from hessian_eigenthings.algorithms.trace import trace
 from hessian_eigenthings.loss_fns.standard import supervised_loss
 from hessian_eigenthings.operators.hessian import HessianOperator
 from torch import Tensor, nn
 
 from benchmarks.measuring import Way, Work
+from benchmarks.networks import Estimate, Estimator, NetworkWay, direction
 from benchmarks.problems import LANCZOS_PROBES, LANCZOS_STEPS, Problem, ritz_values
+from benchmarks.quantities import (
+    DENSITY_PROBES,
+    DENSITY_STEPS,
+    NETWORK_PRODUCTS,
+    TOP_EIGENVALUES,
+)
 
 NAME = "hessian-eigenthings"
 
@@ -66,4 +75,75 @@ def quadrature_sharpness(problem: Problem) -> Work:
 
 WAYS: dict[str, dict[str, Way]] = {
     way.__name__: {NAME: way} for way in (hessian_product, layer_products, quadrature_sharpness)
+}
+
+# --- other people's networks -----------------------------------------------------------------
+
+
+class _Counted(HessianOperator):
+    """Counts its products."""
+
+    products = 0
+
+    def matvec(self, v: Tensor) -> Tensor:
+        self.products += 1
+        return super().matvec(v)
+
+
+def _counted(problem: Problem) -> _Counted:
+    return _Counted(problem.model, problem.data, supervised_loss(nn.CrossEntropyLoss()))
+
+
+def network_product(problem: Problem) -> Estimator:
+    hessian = _counted(problem)
+    return lambda seed: Estimate(hessian.matvec(direction(problem.model, seed)), 1)
+
+
+def network_trace(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        hessian = _counted(problem)
+        value = trace(hessian, num_matvecs=NETWORK_PRODUCTS, seed=seed).estimate
+        return Estimate(torch.tensor([value], dtype=torch.float64, device="cpu"), hessian.products)
+
+    return estimate
+
+
+def network_top(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        hessian = _counted(problem)
+        found = lanczos(
+            hessian,
+            k=TOP_EIGENVALUES,
+            max_iter=NETWORK_PRODUCTS,
+            which="LA",
+            reorthogonalize=True,
+            seed=seed,
+        )
+        return Estimate(found.eigenvalues, hessian.products)
+
+    return estimate
+
+
+def network_density(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        hessian = _counted(problem)
+        found = spectral_density(
+            hessian,
+            num_runs=DENSITY_PROBES,
+            lanczos_steps=DENSITY_STEPS,
+            # Each run has a seed of its own, counted from this one.
+            seed=DENSITY_PROBES * seed,
+        )
+        # Runs of fewer steps are padded with nodes that are no numbers, of no weight.
+        nodes = found.raw_eigenvalues.nan_to_num()
+        return Estimate(nodes, hessian.products, found.raw_weights / DENSITY_PROBES)
+
+    return estimate
+
+
+NETWORKS: dict[str, dict[str, NetworkWay]] = {
+    "product": {NAME: network_product},
+    "trace": {f"{NAME}, Hutch++": network_trace},
+    "top": {f"{NAME}, Lanczos": network_top},
+    "density": {f"{NAME}, Lanczos": network_density},
 }

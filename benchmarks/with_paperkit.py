@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import Way, Work
+from benchmarks.networks import Estimate, Estimator, NetworkWay, dimension, direction
 from benchmarks.problems import (
     LANCZOS_PROBES,
     LANCZOS_STEPS,
@@ -14,8 +15,19 @@ from benchmarks.problems import (
     Problem,
     ritz_values,
 )
-from benchmarks.quantities import OURS
+from benchmarks.quantities import (
+    DENSITY_PROBES,
+    DENSITY_STEPS,
+    NETWORK_PRODUCTS,
+    OURS,
+    TOP_EIGENVALUES,
+)
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace
+from paperkit.estimators.hessian import (
+    hessian_top_eigenvalues,
+    hessian_trace,
+    spectral_density,
+)
 from paperkit.estimators.information_geometry import information_geometric_sharpness
 from paperkit.estimators.renyi import renyi_sharpness
 from paperkit.estimators.report import Report, measure
@@ -172,4 +184,64 @@ WAYS: dict[str, dict[str, Way]] = {
         all_measures,
         information_geometry,
     )
+}
+
+# --- other people's networks -----------------------------------------------------------------
+
+
+def network_product(problem: Problem) -> Estimator:
+    hessian = HessianOperator(problem.model, problem.data)
+    return lambda seed: Estimate(hessian(direction(problem.model, seed)), 1)
+
+
+def network_trace(problem: Problem) -> Estimator:
+    classes = problem.model(problem.inputs[:1]).shape[1]
+
+    def call(products: int, seed: int) -> Estimate:
+        found = hessian_trace(problem.model, _data(problem), products=products, seed=seed)
+        # The Gauss–Newton part takes a backward pass for each output; what is exact without it
+        # took every unit vector.
+        split = "gauss_newton_part" in found.assumptions
+        rest = 0 if split else dimension(problem.model)
+        probes = rest if found.probes is None else found.probes
+        return Estimate(_value(found), probes + classes * split)
+
+    # What it takes beyond its products is taken off them, so that all tools have the same number.
+    over = max(0, call(NETWORK_PRODUCTS, 0).products - NETWORK_PRODUCTS)
+    return lambda seed: call(NETWORK_PRODUCTS - over, seed)
+
+
+def network_top(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        # A tolerance that single precision does not reach: all products are spent.
+        found = hessian_top_eigenvalues(
+            problem.model,
+            _data(problem),
+            TOP_EIGENVALUES,
+            tolerance=1e-12,
+            max_products=NETWORK_PRODUCTS,
+            seed=seed,
+        )
+        return Estimate(found.eigenvalues, found.assumptions["products"])
+
+    return estimate
+
+
+def network_density(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        found = spectral_density(
+            problem.model, _data(problem), probes=DENSITY_PROBES, steps=DENSITY_STEPS, seed=seed
+        ).quadrature
+        return Estimate(
+            found.gauss.nodes, found.products, found.gauss.weights / found.gauss.weights.sum()
+        )
+
+    return estimate
+
+
+NETWORKS: dict[str, dict[str, NetworkWay]] = {
+    "product": {OURS: network_product},
+    "trace": {OURS: network_trace},
+    "top": {OURS: network_top},
+    "density": {OURS: network_density},
 }

@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn import functional
 
 from benchmarks.measuring import Way, Work
+from benchmarks.networks import Estimate, Estimator, NetworkWay, direction, hessian_of
 from benchmarks.problems import (
     LANCZOS_PROBES,
     LANCZOS_STEPS,
@@ -19,6 +20,12 @@ from benchmarks.problems import (
     entropies,
     gram_eigenvalues,
     ritz_values,
+)
+from benchmarks.quantities import (
+    DENSITY_PROBES,
+    DENSITY_STEPS,
+    NETWORK_PRODUCTS,
+    TOP_EIGENVALUES,
 )
 
 FUNC, AUTOGRAD, CHANNELS_LAST = "torch.func", "torch.autograd", "torch.autograd, channels last"
@@ -313,4 +320,86 @@ WAYS: dict[str, dict[str, Way]] = {
     "layer_sensitivities": {AUTOGRAD: layer_sensitivities},
     "layer_volumes": {AUTOGRAD: layer_volumes},
     "information_geometry": {FUNC: information_geometry},
+}
+
+# --- other people's networks -----------------------------------------------------------------
+
+
+def network_product(problem: Problem) -> Estimator:
+    return lambda seed: Estimate(hessian_of(problem)(direction(problem.model, seed)), 1)
+
+
+def network_product_by_func(problem: Problem) -> Estimator:
+    product = _hessian_product(problem)
+
+    def estimate(seed: int) -> Estimate:
+        found = product(_split(problem, direction(problem.model, seed)))
+        return Estimate(torch.cat([part.flatten() for part in found.values()]), 1)
+
+    return estimate
+
+
+def network_trace(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        hessian = hessian_of(problem)
+        total = 0.0
+        for i in range(NETWORK_PRODUCTS):
+            signs = direction(problem.model, NETWORK_PRODUCTS * seed + i).sign()
+            total += float(signs @ hessian(signs))
+        value = torch.tensor([total / NETWORK_PRODUCTS], dtype=torch.float64, device="cpu")
+        return Estimate(value, NETWORK_PRODUCTS)
+
+    return estimate
+
+
+def _tridiagonal(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
+    """Return the matrix of Lanczos with full reorthogonalization, (steps, steps)."""
+    basis = (start / start.norm()).unsqueeze(0)
+    matrix = torch.zeros(steps, steps, dtype=torch.float64, device="cpu")
+    for j in range(steps):
+        image = product(basis[j])
+        matrix[j, j] = float(image @ basis[j])
+        for _ in range(2):
+            image -= (basis @ image) @ basis
+        if j + 1 < steps:
+            matrix[j, j + 1] = matrix[j + 1, j] = float(image.norm())
+            basis = torch.cat([basis, (image / image.norm()).unsqueeze(0)])
+    return matrix
+
+
+def network_top(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        start = direction(problem.model, seed)
+        matrix = _tridiagonal(hessian_of(problem), start, NETWORK_PRODUCTS)
+        found = torch.linalg.eigvalsh(matrix).flip(0)[:TOP_EIGENVALUES]
+        return Estimate(found, NETWORK_PRODUCTS)
+
+    return estimate
+
+
+def network_density(problem: Problem) -> Estimator:
+    def estimate(seed: int) -> Estimate:
+        hessian = hessian_of(problem)
+        matrices = torch.stack(
+            [
+                _tridiagonal(
+                    hessian,
+                    direction(problem.model, DENSITY_PROBES * seed + i).sign(),
+                    DENSITY_STEPS,
+                )
+                for i in range(DENSITY_PROBES)
+            ]
+        )
+        nodes, vectors = torch.linalg.eigh(matrices)
+        weights = vectors[:, 0].square() / DENSITY_PROBES
+        return Estimate(nodes, DENSITY_PROBES * DENSITY_STEPS, weights)
+
+    return estimate
+
+
+NETWORKS: dict[str, dict[str, NetworkWay]] = {
+    "product": {AUTOGRAD: network_product, FUNC: network_product_by_func},
+    "trace": {f"{AUTOGRAD}, Hutchinson": network_trace},
+    "top": {f"{AUTOGRAD}, Lanczos": network_top},
+    "density": {f"{AUTOGRAD}, Lanczos": network_density},
 }

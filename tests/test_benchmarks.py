@@ -14,13 +14,16 @@ import pytest
 import torch
 
 import paperkit.optim
-from benchmarks import measuring, optimizers, render, steps, with_paperkit, with_torch
+from benchmarks import measuring, networks, optimizers, render, steps, with_paperkit, with_torch
 from benchmarks.measuring import Settings, Work, measure
-from benchmarks.problems import PROBLEMS
+from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.quantities import (
     BASE_OPTIONS,
     BEST,
     COMBINED,
+    NETWORK_ESTIMATES,
+    NETWORK_PRODUCTS,
+    NETWORK_QUANTITIES,
     OURS,
     QUANTITIES,
     REFERENCE_BATCH,
@@ -332,3 +335,239 @@ def test_the_other_libraries_are_pinned_exactly() -> None:
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert lines
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in lines)
+
+
+# -- other people's networks -----------------------------------------------------------------------
+
+
+def small_problem() -> Problem:
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)
+        ).eval()
+    inputs = torch.randn(5, 4, generator=generator, device="cpu")
+    targets = torch.randint(0, 3, (5,), generator=generator, device="cpu")
+    return Problem(model, inputs, targets)
+
+
+def network(reference: str, density: tuple[int, int] = (0, 0)) -> networks.Network:
+    return networks.Network(
+        name="small",
+        build=lambda: small_problem().model,
+        inputs=lambda digits: digits,
+        samples=5,
+        steps=0,
+        rate=0.1,
+        estimates=2,
+        reference=reference,
+        density=density,
+    )
+
+
+def test_references_without_the_matrix_are_those_of_the_matrix(monkeypatch) -> None:
+    problem = small_problem()
+    d = networks.dimension(problem.model)
+    exact = networks.references(network("dense"), problem)
+    # By another program than either: torch.func's Hessian of the flat parameters.
+    shapes = {name: p.shape for name, p in problem.model.named_parameters()}
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        weights = {n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}
+        outputs = torch.func.functional_call(problem.model, weights, (problem.inputs.double(),))
+        return torch.nn.functional.cross_entropy(outputs, problem.targets)
+
+    flat = torch.cat([p.detach().flatten() for p in problem.model.parameters()]).double()
+    matrix = torch.func.hessian(loss)(flat)
+    values = torch.linalg.eigvalsh(matrix)
+    assert exact.trace == pytest.approx(float(matrix.trace()), rel=1e-10)
+    torch.testing.assert_close(exact.nodes, values, rtol=0, atol=1e-10)
+    product = matrix @ networks.direction(problem.model, 1).double()
+    torch.testing.assert_close(exact.products[1], product, rtol=0, atol=1e-10)
+
+    monkeypatch.setattr(networks, "REST_PROBES", 200)
+    probed = networks.references(network("probes", (4, d)), problem)
+    assert probed.trace_error > 0
+    assert abs(probed.trace - exact.trace) <= 4 * probed.trace_error
+    torch.testing.assert_close(probed.top, exact.top, rtol=0, atol=1e-8)
+    # The rules of four probes hold the whole spectrum, with weights of their own.
+    assert float(probed.weights.sum()) == pytest.approx(1, rel=1e-6)
+    found = float((probed.weights * probed.nodes).sum())
+    spread = float(values.square().sum() * 2) ** 0.5 / d / 2
+    assert abs(found - exact.trace / d) <= 4 * spread
+
+
+def test_the_gauss_newton_trace_is_the_whole_only_without_a_diagonal() -> None:
+    problem = networks.in_double_precision(small_problem())
+    with pytest.raises(RuntimeError, match="diagonal"):
+        networks.refuse_a_diagonal(problem)
+    problem.model[1] = torch.nn.ReLU()
+    networks.refuse_a_diagonal(problem)
+    hessian = networks.dense(networks.hessian_of(problem), networks.dimension(problem.model))
+    trace = networks.gauss_newton_trace(problem)
+    assert trace == pytest.approx(float(hessian.trace()), rel=1e-10)
+
+
+@pytest.mark.parametrize("quantity", NETWORK_QUANTITIES)
+def test_a_plain_program_and_this_library_find_what_the_reference_is(quantity: str) -> None:
+    problem = small_problem()
+    reference = networks.references(network("dense"), problem)
+    # Probes leave more open than a test of units and signs needs.
+    bound = 1e-4 if quantity == "product" else 1.0
+    for module in (with_paperkit, with_torch):
+        for way in module.NETWORKS[quantity].values():
+            found = way(problem)(0)
+            assert networks.error_of(quantity, found, reference, 0) < bound
+            assert 0 < found.products <= max(NETWORK_PRODUCTS, networks.dimension(problem.model))
+            if quantity == "top":  # no Ritz value exceeds the eigenvalue of its place
+                assert bool((found.values.double() <= reference.top + 1e-5).all())
+
+
+def test_the_error_of_a_density_is_the_distance_of_two_sets_of_points() -> None:
+    here = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+    even = torch.full((3,), 1 / 3, dtype=torch.float64)
+    reference = networks.Reference(0.0, 0.0, here, here, even)
+    assert reference.scale == pytest.approx(4 / 3)
+    found = networks.Estimate(here + 0.5, 1, even)
+    assert networks.error_of("density", found, reference, 0) == pytest.approx(0.5 / (4 / 3))
+    assert networks.error_of("density", networks.Estimate(here, 1, even), reference, 0) == 0
+
+
+def test_the_spread_of_a_root_mean_square_comes_from_its_seeds() -> None:
+    value, spread = networks.root_mean_square([3.0, -3.0, 3.0])
+    assert (value, spread) == (3.0, 0.0)
+    assert networks.root_mean_square([2.0])[1] == math.inf
+    # The variance of the mean of x² is 2 σ⁴ / m, so that of its root is σ² / (2 m).
+    errors = np.random.default_rng(0).normal(size=20000)
+    value, spread = networks.root_mean_square(list(errors))
+    assert spread == pytest.approx(value / math.sqrt(2 * len(errors)), rel=0.05)
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch) -> str:
+    """A small network in place of the others, trained and with its references on disk."""
+    small = network("dense")
+    monkeypatch.setitem(networks._BY_NAME, "small", small)
+    monkeypatch.setattr(networks, "trained", lambda network, device: small_problem())
+    # The limit would stay with this process.
+    monkeypatch.setattr(networks, "_leave_memory_to_others", lambda: None)
+    for name in ("return_freed_memory", "keep_freed_memory"):
+        monkeypatch.setattr(networks, name, lambda: None)
+    found = networks.prepare("small", tmp_path, Settings())
+    assert found["parameters"] == networks.dimension(small_problem().model)
+    assert json.loads(json.dumps(found)) == found
+    return "small"
+
+
+def compared(tool: str, folder, quantity: str = "product") -> networks.Compared:
+    module = "benchmarks.with_torch"
+    return networks.compare(module, "small", quantity, tool, folder, Settings())
+
+
+def test_each_seed_has_an_error_and_the_first_call_no_time(prepared: str, tmp_path) -> None:
+    row = compared(with_torch.AUTOGRAD, tmp_path)
+    assert (row.network, row.quantity, row.tool) == (prepared, "product", with_torch.AUTOGRAD)
+    assert len(row.errors) == 2 and max(row.errors) < 1e-4
+    assert row.products == 1 and row.calls == 1 and row.gradients > 0
+    assert json.loads(json.dumps(row.record())) == row.record()
+
+
+def test_a_tool_that_raises_says_so_in_its_row(prepared: str, tmp_path, monkeypatch) -> None:
+    def fails(problem: Problem):
+        raise NotImplementedError("no rule for this\nand a long trace")
+
+    monkeypatch.setitem(with_torch.NETWORKS["product"], "failing", fails)
+    row = compared("failing", tmp_path)
+    assert row.errors == [] and row.gradients is None
+    assert row.remark == "NotImplementedError: no rule for this"
+
+
+def network_record() -> dict:
+    """Return the record with a made-up part on one network."""
+    rows = [
+        networks.Compared(
+            "small", quantity, tool, 30, errors, cost, 0.1, 0.01, 2**20, len(errors) - 1
+        ).record()
+        for quantity in NETWORK_QUANTITIES
+        for tool, errors, cost in ((OURS, [0.10, 0.11, 0.09], 5.0), ("other", [0.2, 0.19], 4.0))
+    ]
+    rows.append(networks.Compared("small", "trace", "unable", remark="Error: a | b").record())
+    found = {
+        "name": "small",
+        "samples": 5,
+        "parameters": 51,
+        "steps": 3,
+        "loss": 0.5,
+        "trace": 2.0,
+        "trace_error": 0.01,
+        "top": [1.0, 0.5],
+        "reference": "probes",
+        "density": [4, 30],
+        "seconds": 1.0,
+    }
+    record = copy.deepcopy(RECORD)
+    record["settings"]["estimates"] = NETWORK_ESTIMATES
+    record["networks"] = {"prepared": [found], "rows": rows}
+    return record
+
+
+def test_a_record_with_networks_shows_them_and_one_without_does_not() -> None:
+    record = network_record()
+    text = render.page(record)
+    assert "## Other people's networks" in text
+    assert "In no call was another tool both faster and more accurate" in text
+    assert "Error: a \\| b" in text
+    assert "{" not in text.replace("{doc}", "").replace("```{warning}", "")
+    for row in record["networks"]["rows"]:
+        assert render.console_compared(row)
+    del record["networks"]
+    assert "Other people's networks" not in render.page(record)
+
+
+def row_of(record: dict, quantity: str, tool: str) -> dict:
+    rows = record["networks"]["rows"]
+    return next(r for r in rows if (r["quantity"], r["tool"]) == (quantity, tool))
+
+
+def test_a_tool_is_ahead_when_faster_and_more_accurate_than_chance() -> None:
+    record = network_record()
+    assert render.faster_networks(record) == []
+    other = row_of(record, "top", "other")
+    other["errors"] = [0.10, 0.09]
+    assert [pair[1] for pair in render.faster_networks(record)] == [other]
+    assert render.ahead(record) == []
+    other["errors"] = [0.01, 0.011]
+    assert [pair[1] for pair in render.ahead(record)] == [other]
+    (target,) = (t for t in render.targets(record) if "other people's networks" in t.what)
+    assert (target.value, target.verdict) == (1, "NOT MET")
+    assert "both faster and more accurate** than this library in" in render.page(record)
+    other["gradients"] = 6.0
+    assert render.ahead(record) == [] and render.faster_networks(record) == []
+
+
+def test_a_product_is_never_more_accurate_and_a_missing_result_always_less() -> None:
+    record = network_record()
+    row_of(record, "product", "other")["errors"] = [1e-7, 1e-7]
+    assert render.ahead(record) == []
+    assert len(render.faster_networks(record)) == 1
+    row_of(record, "density", OURS).update(errors=[], gradients=None, remark="Error")
+    assert [pair[1]["quantity"] for pair in render.ahead(record)] == ["density"]
+    assert "this library no result" in render.page(record)
+
+
+def test_a_measure_is_compared_with_the_fastest_plain_program() -> None:
+    record = copy.deepcopy(RECORD)
+    plain = [r for r in record["rows"] if r["quantity"] == "sharpness" and r["tool"] != OURS]
+    (quantity,) = (q for q in QUANTITIES if q.key == "sharpness")
+    (ours,) = (r for r in record["rows"] if r["quantity"] == "sharpness" and r["tool"] == OURS)
+    for cost, row in enumerate(plain, start=2):
+        row["gradients"] = cost * ours["gradients"]
+    # Two plain programs, and a library that is none.
+    assert render.over_the_plain_program(record, quantity) == pytest.approx(1 / 2)
+    plain[0]["difference"] = 1.0
+    assert render.over_the_plain_program(record, quantity) == pytest.approx(1 / 3)
+    measured = [q for q in QUANTITIES if q.measure]
+    shown = [t for t in render.targets(record) if "over the plain program" in t.what]
+    assert len(shown) == len(measured)
