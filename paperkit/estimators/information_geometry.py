@@ -48,7 +48,7 @@ from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.jacobian_products import JacobianProduct
 from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
 from paperkit.linearize.losses import CrossEntropy, Loss, LossLike, fitted
-from paperkit.linearize.network import network_outputs
+from paperkit.linearize.network import Network, network_outputs
 from paperkit.linearize.problem import measure_of, refuse_cut
 
 CURVATURES = ("fisher", "hessian")
@@ -230,6 +230,11 @@ def _tolerances(tolerance: float, dtype: torch.dtype) -> list[float]:
     return [max(tolerance * factor, floor) for factor in _SENSITIVITY]
 
 
+def _computed_in(model: nn.Module, result: Tensor) -> torch.dtype:
+    """Return the format whose round-off a result of the model's passes carries."""
+    return model.narrowest if isinstance(model, Network) else result.dtype
+
+
 def _precision(dtype: torch.dtype) -> float:
     """Return half of a dtype's digits, what a projector on computed rows can claim."""
     return torch.finfo(dtype).eps ** 0.5
@@ -318,7 +323,7 @@ def information_geometric_sharpness(
             model, inputs, targets, loss, dual.factor, dimension, memory_budget
         )
     options = _Options(batch_size, replacement, tolerance, damping)
-    return _sharpness(row_blocks, dual, loss, dimension, outputs.dtype, options)
+    return _sharpness(row_blocks, dual, loss, dimension, _computed_in(model, outputs), options)
 
 
 def information_geometric_sharpness_from(
@@ -359,7 +364,7 @@ def information_geometric_sharpness_from(
         dual,
         linearization.loss,
         dimension,
-        linearization.outputs.dtype,
+        linearization.computed_in,
         _Options(batch_size, replacement, tolerance, damping),
     )
 
@@ -737,18 +742,19 @@ def takeuchi_information_criterion(
     inputs, targets = as_batch(data)
     hessian = dense_hessian(model, inputs, targets, loss)
     moment = dense_empirical_fisher(model, inputs, targets, loss).to(torch.float64)
+    dtype = _computed_in(model, hessian)
     if tolerance is None:
-        tolerance = dimension * torch.finfo(hessian.dtype).eps
+        tolerance = dimension * torch.finfo(dtype).eps
     eigenvalues, vectors = torch.linalg.eigh(hessian.to(torch.float64))
     sizes = eigenvalues.abs() / eigenvalues.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     spread = torch.einsum("ij,ik,kj->j", vectors, moment, vectors)
     trace = float(spread.sum())
     by_tolerance = {
         at: float((spread / eigenvalues)[sizes > at].sum()) / len(inputs)
-        for at in _tolerances(tolerance, hessian.dtype)
+        for at in _tolerances(tolerance, dtype)
     }
     kept, value = sizes > tolerance, by_tolerance[tolerance]
-    steady = not _moves(value, by_tolerance, _precision(hessian.dtype))
+    steady = not _moves(value, by_tolerance, _precision(dtype))
     return Measurement(
         value=value,
         measure="takeuchi_information_criterion",

@@ -23,8 +23,9 @@ from paperkit.estimators.spectra import MAX_DENSE, LayerSpectrum, dense_spectrum
 from paperkit.linalg.gram import Spectrum
 from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
-from paperkit.linearize import LayerLinearization, dense_hessian, linearize
+from paperkit.linearize import LayerLinearization, linearize
 from paperkit.linearize.batches import as_batch
+from paperkit.linearize.dense import dense_hessian_and_round_off
 from paperkit.linearize.linearize import GIBIBYTE, MemoryBudgetError, layer_groups
 from paperkit.linearize.losses import Loss, LossLike
 from paperkit.linearize.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
@@ -39,6 +40,9 @@ _ADVICE = "pass products= or time_budget= for less, with a wider error bar, or f
 # Where no bracket tells how many steps are enough.
 _STEPS_WITHOUT_BRACKET = 60
 _BYTES = torch.float64.itemsize
+
+# Nats that an exact value may be off by without a word.
+_CLAIMED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -284,7 +288,7 @@ max_dense, memory_budget
     gradient.announce("global_renyi_sharpness", effort.gradients, _ADVICE)
     if written_out:
         inputs, targets = as_batch(data)
-        spectrum = dense_spectrum(dense_hessian(model, inputs, targets, loss, names))
+        spectrum = dense_spectrum(*dense_hessian_and_round_off(model, inputs, targets, loss, names))
         common = {"n": len(inputs), "loss": loss, "layer": None}
         by_order = _exact(spectrum, settings, common, {"parameters": "all weights"})
     else:
@@ -553,19 +557,40 @@ def _exact(
     spectrum: Spectrum, settings: _Settings, common: dict, assumptions: dict
 ) -> dict[float, RenyiSharpness]:
     method = spectrum.method if isinstance(spectrum, LayerSpectrum) else "dense"
-    return {
-        order: RenyiSharpness(
-            value=-renyi_entropy(spectrum.eigenvalues, order, settings.policy),
+    results = {}
+    for order in settings.orders:
+        value = -renyi_entropy(spectrum.eigenvalues, order, settings.policy)
+        bracket = _round_off_bracket(spectrum, value, order, settings.policy)
+        results[order] = RenyiSharpness(
+            value=value,
             measure="renyi_sharpness",
             method=method,
-            assumptions={"alpha": order, "policy": settings.policy, **assumptions},
+            bracket=bracket,
+            converged=bracket is None,
+            assumptions={
+                "alpha": order,
+                "policy": settings.policy,
+                **assumptions,
+                **({} if bracket is None else {"bracket_of": "round-off in the model's passes"}),
+            },
             alpha=order,
             policy=settings.policy,
             spectrum=spectrum,
             **common,
         )
-        for order in settings.orders
-    }
+    return results
+
+
+def _round_off_bracket(
+    spectrum: Spectrum, value: float, order: float, policy: str
+) -> tuple[float, float] | None:
+    """Return between which values round-off leaves the entropy open; None where they are close."""
+    found = [value]
+    for eigenvalues in spectrum.bracket():
+        if bool((eigenvalues if policy == "clamp" else eigenvalues.abs()).gt(0).any()):
+            found.append(-renyi_entropy(eigenvalues, order, policy))
+    low, high = min(found), max(found)
+    return (low, high) if high - low > _CLAIMED else None
 
 
 def _estimated(

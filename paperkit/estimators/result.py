@@ -31,15 +31,17 @@ class Measurement:
     standard_error : float or None
         Of the mean over probes; None where the value is exact.
     bracket : tuple of float or None
-        Lower and upper value between which quadrature puts the probes' mean; it does not contain
-        the statistical error.
+        Lower and upper value between which quadrature puts the probes' mean, without the
+        statistical error; or between which round-off in the model's passes leaves an exact value
+        open.
     probes : int or None
         Random vectors used; None where the value is exact.
     converged : bool
         False where an iteration met its cap before its tolerance.
     assumptions : mapping of str to object
         What else the value depends on, by name: ``exact_block``, ``obstacle``, ``policy``,
-        ``rank``, ``tolerance``, …
+        ``rank``, ``tolerance``, …; ``precision`` where the model does not compute in the one
+        format of its weights.
     """
 
     value: float

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from paperkit.linalg.gram import Spectrum
-from paperkit.linearize import LayerLinearization, dense_hessian, linearize
+from paperkit.linearize import LayerLinearization, linearize
 from paperkit.linearize.batches import as_batch
+from paperkit.linearize.dense import dense_hessian_and_round_off
 from paperkit.linearize.linearize import GIBIBYTE, layer_groups
 from paperkit.linearize.losses import LossLike
 from paperkit.linearize.problem import measure_of
@@ -142,12 +143,16 @@ def layer_spectrum(
     if layer.exact_block:
         spectrum = layer.spectrum()
     else:
-        hessian = dense_hessian(model, inputs, targets, loss, [layer.weight_name])
-        spectrum = dense_spectrum(hessian)
+        spectrum = dense_spectrum(
+            *dense_hessian_and_round_off(model, inputs, targets, loss, [layer.weight_name])
+        )
     return LayerSpectrum(
         eigenvalues=spectrum.eigenvalues,
         dimension=spectrum.dimension,
         tolerance=spectrum.tolerance,
+        round_off=spectrum.round_off,
+        squared=spectrum.squared,
+        rank_limit=spectrum.rank_limit,
         layer=layer.name,
         n=layer.num_samples,
         num_outputs=layer.hessian_factor.shape[2],
@@ -170,9 +175,18 @@ def _refuse_large(layers: Iterable[LayerLinearization], max_dense: int) -> None:
         )
 
 
-def dense_spectrum(matrix: Tensor) -> Spectrum:
-    """Return the eigenvalues of a symmetric (d, d) matrix, in float64, descending."""
+def dense_spectrum(matrix: Tensor, round_off: float = 0.0) -> Spectrum:
+    """Return the eigenvalues of a symmetric (d, d) matrix, in float64, descending.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        In the precision in which it was computed.
+    round_off : float
+        By how much that may have moved an eigenvalue.
+    """
     eigenvalues = torch.linalg.eigvalsh(matrix.to(torch.float64)).flip(0).cpu()
     largest = float(eigenvalues.abs().max())
     tolerance = len(matrix) * torch.finfo(matrix.dtype).eps * largest
-    return Spectrum(eigenvalues[eigenvalues.abs() > tolerance], len(matrix), tolerance)
+    found = eigenvalues[eigenvalues.abs() > tolerance]
+    return Spectrum(found, len(matrix), tolerance, round_off)

@@ -17,6 +17,9 @@ from paperkit import arguments
 
 _EPSILON = torch.finfo(torch.float64).eps
 
+# Units of round-off that a pass through a network leaves in its derivatives.
+_UNITS = 10.0
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -31,11 +34,22 @@ class Spectrum:
         d, the matrix's size.
     tolerance : float
         Absolute; what lies below is round-off of the largest eigenvalue and counted as zero.
+    round_off : float
+        Absolute; what round-off in the matrix itself, which comes from a network's passes, may add
+        to an eigenvalue that is zero, as far as can be told.
+    squared : bool
+        Whether the eigenvalues are squares of computed singular values: round-off then moves their
+        roots by about the root of ``round_off``; else it moves the eigenvalues by ``round_off``.
+    rank_limit : int or None
+        How many eigenvalues can differ from zero; None if all can.
     """
 
     eigenvalues: Tensor
     dimension: int
     tolerance: float
+    round_off: float = 0.0
+    squared: bool = False
+    rank_limit: int | None = None
 
     @property
     def rank(self) -> int:
@@ -46,6 +60,24 @@ class Spectrum:
     def trace(self) -> float:
         """The sum of all eigenvalues."""
         return float(self.eigenvalues.sum())
+
+    def bracket(self) -> tuple[Tensor, Tensor]:
+        """Return the eigenvalues as small, and as large, in magnitude as round-off may have it.
+
+        The larger ones hold an entry for each that can differ from zero.
+        """
+        count = self.dimension if self.rank_limit is None else self.rank_limit
+        sizes = torch.zeros(count, dtype=torch.float64, device="cpu")
+        sizes[: self.rank] = self.eigenvalues.abs()
+        signs = torch.ones_like(sizes)
+        signs[: self.rank] = self.eigenvalues.sign()
+        if self.squared:
+            root, move = sizes.sqrt(), self.round_off**0.5
+            low, high = (root - move).clamp(min=0.0).square(), (root + move).square()
+        else:
+            low, high = (sizes - self.round_off).clamp(min=0.0), sizes + self.round_off
+            high = high.clamp(min=self.tolerance)
+        return (signs * low)[low > 0], signs * high
 
     def __repr__(self) -> str:
         top = f"{float(self.eigenvalues[0]):.4g}" if self.rank else "0"
@@ -86,7 +118,8 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     Returns
     -------
     Spectrum
-        Of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in float64.
+        Of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in float64,
+        or what the round-off of the blocks' own dtype may add to an eigenvalue that is zero.
 
     Raises
     ------
@@ -98,8 +131,10 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     size = min(num_rows, dimension)
     shape = ("k", dimension) if dimension <= num_rows else (num_rows, "k")
     total: Tensor | None = None
+    coarsest = 0.0
     for index, block in enumerate(arguments.iterable("blocks", blocks, "blocks of a matrix")):
         arguments.tensor(f"blocks[{index}]", block, shape=shape, floating=True, finite=True)
+        coarsest = max(coarsest, torch.finfo(block.dtype).eps)
         rows = block.to(torch.float64)
         if total is None:
             total = torch.zeros(size, size, dtype=torch.float64, device=rows.device)
@@ -108,5 +143,10 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
         return Spectrum(torch.zeros(0, dtype=torch.float64, device="cpu"), dimension, 0.0)
     # eigvalsh reads the lower triangle only.
     eigenvalues = torch.linalg.eigvalsh(total).flip(0).cpu()
-    tolerance = max(num_rows, dimension) * _EPSILON * float(eigenvalues[0].clamp(min=0.0))
-    return Spectrum(eigenvalues[eigenvalues > tolerance], dimension, tolerance)
+    largest = float(eigenvalues[0].clamp(min=0.0))
+    # The rows' errors, together as long as the matrix times some units, move singular values by
+    # no more than their own norm.
+    round_off = (_UNITS * coarsest) ** 2 * float(eigenvalues.clamp(min=0.0).sum())
+    tolerance = max(max(num_rows, dimension) * _EPSILON * largest, round_off)
+    found = eigenvalues[eigenvalues > tolerance]
+    return Spectrum(found, dimension, tolerance, tolerance, squared=True, rank_limit=size)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paperkit.linearize.precision import widened
 from paperkit.linearize.samples import Inputs, Samples, concatenate
 
 _ADVICE = "pass (inputs, targets) or an iterable of such batches"
@@ -34,6 +35,8 @@ class Batches:
         or dict of tensors; a batch may be one dict that has its targets under ``labels``.
     device : torch.device, optional
         Where batches are moved to.
+    dtype : torch.dtype, optional
+        Inputs of a narrower floating format are taken to this one, which is exact.
 
     Raises
     ------
@@ -41,8 +44,13 @@ class Batches:
         If ``data`` is of another kind.
     """
 
-    def __init__(self, data: object, device: torch.device | None = None) -> None:
-        self.device = device
+    def __init__(
+        self,
+        data: object,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.device, self.dtype = device, dtype
         self._data = data
         self._single = _pair(data)
         self._first_pass: tuple[int, float, float] | None = None
@@ -56,9 +64,14 @@ class Batches:
             raise TypeError(f"data is a {type(data).__name__}: {_ADVICE}.")
 
     @classmethod
-    def of(cls, data: object, device: torch.device | None = None) -> Batches:
+    def of(
+        cls,
+        data: object,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Batches:
         """Return the data themselves if they are batches already."""
-        return data if isinstance(data, cls) else cls(data, device)
+        return data if isinstance(data, cls) else cls(data, device, dtype)
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         """Yield inputs (n_b, …) and targets (n_b, …).
@@ -116,6 +129,8 @@ class Batches:
                 "inputs is complex: pass its real and imaginary parts (torch.view_as_real) and "
                 "join them in the model."
             )
+        if self.dtype is not None:
+            inputs = widened(inputs, self.dtype)
         return _recordable(inputs, self.device), _recordable(targets, self.device)
 
     def joined(self) -> tuple[Any, Tensor]:

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from paperkit.linearize.batches import batches
 from paperkit.linearize.evaluation import SavedStorages, check_inputs, check_outputs
 from paperkit.linearize.linearize import refuse_interaction
-from paperkit.linearize.network import network_outputs
+from paperkit.linearize.network import network_outputs, note_formats
 from paperkit.linearize.samples import Inputs
 
 # Peak bytes above model and data in units of what a forward pass saves for backward: the most that
@@ -113,6 +113,7 @@ def _footprint(
         # A copy of the samples, since a view would count the storage of the whole batch.
         with torch.enable_grad(), saved.noted():
             outputs = network_outputs(model, parameters, inputs[:count].clone())
+        note_formats(model, outputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -24,6 +24,9 @@ from paperkit.linearize.second_derivatives import missing_refused, refuse_wrong_
 # Backward passes that share one sweep through the graph; more only cost memory.
 _ROWS_AT_ONCE = 64
 
+# They give a norm to a few percent, which is enough for an error.
+_POWER_STEPS = 20
+
 
 def select_parameters(
     parameters: Mapping[str, Tensor], names: Sequence[str] | None
@@ -197,12 +200,44 @@ def dense_hessian(
     ValueError
         As :func:`hessian_product`.
     """
+    return dense_hessian_and_round_off(model, inputs, targets, loss, parameters)[0]
+
+
+def dense_hessian_and_round_off(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    loss: LossLike = "cross_entropy",
+    parameters: Sequence[str] | None = None,
+) -> tuple[Tensor, float]:
+    """Return the Hessian, and by how much round-off may have moved its eigenvalues.
+
+    The two triangles come from different sums, so that their difference is a sample of what
+    round-off did to both; by its norm the eigenvalues may have moved (Weyl).
+    """
     network, (inputs, targets), bound = _one_batch(model, inputs, targets, loss, parameters)
     twice = _twice_differentiable(network, inputs, targets, bound, parameters)
     with twice, evaluation(network) as leaves:
         gradient, sources = _loss_gradient(network, inputs, targets, bound, parameters, leaves)
         hessian = _rows(gradient, sources)
-    return 0.5 * (hessian + hessian.T)
+    symmetric = 0.5 * (hessian + hessian.T)
+    least = torch.finfo(network.narrowest).eps * _norm(symmetric)
+    return symmetric, max(_norm(0.5 * (hessian - hessian.T)), least)
+
+
+def _norm(matrix: Tensor) -> float:
+    """Return the 2-norm of a matrix that commutes with its transpose, by power iteration."""
+    matrix = matrix.to(torch.float64)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    vector = torch.randn(len(matrix), generator=generator, dtype=torch.float64, device="cpu")
+    vector, norm = vector.to(matrix.device), 0.0
+    for _ in range(_POWER_STEPS):
+        image = matrix.T @ (matrix @ (vector / vector.norm()))
+        norm = float(image.norm()) ** 0.5
+        if not norm:
+            break
+        vector = image
+    return norm
 
 
 def dense_jacobian(

@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paperkit.linearize.network import Network, own_parameters
+from paperkit.linearize.precision import one_format, without_autocast
 from paperkit.linearize.replacements import OperationsByParts
 from paperkit.linearize.samples import Inputs, Samples
 
@@ -32,7 +33,8 @@ def evaluation(
     does not matter where the forward pass reads them, and each tied one is listed once. ``.grad``
     stays untouched as long as nobody calls ``backward()``, and frozen parameters are measured like
     any other. Attention runs in the kernel that can be differentiated twice, and what else lacks a
-    second derivative is done by parts.
+    second derivative is done by parts. Weights of several formats, or in half precision, are in one
+    meanwhile, and autocast is off: see :mod:`paperkit.linearize.precision`.
 
     Modes, ``requires_grad``, hooks on parameters and buffers are restored on exit, also after an
     exception.
@@ -42,6 +44,8 @@ def evaluation(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_modes_kept(model))
         stack.enter_context(_buffers_kept(model))
+        stack.enter_context(one_format(model))
+        stack.enter_context(without_autocast(model, model.note_autocast))
         parameters = stack.enter_context(_recording(model, recorded))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_attention_by_parts())

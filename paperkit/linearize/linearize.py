@@ -21,8 +21,9 @@ from paperkit.linearize.evaluation import (
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.layer_types import LayerType, WeightLayout, type_of
 from paperkit.linearize.losses import Loss, LossLike, get_loss
-from paperkit.linearize.network import Network, network_outputs
+from paperkit.linearize.network import Network, network_outputs, note_formats
 from paperkit.linearize.operations import RecordedGraph
+from paperkit.linearize.precision import widened
 from paperkit.linearize.problem import (
     cut_parameters,
     refuse_cut,
@@ -91,6 +92,9 @@ class Linearization:
         and biases, scales and shifts like them; the whole model is judged, not ``layers`` alone.
     left_out : mapping of str to str
         The other weights that were asked for, by name, and why each is not among ``layers``.
+    computed_in : torch.dtype
+        The narrowest floating format in which the network's pass computes, whose round-off the
+        pairs carry.
     """
 
     outputs: Tensor
@@ -102,6 +106,7 @@ class Linearization:
     memory_budget: int = GIBIBYTE
     exact_parameters: frozenset[str] = frozenset()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    computed_in: torch.dtype = torch.float64
 
     @property
     def num_samples(self) -> int:
@@ -172,6 +177,11 @@ class _Call:
     @property
     def layout(self) -> WeightLayout:
         return self.layer_type.layout(self.module)
+
+    def formats(self) -> set[torch.dtype]:
+        """Return the floating formats that it reads and writes."""
+        found = (self.inputs.dtype, self.preactivation.dtype)
+        return {dtype for dtype in found if dtype.is_floating_point}
 
 
 @dataclass
@@ -322,6 +332,7 @@ def linearize(
             raise _refusal(name, reason)
     check_inputs(inputs)
     loss = get_loss(loss)
+    inputs = widened(inputs, Network.of(model).working_format)
     if targets is None:
         loss = unlabelled_loss(model, inputs, loss)
     if chunk_size is not None and chunk_size < 1:
@@ -739,6 +750,7 @@ def _linearize(
         memory_budget,
         held.exact_parameters,
         held.left_out,
+        model.narrowest if isinstance(model, Network) else everything.dtype,
     )
 
 
@@ -807,6 +819,7 @@ def _record(
                     )
                 )
         recording.outputs = network_outputs(model, parameters, recording.inputs)
+        note_formats(model, recording.outputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -824,6 +837,8 @@ def _part_misfits(recording: _Recording, n: int) -> None:
             recording.misfits[call.name] = (
                 f"it sees an input of shape {tuple(call.inputs.shape)} for {n} samples"
             )
+        elif call.formats() - {recording.outputs.dtype}:
+            recording.misfits[call.name] = "the model casts around it to another floating format"
         elif not call.preactivation.requires_grad:
             recording.misfits[call.name] = "no gradient reaches its weight"
     recording.calls = [call for call in recording.calls if call.name not in recording.misfits]

@@ -7,7 +7,7 @@ settles how a model is called and what its outputs are, once and for everybody e
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_leaves
 
+from paperkit.linearize.precision import (
+    formats_of,
+    is_mixed,
+    narrowest_format,
+    widened,
+    working_format,
+)
 from paperkit.linearize.samples import Inputs, Samples
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -63,11 +70,47 @@ class Network(nn.Module):
         object.__setattr__(self, "cut", None)
         # Those without any influence on the outputs.
         object.__setattr__(self, "unused", ())
+        formats = formats_of(module)
+        if is_mixed(formats) and isinstance(model, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"model has weights in {_shown(formats)} and is part of a distributed training, "
+                "whose hooks a change of format would cut: pass copy.deepcopy(model.module)."
+            )
+        object.__setattr__(self, "formats", formats)
+        object.__setattr__(self, "narrowest", working_format(formats))
+        object.__setattr__(self, "autocasts", False)
 
     module: nn.Module
     user_forward: Forward | None
     cut: tuple[str, ...] | None
     unused: tuple[str, ...]
+    # Of the weights; and the narrowest that a pass was seen to compute in.
+    formats: tuple[torch.dtype, ...]
+    narrowest: torch.dtype
+    # Whether the model was seen to switch autocast on.
+    autocasts: bool
+
+    @property
+    def working_format(self) -> torch.dtype:
+        """The floating format in which the network is measured."""
+        return working_format(self.formats)
+
+    def precision_note(self) -> str | None:
+        """Return what a result says of its precision; None where all is as in the model."""
+        notes = []
+        if is_mixed(self.formats):
+            notes.append(
+                f"weights in {_shown(self.formats)}, computed in {_shown([self.working_format])}"
+            )
+        if self.narrowest != self.working_format:
+            notes.append(f"the model itself computes parts in {_shown([self.narrowest])}")
+        if self.autocasts:
+            notes.append("without the model's own autocast")
+        return "; ".join(notes) or None
+
+    def note_autocast(self) -> None:
+        """Remember that the model switches autocast on."""
+        object.__setattr__(self, "autocasts", True)
 
     @classmethod
     def of(cls, model: nn.Module, forward: Forward | None = None) -> Network:
@@ -105,6 +148,7 @@ class Network(nn.Module):
 
     def forward(self, inputs: Inputs) -> Any:
         """Return what the model returns."""
+        inputs = widened(inputs, self.working_format)
         if self.user_forward is not None:
             return self.user_forward(self.module, plain(inputs))
         if isinstance(inputs, Samples):
@@ -170,6 +214,14 @@ def _usable(model: nn.Module) -> nn.Module:
     return model
 
 
+def note_formats(model: nn.Module, outputs: Tensor) -> None:
+    """Let a network remember the narrowest floating format in the graph of some outputs."""
+    if isinstance(model, Network) and isinstance(outputs, Tensor) and outputs.is_floating_point():
+        formats = {model.narrowest, narrowest_format(outputs)}
+        found = max(formats, key=lambda dtype: torch.finfo(dtype).eps)
+        object.__setattr__(model, "narrowest", found)
+
+
 def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that can be differentiated, each once, by its first name."""
     return {n: p for n, p in model.named_parameters() if p.is_floating_point()}
@@ -207,18 +259,43 @@ def network_outputs(model: nn.Module, parameters: Mapping[str, Tensor], inputs: 
 def raw_outputs(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
     """Return the outputs (n, …) as the model has them; for the rest see :func:`network_outputs`."""
     network = Network.of(model)
+    try:
+        outputs = _called(network, parameters, inputs)
+    except RuntimeError as error:
+        if not is_mixed(network.formats) or "type" not in str(error):
+            raise
+        raise ValueError(
+            f"model has weights in {_shown(network.formats)}, and its forward pass fails with them "
+            f"in {_shown([network.working_format])}, in which it is measured: remove its own casts "
+            f"({error})."
+        ) from error
+    return _first_axis(_in_format(output_tensor(outputs), network), len(inputs))
+
+
+def _in_format(outputs: Tensor, network: Network) -> Tensor:
+    """Take outputs to the working format, in which everything else is."""
+    if not network.formats or not outputs.dtype.is_floating_point:
+        return outputs
+    dtype = network.working_format
+    return outputs if outputs.dtype == dtype else outputs.to(dtype)
+
+
+def _shown(formats: Iterable[torch.dtype]) -> str:
+    return " and ".join(str(dtype).removeprefix("torch.") for dtype in formats)
+
+
+def _called(network: Network, parameters: Mapping[str, Tensor], inputs: Inputs) -> Any:
+    """Return whatever the network returns at given values of the parameters."""
     own = dict(network.named_parameters())
     moved = {name: value for name, value in parameters.items() if value is not own[name]}
     with _tensors_forgotten(network):
         if not moved:
-            outputs = network(inputs)
-        elif all(_plain_value(value) for value in moved.values()):
+            return network(inputs)
+        if all(_plain_value(value) for value in moved.values()):
             with displaced(own, moved):
-                outputs = network(inputs)
-        else:
-            with _exchanged(network, {own[name]: value for name, value in moved.items()}):
-                outputs = network(inputs)
-    return _first_axis(output_tensor(outputs), len(inputs))
+                return network(inputs)
+        with _exchanged(network, {own[name]: value for name, value in moved.items()}):
+            return network(inputs)
 
 
 # What every module has, of which nothing is a tensor kept from a pass.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from paperkit.linearize.losses import Loss, get_loss
 from paperkit.linearize.network import (
     Forward,
     Network,
+    note_formats,
     own_parameters,
     raw_outputs,
     unreached,
@@ -53,7 +55,7 @@ def settled(
     network = Network.of(model, forward)
     parameters = own_parameters(network)
     device = next((parameter.device for parameter in parameters.values()), None)
-    batches = Batches.of(data, device)
+    batches = Batches.of(data, device, network.working_format if parameters else None)
     if loss is None:
         return network, batches, None
     return network, batches, bound_loss(network, batches, get_loss(loss))
@@ -195,6 +197,7 @@ def _without_gradient(network: Network, inputs: Any) -> tuple[tuple[str, ...], t
     with evaluation(network) as parameters:
         few = smallest_batch(network, parameters, inputs)
         outputs = raw_outputs(network, parameters, few)
+        note_formats(network, outputs)
         lacking = unreached(outputs, parameters)
         if not lacking:
             return (), ()
@@ -233,7 +236,7 @@ def measure_of(function: Callable[P, R]) -> Callable[P, R]:
             for name, value in zip(("model", "data", "loss"), found, strict=True):
                 if name in names:
                     given[name] = value
-            return function(*bound.args, **bound.kwargs)
+            return _noted(function(*bound.args, **bound.kwargs), found[0].precision_note())
 
     measure.__doc__ = _documented(function.__doc__ or "")
     extra = inspect.Parameter(
@@ -243,6 +246,22 @@ def measure_of(function: Callable[P, R]) -> Callable[P, R]:
         parameters=[*names.values(), extra]
     )
     return measure  # type: ignore[return-value]
+
+
+def _noted(result: Any, precision: str | None) -> Any:
+    """Add what a result says of its precision to its assumptions."""
+    if precision is None:
+        return result
+    if isinstance(result, dict):
+        return {key: _noted(value, precision) for key, value in result.items()}
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        assumptions = getattr(result, "assumptions", None)
+        if isinstance(assumptions, Mapping):
+            return dataclasses.replace(result, assumptions={**assumptions, "precision": precision})
+        results = getattr(result, "results", None)
+        if isinstance(results, dict):
+            return dataclasses.replace(result, results=_noted(results, precision))
+    return result
 
 
 def _documented(docstring: str) -> str:

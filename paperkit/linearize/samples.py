@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from paperkit.linearize.precision import widened
+
 
 class Samples:
     """n samples whose inputs are several tensors, each with the samples first.
@@ -92,6 +94,10 @@ class Samples:
     def detach(self) -> Samples:
         """Cut each tensor off its graph."""
         return self.map(torch.detach)
+
+    def widened(self, dtype: torch.dtype) -> Samples:
+        """Take each tensor of a narrower floating format to another."""
+        return self.map(lambda part: widened(part, dtype))
 
     def is_floating_point(self) -> bool:
         """Return False: nothing is differentiated in inputs of several parts."""

@@ -75,6 +75,9 @@ def test_last_linear_layer_has_its_closed_form(loss: str) -> None:
         sigma = model(inputs).detach().sigmoid()
         spread = (sigma * (1 - sigma)) @ weight.square().sum(1) / 3  # C outputs are averaged
         expected = float((squares * spread).mean())
+    elif loss == "poisson_nll":
+        spread = model(inputs).detach().exp() @ weight.square().sum(1) / 3
+        expected = float((squares * spread).mean())
     else:
         reduction = {"half_squared_error": 1.0, "mse": 2 / 3}[loss]
         expected = reduction * float(weight.square().sum() * squares.mean())
