@@ -292,6 +292,8 @@ def _ascend(
     best_gradient = gradient
     rises = [0.0]
     step = 2.0 * rho
+    if 2.0 * step > torch.finfo(centre.dtype).max:
+        raise ValueError(f"rho={rho:g} is too large: outputs or gradients are not finite.")
     checkpoint, interval = 0, _FIRST_INTERVAL
     halved = False
     best_at_checkpoint = 0.0
@@ -330,7 +332,7 @@ def _steepest(gradient: Tensor, p: float, generator: torch.Generator) -> Tensor:
     """Return the direction of unit p-norm along which the objective rises most."""
     if not bool(gradient.any()):
         # At an exact minimum nothing says where to go: any direction leaves it.
-        noise = torch.randn(gradient.shape, generator=generator, device="cpu")
+        noise = torch.randn(gradient.shape, generator=generator, dtype=torch.float32, device="cpu")
         gradient = noise.to(gradient)
     if p == math.inf:
         return gradient.sign()
@@ -342,4 +344,5 @@ def _project(point: Tensor, rho: float, p: float) -> Tensor:
     """Return the nearest point of the ball of p-norm rho."""
     if p == math.inf:
         return point.clamp(-rho, rho)
-    return point * (rho / point.norm().clamp(min=rho))
+    # The squares of a large point overflow in single precision.
+    return point * (rho / max(float(point.norm(dtype=torch.float64)), rho))

@@ -23,6 +23,7 @@ from paperkit.linearize.network import (
     raw_outputs,
     unreached,
 )
+from paperkit.linearize.precision import without_autocast
 
 _FORWARD = """
     forward : callable, optional
@@ -236,7 +237,10 @@ def measure_of(function: Callable[P, R]) -> Callable[P, R]:
             for name, value in zip(("model", "data", "loss"), found, strict=True):
                 if name in names:
                     given[name] = value
-            return _noted(function(*bound.args, **bound.kwargs), found[0].precision_note())
+            # Also what a measure makes of its passes is not for autocast.
+            with without_autocast(found[0], found[0].note_autocast):
+                result = function(*bound.args, **bound.kwargs)
+            return _noted(result, found[0].precision_note())
 
     measure.__doc__ = _documented(function.__doc__ or "")
     extra = inspect.Parameter(
