@@ -203,6 +203,9 @@ INNER = {
     "network.Network",
     "network.network_outputs",
     "network.raw_outputs",
+    "network.note_formats",
+    "precision.one_format",
+    "precision.without_autocast",
     "problem.refuse_cut",
     "problem.cut_parameters",
     "linearize.refuse_interaction",
@@ -258,6 +261,7 @@ CALLS = [
 ]
 NO_FORWARD_PASS = {
     "network.own_parameters",
+    "precision.formats_of",
     "problem.settled",
     "linearize.layers_of",
     "weights.weights_of",
