@@ -49,6 +49,9 @@ SHARING = ("tied", "positions", "operator")
 ``"operator"``: every entry of the layer's linear operator, as if it were fully connected.
 """
 
+# Float64 matrices of a sample, C × C, that the factor of the loss's Hessian passes through.
+_FACTOR_COPIES = 5
+
 # Above this many outputs the exact route's C backward passes cost more than the probes.
 _EXACT_OUTPUTS = 100
 
@@ -475,10 +478,14 @@ def _hutchinson(
         chosen = {name: leaves[name] for name in (names or leaves)}
         # Each probe of each sample has a backward pass and a gradient of its own.
         size = sum(leaf.numel() * leaf.element_size() for leaf in chosen.values())
+        at_once = max(1, min(probes, memory_budget // (32 * max(size, 1))))
         chunks = Chunks(
             model,
             leaves,
-            lambda sample: probes * (sample.bytes_of(BACKWARD) + 4 * size),
+            lambda sample: (
+                at_once * (sample.bytes_of(BACKWARD) + 4 * size)
+                + 8 * _FACTOR_COPIES * sample.num_outputs**2
+            ),
             memory_budget,
         )
         for inputs, targets in chunks(data):
@@ -487,7 +494,9 @@ def _hutchinson(
                 check_outputs(outputs, len(inputs))
                 needed = targets if loss.curvature_needs_targets else None
                 factor = loss.hessian_factor(outputs, needed)
-            squares.append(_probe_squares(model, chosen, inputs, factor, probes, generator))
+            squares.append(
+                _probe_squares(model, chosen, inputs, factor, probes, generator, at_once)
+            )
     values = torch.cat(squares, dim=1)
     # Probes of different samples are independent: the variances of the samples' means add up.
     variance = values.var(dim=0).mean() / values.numel()
@@ -514,11 +523,12 @@ def _probe_squares(
     factor: Tensor,
     probes: int,
     generator: torch.Generator,
+    at_once: int,
 ) -> Tensor:
     """Return ‖∂(vᵀ R f)/∂θ‖² for every probe and sample, (probes, n).
 
-    All at once where torch has a rule for it, which is compared with plain backward passes on the
-    first sample; else one after the other.
+    So many probes at once where torch has a rule for it, which is compared with plain backward
+    passes on the first sample; else one after the other.
     """
     bits = torch.randint(0, 2, (probes, *factor.shape[:2]), generator=generator, device="cpu")
     cotangents = torch.einsum("knr,nrc->knc", (2 * bits - 1).to(factor), factor)
@@ -527,7 +537,7 @@ def _probe_squares(
     if isinstance(inputs, Tensor):
         # An operation without a batching rule, or code that takes nothing but plain tensors.
         with suppress(Exception):
-            found = _vectorized_squares(model, chosen, inputs, cotangents)
+            found = _vectorized_squares(model, chosen, inputs, cotangents, at_once)
             if torch.allclose(found[:, :1], first, rtol=torch.finfo(factor.dtype).eps ** 0.5):
                 return found
     rest = [
@@ -550,7 +560,11 @@ def _backward_squares(
 
 
 def _vectorized_squares(
-    model: nn.Module, chosen: dict[str, Tensor], inputs: Tensor, cotangents: Tensor
+    model: nn.Module,
+    chosen: dict[str, Tensor],
+    inputs: Tensor,
+    cotangents: Tensor,
+    at_once: int,
 ) -> Tensor:
     point = {name: leaf.detach() for name, leaf in chosen.items()}
 
@@ -563,7 +577,8 @@ def _vectorized_squares(
         return torch.stack([g.double().square().sum() for g in gradients.values()]).sum()
 
     # Only the cotangents differ between probes: the forward pass is shared.
-    return vmap(vmap(square), in_dims=(None, 0))(inputs, cotangents).detach()
+    every_probe = vmap(vmap(square), in_dims=(None, 0), chunk_size=at_once)
+    return every_probe(inputs, cotangents).detach()
 
 
 def trace_measurement(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit.estimators.gauss_newton_trace import gradient_squares_from
+from paperkit.estimators.plan import PRODUCT, Gradient
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
 from paperkit.linalg import density
@@ -24,9 +25,11 @@ from paperkit.linalg.traces import (
 )
 from paperkit.linearize.linearize import (
     GIBIBYTE,
+    MemoryBudgetError,
     linearize_in_chunks,
 )
 from paperkit.linearize.losses import LossLike
+from paperkit.linearize.network import own_parameters
 from paperkit.linearize.operators import CurvatureOperator, HessianOperator, ResidualOperator
 from paperkit.linearize.problem import measure_of
 
@@ -68,8 +71,11 @@ def block_probe_trace(operator: CurvatureOperator, products: int, *, seed: int) 
 _ESTIMATORS: dict[str, Callable[..., TraceEstimate]] = {
     "xtrace": xtrace,
     "hutch++": hutch_plus_plus,
-    "hutchinson": hutchinson,
 }
+_ADVICE = "pass fewer products=, with a wider error bar, or fewer samples"
+
+# Vectors that XTrace and Hutch++ hold for each probe of their sketch: 7.5 measured.
+_SKETCH_COPIES = 8
 
 
 @measure_of
@@ -105,12 +111,15 @@ def hessian_trace(
         exact. Else each block of samples gets probes of its own. ``"block_probes"`` estimates the
         whole in that way; ``"xtrace"``, ``"hutch++"`` and ``"hutchinson"`` estimate it from probes
         that all samples share.
-        ``"auto"`` is exact up to ``max_dense`` parameters, else split where the network can be
-        linearized, else XTrace, whose standard error is right in its order of magnitude only.
+        ``"auto"`` is exact up to ``max_dense`` parameters if that costs no more than ``products``
+        or takes no second; else split where a linearization costs at most half as much as
+        ``products`` and is deducted from them; else by block probes where several vectors share
+        their passes, or XTrace, whose standard error is right in its order of magnitude only, where
+        each vector has a pass of its own and half of ``products`` vectors fit the memory.
     products : int
         Products with the Hessian, or with its residual part, that an estimate may take.
     max_dense : int
-        Where ``"auto"`` stops being exact.
+        Where ``"auto"`` stops being exact, whatever the cost.
     seed : int
         Of the probes.
     memory_budget : int
@@ -121,25 +130,36 @@ def hessian_trace(
     Measurement
         In units of the loss per squared parameter. PyHessian's ``trace`` is ``"hutchinson"``.
 
+    Warns
+    -----
+    CostWarning
+        Before the start, if the planned cost is above 5 seconds or 500 gradients.
+
     Raises
     ------
     ValueError
-        If the method is unknown, too few products are allowed, or the data do not fit.
+        If the method is unknown, too few products are allowed, or the data, or the vectors of
+        ``"xtrace"`` and ``"hutch++"``, do not fit the memory.
     """
     if method not in TRACE_METHODS:
         raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(TRACE_METHODS)}.")
     if method == "split" and parameters is not None:
         raise ValueError("method='split' is for all parameters: leave parameters=None.")
     operator = HessianOperator(model, data, loss, parameters, memory_budget=memory_budget // 2)
+    gradient = Gradient.of(operator.model, operator.data, operator.loss)
     if method == "auto":
-        method = "exact" if operator.dimension <= max_dense else "xtrace"
-        if method == "xtrace" and parameters is None:
+        method = _chosen_method(operator, gradient, products, max_dense, memory_budget)
+        if method == "split" and parameters is None:
             try:
                 part = _gauss_newton_part(operator, memory_budget)
-            except ValueError:  # the network cannot be linearized
-                pass
+            except ValueError:  # the network cannot be linearized, or a sample does not fit
+                method = _without_parts(operator, products, memory_budget)
             else:
-                return _split_trace(operator, part, products, seed)
+                spent = round(gradient.pairs(all_parameters=True) / PRODUCT)
+                return _split_trace(operator, part, max(2, products - spent), seed)
+    count = operator.dimension if method == "exact" else products
+    pairs = gradient.pairs(all_parameters=True) if method == "split" else 0.0
+    gradient.announce(f"hessian_trace, {method}", PRODUCT * count + pairs, _ADVICE)
     if method == "split":
         part = _gauss_newton_part(operator, memory_budget)
         return _split_trace(operator, part, products, seed)
@@ -148,16 +168,65 @@ def hessian_trace(
         return _trace_measurement(operator, value, "exact")
     if method == "block_probes":
         estimate = block_probe_trace(operator, products, seed=seed)
-    else:
-        estimate = _ESTIMATORS[method](
+    elif method == "hutchinson":
+        estimate = hutchinson(
             operator,
             operator.dimension,
             products,
             seed=seed,
             dtype=operator.dtype,
             device=operator.device,
+            memory_budget=memory_budget // 2,
         )
+    else:
+        if not _vectors_fit(operator, products, memory_budget):
+            raise MemoryBudgetError(
+                f"memory_budget={memory_budget} is too small for method={method!r}, which holds "
+                f"{products // 2} vectors of {operator.dimension} entries and their images: take "
+                "method='block_probes'."
+            )
+        with gradient.progress(operator, products, method) as watched:
+            estimate = _ESTIMATORS[method](
+                watched,
+                operator.dimension,
+                products,
+                seed=seed,
+                dtype=operator.dtype,
+                device=operator.device,
+            )
     return _trace_measurement(operator, estimate.value, method, estimate)
+
+
+def _chosen_method(
+    operator: CurvatureOperator,
+    gradient: Gradient,
+    products: int,
+    max_dense: int,
+    memory_budget: int,
+) -> str:
+    """Choose a method of the trace by what it will cost."""
+    dimension = operator.dimension
+    if dimension <= max_dense and PRODUCT * dimension <= gradient.allowed(PRODUCT * products):
+        return "exact"
+    everything = dimension == sum(p.numel() for p in own_parameters(operator.model).values())
+    # Products of the rest come from block probes, which take a pass for each block and probe.
+    if everything and operator.shares_passes:
+        pairs = gradient.pairs(all_parameters=True)
+        if pairs <= 0.5 * PRODUCT * products:
+            return "split"
+    return _without_parts(operator, products, memory_budget)
+
+
+def _without_parts(operator: CurvatureOperator, products: int, memory_budget: int) -> str:
+    """Choose an estimator of the whole: of those that need only products."""
+    if operator.shares_passes or not _vectors_fit(operator, products, memory_budget):
+        return "block_probes"
+    return "xtrace"
+
+
+def _vectors_fit(operator: CurvatureOperator, products: int, memory_budget: int) -> bool:
+    vectors = _SKETCH_COPIES * (products // 2)
+    return vectors * operator.dimension * operator.dtype.itemsize <= memory_budget // 2
 
 
 def _trace_measurement(

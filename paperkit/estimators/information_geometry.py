@@ -60,10 +60,6 @@ _SENSITIVITY = (1e-2, 1.0, 1e2)
 # No tolerance below this is tried: it would count the round-off of the Jacobians themselves.
 _FLOOR = 10.0
 
-# C × C matrices of a sample that the factor of the loss's Hessian passes through: 3.02 measured,
-# the loss's own share included.
-_FACTOR_COPIES = 3
-
 # Above this many nats exp overflows in float64.
 _LARGEST_LOSS = 709.0
 
@@ -306,8 +302,10 @@ def information_geometric_sharpness(
     inputs, targets = as_batch(data)
     dimension = sum(parameter.numel() for parameter in model.parameters())
     outputs = _outputs(model, (inputs, targets), memory_budget)
+    # Of one sample, because the factors of all are many at a thousand outputs.
+    rows = len(outputs) * dual_gradients(outputs[:1], targets[:1], loss).num_rows
+    _require_room(rows, dimension, memory_budget)
     dual = dual_gradients(outputs, targets, loss)
-    _require_room(dual.num_rows, dimension, memory_budget)
     if dual.num_rows <= dimension:
         linearization = linearize(
             model,
@@ -827,8 +825,7 @@ def fisher_rao_norm(
 
         def cost(sample: Footprint) -> float:
             fast = product.compare(first[: sample.fewest])
-            passes = sample.bytes_of(TANGENT if fast else GRADIENT_GRAPH)
-            return passes + 8 * _FACTOR_COPIES * sample.num_outputs**2
+            return sample.bytes_of(TANGENT if fast else GRADIENT_GRAPH)
 
         for inputs, targets in Chunks(model, parameters, cost, memory_budget)(data):
             outputs, change = product(inputs)
@@ -836,9 +833,8 @@ def fisher_rao_norm(
             check_outputs(outputs, len(inputs))
             loss.check(outputs, targets)
             if labels == "model":
-                factor = loss.hessian_factor(outputs.to(torch.float64), targets)
-                images = factor @ response.unsqueeze(2)
-                terms.append(images.flatten(1).square().sum(dim=1))
+                curved = loss.hessian_product(outputs.to(torch.float64), response, targets)
+                terms.append((response * curved).sum(dim=1))
             else:
                 residuals = loss.gradient(outputs.to(torch.float64), targets)
                 terms.append((residuals * response).sum(dim=1).square())

@@ -37,6 +37,9 @@ METHODS = ("auto", "exact", "lanczos")
 _FEWEST, _STEPS_EACH, _MOST_PROBES = 8, 25, 100
 _ADVICE = "pass products= or time_budget= for less, with a wider error bar, or fewer layers="
 
+# Of two probes, with what a step needs beside them.
+_BASIS_COPIES = 3
+
 # Where no bracket tells how many steps are enough.
 _STEPS_WITHOUT_BRACKET = 60
 _BYTES = torch.float64.itemsize
@@ -607,12 +610,14 @@ def _estimated(
     steps = settings.steps
     if steps is None and not positive_semidefinite and settings.policy != "abs":
         steps = min(_STEPS_WITHOUT_BRACKET, settings.max_steps)
+    # The bases of two probes at least are held at once.
+    room = settings.memory_budget // (2 * _BASIS_COPIES * dimension * dtype.itemsize)
     quadrature = stochastic_lanczos_quadrature(
         operator,
         dimension,
         probes=settings.probes,
         steps=steps,
-        max_steps=settings.max_steps,
+        max_steps=min(settings.max_steps, max(room, _FEWEST)),
         targets=[
             partial(renyi_entropy_estimate, alpha=order, policy=settings.policy)
             for order in settings.orders

@@ -59,6 +59,9 @@ _PROBES_AT_ONCE = 16
 # Fewer samples at once leave the processor idle between small operations.
 _SAMPLES_AT_ONCE = 8
 
+# Float64 numbers for each output of a sample and each vector, as the loss's curvature is applied.
+_LOSS_ENTRIES = 5
+
 # Peak bytes of a product with jets, in units of what their pass forward saves.
 _JETS_MEMORY = 1.6
 
@@ -192,6 +195,11 @@ class CurvatureOperator(ABC):
         """Evaluation mode in which the chosen parameters alone record gradients."""
         return evaluation(self.model, self.parameter_names)
 
+    @property
+    def shares_passes(self) -> bool:
+        """Whether several vectors share the passes of a product, rather than have them each."""
+        return self._routes[0] not in (self._one_by_one, self._by_backward_passes)
+
     def split(self, vector: Tensor) -> Parameters:
         """Cut a vector (d,) into the parameters' shapes, or k vectors (k, d) into (k, …) each."""
         parts = vector.split([shape.numel() for shape in self._shapes.values()], dim=-1)
@@ -313,6 +321,7 @@ class CurvatureOperator(ABC):
             check_inputs(inputs)
             if count == 0:
                 outputs, saved = self._first_samples(everything, inputs[:2], targets[:2])
+                self._loss_bytes = _LOSS_ENTRIES * 8 * outputs.shape[1]
             self.loss.check(outputs.new_zeros(1, 1).expand(len(inputs), outputs.shape[1]), targets)
             count += len(inputs)
         return count, saved
@@ -351,7 +360,8 @@ class CurvatureOperator(ABC):
         probes = min(num_probes, _PROBES_AT_ONCE)
         enough = min(num_samples, _SAMPLES_AT_ONCE)
         while True:
-            samples = int(self.memory_budget / (self._sample_bytes * (fixed + each * probes)))
+            passes = self._sample_bytes * (fixed + each * probes)
+            samples = int(self.memory_budget / (passes + self._loss_bytes * probes))
             if samples >= enough or probes == 1:
                 # Chunks of equal size: a small last one would leave the processor idle.
                 pieces = -(-num_samples // max(1, samples))
