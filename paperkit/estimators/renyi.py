@@ -38,7 +38,7 @@ _FEWEST, _STEPS_EACH, _MOST_PROBES = 8, 25, 100
 _ADVICE = "pass products= or time_budget= for less, with a wider error bar, or fewer layers="
 
 # Of two probes, with what a step needs beside them.
-_BASIS_COPIES = 3
+_BASIS_COPIES = 4
 
 # Where no bracket tells how many steps are enough.
 _STEPS_WITHOUT_BRACKET = 60
@@ -179,19 +179,20 @@ def renyi_sharpness(
     gradient = Gradient.of(model, (inputs, targets), loss)
     groups = layer_groups(model, inputs, layers, memory_budget)
     allowed = gradient.allowed(ALONE, products, time_budget)
-    pairs = gradient.pairs()
-    if method != "auto" or len(groups) * pairs <= allowed:
-        gradient.announce("renyi_sharpness, its pairs", len(groups) * pairs, _ADVICE)
-        allowed -= len(groups) * pairs
-    else:
-        pairs = math.inf
+    pairs = len(groups) * gradient.pairs()
+    # At many outputs products cost less than the pairs that would make them cheap.
+    with_pairs = method != "auto" or pairs <= allowed
+    if with_pairs:
+        gradient.announce("renyi_sharpness, its pairs", pairs, _ADVICE)
+        allowed -= pairs
     left = sum(len(group) for group in groups)
     results: dict[str, dict[float, RenyiSharpness]] = {}
     for group in groups:
         spend = _Spending(gradient, max(0.0, allowed) * len(group) / left)
+        if not with_pairs:
+            results |= _streamed(model, (inputs, targets), loss, group, settings, spend)
+            continue
         try:
-            if math.isinf(pairs):
-                raise MemoryBudgetError("the pairs cost more than they are worth")
             linearization = linearize(
                 model, inputs, loss, group, targets=targets, memory_budget=memory_budget
             )
@@ -519,16 +520,16 @@ def _streamed(
         targets=data[1][:2],
         memory_budget=settings.memory_budget,
     )
-    effort = _Effort.by_quadrature(spend.allowed / len(few.layers), PRODUCT, settings)
-    spend.gradient.announce("renyi_sharpness", effort.gradients * len(few.layers), _ADVICE)
+    obstacles = {name: (one.weight_name, one.obstacle) for name, one in few.layers.items()}
+    del few  # the pairs of one sample are many at a thousand outputs
+    effort = _Effort.by_quadrature(spend.allowed / len(obstacles), PRODUCT, settings)
+    spend.gradient.announce("renyi_sharpness", effort.gradients * len(obstacles), _ADVICE)
     results = {}
-    for name, layer in few.layers.items():
-        kind = GaussNewtonOperator if layer.exact_block else HessianOperator
-        operator = kind(
-            model, data, loss, [layer.weight_name], memory_budget=settings.memory_budget // 2
-        )
+    for name, (weight, obstacle) in obstacles.items():
+        kind = GaussNewtonOperator if obstacle is None else HessianOperator
+        operator = kind(model, data, loss, [weight], memory_budget=settings.memory_budget // 2)
         common = {"n": operator.num_samples, "loss": loss, "layer": name}
-        assumptions = {"exact_block": layer.exact_block, "obstacle": layer.obstacle}
+        assumptions = {"exact_block": obstacle is None, "obstacle": obstacle}
         results[name] = _by_operator(
             operator, settings, effort, spend.gradient, common, assumptions
         )
@@ -626,7 +627,7 @@ def _estimated(
         seed=settings.seed,
         dtype=dtype,
         device=device,
-        memory_budget=settings.memory_budget // 2,
+        memory_budget=settings.memory_budget // 4,
     )
     results = {}
     for order in settings.orders:
