@@ -28,9 +28,9 @@ from paperkit.linalg.row_space import default_tolerance
 from paperkit.linearize.batches import batches
 from paperkit.linearize.budget import REPEATED, Chunks, Footprint
 from paperkit.linearize.evaluation import check_outputs, evaluation
+from paperkit.linearize.interaction import separate_outputs
 from paperkit.linearize.jacobian_products import pull_back_is_linear
-from paperkit.linearize.linearize import GIBIBYTE, Linearization, refuse_interaction
-from paperkit.linearize.network import network_outputs
+from paperkit.linearize.linearize import GIBIBYTE, Linearization
 from paperkit.linearize.problem import measure_of
 from paperkit.linearize.second_derivatives import custom_functions
 
@@ -728,17 +728,14 @@ def _over_graphs(
     """Apply a function of (inputs, outputs with their graph) to chunks of the samples."""
     with evaluation(model) as parameters:
 
-        def of_chunk(inputs: Tensor, check: bool) -> T:
+        def of_chunk(inputs: Tensor) -> T:
             # In a frame of its own, so that no graph outlives the chunk.
             x = inputs.detach().requires_grad_()
-            outputs = network_outputs(model, parameters, x)
+            outputs = separate_outputs(model, parameters, x)
             check_outputs(outputs, len(x))
-            if check:
-                refuse_interaction(model, parameters, inputs, outputs.detach())
             return function(x, outputs)
 
         results: list[T] = []
-        checked = False
         chunks = Chunks(model, parameters, cost, memory_budget)
         for batch in batches(data):
             if not batch[0].is_floating_point():
@@ -746,8 +743,7 @@ def _over_graphs(
                     f"inputs is {batch[0].dtype}: the outputs have no derivative in integers."
                 )
             for inputs, _ in chunks(batch):
-                results.append(of_chunk(inputs, not checked))
-                checked = checked or len(inputs) > 1
+                results.append(of_chunk(inputs))
     return results
 
 

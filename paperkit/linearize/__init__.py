@@ -8,13 +8,13 @@ from paperkit.linearize.dense import (
     dense_jacobian,
     hessian_product,
 )
+from paperkit.linearize.interaction import RandomModelError, SamplesInteractError
 from paperkit.linearize.kronecker import KroneckerFactors, ekfac, kfac
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.layer_operator import OperatorNorm, operator_norm
 from paperkit.linearize.linearize import (
     Linearization,
     MemoryBudgetError,
-    SamplesInteractError,
     layers_of,
     linearize,
     linearize_in_chunks,
@@ -49,6 +49,7 @@ __all__ = [
     "MemoryBudgetError",
     "Network",
     "OperatorNorm",
+    "RandomModelError",
     "ResidualOperator",
     "Samples",
     "SamplesInteractError",

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from paperkit.linearize.batches import batches
 from paperkit.linearize.evaluation import SavedStorages, check_inputs, check_outputs
-from paperkit.linearize.linearize import refuse_interaction
+from paperkit.linearize.interaction import RandomModelError, refuse_random, seen_apart
 from paperkit.linearize.network import network_outputs, note_formats
 from paperkit.linearize.samples import Inputs
 
@@ -51,7 +51,7 @@ class Footprint:
     element_size : int
         Bytes of an output.
     fewest : int
-        Samples that the model takes at least: 2 where it fails on one.
+        Samples that the model takes at least: 2 where it fails on one, all where it fails on two.
     """
 
     saved: int
@@ -78,20 +78,23 @@ def footprint(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) -
     parameters : dict of str to Tensor
         Leaves that record gradients, by name; they are not counted.
     inputs : Tensor
-        Shape (n, …). Two samples are run where the model fails on one, as it does where it
-        normalises by batch statistics.
+        n samples. Two are run where the model fails on one, as it does where it normalises by
+        batch statistics; all where it was written for their number.
 
     Raises
     ------
     ValueError
-        If the model does not return a finite (n, C).
+        If the model does not return a finite (n, C); a :class:`RandomModelError` if it returns
+        something else each time.
     """
-    try:
-        return _footprint(model, parameters, inputs, 1)
-    except ValueError:  # what torch raises where one sample has no variance
-        if len(inputs) < 2:
+    for count in sorted({1, min(2, len(inputs))} - {len(inputs)}):
+        try:
+            return _footprint(model, parameters, inputs, count)
+        except RandomModelError:
             raise
-        return _footprint(model, parameters, inputs, 2)
+        except Exception:  # too few samples for this model, or what the last try will say
+            continue
+    return _footprint(model, parameters, inputs, len(inputs))
 
 
 def _footprint(
@@ -118,6 +121,7 @@ def _footprint(
         for handle in handles:
             handle.remove()
     check_outputs(outputs, count)
+    refuse_random(model, parameters, inputs, outputs.detach())
     return Footprint(
         saved=max(1, saved.bytes() // count),
         workspace=max(unfolded) // count,
@@ -165,12 +169,14 @@ class Chunks:
         self.model, self.parameters, self.cost = model, parameters, cost
         self.available = memory_budget - reserved
         self._fitting: dict[tuple, tuple[int, int]] = {}
-        self._checked: set[tuple] = set()
+        # Numbers and shapes of samples that the model is known to keep apart.
+        self._apart: set[tuple] = set()
 
     def __call__(self, data: object) -> Iterator[tuple[Any, Tensor]]:
         """Yield the samples in their order, as many of a batch at a time as fit.
 
-        One at least, two where the model fails on one.
+        One at least, two where the model fails on one. A batch that is not cut is taken as it is,
+        also if its samples interact.
 
         Parameters
         ----------
@@ -182,12 +188,15 @@ class Chunks:
         ValueError
             If the inputs are empty or not finite, or the model does not return a finite (n, C).
         SamplesInteractError
-            A ValueError: if a batch has to be cut and the outputs for its samples change when
-            others are left out, as far as its first samples show.
+            A ValueError: if a batch has to be cut and the outputs for a sample depend on others.
+        RandomModelError
+            A ValueError: if the model gives other outputs for the same inputs.
         """
         for inputs, targets in batches(data):
             check_inputs(inputs)
             sizes = self._sizes(inputs)
+            if len(sizes) > 1:
+                self._refuse_interaction(inputs, max(sizes))
             yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
 
     def _sizes(self, inputs: Inputs) -> list[int]:
@@ -200,10 +209,11 @@ class Chunks:
         fitting, fewest = self._fitting[key]
         n = len(inputs)
         pieces = max(1, min(-(-n // fitting), n // fewest))
-        if pieces > 1 and fitting >= 2 * fewest and key not in self._checked:
-            self._checked.add(key)
-            first = inputs[: 2 * fewest]
-            with torch.no_grad():
-                outputs = network_outputs(self.model, self.parameters, first)
-            refuse_interaction(self.model, self.parameters, first, outputs)
         return [n // pieces + (index < n % pieces) for index in range(pieces)]
+
+    def _refuse_interaction(self, inputs: Inputs, size: int) -> None:
+        """Look at each chunk whose samples are not known to be apart, of two samples at least."""
+        for part in inputs.split(max(2, size)):
+            key = (part.shape, part.dtype)
+            if key not in self._apart and seen_apart(self.model, self.parameters, part):
+                self._apart.add(key)

@@ -9,7 +9,7 @@ most models (:mod:`paperkit.linearize.sample_axes`); for the others the numbers 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 # A small chance that a draw shows in one pass shows in several.
 _REPETITIONS = 8
+_SAMPLES_FOR_CHANCE = 8
 
 
 class SamplesInteractError(ValueError):
@@ -55,12 +56,41 @@ def following(model: nn.Module, inputs: Inputs, run: Callable[[], T]) -> tuple[T
     return run(), axes
 
 
+def seen_apart(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) -> bool:
+    """Check, without a graph, that the outputs for each sample depend on that sample alone.
+
+    Parameters
+    ----------
+    model, parameters, inputs
+        As in :func:`separate_outputs`, which this does without a graph.
+
+    Returns
+    -------
+    bool
+        Whether the operations show it, so that it holds for other samples of the same number and
+        shape; else the numbers decided for these.
+    """
+    with torch.no_grad():
+        outputs, axes = _with_axes(model, parameters, inputs)
+        if axes.apart(outputs):
+            return True
+        _refuse_interaction(model, parameters, inputs, outputs, axes)
+    return False
+
+
+def _with_axes(
+    model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs
+) -> tuple[Tensor, SampleAxes]:
+    return following(model, inputs, lambda: network_outputs(model, parameters, inputs))
+
+
 def separate_outputs(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) -> Tensor:
     """Return the outputs (n, C) if those for each sample depend on that sample alone.
 
     To be called within :func:`paperkit.linearize.evaluation.evaluation`. One forward pass, which
-    records gradients where they are enabled; where its operations do not show that samples are
-    apart, :func:`refuse_interaction` adds ⌈log₂ n⌉.
+    records gradients where they are enabled. Where its operations do not show that samples are
+    apart, the numbers decide, with ⌈log₂ n⌉ further passes: of each pair of samples one is without
+    the other in some pass, and all change places.
 
     Parameters
     ----------
@@ -74,62 +104,53 @@ def separate_outputs(model: nn.Module, parameters: dict[str, Tensor], inputs: In
     RandomModelError
         A ValueError: if they depend on chance.
     """
-    outputs, axes = following(model, inputs, lambda: network_outputs(model, parameters, inputs))
+    outputs, axes = _with_axes(model, parameters, inputs)
     if not axes.apart(outputs):
-        refuse_interaction(model, parameters, inputs, outputs, axes)
+        _refuse_interaction(model, parameters, inputs, outputs, axes)
     return outputs
 
 
-def refuse_interaction(
+def _refuse_interaction(
     model: nn.Module,
     parameters: dict[str, Tensor],
     inputs: Inputs,
     outputs: Tensor,
     axes: SampleAxes,
 ) -> None:
-    """Raise if the outputs for some sample change when others are left out or change places.
-
-    For each pair of samples there is a pass in which one is without the other: those whose number
-    has a one at some binary place, and those with a zero, for every place, in random order.
-
-    Parameters
-    ----------
-    model, parameters, inputs
-        As in :func:`separate_outputs`.
-    outputs : Tensor
-        For all n samples together.
-    axes : SampleAxes
-        What is known from the pass.
-    """
-
-    def run(part: Inputs) -> list[Tensor]:
-        return [network_outputs(model, parameters, part)]
-
+    run = _pass(model, parameters)
     with torch.no_grad():
-        compare_subsets(run, inputs, [outputs.detach()], axes)
+        if axes.random:
+            refuse_chance(run, inputs, outputs.detach())
+        for subset, alone in parts_alone(run, inputs, axes):
+            refuse_other_outputs(run, inputs, outputs.detach(), alone, subset, axes)
 
 
-def compare_subsets(
-    run: Callable[[Inputs], Sequence[Tensor]],
-    inputs: Inputs,
-    together: Sequence[Tensor],
-    axes: SampleAxes,
-) -> None:
-    """Raise if what a forward pass gives for subsets is not what it gives for all samples.
+def _pass(model: nn.Module, parameters: dict[str, Tensor]) -> Callable[[Inputs], Tensor]:
+    return lambda inputs: network_outputs(model, parameters, inputs)
+
+
+def parts_alone(
+    run: Callable[[Inputs], T], inputs: Inputs, axes: SampleAxes
+) -> Iterator[tuple[Tensor, T]]:
+    """Yield subsets of the samples, in random order, and what a forward pass gives for each alone.
+
+    Of each pair of samples each is in one of them without the other: those whose number has a one
+    at some binary place, and those with a zero, for every place.
 
     Parameters
     ----------
     run : callable
-        Some samples → tensors with a row for each.
+        Some samples → the result of a pass.
     inputs : Tensor or Samples
         All n samples.
-    together : sequence of Tensor
-        What ``run`` gives for all.
     axes : SampleAxes
-        What is known from that pass.
+        What is known from the pass for all.
+
+    Raises
+    ------
+    SamplesInteractError
+        A ValueError: if the model fails on fewer samples.
     """
-    if axes.random:
-        _refuse_chance(run, inputs, together)
     for subset in _separating_subsets(len(inputs)):
         try:
             alone = run(inputs[subset.to(inputs.device)])
@@ -138,20 +159,42 @@ def compare_subsets(
                 f"model fails on {len(subset)} of the {len(inputs)} samples ({error}), and its "
                 f"{_culprit(axes)} may mix samples: remove that, or make the batch one sample."
             ) from error
-        rows = [tensor[subset.to(tensor.device)] for tensor in together]
-        if not all(
-            len(a) == len(b) and agree(a, b, whole)
-            for a, b, whole in zip(alone, rows, together, strict=True)
-        ):
-            _refuse_chance(run, inputs, together)
-            refuse_mixing(axes)
+        yield subset, alone
 
 
-def refuse_mixing(axes: SampleAxes) -> NoReturn:
-    """Raise."""
+def refuse_other_outputs(
+    run: Callable[[Inputs], Tensor],
+    inputs: Inputs,
+    together: Tensor,
+    alone: Tensor,
+    subset: Tensor,
+    axes: SampleAxes,
+) -> None:
+    """Raise if the outputs for a subset are not what they are among all samples.
+
+    Parameters
+    ----------
+    run : callable
+        Some samples → outputs.
+    inputs : Tensor or Samples
+        All n samples.
+    together, alone : Tensor
+        Outputs for all, (n, C), and for the subset.
+    subset : Tensor
+        The samples' numbers.
+    axes : SampleAxes
+        What is known from the pass for all.
+    """
+    rows = together[subset.to(together.device)]
+    if not agree(alone, rows, together):
+        refuse_chance(run, inputs, together)
+        _refuse_mixing(_culprit(axes))
+
+
+def _refuse_mixing(culprit: str) -> NoReturn:
     raise SamplesInteractError(
         "model gives other values for the same sample in another batch: it mixes samples or "
-        f"changes their order ({_culprit(axes)}); freeze batch statistics, put samples first "
+        f"changes their order ({culprit}); freeze batch statistics, put samples first "
         "(batch_first=True), or make samples that see each other one sample."
     )
 
@@ -160,30 +203,68 @@ def _culprit(axes: SampleAxes) -> str:
     return f"operation {axes.obstacle}" if axes.obstacle else "forward pass"
 
 
-def refuse_chance(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) -> None:
-    """Raise if the model gives other outputs for the same inputs.
+def refuse_changed(
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    inputs: Inputs,
+    first: Tensor,
+    outputs: Tensor,
+) -> None:
+    """Raise if the first samples' outputs were not what they are among all.
+
+    What no operation shows, a random number of Python's or a division by the number of samples,
+    shows here.
 
     Parameters
     ----------
     model, parameters, inputs
         As in :func:`separate_outputs`.
+    first : Tensor
+        Outputs (m, C) of the first m samples, from a pass of their own.
+    outputs : Tensor
+        Of all samples.
     """
-
-    def run(part: Inputs) -> list[Tensor]:
-        return [network_outputs(model, parameters, part)]
-
-    with torch.no_grad():
-        _refuse_chance(run, inputs, run(inputs))
+    if not agree(first, outputs[: len(first)], outputs):
+        with torch.no_grad():
+            refuse_chance(_pass(model, parameters), inputs[: len(first)], first)
+        _refuse_mixing("the number of samples in a batch counts")
 
 
-def _refuse_chance(
-    run: Callable[[Inputs], Sequence[Tensor]], inputs: Inputs, before: Sequence[Tensor]
+def refuse_random(
+    model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs, outputs: Tensor
 ) -> None:
+    """Raise if the model gives other outputs for the same inputs: one pass on few samples.
+
+    Parameters
+    ----------
+    model, parameters, inputs
+        As in :func:`separate_outputs`.
+    outputs : Tensor
+        Of the first m samples.
+    """
+    with torch.no_grad():
+        again, axes = _with_axes(model, parameters, inputs[: len(outputs)])
+        if axes.random or not agree(again, outputs, outputs):
+            # A draw shows sooner in more samples.
+            many = inputs[: max(_SAMPLES_FOR_CHANCE, len(outputs))]
+            run = _pass(model, parameters)
+            refuse_chance(run, many, run(many))
+
+
+def refuse_chance(run: Callable[[Inputs], Tensor], inputs: Inputs, before: Tensor) -> None:
+    """Raise if one of several passes gives other outputs for the same inputs.
+
+    Parameters
+    ----------
+    run : callable
+        Some samples → outputs.
+    inputs : Tensor or Samples
+        The samples.
+    before : Tensor
+        Their outputs in the pass before.
+    """
     for _ in range(_REPETITIONS):
-        again = run(inputs)
-        if not all(
-            a.shape == b.shape and agree(a, b, b) for a, b in zip(again, before, strict=True)
-        ):
+        if not agree(run(inputs), before, before):
             raise RandomModelError(
                 "model is random in evaluation mode, it gives other outputs for the same inputs: "
                 "switch off dropout called with training=True, sampling and added noise first."
@@ -200,6 +281,8 @@ def agree(found: Tensor, expected: Tensor, whole: Tensor) -> bool:
     whole : Tensor
         Its largest entry is the scale.
     """
+    if found.shape != expected.shape:
+        return False
     if not whole.is_floating_point() and not whole.is_complex():
         return torch.equal(found, expected)
     if not whole.numel():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,16 @@ from paperkit.linearize.evaluation import (
     check_inputs,
     check_outputs,
     evaluation,
+)
+from paperkit.linearize.interaction import (
+    SamplesInteractError,
+    agree,
+    following,
+    parts_alone,
+    refuse_chance,
+    refuse_changed,
+    refuse_other_outputs,
+    seen_apart,
 )
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.layer_types import LayerType, WeightLayout, type_of
@@ -38,6 +49,7 @@ from paperkit.linearize.remainder import (
     normalized_input,
     per_sample_jacobians,
 )
+from paperkit.linearize.sample_axes import SampleAxes
 from paperkit.linearize.samples import Inputs
 from paperkit.linearize.weights import chosen_weights
 
@@ -50,14 +62,7 @@ _NOT_CALLED = "the forward pass does not call it"
 
 _ORDER = "it sees the samples mixed, or in another order than the outputs"
 
-# What a small part of the samples is: an eighth of them, and as many at least.
-_FEW = 8
-
 _GOLDEN = 0.5 * (5.0**0.5 - 1.0)
-
-
-class SamplesInteractError(ValueError):
-    """The model's outputs for one sample depend on the others, or on chance."""
 
 
 class MemoryBudgetError(ValueError):
@@ -197,6 +202,7 @@ class _Recording:
     calls: list[_Call] = field(default_factory=list)
     normalizations: list[NormalizationCall] = field(default_factory=list)
     misfits: dict[str, str] = field(default_factory=dict)
+    axes: SampleAxes | None = None
 
 
 def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -313,7 +319,9 @@ def linearize(
         A ValueError: if the result would not fit; :func:`linearize_in_chunks` serves measures that
         are sums over samples.
     SamplesInteractError
-        A ValueError: if the outputs for some samples change when the others are left out.
+        A ValueError: if the outputs for some sample depend on the others in its batch.
+    RandomModelError
+        A ValueError: if the model gives other outputs for the same inputs.
 
     Notes
     -----
@@ -379,7 +387,10 @@ def _linearized(
                 f"more than half of memory_budget={memory_budget}; raise it to at least "
                 f"{2 * needed}, or pass fewer samples or layers."
             )
-        step = chunk_size or _chunk(memory_budget // 8, costs.graph, len(inputs))
+        step = _chunk(memory_budget // 8, costs.graph, len(inputs))
+        step = _possible(chunk_size or step, costs, len(inputs), memory_budget)
+        if step == 1:
+            _refuse_unseen(model, parameters, inputs, costs, memory_budget)
         excluded: dict[str, str] = {}
         while True:
             try:
@@ -389,6 +400,7 @@ def _linearized(
                 break
             except _UnfitError as unfit:  # what only all samples together show
                 excluded |= unfit.reasons
+        refuse_changed(model, parameters, inputs, costs.outputs, result.outputs)
     return replace(result, left_out={**left_out, **result.left_out})
 
 
@@ -465,13 +477,15 @@ def linearize_in_chunks(
             _refuse_cut_anywhere(model, inputs, options)
         with evaluation(model) as parameters:
             costs = _costs(model, chosen, parameters, inputs, options)
-        # A loop may still hold the last chunk while the next is made.
-        step = min(
-            _chunk(memory_budget // 4, costs.held, len(inputs)),
-            _chunk(memory_budget // 8, costs.graph, len(inputs)),
-        )
-        for start in range(0, len(inputs), step):
-            chunk = slice(start, start + step)
+            # A loop may still hold the last chunk while the next is made.
+            step = min(
+                _chunk(memory_budget // 4, costs.held, len(inputs)),
+                _chunk(memory_budget // 8, costs.graph, len(inputs)),
+            )
+            step = _possible(step, costs, len(inputs), memory_budget)
+            if step == 1:
+                _refuse_unseen(model, parameters, inputs, costs, memory_budget)
+        for chunk in _pieces(len(inputs), step):
             labels = targets[chunk] if with_targets else None
             linearization = _linearized(
                 model,
@@ -645,10 +659,49 @@ class _Costs:
     held: int
     graph: int
     left_out: dict[str, str]
+    outputs: Tensor  # of the first samples, as many as the model takes at least
 
 
 def _chunk(available: int, per_sample: int, n: int) -> int:
     return max(1, min(n, available // max(per_sample, 1)))
+
+
+def _possible(step: int, costs: _Costs, n: int, memory_budget: int) -> int:
+    """Return the size of a chunk that the model takes."""
+    fewest = len(costs.outputs)
+    if fewest <= 2 or step >= n:
+        return step
+    raise MemoryBudgetError(
+        f"model takes no fewer than {fewest} samples at a time, and {step} fit the "
+        f"memory_budget={memory_budget}: raise it to at least {memory_budget * n // step}, or let "
+        "the model take any number of samples (x.flatten(1) for x.view(8, -1))."
+    )
+
+
+def _pieces(n: int, step: int) -> list[slice]:
+    """Cut n samples into chunks of almost equal sizes; of one sample only if none is larger."""
+    count = -(-n // step)
+    if step > 1:
+        count = max(1, min(count, n // 2))
+    sizes = [n // count + (index < n % count) for index in range(count)]
+    ends = list(itertools.accumulate(sizes))
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _refuse_unseen(
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    inputs: Inputs,
+    costs: _Costs,
+    memory_budget: int,
+) -> None:
+    """Look for interaction where chunks of one sample would show none."""
+    size = max(2, _chunk(memory_budget // 8, costs.graph, len(inputs)))
+    apart: set[tuple] = set()
+    for part in inputs.split(size):
+        key = (part.shape, part.dtype)
+        if key not in apart and seen_apart(model, parameters, part):
+            apart.add(key)
 
 
 def _costs(
@@ -661,10 +714,20 @@ def _costs(
     """Run a sample or two forward and add up what each leaves behind."""
     # Two, because a network that normalises by batch statistics refuses one; it is refused later.
     count = min(2, len(inputs))
-    # A copy of the samples, since a view would count the storage of the whole batch.
     saved = SavedStorages([*parameters.values(), *model.buffers()])
-    with saved.noted():
-        recording = _record(model, chosen, parameters, inputs[:count].clone(), options)
+
+    def run(count: int) -> _Recording:
+        # A copy of the samples, since a view would count the storage of the whole batch.
+        with saved.noted():
+            return _record(model, chosen, parameters, inputs[:count].clone(), options)
+
+    try:
+        recording = run(count)
+    except Exception:
+        if count == len(inputs):
+            raise
+        count = len(inputs)  # which may be the number that the model was written for
+        recording = run(count)
     num_outputs = recording.outputs.shape[1]
     graph = 2 * saved.bytes() + count * _FACTOR_COPIES * 8 * num_outputs**2
     groups, left_out = _sorted_calls(
@@ -697,7 +760,8 @@ def _costs(
             graph += num_outputs * (2 * saved.bytes() + 2 * count * sum(rest.values()))
     # The gradients that a backward pass holds at once are no more than what it was given.
     per_sample = {name: size // count for name, size in layers.items()}
-    return _Costs(per_sample, held // count, graph // count, left_out)
+    outputs = recording.outputs.detach()
+    return _Costs(per_sample, held // count, graph // count, left_out, outputs)
 
 
 def _linearize(
@@ -714,18 +778,22 @@ def _linearize(
     inputs, targets = data
     outputs: list[Tensor] = []
     held: _Held | None = None
-    for start in range(0, len(inputs), step):
-        samples = slice(start, min(start + step, len(inputs)))
-        part = _part_of(model, chosen, parameters, inputs[samples], options, excluded)
-        recording = _record(model, chosen, parameters, inputs[samples], options, excluded)
+    for samples in _pieces(len(inputs), step):
+        recording = _record(
+            model, chosen, parameters, inputs[samples], options, excluded, follow=True
+        )
         outputs.append(recording.outputs.detach())
         if held is None:
-            refuse_interaction(model, parameters, inputs[samples], outputs[0])
             held = _allocate(model, recording, parameters, chosen, len(inputs), options)
         _keep_calls(held, recording)
-        if part is not None:
-            _refuse_other_order(recording, part)
-        _fill(held, recording, samples, check_order=part is None)
+        apart = _seen_in_order(recording)
+        if not apart:
+            _refuse_other_order(
+                recording,
+                lambda part: _record(model, chosen, parameters, part, options, excluded),
+                inputs[samples],
+            )
+        _fill(held, recording, samples, check_order=not apart)
         if held.differentiated:
             jacobians = per_sample_jacobians(
                 model, parameters, held.differentiated, inputs[samples]
@@ -774,8 +842,13 @@ def _record(
     inputs: Inputs,
     options: _Options,
     excluded: Mapping[str, str] = types.MappingProxyType({}),
+    *,
+    follow: bool = False,
 ) -> _Recording:
-    """Run the model forward; modules whose names are in ``excluded`` are not recorded."""
+    """Run the model forward; modules whose names are in ``excluded`` are not recorded.
+
+    ``follow`` asks for the samples' axes.
+    """
     recording = _Recording(torch.empty(0, device="cpu"), inputs, misfits=dict(excluded))
     if options.input_jacobians and isinstance(inputs, Tensor) and inputs.is_floating_point():
         recording.inputs = inputs.detach().clone().requires_grad_()
@@ -806,6 +879,11 @@ def _record(
 
         return hook
 
+    def run() -> Tensor:
+        recording.calls.clear()
+        recording.normalizations.clear()
+        return network_outputs(model, parameters, recording.inputs)
+
     try:
         for name, module in chosen.items():
             if name not in excluded:
@@ -818,7 +896,10 @@ def _record(
                         normalization_hook(name), prepend=True, with_kwargs=True
                     )
                 )
-        recording.outputs = network_outputs(model, parameters, recording.inputs)
+        if follow:
+            recording.outputs, recording.axes = following(model, recording.inputs, run)
+        else:
+            recording.outputs = run()
         note_formats(model, recording.outputs)
     finally:
         for handle in handles:
@@ -847,23 +928,6 @@ def _part_misfits(recording: _Recording, n: int) -> None:
         for call in recording.normalizations
         if len(call.normalized) == n and call.edge is not None
     ]
-
-
-def refuse_interaction(
-    model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs, outputs: Tensor
-) -> None:
-    """Raise if the outputs of some samples change when the others are left out."""
-    if len(inputs) < 2:
-        return
-    half = (len(inputs) + 1) // 2
-    with torch.no_grad():
-        alone = network_outputs(model, parameters, inputs[:half])
-    tolerance = torch.finfo(outputs.dtype).eps ** 0.5
-    if not torch.allclose(alone, outputs[:half], rtol=tolerance, atol=tolerance):
-        raise SamplesInteractError(
-            "model gives other outputs for the same samples in another batch: it mixes samples "
-            "(batch statistics?) or is random in evaluation mode; freeze that part first."
-        )
 
 
 class _UnfitError(Exception):
@@ -936,15 +1000,6 @@ def _unfitness(
     return None
 
 
-@dataclass
-class _Part:
-    """What modules read where only some of the samples are there, in another order."""
-
-    samples: Tensor
-    reads: dict[str, list[Tensor]]
-    misfits: dict[str, str]
-
-
 def _reads(recording: _Recording) -> dict[str, list[Tensor]]:
     found: dict[str, list[Tensor]] = {}
     for call in recording.calls:
@@ -954,55 +1009,65 @@ def _reads(recording: _Recording) -> dict[str, list[Tensor]]:
     return found
 
 
-def _part_of(
-    model: nn.Module,
-    chosen: dict[str, nn.Module],
-    parameters: dict[str, Tensor],
-    inputs: Inputs,
-    options: _Options,
-    excluded: Mapping[str, str],
-) -> _Part | None:
-    """Run some of the samples alone; None if there is one, or the model takes no other number."""
-    n = len(inputs)
-    if n == 1:
-        return None
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    count = max(min(n - 1, _FEW), n // _FEW)
-    samples = torch.randperm(n, generator=generator, device="cpu")[:count].to(inputs.device)
-    options = replace(options, input_jacobians=False)
-    try:
-        recording = _record(model, chosen, parameters, inputs[samples], options, excluded)
-    except Exception:  # whatever the model raises, it has been called in vain
-        return None
-    return _Part(samples, _reads(recording), recording.misfits)
-
-
-def _refuse_other_order(recording: _Recording, part: _Part) -> None:
-    """Raise if a module does not read the same of a sample, whatever the others are.
+def _seen_in_order(recording: _Recording) -> bool:
+    """Whether the operations show that no sample sees another.
 
     Raises
     ------
     _UnfitError
-        With the names of these modules.
+        If so, but a module reads something else than the samples in their order.
     """
-    unfit: dict[str, str] = {}
-    for name, whole in _reads(recording).items():
-        alone = part.reads.get(name, [])
-        if name in part.misfits:
-            unfit[name] = part.misfits[name]
-        elif len(alone) != len(whole) or not all(
-            _agree(one, all_read[part.samples]) for one, all_read in zip(alone, whole, strict=True)
-        ):
-            unfit[name] = _ORDER
+    axes = recording.axes
+    assert axes is not None
+    if not axes.apart(recording.outputs):
+        return False
+    unfit = {
+        name: _ORDER
+        for name, read in _reads(recording).items()
+        if not all(axes.apart(tensor) for tensor in read)
+    }
     if unfit:
         raise _UnfitError(unfit)
+    return True
 
 
-def _agree(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    tolerance = 10.0 * torch.finfo(one.dtype).eps ** 0.5
-    return float((one - other).norm()) <= tolerance * float(one.norm())
+def _refuse_other_order(
+    recording: _Recording, record: Callable[[Inputs], _Recording], inputs: Inputs
+) -> None:
+    """Raise if outputs, or what a module reads of a sample, depend on the others.
+
+    Raises
+    ------
+    _UnfitError
+        With the names of the modules.
+    SamplesInteractError
+        If outputs depend on other samples.
+    """
+    axes = recording.axes
+    assert axes is not None
+
+    def run(part: Inputs) -> Tensor:
+        return record(part).outputs.detach()
+
+    if axes.random:
+        refuse_chance(run, inputs, recording.outputs.detach())
+    unfit: dict[str, str] = {}
+    for samples, alone in parts_alone(record, inputs, axes):
+        refuse_other_outputs(
+            run, inputs, recording.outputs.detach(), alone.outputs.detach(), samples, axes
+        )
+        reads = _reads(alone)
+        for name, whole in _reads(recording).items():
+            some = reads.get(name, [])
+            if name in alone.misfits:
+                unfit[name] = alone.misfits[name]
+            elif len(some) != len(whole) or not all(
+                agree(one, every[samples.to(every.device)], every)
+                for one, every in zip(some, whole, strict=True)
+            ):
+                unfit[name] = _ORDER
+    if unfit:
+        raise _UnfitError(unfit)
 
 
 def _keep_calls(held: _Held, recording: _Recording) -> None:
@@ -1188,7 +1253,7 @@ def _backward(
 def _out_of_order(outputs: Tensor, sources: Sequence[Any], targets: Sequence[Tensor]) -> list[bool]:
     """Tell of each source whether row i of its gradients is due to another sample than i.
 
-    For models that take no other number of samples. One more backward pass, whose seed is another
+    For models whose operations do not show it. One more backward pass, whose seed is another
     multiple of the same row for each sample: the gradients of a source that sees the samples in
     their order are the same multiples of its rows.
     """

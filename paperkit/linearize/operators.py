@@ -37,16 +37,17 @@ from paperkit.linearize.evaluation import (
     check_outputs,
     evaluation,
 )
+from paperkit.linearize.interaction import refuse_changed, seen_apart
 from paperkit.linearize.jacobian_products import (
     forward_products,
     reverse_pass,
     reverse_products,
 )
 from paperkit.linearize.jets import Jet, NoRuleError, ParameterJet
-from paperkit.linearize.linearize import GIBIBYTE, SamplesInteractError
+from paperkit.linearize.linearize import GIBIBYTE
 from paperkit.linearize.losses import LossLike
 from paperkit.linearize.network import network_outputs, own_parameters
-from paperkit.linearize.problem import refuse_cut, settled
+from paperkit.linearize.problem import refuse_cut, settled, smallest_batch
 from paperkit.linearize.replacements import UsedFunctions
 from paperkit.linearize.samples import Inputs, concatenate
 from paperkit.linearize.second_derivatives import missing_refused, refuse_wrong_second_derivative
@@ -149,6 +150,8 @@ class CurvatureOperator(ABC):
         or device, or a product is not finite.
     SamplesInteractError
         A ValueError: if the outputs for a sample depend on the others in its batch.
+    RandomModelError
+        A ValueError: if the model gives other outputs for the same inputs.
 
     Notes
     -----
@@ -265,7 +268,7 @@ class CurvatureOperator(ABC):
         ValueError
             If the data do not fit or a product is not finite.
         """
-        size = -(-self.num_samples // blocks)
+        size = max(self._fewest, -(-self.num_samples // blocks))
         at_once = chunk_sizes(count, 4 * self.dimension, self.dtype, self.memory_budget)
         forms = []
         with self._evaluation() as everything:
@@ -317,34 +320,46 @@ class CurvatureOperator(ABC):
         """Check the data; return the number of samples and the bytes that one sample saves."""
         count = saved = 0
         outputs = torch.empty(0, device=self.device)
+        apart: set[tuple] = set()
         for inputs, targets in self.data:
             check_inputs(inputs)
             if count == 0:
-                outputs, saved = self._first_samples(everything, inputs[:2], targets[:2])
+                outputs, saved = self._first_samples(everything, inputs, targets)
+                self._sample_bytes = saved
                 self._loss_bytes = _LOSS_ENTRIES * 8 * outputs.shape[1]
             self.loss.check(outputs.new_zeros(1, 1).expand(len(inputs), outputs.shape[1]), targets)
+            # Chunks of one sample would show nothing.
+            for part in inputs.split(max(2, self._chunk_sizes(len(inputs), 1)[0])):
+                key = (part.shape, part.dtype)
+                if key not in apart and seen_apart(self.model, everything, part):
+                    apart.add(key)
             count += len(inputs)
         return count, saved
 
     def _first_samples(
         self, everything: Parameters, inputs: Inputs, targets: Tensor
     ) -> tuple[Tensor, int]:
-        """Return the outputs and the bytes saved for the first sample, the second left out."""
+        """Return outputs of the first samples, and the bytes that one of them saves."""
+        few = smallest_batch(self.model, everything, inputs)
+        self._fewest = len(few) if len(few) > 2 else 1
         with torch.no_grad():
-            together = self._chunk(everything, inputs, targets).network({})
-        check_outputs(together, len(inputs))
-        # A copy, since a view would count the storage of the whole batch.
-        chunk = self._chunk(everything, inputs[:1].clone(), targets[:1])
+            together = self._chunk(everything, few, targets).network({})
+        check_outputs(together, len(few))
         saved = SavedStorages([*everything.values(), *self.model.buffers()])
-        with saved.noted():
-            alone = chunk.network(chunk.parameters)
-        tolerance = torch.finfo(alone.dtype).eps ** 0.5
-        if not torch.allclose(alone, together[:1], rtol=tolerance, atol=tolerance):
-            raise SamplesInteractError(
-                "model gives other outputs for the same sample in another batch: it mixes samples "
-                "(batch statistics?) or is random in evaluation mode; freeze that part first."
-            )
-        return alone.detach(), max(1, saved.bytes())
+
+        def run(count: int) -> Tensor:
+            # A copy, since a view would count the storage of the whole batch.
+            chunk = self._chunk(everything, inputs[:count].clone(), targets[:count])
+            with saved.noted():
+                return chunk.network(chunk.parameters)
+
+        try:
+            alone = run(self._fewest)
+        except Exception:
+            alone = run(len(few))  # which normalises by batch statistics, perhaps
+        alone = alone.detach()
+        refuse_changed(self.model, everything, few, alone, together)
+        return alone, max(1, saved.bytes() // len(alone))
 
     def _chunk(self, everything: Parameters, inputs: Inputs, targets: Tensor) -> _Chunk:
         def network(chosen: Parameters) -> Tensor:
@@ -364,14 +379,15 @@ class CurvatureOperator(ABC):
             samples = int(self.memory_budget / (passes + self._loss_bytes * probes))
             if samples >= enough or probes == 1:
                 # Chunks of equal size: a small last one would leave the processor idle.
-                pieces = -(-num_samples // max(1, samples))
+                pieces = -(-num_samples // max(self._fewest, samples))
                 return -(-num_samples // pieces), probes
             probes //= 2
 
     def _trusted_routes(self, everything: Parameters) -> list[_Route]:
         """Return the ways to compute that agree with the general one, the fastest first."""
         inputs, targets = next(iter(self.data))
-        chunk = self._chunk(everything, inputs[:2], targets[:2])
+        few = max(2, self._fewest)
+        chunk = self._chunk(everything, inputs[:few], targets[:few])
         generator = torch.Generator(device="cpu").manual_seed(0)
         probes = torch.randn(2, self.dimension, generator=generator, device="cpu")
         probes = probes.to(self.device, self.dtype)

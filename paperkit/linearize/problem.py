@@ -25,6 +25,9 @@ from paperkit.linearize.network import (
 )
 from paperkit.linearize.precision import without_autocast
 
+# Samples of a pass that looks for parameters without a gradient.
+_AT_ONCE = 32
+
 _FORWARD = """
     forward : callable, optional
         ``(model, inputs) -> outputs``, for a model that is not called as ``model(inputs)``; see
@@ -200,17 +203,29 @@ def _without_gradient(network: Network, inputs: Any) -> tuple[tuple[str, ...], t
         outputs = raw_outputs(network, parameters, few)
         note_formats(network, outputs)
         lacking = unreached(outputs, parameters)
+        parts = [few] if len(few) == len(inputs) else inputs.split(max(_AT_ONCE, len(few)))
+        for part in parts:  # other samples may take other paths, to other experts
+            if not lacking:
+                return (), ()
+            here = set(unreached(raw_outputs(network, parameters, part), parameters))
+            lacking = [name for name in lacking if name in here]
         if not lacking:
             return (), ()
+
+        def outputs(moved: dict[str, Tensor]) -> list[Tensor]:
+            return [raw_outputs(network, moved, part) for part in parts]
+
+        def same(ones: list[Tensor], others: list[Tensor]) -> bool:
+            return all(torch.equal(a, b) for a, b in zip(ones, others, strict=True))
 
         def matter(names: Iterable[str]) -> bool:
             # Moved far and to no round number, so that no two of them cancel.
             moved = {name: 1.37 * parameters[name].detach() + 0.11 for name in names}
-            return not torch.equal(raw_outputs(network, moved, few), before)
+            return not same(outputs(moved), before)
 
         with torch.no_grad():
-            before = raw_outputs(network, {}, few)
-            if not torch.equal(raw_outputs(network, {}, few), before):
+            before = outputs({})
+            if not same(outputs({}), before):
                 return (), ()  # random in evaluation mode, which is refused elsewhere
             if not matter(lacking):
                 return (), tuple(lacking)

@@ -69,6 +69,12 @@ def _written(func: Any) -> tuple[str, ...]:
 
 
 @functools.cache
+def _views(func: Any) -> bool:
+    """Whether the results are the argument's memory under another shape."""
+    return all(r.alias_info is not None for r in func._schema.returns) and not _written(func)
+
+
+@functools.cache
 def _draws(func: Any) -> bool:
     """Whether an operation may draw random numbers."""
     return torch.Tag.nondeterministic_seeded in func.tags and rule_of(func) is None
@@ -85,7 +91,7 @@ _Geometry = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 def _geometry(tensor: Tensor) -> _Geometry:
-    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+    return int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
 
 
 # Stands for an axis where a tensor has no values yet.
@@ -223,7 +229,8 @@ class SampleAxes(TorchDispatchMode):
         def operand(value: Any) -> Any:
             if isinstance(value, Tensor):
                 place = None if fresh else self._place(value)
-                require(place != _NO_VALUES)
+                require(place != _NO_VALUES or _views(func))
+                place = None if place == _NO_VALUES else place
                 return Operand(value, tuple(value.shape), place)
             if isinstance(value, list | tuple):
                 return [operand(part) for part in value]
@@ -283,6 +290,8 @@ class SampleAxes(TorchDispatchMode):
         if memory.constant:
             require(place is None)
             return
+        if place is None and _NO_VALUES in memory.places.values():
+            place = _NO_VALUES  # a view of what has none
         memory.places[_geometry(tensor)] = place
 
     def _write(self, tensor: Tensor, place: SampleAxis | None) -> None:
@@ -321,7 +330,7 @@ class SampleAxes(TorchDispatchMode):
 def _view(storage: torch.UntypedStorage, like: Tensor, geometry: _Geometry) -> Tensor:
     """Return a tensor of the same dtype in other memory."""
     offset, shape, strides = geometry
-    return like.new_empty(0).set_(storage, offset, shape, strides)  # type: ignore[call-overload]
+    return like.new_empty(0).set_(storage, offset, shape, strides)
 
 
 def _dense(geometry: _Geometry) -> bool:

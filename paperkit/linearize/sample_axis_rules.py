@@ -71,11 +71,13 @@ Rule = Callable[[Call], Places]
 
 
 def require(condition: bool) -> None:
+    """Raise :class:`Unknown` unless a condition holds."""
     if not condition:
         raise Unknown
 
 
 def operands_in(values: Iterable[Any]) -> Iterator[Operand]:
+    """Yield the operands among values and lists of them."""
     for value in values:
         if isinstance(value, Operand):
             yield value
@@ -84,8 +86,7 @@ def operands_in(values: Iterable[Any]) -> Iterator[Operand]:
 
 
 def same_for_all(constant: Operand, axis: int, place: SampleAxis, n: int) -> bool:
-    """Whether a constant has the same entries for every sample, so that no place in the batch
-    counts."""
+    """Whether a constant is the same for every sample, so that no place in the batch counts."""
     tensor = constant.tensor
     if tensor is None:
         return False
@@ -568,6 +569,7 @@ def base_name(func: Any) -> str:
 
 @functools.cache
 def rule_of(func: Any) -> Rule | None:
+    """Return the rule of an operation of torch, None where it has none."""
     name = base_name(func)
     if not func._schema.name.startswith("aten::"):
         return None

@@ -28,7 +28,8 @@ from paperkit.estimators.representation import (
 from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
 from paperkit.linearize.budget import FORWARD, Chunks, footprint
 from paperkit.linearize.evaluation import SavedStorages, evaluation
-from paperkit.linearize.linearize import SamplesInteractError, linearize
+from paperkit.linearize.interaction import SamplesInteractError
+from paperkit.linearize.linearize import linearize
 from paperkit.linearize.operators import HessianOperator
 
 BY_NAME = {case.name: case for case in CASES}
@@ -103,7 +104,9 @@ def test_a_budget_of_one_byte_takes_one_sample_at_a_time_and_changes_nothing(
     assert max(seen) >= 4  # all of the data or, per batch, all of the larger batch
     with sizes_seen(model) as seen, explicit_devices():
         cut = measure(model, (inputs, targets), memory_budget=1)
-    assert set(seen) == {1}
+    # Whether samples interact is looked for in two, without a graph.
+    assert set(seen) <= {1, 2}
+    assert seen[-1] == 1
     assert cut.n == whole.n
     assert float(cut) == pytest.approx(float(whole), rel=1e-10)
 
@@ -129,9 +132,9 @@ def test_small_data_pass_at_once_by_default(measure: Callable, device: torch.dev
     model, inputs, targets = BY_NAME["residual"].make(n=6, device=device)
     with sizes_seen(model) as seen:
         measure(model, (inputs, targets))
-    # The footprint takes one sample and the search for interaction half of them.
-    assert seen[0] == 1
-    assert seen[1] in (4, 6)
+    # The footprint and the search for random numbers take one sample.
+    assert seen[:2] == [1, 1]
+    assert next(n for n in seen if n > 1) in (4, 6)
 
 
 @every_measure

@@ -208,7 +208,6 @@ INNER = {
     "precision.without_autocast",
     "problem.refuse_cut",
     "problem.cut_parameters",
-    "linearize.refuse_interaction",
     "evaluation.evaluation",
     "remainder.per_sample_jacobians",
     "adaptive_sharpness.mean_loss",
