@@ -11,7 +11,7 @@ from torch import Tensor
 from paperkit.linearize.precision import widened
 from paperkit.linearize.samples import Inputs, Samples, concatenate
 
-_ADVICE = "pass (inputs, targets) or an iterable of such batches"
+_ADVICE = "pass (inputs, targets), tensors both, or an iterable of such batches"
 
 # Under these names a batch that is a dict holds its targets.
 _TARGET_KEYS = ("labels", "label", "targets", "target")
@@ -31,8 +31,8 @@ class Batches:
     ----------
     data : pair, object or iterable
         ``(inputs, targets)``; an object with these attributes; or an iterable of such pairs, for
-        example a ``DataLoader``, which is read anew at every pass. Inputs are a tensor, or a tuple
-        or dict of tensors; a batch may be one dict that has its targets under ``labels``.
+        example a ``DataLoader``, which is read anew at every pass. Inputs are a tensor, or several
+        in a tuple, list or dict; a batch may be one dict that has its targets under ``labels``.
     device : torch.device, optional
         Where batches are moved to.
     dtype : torch.dtype, optional
@@ -117,6 +117,8 @@ class Batches:
 
     def _checked(self, inputs: Any, targets: Tensor) -> tuple[Inputs, Tensor]:
         inputs = inputs if isinstance(inputs, Tensor | Samples) else Samples(inputs)
+        for tensor in (*(inputs.tensors() if isinstance(inputs, Samples) else [inputs]), targets):
+            _refuse_unusable(tensor, "targets" if tensor is targets else "inputs")
         if isinstance(inputs, Tensor) and inputs.ndim == 0:
             raise ValueError("inputs is a single number: samples come first, (n, …).")
         if targets.ndim == 0 or len(inputs) != len(targets):
@@ -124,11 +126,6 @@ class Batches:
             raise ValueError(f"targets has {entries} entries for {len(inputs)} inputs.")
         if len(inputs) == 0:
             raise ValueError("data has an empty batch: pass at least one sample.")
-        if isinstance(inputs, Tensor) and inputs.is_complex():
-            raise ValueError(
-                "inputs is complex: pass its real and imaginary parts (torch.view_as_real) and "
-                "join them in the model."
-            )
         if self.dtype is not None:
             inputs = widened(inputs, self.dtype)
         return _recordable(inputs, self.device), _recordable(targets, self.device)
@@ -137,6 +134,21 @@ class Batches:
         """Return all data as one pair."""
         inputs, targets = zip(*self, strict=True)
         return concatenate(inputs), targets[0] if len(targets) == 1 else torch.cat(targets)
+
+
+def _refuse_unusable(tensor: Tensor, name: str) -> None:
+    """Raise if a tensor has no values, or not the kind that a mean over samples can be made of."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the meta device, without values: pass the data themselves.")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise ValueError(
+            f"{name} is a nested or sparse tensor: pass a dense one (to_dense(), to_padded_tensor)."
+        )
+    if tensor.is_complex():
+        raise ValueError(
+            f"{name} is complex: pass its real and imaginary parts (torch.view_as_real) and join "
+            "them in the model."
+        )
 
 
 def _recordable(value: Any, device: torch.device | None) -> Any:
@@ -196,5 +208,5 @@ def _are_inputs(value: object) -> bool:
         return True
     if isinstance(value, Mapping):
         return any(isinstance(part, Tensor) for part in value.values())
-    # A list of two tensors is one batch, a list of two batches is not.
-    return isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value)
+    # Beside targets, several tensors are the inputs' parts.
+    return isinstance(value, tuple | list) and all(isinstance(part, Tensor) for part in value)

@@ -38,6 +38,8 @@ def select_parameters(
     ValueError
         If a name is unknown or none is chosen.
     """
+    if not parameters:
+        raise ValueError("model has no parameters that can be differentiated.")
     chosen = list(parameters) if names is None else list(dict.fromkeys(names))
     unknown = [name for name in chosen if name not in parameters]
     if unknown or not chosen:

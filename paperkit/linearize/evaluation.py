@@ -195,6 +195,8 @@ def check_outputs(outputs: Tensor, n: int) -> None:
         raise ValueError(
             f"model returned {shape} for {n} samples: wrap it so that it returns a (n, C) tensor."
         )
+    if outputs.shape[1] == 0:
+        raise ValueError(f"model returned no outputs for {n} samples: each needs at least one.")
     if not outputs.is_floating_point():
         raise ValueError(
             f"model returned {outputs.dtype} outputs, which have no gradient: return the logits."

@@ -25,6 +25,12 @@ T = TypeVar("T")
 _REPETITIONS = 8
 _SAMPLES_FOR_CHANCE = 8
 
+# What to do with the nodes of a graph, say.
+_ONE_SAMPLE = (
+    "make samples that see each other one sample: pass (inputs[None], targets[None]) and "
+    "forward=lambda model, inputs: model(inputs[0])[None]"
+)
+
 
 class SamplesInteractError(ValueError):
     """The model's outputs for one sample depend on the others, or rows change places inside."""
@@ -157,7 +163,7 @@ def parts_alone(
         except Exception as error:
             raise SamplesInteractError(
                 f"model fails on {len(subset)} of the {len(inputs)} samples ({error}), and its "
-                f"{_culprit(axes)} may mix samples: remove that, or make the batch one sample."
+                f"{_culprit(axes)} may mix them: put samples first, or {_ONE_SAMPLE}."
             ) from error
         yield subset, alone
 
@@ -195,7 +201,7 @@ def _refuse_mixing(culprit: str) -> NoReturn:
     raise SamplesInteractError(
         "model gives other values for the same sample in another batch: it mixes samples or "
         f"changes their order ({culprit}); freeze batch statistics, put samples first "
-        "(batch_first=True), or make samples that see each other one sample."
+        f"(batch_first=True), or {_ONE_SAMPLE}."
     )
 
 

@@ -505,8 +505,11 @@ class HessianOperator(CurvatureOperator):
         """Return the peak bytes of a sample, as ``_memory``, from what a pass with jets saves."""
         inputs, targets = next(iter(self.data))
 
-        def saved(samples: int, count: int) -> int:
-            chunk = self._chunk(everything, concatenate([inputs[:1]] * samples), targets[:1])
+        few = self._fewest
+
+        def saved(copies: int, count: int) -> int:
+            samples = concatenate([inputs[:few]] * copies)
+            chunk = self._chunk(everything, samples, targets[:few])
             vectors = torch.zeros(count, self.dimension, dtype=self.dtype, device=self.device)
             storages = SavedStorages([*everything.values(), *self.model.buffers()])
             with storages.noted():
@@ -515,8 +518,15 @@ class HessianOperator(CurvatureOperator):
                     outputs.parts.detach()
             return storages.bytes()
 
-        # The difference leaves out the jets of parameters, which do not grow with the samples.
-        one, two = (saved(2, count) - saved(1, count) for count in (1, 2))
+        def each(count: int) -> int:
+            once = saved(1, count)
+            try:
+                # The difference leaves out the jets of parameters, which do not grow.
+                return (saved(2, count) - once) // few
+            except Exception:  # a model for one number of samples
+                return once // few
+
+        one, two = each(1), each(2)
         unit = self._sample_bytes / _JETS_MEMORY
         return max(1, 2 * one - two) / unit, max(1, two - one) / unit
 

@@ -200,9 +200,9 @@ def _without_gradient(network: Network, inputs: Any) -> tuple[tuple[str, ...], t
     """Return the parameters that no gradient reaches: those that matter, and the others."""
     with evaluation(network) as parameters:
         few = smallest_batch(network, parameters, inputs)
-        outputs = raw_outputs(network, parameters, few)
-        note_formats(network, outputs)
-        lacking = unreached(outputs, parameters)
+        sample = raw_outputs(network, parameters, few)
+        note_formats(network, sample)
+        lacking = unreached(sample, parameters)
         parts = [few] if len(few) == len(inputs) else inputs.split(max(_AT_ONCE, len(few)))
         for part in parts:  # other samples may take other paths, to other experts
             if not lacking:

@@ -36,7 +36,9 @@ class Samples:
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError(
                 "inputs: their parts must be tensors with the same number of samples first, not "
-                f"{[tuple(tensor.shape) for tensor in self.tensors()]}."
+                f"{[tuple(tensor.shape) for tensor in self.tensors()]}; what belongs to all "
+                "samples, the edges of a graph, goes into "
+                "forward=lambda model, inputs: model(inputs, edges)."
             )
         self._n = sizes.pop()
 

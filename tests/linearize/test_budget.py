@@ -132,9 +132,8 @@ def test_small_data_pass_at_once_by_default(measure: Callable, device: torch.dev
     model, inputs, targets = BY_NAME["residual"].make(n=6, device=device)
     with sizes_seen(model) as seen:
         measure(model, (inputs, targets))
-    # The footprint and the search for random numbers take one sample.
-    assert seen[:2] == [1, 1]
-    assert next(n for n in seen if n > 1) in (4, 6)
+    # The footprint, and what is looked for first, take one sample or two.
+    assert next(n for n in seen if n > 2) in (4, 6)
 
 
 @every_measure
