@@ -77,7 +77,7 @@ class SpectralFunction:
         From an order k ≥ 2 to the sign (−1, 0 or 1) of the k-th derivative on t > 0, where it must
         not change.
     square_derivative_sign : callable or None
-        The same for g, None where it is unknown, where the function is t ↦ g(t²) on both sides of zero: it brackets the trace
+        The same for g, where the function is t ↦ g(t²) on both sides of zero: it brackets the trace
         of an indefinite operator. None where there is no such g, or no sign.
     """
 
