@@ -27,6 +27,7 @@ from paperkit.estimators.information_geometry import (
     information_geometric_sharpness,
     takeuchi_information_criterion,
 )
+from paperkit.estimators.layer_results import LayerResults
 from paperkit.estimators.pac_bayes import PacBayesFlatness, pac_bayes_flatness
 from paperkit.estimators.parameter_norm import parameter_norm, weight_names
 from paperkit.estimators.plan import CostWarning
@@ -53,6 +54,7 @@ from paperkit.estimators.representation import (
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import LayerSpectrum, layer_spectra
 from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
+from paperkit.linearize.weights import LeftOutWarning
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -64,7 +66,9 @@ __all__ = [
     "GeneralizationGap",
     "HessianDensity",
     "InformationGeometricSharpness",
+    "LayerResults",
     "LayerSpectrum",
+    "LeftOutWarning",
     "Measurement",
     "PacBayesFlatness",
     "RenyiSharpness",

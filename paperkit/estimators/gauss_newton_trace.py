@@ -16,14 +16,16 @@ choices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.result import Measurement
+from paperkit.estimators.spectra import MAX_DENSE
 from paperkit.linearize.batches import batches
 from paperkit.linearize.budget import BACKWARD, Chunks
 from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
@@ -32,13 +34,13 @@ from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.linearize import (
     GIBIBYTE,
     Linearization,
-    layers_of,
     linearize_in_chunks,
 )
 from paperkit.linearize.losses import LOSSES, Loss, LossLike, get_loss
 from paperkit.linearize.network import network_outputs
-from paperkit.linearize.problem import measure_of, refuse_cut
+from paperkit.linearize.problem import cut_parameters, measure_of, refuse_cut
 from paperkit.linearize.samples import Inputs
+from paperkit.linearize.weights import Weight, chosen_weights
 
 METHODS = ("auto", "exact", "hutchinson")
 
@@ -231,11 +233,18 @@ def gradient_squares_from(
     for name in names:
         total += weight_gradient_squares(linearization.layers[name], factor)
     for jacobian in others:
-        # At C = 1,000 even one sample's rows are many: a few columns at a time.
-        bytes_each = 2 * len(jacobian) * jacobian.shape[1] * jacobian.element_size()
-        for columns in jacobian.split(max(1, linearization.memory_budget // (4 * bytes_each)), 2):
-            rows = columns if factor is None else factor @ columns
-            total += rows.flatten(1).norm(dim=1, dtype=torch.float64).square()
+        total += _jacobian_squares(jacobian, factor, linearization.memory_budget)
+    return total
+
+
+def _jacobian_squares(jacobian: Tensor, factor: Tensor | None, memory_budget: int) -> Tensor:
+    """Return ‖R_i J_i‖² of each sample, (n,), from J, (n, C, d)."""
+    total = torch.zeros(len(jacobian), dtype=torch.float64, device=jacobian.device)
+    # At C = 1,000 even one sample's rows are many: a few columns at a time.
+    bytes_each = 2 * len(jacobian) * jacobian.shape[1] * jacobian.element_size()
+    for columns in jacobian.split(max(1, memory_budget // (4 * bytes_each)), 2):
+        rows = columns if factor is None else factor @ columns
+        total += rows.flatten(1).norm(dim=1, dtype=torch.float64).square()
     return total
 
 
@@ -355,17 +364,18 @@ def gauss_newton_trace(
         method = "exact" if _num_outputs(model, data) <= _EXACT_OUTPUTS else "hutchinson"
     if method == "hutchinson":
         return _hutchinson(model, data, parameters, loss, probes, seed, memory_budget)
-    everything = isinstance(parameters, str)
-    chunks = linearize_samples(
-        model,
-        data,
-        loss,
-        layers=None if everything else parameters,
-        all_parameters=everything,
-        memory_budget=memory_budget,
-    )
-    values = [gradient_squares_from(chunk, parameters, loss) for chunk in chunks]
-    return trace_measurement(torch.cat(values), "gauss_newton_trace", loss)
+    if isinstance(parameters, str):
+        chunks = linearize_samples(
+            model, data, loss, all_parameters=True, memory_budget=memory_budget
+        )
+        values = torch.cat([gradient_squares_from(chunk, "all", loss) for chunk in chunks])
+    else:
+        weights = chosen_weights(model, parameters)
+        found, _, left_out = _weight_squares(model, data, weights, loss, "tied", memory_budget)
+        for name, reason in left_out.items():
+            raise ValueError(f"parameters: {name} cannot be measured: {reason}.")
+        values = torch.stack(list(found.values())).sum(dim=0)
+    return trace_measurement(values, "gauss_newton_trace", loss)
 
 
 @measure_of
@@ -376,8 +386,9 @@ def layer_gauss_newton_traces(
     loss: LossLike = "half_squared_error",
     *,
     sharing: str = "tied",
+    strict: bool | None = None,
     memory_budget: int = GIBIBYTE,
-) -> dict[str, Measurement]:
+) -> LayerResults[Measurement]:
     """Return the Gauss–Newton trace of each layer's weight, exactly.
 
     Parameters
@@ -385,28 +396,104 @@ def layer_gauss_newton_traces(
     model, data, loss, memory_budget
         As in :func:`gauss_newton_trace`.
     layers : sequence of str, optional
-        Module names; default every linear and convolution layer.
+        Module names, or names of parameters with two axes or more that are no module's ``weight``
+        (``"rnn.weight_hh_l0"``); default all, those of other kinds than linear and convolution
+        layers as long as they are small.
     sharing : str
-        One of ``"tied"``, ``"positions"``, ``"operator"``.
+        One of ``"tied"``, ``"positions"``, ``"operator"``; weights of other kinds know the first.
+    strict : bool, optional
+        Whether a layer that cannot be measured ends the call. Default: only if ``layers`` names it;
+        else it is left out, with its reason in ``left_out`` and in a warning.
 
     Returns
     -------
-    dict of str to Measurement
-        By layer, in the order of the forward pass.
+    LayerResults of Measurement
+        A dict by layer, in the order of the forward pass.
 
     Raises
     ------
     ValueError
-        If an argument is unknown, or the data do not fit the model.
+        If an argument is unknown, the data do not fit the model, or none of the layers can be
+        measured; with ``strict`` if one cannot.
     """
-    collected: dict[str, list[Tensor]] = {}
-    for chunk in linearize_samples(model, data, loss, layers=layers, memory_budget=memory_budget):
-        for name, values in layer_gradient_squares(chunk, loss, sharing).items():
-            collected.setdefault(name, []).append(values)
-    return {
-        name: trace_measurement(torch.cat(parts), "layer_gauss_newton_traces", loss, name, sharing)
-        for name, parts in collected.items()
-    }
+    if sharing not in SHARING:
+        raise ValueError(f"sharing={sharing!r} is unknown: choose one of {', '.join(SHARING)}.")
+    weights = chosen_weights(model, layers)
+    most = MAX_DENSE if layers is None else None
+    found, parameters, left_out = _weight_squares(
+        model, data, weights, loss, sharing, memory_budget, most
+    )
+    return layer_results(
+        "layer_gauss_newton_traces",
+        model,
+        {
+            name: trace_measurement(values, "layer_gauss_newton_traces", loss, name, sharing)
+            for name, values in found.items()
+        },
+        parameters,
+        left_out,
+        strict=layers is not None if strict is None else strict,
+    )
+
+
+def _weight_squares(
+    model: nn.Module,
+    data: object,
+    weights: Mapping[str, Weight],
+    loss: Loss,
+    sharing: str,
+    memory_budget: int,
+    most: int | None = None,
+) -> tuple[dict[str, Tensor], list[str], dict[str, str]]:
+    """Return each sample's squared gradient norm by weight, the parameters, and what is left out.
+
+    From the pairs of layers that have them; other weights are differentiated, up to ``most``
+    entries together.
+    """
+    readable = [name for name, weight in weights.items() if weight.obstacle is None]
+    parts: dict[str, list[Tensor]] = {}
+    covered: dict[str, str] = {}
+    if readable:
+        chunks = linearize_samples(
+            model, data, loss, layers=readable, strict=False, memory_budget=memory_budget
+        )
+        for chunk in chunks:
+            covered = {layer.weight_name: name for name, layer in chunk.layers.items()}
+            for name, squares in layer_gradient_squares(chunk, loss, sharing).items():
+                parts.setdefault(name, []).append(squares)
+    others: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    cut = cut_parameters(model, next(iter(batches(data)))[0]) if len(covered) < len(weights) else ()
+    for name, weight in weights.items():
+        known = covered.get(weight.parameter) or others.get(weight.parameter)
+        if known is not None:
+            if known != name and most is None:
+                left_out[name] = f"it shares the weight of layer {known}"
+        elif weight.parameter in cut:
+            left_out[name] = "no gradient reaches its weight"
+        elif sharing != "tied":
+            left_out[name] = f"sharing={sharing!r} is known of plain layers only"
+        elif most is not None and weight.num_parameters > most:
+            left_out[name] = f"it is no plain layer, and large with {weight.num_parameters} entries"
+        else:
+            others[weight.parameter] = name
+            most = most - weight.num_parameters if most is not None else None
+    if others:
+        chunks = linearize_samples(
+            model,
+            data,
+            loss,
+            layers=(),
+            all_parameters=list(others),
+            memory_budget=memory_budget,
+        )
+        for chunk in chunks:
+            factor = _factor(chunk, loss)
+            for parameter, jacobian in (chunk.parameter_jacobians or {}).items():
+                squares = _jacobian_squares(jacobian, factor, memory_budget)
+                parts.setdefault(others[parameter], []).append(squares)
+    found = {name: torch.cat(squares) for name, squares in parts.items()}
+    return found, [*covered, *others], left_out
 
 
 def linearize_samples(
@@ -416,14 +503,15 @@ def linearize_samples(
     *,
     layers: Sequence[str] | None = None,
     input_jacobians: bool = False,
-    all_parameters: bool = False,
+    all_parameters: bool | Sequence[str] = False,
+    strict: bool = True,
     memory_budget: int = GIBIBYTE,
 ) -> Iterator[Linearization]:
     """Linearize a stream of batches; targets may be of any kind where no curvature needs them.
 
     Parameters
     ----------
-    model, data, loss, layers, input_jacobians, all_parameters, memory_budget
+    model, data, loss, layers, input_jacobians, all_parameters, strict, memory_budget
         As in :func:`paperkit.linearize.linearize.linearize_in_chunks`.
 
     Yields
@@ -445,6 +533,7 @@ def linearize_samples(
         with_targets=known.curvature_needs_targets,
         input_jacobians=input_jacobians,
         all_parameters=all_parameters,
+        strict=strict,
         memory_budget=memory_budget,
     ):
         yield linearization
@@ -470,7 +559,10 @@ def _hutchinson(
 ) -> Measurement:
     if probes < 2:
         raise ValueError(f"probes={probes} must be at least 2: one has no standard error.")
-    names = None if isinstance(parameters, str) else _weight_names(model, parameters)
+    names = None
+    if not isinstance(parameters, str):
+        weights = chosen_weights(model, parameters)
+        names = list(dict.fromkeys(weight.parameter for weight in weights.values()))
     generator = torch.Generator(device="cpu").manual_seed(seed)
     squares: list[Tensor] = []
     refuse_cut(model, next(iter(batches(data)))[0], names)
@@ -509,11 +601,6 @@ def _hutchinson(
         standard_error=float(variance.sqrt()),
         probes=probes,
     )
-
-
-def _weight_names(model: nn.Module, layers: Sequence[str]) -> list[str]:
-    weights = {id(module.get_parameter("weight")) for module in layers_of(model, layers).values()}
-    return [name for name, parameter in model.named_parameters() if id(parameter) in weights]
 
 
 def _probe_squares(

@@ -26,25 +26,25 @@ many Hessian products as F has columns times entries in a row, at most as many a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.traces import hutchinson
 from paperkit.linearize.batches import batches
+from paperkit.linearize.blocks import last_layer
 from paperkit.linearize.layer import LayerLinearization
-from paperkit.linearize.linearize import (
-    GIBIBYTE,
-    Linearization,
-    layer_groups,
-    linearize_in_chunks,
-)
+from paperkit.linearize.layer_types import WeightLayout
+from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize_in_chunks
 from paperkit.linearize.losses import Loss, LossLike
 from paperkit.linearize.operators import HessianOperator
 from paperkit.linearize.problem import measure_of
+from paperkit.linearize.weights import Weight, chosen_weights, layout_of
 
 VECTORS_AT_ONCE = 64
 """Hessian products asked for together; more only cost memory."""
@@ -61,8 +61,9 @@ def relative_flatness(
     max_products: int = 4096,
     probes: int = 100,
     seed: int = 0,
+    strict: bool | None = None,
     memory_budget: int = GIBIBYTE,
-) -> dict[str, Measurement]:
+) -> LayerResults[Measurement]:
     r"""Return the relative flatness κ of linear and convolution layers.
 
     Source: Petzka et al. 2021, Definition 3. For a linear last layer with features φ it is
@@ -79,9 +80,10 @@ def relative_flatness(
     loss : str, nn.Module or callable
         See :func:`paperkit.linearize.get_loss`.
     layers : sequence of str, optional
-        Module names; default the last linear or convolution layer of the forward pass. The rows
-        of a convolution are its flattened filters. Filters of different groups read different
-        inputs, so their rows count as orthogonal.
+        Module names, or names of the matrices of recurrent and attention layers
+        (``"rnn.weight_hh_l0"``); default the last linear or convolution layer of the forward pass.
+        The rows of a convolution are its flattened filters. Filters of different groups read
+        different inputs, so their rows count as orthogonal.
     weight_decay : float
         λ of a penalty ½λ‖W‖² that counts as part of the loss (``weight_decay`` of
         :class:`torch.optim.SGD`). It adds λI to the Hessian and so λd‖W‖² to κ, d entries a row.
@@ -92,69 +94,152 @@ def relative_flatness(
         Random vectors (Hutchinson's estimator) where it would cost more; at least 2.
     seed : int
         Of the random vectors.
+    strict : bool, optional
+        Whether a layer that cannot be measured ends the call. Default: only if ``layers`` names it;
+        else it is left out, with its reason in ``left_out`` and in a warning.
     memory_budget : int
         Bytes for temporaries.
 
     Returns
     -------
-    dict of str to Measurement
-        By layer, in the order of the forward pass; in units of the loss.
+    LayerResults of Measurement
+        A dict by layer, in the order of the forward pass; in units of the loss.
 
     Raises
     ------
     ValueError
-        If the data do not fit the model, a layer is unknown, or an option is out of range.
+        If the data do not fit the model, a layer is unknown or cannot be measured, or an option is
+        out of range.
     """
     if probes < 2:
         raise ValueError(f"probes={probes} must be at least 2, for a standard error.")
     _check_weight_decay(weight_decay)
-    found: dict[str, LayerLinearization] = {}
-    obstacles: dict[str, str | None] = {}
-    sums: dict[str, float] = {}
-    n = 0
-    if layers is None:
-        # One sample tells the order of the forward pass.
-        inputs, _ = next(iter(batches(data)))
-        layers = layer_groups(model, inputs[:1])[-1][-1:]
-    chunks = linearize_in_chunks(model, data, loss, layers, memory_budget=memory_budget)
-    for linearization, targets in chunks:
-        n += len(targets)
-        found = linearization.layers
-        for name, layer in found.items():
-            # What branches on the data may be piecewise linear for some samples only.
-            layer.obstacle = layer.obstacle or obstacles.get(name)
-            obstacles[name] = layer.obstacle
-            if layer.exact_block:
-                sums[name] = sums.get(name, 0.0) + len(targets) * _from_pairs(layer)
-    results = {}
-    for name, layer in found.items():
-        if layer.exact_block:
-            results[name] = _result(layer, loss, n, sums[name] / n, weight_decay)
-            continue
-        hessian = HessianOperator(
-            model, data, loss, [layer.weight_name], memory_budget=memory_budget
-        )
-        scaled, dimension, working = _scaled_hessian(layer, hessian)
-        if dimension <= max_products:
-            value = sum(
-                float((units * scaled(units)).sum(dtype=torch.float64))
-                for units in unit_vectors(dimension, working, hessian.device)
+    inputs, _ = next(iter(batches(data)))
+    weights = chosen_weights(model, [last_layer(model, inputs)] if layers is None else layers)
+    sums, n, obstacles = _over_chunks(model, data, loss, weights, memory_budget)
+    names: dict[str, str] = {}  # by parameter, the name under which it is measured
+    results: dict[str, Measurement] = {}
+    left_out: dict[str, str] = {}
+    for name in dict.fromkeys([*obstacles, *weights]):  # in the order of the forward pass
+        weight = weights[name]
+        other = names.setdefault(weight.parameter, name)
+        try:
+            if other != name:
+                raise ValueError(f"it shares the weight of layer {other}")
+            rows = _Rows.named(model, weight, obstacles.get(name, weight.obstacle))
+            if name in sums:
+                results[name] = _result(rows, loss, n, sums[name] / n, weight_decay)
+                continue
+            hessian = HessianOperator(
+                model, data, loss, [weight.parameter], memory_budget=memory_budget
             )
-            results[name] = _result(layer, loss, n, value, weight_decay)
-        else:
-            estimate = hutchinson(
-                scaled,
-                dimension,
-                probes,
-                seed=seed,
-                dtype=working,
-                device=hessian.device,
-                memory_budget=memory_budget,
+            value, error, used = _by_products(
+                rows, hessian, max_products, probes, seed, memory_budget
             )
             results[name] = _result(
-                layer, loss, n, estimate.value, weight_decay, estimate.standard_error, probes
+                rows, loss, hessian.num_samples, value, weight_decay, error, used
             )
-    return results
+        except (ValueError, RuntimeError) as refusal:
+            left_out[name] = str(refusal)
+    return layer_results(
+        "relative_flatness",
+        model,
+        results,
+        [weights[name].parameter for name in results],
+        left_out,
+        strict=layers is not None if strict is None else strict,
+    )
+
+
+def _over_chunks(
+    model: nn.Module,
+    data: object,
+    loss: Loss,
+    weights: Mapping[str, Weight],
+    memory_budget: int,
+) -> tuple[dict[str, float], int, dict[str, str | None]]:
+    """Return nκ of layers whose blocks are exact, n, and the obstacles of the others."""
+    readable = [name for name, weight in weights.items() if weight.obstacle is None]
+    sums: dict[str, float] = {}
+    obstacles: dict[str, str | None] = {}
+    n = 0
+    if not readable:
+        return sums, n, obstacles
+    chunks = linearize_in_chunks(
+        model, data, loss, readable, strict=False, memory_budget=memory_budget
+    )
+    for linearization, targets in chunks:
+        n += len(targets)
+        for name, layer in linearization.layers.items():
+            # What branches on the data may be piecewise linear for some samples only.
+            obstacles[name] = obstacles.get(name) or layer.obstacle
+            if obstacles[name] is None:
+                sums[name] = sums.get(name, 0.0) + len(targets) * _from_pairs(layer)
+        obstacles |= linearization.left_out
+    return {name: one for name, one in sums.items() if obstacles[name] is None}, n, obstacles
+
+
+def _by_products(
+    rows: _Rows,
+    hessian: HessianOperator,
+    max_products: int,
+    probes: int,
+    seed: int,
+    memory_budget: int,
+) -> tuple[float, float | None, int | None]:
+    """Return κ, its standard error and the number of probes, None for both where it is exact."""
+    scaled, dimension, working = _scaled_hessian(rows, hessian)
+    if dimension <= max_products:
+        value = sum(
+            float((units * scaled(units)).sum(dtype=torch.float64))
+            for units in unit_vectors(dimension, working, hessian.device)
+        )
+        return value, None, None
+    estimate = hutchinson(
+        scaled,
+        dimension,
+        probes,
+        seed=seed,
+        dtype=working,
+        device=hessian.device,
+        memory_budget=memory_budget,
+    )
+    return estimate.value, estimate.standard_error, probes
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A weight as rows, one for each output channel: by groups, (g, o, i), in float64."""
+
+    name: str
+    layout: WeightLayout
+    weight: Tensor
+    obstacle: str | None
+
+    @classmethod
+    def of(cls, layer: LayerLinearization) -> _Rows:
+        return cls(layer.name, layer.layout, weight_by_group(layer), layer.obstacle)
+
+    @classmethod
+    def named(cls, model: nn.Module, weight: Weight, obstacle: str | None) -> _Rows:
+        layout = layout_of(model, weight.parameter)
+        if layout is None:
+            raise ValueError(
+                "relative flatness is of the rows of a layer's weight, and this parameter is not "
+                "known to have a row for each output"
+            )
+        values = model.get_parameter(weight.parameter).detach().to(torch.float64)
+        return cls(weight.name, layout, layout.matrices(values), obstacle)
+
+    @property
+    def row_length(self) -> int:
+        return self.weight.shape[2]
+
+    def factor(self) -> Tensor:
+        """Return F with F Fᵀ = W Wᵀ for each group, (g, o, min(o, i)), in float64."""
+        if self.weight.shape[2] <= self.weight.shape[1]:
+            return self.weight
+        return torch.linalg.qr(self.weight.transpose(1, 2), mode="r").R.transpose(1, 2)
 
 
 def relative_flatness_from(
@@ -201,8 +286,9 @@ def relative_flatness_from(
                 f"layers: {name} needs Hessian products, because {layer.obstacle}: "
                 "call relative_flatness with the model."
             )
+        value = _from_pairs(layer)
         results[name] = _result(
-            layer, linearization.loss, layer.num_samples, _from_pairs(layer), weight_decay
+            _Rows.of(layer), linearization.loss, layer.num_samples, value, weight_decay
         )
     return results
 
@@ -210,10 +296,6 @@ def relative_flatness_from(
 def _check_weight_decay(weight_decay: float) -> None:
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay={weight_decay} must not be negative.")
-
-
-def _row_length(layer: LayerLinearization) -> int:
-    return layer.layout.matrix_shape[2]
 
 
 def weight_by_group(layer: LayerLinearization) -> Tensor:
@@ -257,16 +339,8 @@ def weighted_pairs(
         )
 
 
-def _factor(layer: LayerLinearization) -> Tensor:
-    """Return F with F Fᵀ = W Wᵀ for each group, (g, o, min(o, i)), in float64."""
-    weight = weight_by_group(layer)
-    if weight.shape[2] <= weight.shape[1]:
-        return weight
-    return torch.linalg.qr(weight.transpose(1, 2), mode="r").R.transpose(1, 2)
-
-
 def _from_pairs(layer: LayerLinearization) -> float:
-    factor = _factor(layer)
+    factor = _Rows.of(layer).factor()
     positions = sum(use.positions() for use in layer.uses)
     groups, outputs, row_length = layer.layout.matrix_shape
     temporary = layer.hessian_factor.shape[1] * groups * outputs * min(positions, row_length)
@@ -288,23 +362,21 @@ def _summed_squares(turned: Tensor, columns: Tensor) -> float:
     return float(rows.square_().sum(dtype=torch.float64))
 
 
-def _scaled_hessian(
-    layer: LayerLinearization, hessian: HessianOperator
-) -> tuple[Operator, int, torch.dtype]:
+def _scaled_hessian(rows: _Rows, hessian: HessianOperator) -> tuple[Operator, int, torch.dtype]:
     """Return (F ⊗ I)ᵀ H (F ⊗ I), whose trace is κ, with its dimension and dtype."""
     # Only the products themselves are in half precision, where the model is.
     working = torch.promote_types(hessian.dtype, torch.float32)
-    factor = _factor(layer).to(working)
+    factor, layout = rows.factor().to(working), rows.layout
     groups, _, columns = factor.shape
 
     def product(vectors: Tensor) -> Tensor:
         shaped = vectors.reshape(len(vectors), groups, columns, -1)
-        directions = layer.layout.weight(torch.einsum("gok,vgki->vgoi", factor, shaped)).flatten(1)
+        directions = layout.weight(torch.einsum("gok,vgki->vgoi", factor, shaped)).flatten(1)
         images = hessian(directions.to(hessian.dtype)).to(working)
-        shaped = layer.layout.matrices(images.reshape(len(vectors), *layer.weight_shape))
+        shaped = layout.matrices(images.reshape(len(vectors), *layout.shape))
         return torch.einsum("gok,vgoi->vgki", factor, shaped).flatten(1)
 
-    return product, groups * columns * _row_length(layer), working
+    return product, groups * columns * rows.row_length, working
 
 
 def unit_vectors(dimension: int, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
@@ -317,7 +389,7 @@ def unit_vectors(dimension: int, dtype: torch.dtype, device: torch.device) -> It
 
 
 def _result(
-    layer: LayerLinearization,
+    rows: _Rows,
     loss: Loss,
     n: int,
     value: float,
@@ -325,19 +397,19 @@ def _result(
     standard_error: float | None = None,
     probes: int | None = None,
 ) -> Measurement:
-    penalty = weight_decay * _row_length(layer) * float(weight_by_group(layer).square().sum())
+    penalty = weight_decay * rows.row_length * float(rows.weight.square().sum())
     return Measurement(
         value=value + penalty,
         measure="relative_flatness",
         method="exact" if standard_error is None else "hutchinson",
         n=n,
         loss=loss,
-        layer=layer.name,
+        layer=rows.name,
         standard_error=standard_error,
         probes=probes,
         assumptions={
-            "exact_block": layer.exact_block,
-            "obstacle": layer.obstacle,
+            "exact_block": rows.obstacle is None,
+            "obstacle": rows.obstacle,
             "weight_decay": weight_decay,
         },
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -31,10 +32,14 @@ from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.interaction import separate_outputs
 from paperkit.linearize.jacobian_products import pull_back_is_linear
 from paperkit.linearize.linearize import GIBIBYTE, Linearization
-from paperkit.linearize.problem import measure_of
+from paperkit.linearize.network import Network
+from paperkit.linearize.problem import measure_of, refuse_cut_inputs
 from paperkit.linearize.second_derivatives import custom_functions
+from paperkit.linearize.weights import warn_left_out
 
 T = TypeVar("T")
+
+_NO_GRADIENT = "no gradient reaches its input"
 
 METHODS = ("auto", "exact", "lanczos")
 AVERAGES = ("volume", "log")
@@ -320,12 +325,13 @@ def _layer_jacobians(linearization: Linearization) -> dict[str, list[Tensor]]:
     jacobians: dict[str, list[Tensor]] = {}
     for name, layer in linearization.layers.items():
         found = [use.input_jacobian for use in layer.uses if use.input_jacobian is not None]
-        if len(found) < len(layer.uses):
-            raise ValueError(
-                f"linearization has no Jacobian in the input of layer {name}: call linearize with "
-                f"input_jacobians=True, or leave the layer out."
-            )
-        jacobians[name] = found
+        if len(found) == len(layer.uses):
+            jacobians[name] = found
+    if not jacobians:
+        raise ValueError(
+            "linearization has no Jacobian in the input of any layer: call linearize with "
+            "input_jacobians=True."
+        )
     return jacobians
 
 
@@ -536,23 +542,23 @@ def network_maximum_local_sensitivity(
     model, data
         As in :func:`maximum_local_sensitivity`.
     layers : sequence of str, optional
-        Module names; default every linear and convolution layer.
+        Module names; default every linear and convolution layer that can be linearized by itself.
     memory_budget : int
         Bytes above the model and its data.
 
     Returns
     -------
     Measurement
-        The assumption ``layers`` holds each layer's share.
+        The assumption ``layers`` holds each layer's share, ``left_out`` those that are not in the
+        sum, with the reason of each.
 
     Raises
     ------
     ValueError
         If the data do not fit the model, or no gradient reaches the input of a layer.
     """
-    return sum_over_layers(
-        _over_chunks(layer_sensitivities_from, model, data, layers, memory_budget)
-    )
+    by_layer, left_out = _over_chunks(layer_sensitivities_from, model, data, layers, memory_budget)
+    return _with_left_out(sum_over_layers(by_layer), left_out)
 
 
 @measure_of
@@ -586,12 +592,10 @@ def network_log_volume(
     ValueError
         If k is out of range, or as :func:`network_maximum_local_sensitivity`.
     """
-    return volume_over_layers(
-        _over_chunks(
-            lambda chunk: layer_log_volumes_from(chunk, k=k), model, data, layers, memory_budget
-        ),
-        k,
+    by_layer, left_out = _over_chunks(
+        lambda chunk: layer_log_volumes_from(chunk, k=k), model, data, layers, memory_budget
     )
+    return _with_left_out(volume_over_layers(by_layer, k), left_out)
 
 
 def _over_chunks(
@@ -600,15 +604,29 @@ def _over_chunks(
     data: object,
     layers: Sequence[str] | None,
     memory_budget: int,
-) -> dict[str, Tensor]:
-    """Collect a function's values by layer over all samples, as many at a time as fit."""
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Collect a function's values by layer over all samples, and what is left out."""
     collected: dict[str, list[Tensor]] = {}
+    left_out: dict[str, str] = {}
     for chunk in linearize_samples(
         model, data, layers=layers, input_jacobians=True, memory_budget=memory_budget
     ):
         for name, values in function(chunk).items():
             collected.setdefault(name, []).append(values)
-    return {name: torch.cat(parts) for name, parts in collected.items()}
+        left_out = dict(chunk.left_out)
+        left_out |= {n: _NO_GRADIENT for n in chunk.layers if n not in collected}
+    if layers is not None:
+        for name, reason in left_out.items():
+            raise ValueError(f"layers: {name} cannot be measured: {reason}.")
+    return {name: torch.cat(parts) for name, parts in collected.items()}, left_out
+
+
+def _with_left_out(result: Measurement, left_out: dict[str, str]) -> Measurement:
+    """Say which layers a sum over layers lacks."""
+    if not left_out:
+        return result
+    warn_left_out(result.measure, left_out)
+    return replace(result, assumptions={**result.assumptions, "left_out": left_out})
 
 
 def _sensitivities(
@@ -726,6 +744,7 @@ def _over_graphs(
     function: Callable[[Tensor, Tensor], T],
 ) -> list[T]:
     """Apply a function of (inputs, outputs with their graph) to chunks of the samples."""
+    refuse_cut_inputs(Network.of(model), next(iter(batches(data)))[0])
     with evaluation(model) as parameters:
 
         def of_chunk(inputs: Tensor) -> T:

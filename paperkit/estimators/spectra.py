@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.linalg.gram import Spectrum
-from paperkit.linearize import LayerLinearization, linearize
+from paperkit.linearize import LayerLinearization
 from paperkit.linearize.batches import as_batch
+from paperkit.linearize.blocks import Block, Blocks
 from paperkit.linearize.dense import dense_hessian_and_round_off
-from paperkit.linearize.linearize import GIBIBYTE, layer_groups
+from paperkit.linearize.linearize import GIBIBYTE
 from paperkit.linearize.losses import LossLike
 from paperkit.linearize.problem import measure_of
+from paperkit.linearize.weights import WeightBlock
 
 MAX_DENSE = 2048
 """The largest matrix that is written out where no other exact way is known."""
@@ -72,14 +75,16 @@ def layer_spectra(
     layers: Sequence[str] | None = None,
     *,
     max_dense: int = MAX_DENSE,
+    strict: bool | None = None,
     chunk_size: int | None = None,
     memory_budget: int = GIBIBYTE,
-) -> dict[str, LayerSpectrum]:
+) -> LayerResults[LayerSpectrum]:
     """Return every layer's exact Hessian spectrum.
 
     Where the recorded operations show that the layer's Hessian block is its Gauss–Newton block,
-    the spectrum comes from the Gram dual of one linearization. Elsewhere the block is written out
-    column by column, if it has at most ``max_dense`` of them.
+    the spectrum comes from the Gram dual of one linearization. Elsewhere, and for a weight that is
+    no plain layer's, the block is written out column by column, if it has at most ``max_dense`` of
+    them.
 
     Parameters
     ----------
@@ -90,10 +95,15 @@ def layer_spectra(
     loss : str, nn.Module or callable
         See :func:`paperkit.linearize.get_loss`.
     layers : sequence of str, optional
-        Module names; default every linear and convolution layer. Biases and the parameters of
-        normalisation layers do not belong to any layer.
+        Module names, or names of parameters with two axes or more that are no module's ``weight``
+        (``"rnn.weight_hh_l0"``); default all. Biases and the parameters of normalisation layers do
+        not belong to any layer.
     max_dense : int
-        The largest block to write out.
+        The largest block to write out. Weights of other kinds than linear and convolution layers
+        are written out by default only while they have no more columns together.
+    strict : bool, optional
+        Whether a layer that cannot be measured ends the call. Default: only if ``layers`` names it;
+        else it is left out, with its reason in ``left_out`` and in a warning.
     chunk_size : int, optional
         Samples of one forward pass; default what the budget allows.
     memory_budget : int
@@ -102,45 +112,81 @@ def layer_spectra(
 
     Returns
     -------
-    dict of str to LayerSpectrum
-        By layer, in the order of the forward pass.
+    LayerResults of LayerSpectrum
+        A dict by layer, in the order of the forward pass.
 
     Raises
     ------
     ValueError
-        If the data do not fit the model, or a block outside the proposition is too large.
+        If the data do not fit the model, a name is unknown, or none of the layers can be measured;
+        with ``strict`` if one cannot.
+
+    Warns
+    -----
+    LeftOutWarning
+        If a layer is left out.
     """
     inputs, targets = as_batch(data)
-    spectra = {}
-    for group in layer_groups(model, inputs, layers, memory_budget):
-        linearization = linearize(
-            model,
-            inputs,
-            loss,
-            group,
-            targets=targets,
-            chunk_size=chunk_size,
-            memory_budget=memory_budget,
-        )
-        _refuse_large(linearization.layers.values(), max_dense)
-        for name, layer in linearization.layers.items():
-            spectra[name] = layer_spectrum(layer, model, inputs, targets, loss)
-    return spectra
+    blocks = Blocks(
+        model,
+        (inputs, targets),
+        loss,
+        layers,
+        memory_budget=memory_budget,
+        chunk_size=chunk_size,
+    )
+    spectra: dict[str, LayerSpectrum] = {}
+    left_out: dict[str, str] = {}
+    parameters = []
+
+    def collect(found: Mapping[str, Block]) -> None:
+        room = max_dense  # of all blocks together that nobody asked for
+        for name, block in found.items():
+            optional = isinstance(block, WeightBlock) and block.optional
+            if not block.exact_block and block.num_parameters > (room if optional else max_dense):
+                left_out[name] = _too_large(block, max_dense)
+                continue
+            try:
+                spectra[name] = layer_spectrum(block, model, inputs, targets, loss)
+            except (ValueError, RuntimeError) as error:
+                left_out[name] = str(error)
+                continue
+            parameters.append(block.weight_name)
+            room -= block.num_parameters if optional else 0
+
+    for group in blocks:
+        collect(group)
+    collect(blocks.remaining())
+    return layer_results(
+        "layer_spectra",
+        model,
+        spectra,
+        parameters,
+        left_out | dict(blocks.shared()),
+        strict=blocks.named if strict is None else strict,
+    )
+
+
+def _too_large(block: Block, max_dense: int) -> str:
+    return (
+        f"its Hessian block is no Gauss–Newton block ({block.obstacle}), and too large to write "
+        f"out with {block.num_parameters} columns for max_dense={max_dense}"
+    )
 
 
 def layer_spectrum(
-    layer: LayerLinearization, model: nn.Module, inputs: Tensor, targets: Tensor, loss: LossLike
+    layer: Block, model: nn.Module, inputs: Tensor, targets: Tensor, loss: LossLike
 ) -> LayerSpectrum:
     """Return one layer's spectrum: from its pairs where its block is exact, else written out.
 
     Parameters
     ----------
-    layer : LayerLinearization
-        From a linearization of ``model`` on ``inputs`` under ``loss``.
+    layer : LayerLinearization or WeightBlock
+        Of ``model`` on ``inputs`` under ``loss``.
     model, inputs, targets, loss
         As there; needed only where the block is not exact.
     """
-    if layer.exact_block:
+    if isinstance(layer, LayerLinearization) and layer.exact_block:
         spectrum = layer.spectrum()
     else:
         spectrum = dense_spectrum(
@@ -155,24 +201,11 @@ def layer_spectrum(
         rank_limit=spectrum.rank_limit,
         layer=layer.name,
         n=layer.num_samples,
-        num_outputs=layer.hessian_factor.shape[2],
+        num_outputs=layer.num_outputs,
         method="gram" if layer.exact_block else "dense",
         obstacle=layer.obstacle,
         loss=str(loss),
     )
-
-
-def _refuse_large(layers: Iterable[LayerLinearization], max_dense: int) -> None:
-    too_large = [
-        f"{layer.name} ({layer.num_parameters} weights: {layer.obstacle})"
-        for layer in layers
-        if not layer.exact_block and layer.num_parameters > max_dense
-    ]
-    if too_large:
-        raise ValueError(
-            "layers: the Hessian block is not the Gauss–Newton block and is too large to write "
-            f"out for {'; '.join(too_large)}. Leave these out, or raise max_dense={max_dense}."
-        )
 
 
 def dense_spectrum(matrix: Tensor, round_off: float = 0.0) -> Spectrum:

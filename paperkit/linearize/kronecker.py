@@ -32,6 +32,7 @@ from torch import Tensor
 from paperkit.linearize.layer import LayerLinearization, contract_positions
 from paperkit.linearize.layer_types import WeightLayout
 from paperkit.linearize.linearize import Linearization
+from paperkit.linearize.weights import warn_left_out
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class KroneckerFactors:
 
 
 def kfac(
-    linearization: Linearization, targets: Tensor | None = None
+    linearization: Linearization, targets: Tensor | None = None, *, strict: bool = False
 ) -> dict[str, KroneckerFactors]:
     r"""Approximate each layer's Gauss–Newton block by :math:`S \otimes A`.
 
@@ -181,6 +182,9 @@ def kfac(
     targets : Tensor, optional
         Observed targets of all samples: then the empirical Fisher matrix is approximated, one
         gradient a sample in place of the rows of the Hessian factor.
+    strict : bool
+        Refuse a layer whose calls share the weight but not the bias; else it is left out, and a
+        warning names it.
 
     Returns
     -------
@@ -190,14 +194,20 @@ def kfac(
     Raises
     ------
     ValueError
-        If the targets do not fit, or calls of a shared weight have different biases.
+        If the targets do not fit; with ``strict`` if a layer is left out.
+
+    Warns
+    -----
+    LeftOutWarning
+        If a layer is left out.
     """
     rows = _output_rows(linearization, targets)
-    return {name: _kfac_layer(layer, rows) for name, layer in linearization.layers.items()}
+    layers = _with_one_bias("kfac", linearization, strict)
+    return {name: _kfac_layer(layer, rows) for name, layer in layers.items()}
 
 
 def ekfac(
-    linearization: Linearization, targets: Tensor | None = None
+    linearization: Linearization, targets: Tensor | None = None, *, strict: bool = False
 ) -> dict[str, KroneckerFactors]:
     r"""Approximate each layer's block in K-FAC's eigenbasis, with the best eigenvalues there.
 
@@ -207,7 +217,7 @@ def ekfac(
 
     Parameters
     ----------
-    linearization, targets
+    linearization, targets, strict
         As in :func:`kfac`.
 
     Returns
@@ -221,10 +231,27 @@ def ekfac(
         As :func:`kfac`.
     """
     rows = _output_rows(linearization, targets)
+    layers = _with_one_bias("ekfac", linearization, strict)
     return {
-        name: _corrected(_kfac_layer(layer, rows), layer, rows)
-        for name, layer in linearization.layers.items()
+        name: _corrected(_kfac_layer(layer, rows), layer, rows) for name, layer in layers.items()
     }
+
+
+def _with_one_bias(
+    measure: str, linearization: Linearization, strict: bool
+) -> dict[str, LayerLinearization]:
+    """Return the layers whose calls have the same bias."""
+    reason = "it shares its weight between calls with different biases"
+    left_out = {
+        name: reason
+        for name, layer in linearization.layers.items()
+        if any(use.module.bias is not _bias(layer) for use in layer.uses)
+    }
+    if strict and left_out:
+        raise ValueError(f"layer {next(iter(left_out))} cannot be approximated, because {reason}.")
+    if left_out:
+        warn_left_out(measure, left_out)
+    return {n: layer for n, layer in linearization.layers.items() if n not in left_out}
 
 
 def _output_rows(linearization: Linearization, targets: Tensor | None) -> Tensor:
@@ -304,11 +331,6 @@ def _bias(layer: LayerLinearization) -> Tensor | None:
 
 def _parameter_shapes(layer: LayerLinearization) -> dict[str, torch.Size]:
     bias = _bias(layer)
-    if any(use.module.bias is not bias for use in layer.uses):
-        raise ValueError(
-            f"layer {layer.name} shares its weight between calls with different biases: "
-            f"leave it out of the linearization."
-        )
     shapes = {layer.weight_name: layer.weight_shape}
     if bias is not None:
         shapes[layer.weight_name.removesuffix("weight") + "bias"] = bias.shape

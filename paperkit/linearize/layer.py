@@ -129,6 +129,11 @@ class LayerLinearization:
         return self.hessian_factor.shape[0]
 
     @property
+    def num_outputs(self) -> int:
+        """The number C of the network's outputs."""
+        return self.hessian_factor.shape[2]
+
+    @property
     def layout(self) -> WeightLayout:
         """How the weight holds the matrices of its groups."""
         return self.uses[0].layout

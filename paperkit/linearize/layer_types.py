@@ -365,3 +365,32 @@ def type_of(module: nn.Module) -> LayerType:
             "pass a plain linear, convolution or transposed convolution layer."
         )
     return found
+
+
+def layout_like(module: nn.Module, weight: Tensor) -> WeightLayout | None:
+    """Return how a module's parameter holds a matrix of output channels and inputs.
+
+    Subclasses of the known types hold it as these do, whatever their forward pass makes of it;
+    recurrent and attention layers have output channels first, embeddings last.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Any module.
+    weight : Tensor
+        One of its parameters.
+
+    Returns
+    -------
+    WeightLayout or None
+        None where the parameter is not known to be such a matrix.
+    """
+    if weight is module._parameters.get("weight"):
+        for known, kind in _LAYER_TYPES.items():
+            if isinstance(module, known):
+                return kind.layout(module)
+        if type(module) is nn.Embedding:
+            return WeightLayout(weight.shape, transposed=True)
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
+        return WeightLayout(weight.shape) if weight.ndim == 2 else None
+    return None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from paperkit import arguments
 from paperkit.linearize.dense import hessian_product
 from paperkit.linearize.evaluation import (
     SavedStorages,
@@ -231,9 +232,13 @@ def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str
 
 
 def _candidates(
-    model: nn.Module, layers: Sequence[str] | None
+    model: nn.Module, layers: Sequence[str] | None, options: _Options | None = None
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Return the layers whose modules are of a known type, and why each other weight is not."""
+    if layers is not None and not isinstance(layers, str) and options and options.only:
+        layers = list(layers)
+        if not layers:
+            return {}, {}
     weights = chosen_weights(model, layers)
     modules = {
         name: model.get_submodule(name) for name, one in weights.items() if one.obstacle is None
@@ -255,7 +260,7 @@ def linearize(
     layers: Sequence[str] | None = None,
     *,
     input_jacobians: bool = False,
-    all_parameters: bool = False,
+    all_parameters: bool | Sequence[str] = False,
     targets: Tensor | None = None,
     verify: bool = False,
     strict: bool = True,
@@ -283,9 +288,10 @@ def linearize(
         parameters.
     input_jacobians : bool
         Also record the Jacobian of the outputs in each layer's input and in the network's.
-    all_parameters : bool
+    all_parameters : bool or sequence of str
         Also record the Jacobian in all other parameters: biases, normalisation, embeddings, and
-        the weights of layers of other kinds. It needs ``layers=None``.
+        the weights of layers of other kinds. It needs ``layers=None``. Or in some of them, by name;
+        then ``layers`` may be empty.
     targets : Tensor, optional
         For ``verify``, and for losses whose output Hessian depends on them; that of cross-entropy
         and of squared errors does not.
@@ -334,7 +340,8 @@ def linearize(
         assert settled_loss is not None
         inputs, targets = batch.joined()
         loss = settled_loss
-    chosen, left_out = _candidates(model, layers)
+    options = _Options.of(model, input_jacobians, all_parameters, layers)
+    chosen, left_out = _candidates(model, layers, options)
     if strict and layers is not None:
         for name, reason in left_out.items():
             raise _refusal(name, reason)
@@ -345,9 +352,6 @@ def linearize(
         loss = unlabelled_loss(model, inputs, loss)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
-    if all_parameters and layers is not None:
-        raise ValueError("all_parameters=True covers every layer: leave layers=None.")
-    options = _Options(input_jacobians, all_parameters)
     _refuse_cut_anywhere(model, inputs, options)
     result = _linearized(
         model, (inputs, targets), loss, chosen, left_out, options, chunk_size, memory_budget
@@ -361,8 +365,10 @@ def linearize(
 
 def _refuse_cut_anywhere(model: Network, inputs: Inputs, options: _Options) -> None:
     """Raise if a Jacobian would lack what no gradient reaches."""
-    if options.input_jacobians or options.all_parameters:
+    if options.input_jacobians or (options.all_parameters and not options.only):
         refuse_cut(model, inputs)
+    elif options.only:
+        refuse_cut(model, inputs, options.only)
     if options.input_jacobians:
         refuse_cut_inputs(model, inputs)
 
@@ -434,7 +440,7 @@ def linearize_in_chunks(
     layers: Sequence[str] | None = None,
     *,
     input_jacobians: bool = False,
-    all_parameters: bool = False,
+    all_parameters: bool | Sequence[str] = False,
     with_targets: bool = True,
     strict: bool = True,
     memory_budget: int = GIBIBYTE,
@@ -463,10 +469,10 @@ def linearize_in_chunks(
         As :func:`linearize`; a :class:`MemoryBudgetError` if a single sample does not fit; if a
         layer that the first samples do not leave out has to be left out for later ones.
     """
-    options = _Options(input_jacobians, all_parameters)
     model, stream, settled_loss = settled(model, data, loss if with_targets else None)
+    options = _Options.of(model, input_jacobians, all_parameters, layers)
     settled_loss = settled_loss or get_loss(loss)
-    chosen, left_out = _candidates(model, layers)
+    chosen, left_out = _candidates(model, layers, options)
     if strict and layers is not None:
         for name, reason in left_out.items():
             raise _refusal(name, reason)
@@ -620,18 +626,29 @@ def layer_groups(
     ValueError
         If ``strict`` and one of ``layers`` is left out.
     """
-    model = Network.of(model)
-    chosen, left_out = _candidates(model, layers)
+    groups, left_out = grouped_layers(model, inputs, layers, memory_budget)
     if strict and layers is not None:
         for name, reason in left_out.items():
             raise _refusal(name, reason)
+    return groups
+
+
+def grouped_layers(
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[str] | None = None,
+    memory_budget: int = GIBIBYTE,
+) -> tuple[list[list[str]], dict[str, str]]:
+    """Return :func:`layer_groups`, and why each other weight is left out."""
+    model = Network.of(model)
+    chosen, left_out = _candidates(model, layers)
     check_inputs(inputs)
     with evaluation(model) as parameters:
         costs = _costs(model, chosen, parameters, inputs, _Options())
-    if strict and layers is not None:
-        for name in chosen:
-            if name not in costs.layers:
-                raise _refusal(name, costs.left_out.get(name, _NOT_CALLED))
+    left_out |= costs.left_out
+    if layers is not None:
+        shared = "it shares the weight of another layer"
+        left_out |= {n: shared for n in chosen if n not in costs.layers and n not in left_out}
     groups: list[list[str]] = []
     available = memory_budget // 2 - len(inputs) * (costs.held - sum(costs.layers.values()))
     room = 0
@@ -642,13 +659,36 @@ def layer_groups(
             room = available
         groups[-1].append(name)
         room -= size
-    return groups
+    return groups, left_out
 
 
 @dataclass(frozen=True)
 class _Options:
+    """Which Jacobians are wanted besides: in inputs, in other parameters, in these only."""
+
     input_jacobians: bool = False
     all_parameters: bool = False
+    only: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        input_jacobians: bool,
+        all_parameters: bool | Sequence[str],
+        layers: Sequence[str] | None,
+    ) -> _Options:
+        if not isinstance(all_parameters, bool):
+            known = [name for name, _ in model.named_parameters()]
+            names = arguments.names("all_parameters", all_parameters, known)
+            return cls(input_jacobians, True, frozenset(names))
+        if all_parameters and layers is not None:
+            raise ValueError("all_parameters=True covers every layer: leave layers=None.")
+        return cls(input_jacobians, all_parameters)
+
+    def wants(self, name: str) -> bool:
+        """Whether the Jacobian in a parameter is wanted that is no layer's weight."""
+        return self.all_parameters and (not self.only or name in self.only)
 
 
 @dataclass(frozen=True)
@@ -748,7 +788,11 @@ def _costs(
     if options.all_parameters:
         modules = [calls[0].module for calls in groups.values()]
         weights = {id(module.get_parameter("weight")) for module in modules}
-        rest = {id(p): p.nbytes for p in model.parameters() if id(p) not in weights}
+        rest = {
+            id(p): p.nbytes
+            for name, p in model.named_parameters()
+            if id(p) not in weights and options.wants(name)
+        }
         held += count * num_outputs * sum(rest.values())
         # Beside the Jacobians in the outputs of normalisations lie their products with the inputs.
         sizes = [call.normalized.nbytes for call in recording.normalizations]
@@ -1145,7 +1189,7 @@ def _allocate(
     if options.all_parameters:
         weights = {layer.weight_name for layer in layers.values()}
         for name, leaf in parameters.items():
-            if name not in weights:
+            if name not in weights and options.wants(name):
                 held.parameters[name] = outputs.new_zeros(n, num_outputs, leaf.numel())
                 if _used_elsewhere(graph, recording, leaf_names, name, leaf):
                     held.differentiated.append(name)

@@ -7,14 +7,22 @@ is reached by products with its Hessian block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from paperkit import arguments
-from paperkit.linearize.layer_types import layer_type
+from paperkit.linearize.layer_types import WeightLayout, layer_type, layout_like
+
+# So many weights are named one by one in a warning.
+_NAMED = 8
+
+
+class LeftOutWarning(UserWarning):
+    """A measure of layers covers a part of them; the message names the others and says why."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,57 @@ class Weight:
     def num_parameters(self) -> int:
         """The number of entries."""
         return self.shape.numel()
+
+
+@dataclass(frozen=True)
+class WeightBlock:
+    """The Hessian block of a weight that is not read off a layer, to be had by products.
+
+    It stands beside :class:`paperkit.linearize.LayerLinearization` where measures take both.
+
+    Attributes
+    ----------
+    name, weight_name, weight_shape
+        As there.
+    obstacle : str
+        Why it is not read off a layer.
+    num_samples, num_outputs : int
+        n and C.
+    optional : bool
+        Whether nobody asked for this weight by its name, so that it may cost too much.
+    """
+
+    name: str
+    weight_name: str
+    weight_shape: torch.Size
+    obstacle: str
+    num_samples: int
+    num_outputs: int
+    optional: bool
+
+    exact_block = False
+
+    @property
+    def num_parameters(self) -> int:
+        """The number d of entries of the weight."""
+        return self.weight_shape.numel()
+
+
+def layout_of(model: nn.Module, parameter: str) -> WeightLayout | None:
+    """Return how a weight holds its matrix, output channels and inputs; None where it has none.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network.
+    parameter : str
+        The weight's name.
+    """
+    wanted = model.get_parameter(parameter)
+    for module in model.modules():
+        if any(own is wanted for own in module._parameters.values()):
+            return layout_like(module, wanted)
+    return None
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
@@ -112,3 +171,25 @@ def _named(found: dict[str, Weight], layers: Sequence[str]) -> dict[str, Weight]
     for name in wanted & others.keys():
         raise ValueError(f"layers: {name!r} is the weight of {others[name]!r}: name that.")
     return {name: weight for name, weight in found.items() if name in wanted}
+
+
+def warn_left_out(measure: str, left_out: Mapping[str, str], also: str = "") -> None:
+    """Say which weights a measure leaves out.
+
+    Warns
+    -----
+    LeftOutWarning
+        In one sentence.
+    """
+    warnings.warn(f"{measure} leaves out {_listed(left_out)}{also}.", LeftOutWarning, stacklevel=4)
+
+
+def _listed(left_out: Mapping[str, str]) -> str:
+    """Name weights with their reasons, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''} ({reason})"
+        for reason, names in by_reason.items()
+    )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from paperkit.linearize import dense_empirical_fisher, dense_gauss_newton, linearize
 from paperkit.linearize.kronecker import KroneckerFactors, ekfac, kfac
+from paperkit.linearize.weights import LeftOutWarning
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -173,8 +174,19 @@ def test_bad_arguments_are_refused_in_one_sentence() -> None:
         factors.product(torch.zeros(6, 8, dtype=torch.float64))
     twins = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).double()
     twins[2].weight = twins[0].weight
-    with pytest.raises(ValueError, match="different biases"):
-        kfac(linearize(twins, inputs))
+    for approximate in (kfac, ekfac):
+        with pytest.raises(ValueError, match="different biases"):
+            approximate(linearize(twins, inputs), strict=True)
+
+
+def test_a_layer_whose_calls_have_different_biases_is_left_out() -> None:
+    torch.manual_seed(0)
+    twins = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    twins[2].weight = twins[0].weight
+    inputs = torch.randn(5, 8).double()
+    for approximate in (kfac, ekfac):
+        with pytest.warns(LeftOutWarning, match=r"leaves out 0 .* different biases"):
+            assert list(approximate(linearize(twins.double(), inputs))) == ["4"]
 
 
 @every_case

@@ -1,0 +1,86 @@
+"""Results by layer, with what they leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from paperkit.linearize.weights import warn_left_out
+
+T = TypeVar("T")
+
+
+class LayerResults(dict[str, T], Generic[T]):
+    """Results by layer: a dict that knows what it leaves out.
+
+    Attributes
+    ----------
+    left_out : dict of str to str
+        The other weights that were to be measured, by name, and why each is not here, or has NaN
+        for its value.
+    coverage : float
+        The share of the network's parameters that belongs to the weights that have a value.
+    """
+
+    def __init__(
+        self, results: Mapping[str, T], left_out: Mapping[str, str], coverage: float
+    ) -> None:
+        super().__init__(results)
+        self.left_out = dict(left_out)
+        self.coverage = coverage
+
+    def __repr__(self) -> str:
+        lines = [f"{name!r}: {value!r}" for name, value in self.items()]
+        lines += [f"{name!r} left out: {reason}" for name, reason in self.left_out.items()]
+        return "\n".join([*lines, f"covers {self.coverage:.1%} of the parameters"])
+
+
+def layer_results(
+    measure: str,
+    model: nn.Module,
+    results: Mapping[str, T],
+    parameters: Iterable[str],
+    left_out: Mapping[str, str],
+    *,
+    strict: bool,
+) -> LayerResults[T]:
+    """Put results together, and say once what they leave out.
+
+    Parameters
+    ----------
+    measure : str
+        The measure's name.
+    model : nn.Module
+        The network.
+    results : mapping of str to result
+        By layer.
+    parameters : iterable of str
+        Names of the parameters that have a value.
+    left_out : mapping of str to str
+        Why each other weight has none.
+    strict : bool
+        Whether the first of these ends the measure.
+
+    Raises
+    ------
+    ValueError
+        If ``strict`` and something is left out, or there is no result.
+
+    Warns
+    -----
+    LeftOutWarning
+        If something is left out.
+    """
+    if left_out and (strict or not results):
+        name, reason = next(iter(left_out.items()))
+        raise ValueError(f"layers: {name} cannot be measured: {reason}.")
+    if not results:
+        raise ValueError("layers: the model has no weight that can be measured.")
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    covered = sum(sizes[name] for name in set(parameters))
+    coverage = covered / sum(sizes.values())
+    if left_out:
+        warn_left_out(measure, left_out, f"; it covers {coverage:.1%} of the parameters")
+    return LayerResults(results, left_out, coverage)
