@@ -28,6 +28,10 @@ POLICIES = ("abs", "clamp")
 _SHANNON_BAND = 1e-6
 
 
+class UndefinedEntropyError(ValueError):
+    """A matrix is zero, so that its eigenvalues have no distribution."""
+
+
 def renyi_entropy(
     eigenvalues: Tensor | Sequence[float], alpha: float, policy: str = "abs"
 ) -> float:
@@ -68,7 +72,9 @@ def renyi_entropy(
     values = values.abs() if policy == "abs" else values.clamp(min=0.0)
     values = values[values > 0]
     if values.numel() == 0:
-        raise ValueError("eigenvalues has no nonzero entry: the entropy of nothing is undefined.")
+        raise UndefinedEntropyError(
+            "eigenvalues has no nonzero entry: the entropy of nothing is undefined."
+        )
     # Dividing by the largest first keeps tiny and huge spectra away from under- and overflow.
     log_p = torch.log(values / values.max())
     log_p = log_p - torch.logsumexp(log_p, 0)
@@ -197,7 +203,9 @@ def _largest(quadrature: SpectralQuadrature, policy: str) -> float:
     nodes = _without_sign(quadrature.gauss.nodes, policy)
     scale = float(torch.where(quadrature.gauss.weights > 0, nodes, 0.0).max())
     if scale == 0.0:
-        raise ValueError("quadrature has no nonzero node: the entropy of nothing is undefined.")
+        raise UndefinedEntropyError(
+            "quadrature has no nonzero node: the entropy of nothing is undefined."
+        )
     return scale
 
 

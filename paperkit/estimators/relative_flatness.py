@@ -140,7 +140,7 @@ def relative_flatness(
                 rows, loss, hessian.num_samples, value, weight_decay, error, used
             )
         except (ValueError, RuntimeError) as refusal:
-            left_out[name] = str(refusal)
+            left_out[name] = str(refusal).rstrip(".")
     return layer_results(
         "relative_flatness",
         model,

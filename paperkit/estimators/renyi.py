@@ -8,14 +8,21 @@ Hessian. It does not see the Hessian's size, only the shape of its spectrum.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from paperkit.estimators.entropy import POLICIES, renyi_entropy, renyi_entropy_estimate
+from paperkit.estimators.entropy import (
+    POLICIES,
+    UndefinedEntropyError,
+    renyi_entropy,
+    renyi_entropy_estimate,
+)
+from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.parameter_norm import weight_names
 from paperkit.estimators.plan import ALONE, CEILING, PRODUCT, Gradient
 from paperkit.estimators.result import Measurement
@@ -23,13 +30,15 @@ from paperkit.estimators.spectra import MAX_DENSE, LayerSpectrum, dense_spectrum
 from paperkit.linalg.gram import Spectrum
 from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
-from paperkit.linearize import LayerLinearization, linearize
+from paperkit.linearize import LayerLinearization
 from paperkit.linearize.batches import as_batch
+from paperkit.linearize.blocks import Block, Blocks
 from paperkit.linearize.dense import dense_hessian_and_round_off
-from paperkit.linearize.linearize import GIBIBYTE, MemoryBudgetError, layer_groups
+from paperkit.linearize.linearize import GIBIBYTE, MemoryBudgetError
 from paperkit.linearize.losses import Loss, LossLike
 from paperkit.linearize.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
 from paperkit.linearize.problem import measure_of
+from paperkit.linearize.weights import WeightBlock
 
 METHODS = ("auto", "exact", "lanczos")
 
@@ -106,8 +115,9 @@ def renyi_sharpness(
     time_budget: float | None = None,
     seed: int = 0,
     max_dense: int = MAX_DENSE,
+    strict: bool | None = None,
     memory_budget: int = GIBIBYTE,
-) -> dict[str, RenyiSharpness] | dict[str, dict[float, RenyiSharpness]]:
+) -> LayerResults[RenyiSharpness] | LayerResults[dict[float, RenyiSharpness]]:
     """Return the Rényi sharpness −H_α of every layer (Rényi paper, Definition 2.1).
 
     Parameters
@@ -121,7 +131,8 @@ def renyi_sharpness(
     loss : str, nn.Module or callable
         See :func:`paperkit.linearize.get_loss`.
     layers : sequence of str, optional
-        Module names; default every linear and convolution layer, without biases and normalisation.
+        Module names, or names of parameters with two axes or more that are no module's ``weight``
+        (``"rnn.weight_hh_l0"``); default all, without biases and normalisation.
     method : str
         ``"exact"``: the whole spectrum, from the Gram dual or written out. ``"lanczos"``:
         stochastic Lanczos quadrature (Algorithm 1, corrected), with a standard error and a
@@ -150,21 +161,28 @@ def renyi_sharpness(
         Of the probes.
     max_dense : int
         The largest block outside the proposition that is written out.
+    strict : bool, optional
+        Whether a layer that cannot be measured ends the call. Default: only if ``layers`` names it;
+        else its value is NaN, with the reason among its assumptions, in ``left_out`` and in a
+        warning. So is that of a zero block, whose entropy is not defined, and of a weight that is
+        no plain layer's where nobody named it and it costs more than its share.
     memory_budget : int
         Bytes above the model and its data.
 
     Returns
     -------
-    dict
-        From layer to result for one order, from layer to order to result for several. Values at
-        different n are not comparable: the entropy is capped at log min(n(C−1), d_l). An estimate
-        has ``converged=False`` where its bracket is wider than its standard error, or where there
-        is no bracket to tell.
+    LayerResults
+        A dict from layer to result for one order, from layer to order to result for several.
+        Values at different n are not comparable: the entropy is capped at log min(n(C−1), d_l). An
+        estimate has ``converged=False`` where its bracket is wider than its standard error, or
+        where there is no bracket to tell.
 
     Warns
     -----
     CostWarning
         Before the start, if the planned cost is above 5 seconds or 500 gradients.
+    LeftOutWarning
+        If a layer has no value.
 
     Raises
     ------
@@ -177,36 +195,72 @@ def renyi_sharpness(
     )
     inputs, targets = as_batch(data)
     gradient = Gradient.of(model, (inputs, targets), loss)
-    groups = layer_groups(model, inputs, layers, memory_budget)
+    blocks = Blocks(model, (inputs, targets), loss, layers, memory_budget=memory_budget)
     allowed = gradient.allowed(ALONE, products, time_budget)
-    pairs = len(groups) * gradient.pairs()
+    pairs = len(blocks.groups) * gradient.pairs()
     # At many outputs products cost less than the pairs that would make them cheap.
     with_pairs = method != "auto" or pairs <= allowed
     if with_pairs:
         gradient.announce("renyi_sharpness, its pairs", pairs, _ADVICE)
         allowed -= pairs
-    left = sum(len(group) for group in groups)
+    total = len({weight.parameter for weight in blocks.weights.values()})
+    each = max(0.0, allowed) / total
+    refusing = _Refusing(strict, blocks.named)
     results: dict[str, dict[float, RenyiSharpness]] = {}
-    for group in groups:
-        spend = _Spending(gradient, max(0.0, allowed) * len(group) / left)
+    for group in blocks.groups:
+        spend = _Spending(gradient, each * len(group))
         if not with_pairs:
-            results |= _streamed(model, (inputs, targets), loss, group, settings, spend)
+            results |= _streamed(blocks, group, settings, spend, refusing)
             continue
         try:
-            linearization = linearize(
-                model, inputs, loss, group, targets=targets, memory_budget=memory_budget
-            )
+            found = blocks.linearization(group).layers
         except MemoryBudgetError:
             if method == "exact":
                 raise
-            results |= _streamed(model, (inputs, targets), loss, group, settings, spend)
+            results |= _streamed(blocks, group, settings, spend, refusing)
             continue
-        results |= _of_layers(linearization.layers, model, (inputs, targets), loss, settings, spend)
-    return _unpacked(results, alpha)
+        results |= _of_blocks(found, model, (inputs, targets), loss, settings, spend, refusing)
+    if rest := blocks.remaining():
+        spend = _Spending(gradient, each * len(rest))
+        results |= _of_blocks(rest, model, (inputs, targets), loss, settings, spend, refusing)
+    for name, reason in blocks.shared().items():
+        refusing(name, ValueError(reason))
+    return _with_left_out(model, blocks, _unpacked(results, alpha))
+
+
+@dataclass(frozen=True)
+class _Refusing:
+    """Whether a layer that cannot be measured ends the call."""
+
+    strict: bool | None
+    named: bool
+
+    def __call__(self, name: str, error: Exception) -> None:
+        """Raise an error that names the layer, unless others are to be measured all the same."""
+        undefined = isinstance(error, UndefinedEntropyError)
+        if self.strict or (self.strict is None and self.named and not undefined):
+            raise ValueError(f"layers: {name} cannot be measured: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UndefinedEntropyError):
+        return "the Hessian block is zero"
+    return str(error).rstrip(".")
+
+
+def _with_left_out(model: nn.Module, blocks: Blocks, results: dict) -> LayerResults:
+    """Say which layers have no value."""
+    reasons = {}
+    for name, found in results.items():
+        one = found if isinstance(found, RenyiSharpness) else next(iter(found.values()))
+        if math.isnan(one.value):
+            reasons[name] = str(one.assumptions["reason"])
+    measured = [blocks.weights[name].parameter for name in results if name not in reasons]
+    return layer_results("renyi_sharpness", model, results, measured, reasons, strict=False)
 
 
 def renyi_sharpness_from(
-    linearization_layers: dict[str, LayerLinearization],
+    blocks: Mapping[str, Block],
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
@@ -218,16 +272,18 @@ def renyi_sharpness_from(
     seed: int = 0,
     memory_budget: int = GIBIBYTE,
 ) -> dict[str, dict[float, RenyiSharpness]]:
-    """Return what :func:`renyi_sharpness` does, from the layers of a linearization.
+    """Return what :func:`renyi_sharpness` does, from the layers of a linearization, say.
 
     The model and the data are needed only where a block is not its Gauss–Newton block. About 20
-    gradients are spent, or whatever takes no second. A layer whose error bar would take more is not
-    a number, with the reason among its assumptions.
+    gradients are spent, or whatever takes no second. A layer whose error bar would take more, or
+    that has no entropy, is not a number, with the reason among its assumptions.
     """
     settings = _settings(alpha, policy, method, None, None, 100, seed, MAX_DENSE, memory_budget)
     gradient = Gradient.of(model, (inputs, targets), loss)
     spend = _Spending(gradient, gradient.allowed(CEILING), strict=False)
-    return _of_layers(linearization_layers, model, (inputs, targets), loss, settings, spend)
+    return _of_blocks(
+        blocks, model, (inputs, targets), loss, settings, spend, _Refusing(False, False)
+    )
 
 
 @measure_of
@@ -367,35 +423,40 @@ class _Effort:
         return replace(settings, probes=self.probes, max_steps=self.max_steps)
 
 
-def _of_layers(
-    layers: dict[str, LayerLinearization],
+def _of_blocks(
+    blocks: Mapping[str, Block],
     model: nn.Module,
     data: tuple[Tensor, Tensor],
     loss: Loss,
     settings: _Settings,
     spend: _Spending,
+    refusing: _Refusing,
 ) -> dict[str, dict[float, RenyiSharpness]]:
-    """Plan all layers, say what they cost, and measure them."""
-    efforts = _planned(layers, settings, spend)
+    """Plan all blocks, say what they cost, and measure them."""
+    efforts = _planned(blocks, settings, spend)
     total = sum(effort.gradients for effort in efforts.values() if effort is not None)
     spend.gradient.announce("renyi_sharpness", total, _ADVICE)
     results = {}
-    for name, layer in layers.items():
+    for name, block in blocks.items():
         effort = efforts[name]
         if effort is None:
-            results[name] = _left_out(layer, loss, settings)
-        else:
-            results[name] = _of_layer(layer, model, data, loss, settings, effort, spend.gradient)
+            results[name] = _no_value(block, _too_costly(block), loss, settings)
+            continue
+        try:
+            results[name] = _of_block(block, model, data, loss, settings, effort, spend.gradient)
+        except (ValueError, RuntimeError) as error:
+            refusing(name, error)
+            results[name] = _no_value(block, _reason(error), loss, settings)
     return results
 
 
 def _planned(
-    layers: dict[str, LayerLinearization], settings: _Settings, spend: _Spending
+    layers: Mapping[str, Block], settings: _Settings, spend: _Spending
 ) -> dict[str, _Effort | None]:
     """Return each layer's effort, the cheapest layers first; None where it is left out."""
     gradient, left = spend.gradient, spend.allowed
     exact = {
-        name: gradient.gram(layer) if layer.exact_block else PRODUCT * layer.num_parameters
+        name: gradient.gram(layer) if _has_pairs(layer) else PRODUCT * layer.num_parameters
         for name, layer in layers.items()
     }
     efforts: dict[str, _Effort | None] = {}
@@ -411,10 +472,11 @@ def _planned(
             effort = _Effort(True, 0, 0, exact[name])
         else:
             product = PRODUCT
-            if layer.exact_block:
+            if _has_pairs(layer):
                 product = gradient.layer_product(layer, settings.memory_budget)
             effort = _Effort.by_quadrature(share, product, settings)
-        if not spend.strict and effort.gradients > max(left, share):
+        optional = isinstance(layer, WeightBlock) and layer.optional
+        if (optional or not spend.strict) and effort.gradients > max(left, share):
             efforts[name] = None
             continue
         efforts[name] = effort
@@ -422,36 +484,45 @@ def _planned(
     return efforts
 
 
-def _size(layer: LayerLinearization) -> int:
-    """Return the size of the matrix that holds a layer's spectrum."""
-    rows = layer.num_samples * layer.hessian_factor.shape[1]
-    return min(rows, layer.num_parameters) if layer.exact_block else layer.num_parameters
+def _has_pairs(block: Block) -> TypeGuard[LayerLinearization]:
+    """Whether a layer's pairs give the block."""
+    return isinstance(block, LayerLinearization) and block.exact_block
 
 
-def _fits(layer: LayerLinearization, settings: _Settings) -> bool:
-    return settings.fits(_size(layer)) and (
-        layer.exact_block or layer.num_parameters <= settings.max_dense
+def _size(block: Block) -> int:
+    """Return the size of the matrix that holds a block's spectrum."""
+    if not _has_pairs(block):
+        return block.num_parameters
+    return min(block.num_samples * block.hessian_factor.shape[1], block.num_parameters)
+
+
+def _fits(block: Block, settings: _Settings) -> bool:
+    return settings.fits(_size(block)) and (
+        block.exact_block or block.num_parameters <= settings.max_dense
     )
 
 
-def _left_out(
-    layer: LayerLinearization, loss: Loss, settings: _Settings
+def _too_costly(block: Block) -> str:
+    return (
+        f"its Hessian block is not its Gauss–Newton block ({block.obstacle}) and takes at least "
+        f"{_FEWEST**2} Hessian products: ask for renyi_sharpness(…, layers=[{block.name!r}])"
+    )
+
+
+def _no_value(
+    block: Block, reason: str, loss: Loss, settings: _Settings
 ) -> dict[float, RenyiSharpness]:
-    """Return what a report says of a layer that costs too much."""
-    reason = (
-        f"its Hessian block is not its Gauss–Newton block ({layer.obstacle}) and takes at least "
-        f"{_FEWEST**2} Hessian products: ask for renyi_sharpness(…, layers=[{layer.name!r}])"
-    )
+    """Return what is said of a layer that has no value."""
     return {
         order: RenyiSharpness(
             value=math.nan,
             measure="renyi_sharpness",
             method="none",
-            n=layer.num_samples,
+            n=block.num_samples,
             loss=loss,
-            layer=layer.name,
+            layer=block.name,
             converged=False,
-            assumptions={"alpha": order, "reason": reason, "exact_block": layer.exact_block},
+            assumptions={"alpha": order, "reason": reason, "exact_block": block.exact_block},
             alpha=order,
             policy=settings.policy,
         )
@@ -459,8 +530,8 @@ def _left_out(
     }
 
 
-def _of_layer(
-    layer: LayerLinearization,
+def _of_block(
+    layer: Block,
     model: nn.Module,
     data: tuple[Tensor, Tensor],
     loss: Loss,
@@ -474,7 +545,7 @@ def _of_layer(
     if effort.exact:
         spectrum = layer_spectrum(layer, model, *data, loss)
         return _exact(spectrum, settings, common, assumptions)
-    if not layer.exact_block:
+    if not _has_pairs(layer):
         operator = HessianOperator(
             model, data, loss, [layer.weight_name], memory_budget=settings.memory_budget // 2
         )
@@ -504,35 +575,48 @@ def _of_layer(
 
 
 def _streamed(
-    model: nn.Module,
-    data: tuple[Tensor, Tensor],
-    loss: Loss,
-    layers: Sequence[str],
+    blocks: Blocks,
+    group: Sequence[str],
     settings: _Settings,
     spend: _Spending,
+    refusing: _Refusing,
 ) -> dict[str, dict[float, RenyiSharpness]]:
     """Estimate from products that stream over the data, for layers whose pairs do not fit."""
-    few = linearize(
-        model,
-        data[0][:2],
-        loss,
-        layers,
-        targets=data[1][:2],
-        memory_budget=settings.memory_budget,
-    )
-    obstacles = {name: (one.weight_name, one.obstacle) for name, one in few.layers.items()}
-    del few  # the pairs of one sample are many at a thousand outputs
-    effort = _Effort.by_quadrature(spend.allowed / len(obstacles), PRODUCT, settings)
-    spend.gradient.announce("renyi_sharpness", effort.gradients * len(obstacles), _ADVICE)
-    results = {}
-    for name, (weight, obstacle) in obstacles.items():
-        kind = GaussNewtonOperator if obstacle is None else HessianOperator
-        operator = kind(model, data, loss, [weight], memory_budget=settings.memory_budget // 2)
-        common = {"n": operator.num_samples, "loss": loss, "layer": name}
-        assumptions = {"exact_block": obstacle is None, "obstacle": obstacle}
-        results[name] = _by_operator(
-            operator, settings, effort, spend.gradient, common, assumptions
+    few = blocks.linearization(group, samples=2)
+    n, num_outputs = len(blocks.data[0]), few.num_outputs
+    found = {
+        name: (
+            WeightBlock(
+                name, one.weight_name, one.weight_shape, one.obstacle or "", n, num_outputs, False
+            ),
+            one.obstacle,
         )
+        for name, one in few.layers.items()
+    }
+    del few  # the pairs of one sample are many at a thousand outputs
+    if not found:
+        return {}
+    effort = _Effort.by_quadrature(spend.allowed / len(found), PRODUCT, settings)
+    spend.gradient.announce("renyi_sharpness", effort.gradients * len(found), _ADVICE)
+    results = {}
+    for name, (block, obstacle) in found.items():
+        kind = GaussNewtonOperator if obstacle is None else HessianOperator
+        common = {"n": n, "loss": blocks.loss, "layer": name}
+        assumptions = {"exact_block": obstacle is None, "obstacle": obstacle}
+        try:
+            operator = kind(
+                blocks.model,
+                blocks.data,
+                blocks.loss,
+                [block.weight_name],
+                memory_budget=settings.memory_budget // 2,
+            )
+            results[name] = _by_operator(
+                operator, settings, effort, spend.gradient, common, assumptions
+            )
+        except (ValueError, RuntimeError) as error:
+            refusing(name, error)
+            results[name] = _no_value(block, _reason(error), blocks.loss, settings)
     return results
 
 

@@ -40,19 +40,26 @@ from paperkit.estimators.rangamani import rangamani_sharpness
 from paperkit.estimators.relative_flatness import relative_flatness, relative_flatness_from
 from paperkit.estimators.renyi import RenyiSharpness, renyi_sharpness, renyi_sharpness_from
 from paperkit.estimators.result import Measurement
+from paperkit.estimators.spectra import MAX_DENSE
 from paperkit.linearize.batches import Batches
+from paperkit.linearize.blocks import Blocks, last_layer
 from paperkit.linearize.evaluation import evaluation
 from paperkit.linearize.linearize import (
     GIBIBYTE,
     Gathered,
     Linearization,
     held_bytes,
-    layers_of,
     linearize_in_chunks,
 )
 from paperkit.linearize.losses import Loss, LossLike, get_loss
 from paperkit.linearize.network import Network, network_outputs
-from paperkit.linearize.problem import UnusedParameterWarning, measure_of, smallest_batch
+from paperkit.linearize.problem import (
+    UnusedParameterWarning,
+    cut_parameters,
+    measure_of,
+    smallest_batch,
+)
+from paperkit.linearize.weights import LeftOutWarning, Weight, chosen_weights
 
 # Of the representation: they need the Jacobians in the layers' inputs.
 _NETWORK_INPUT = (
@@ -321,12 +328,14 @@ def measure(
     call.seed = arguments.seed("seed", seed)
     call.memory_budget = arguments.memory_budget("memory_budget", memory_budget)
     if layers is not None:
-        layers_of(model, layers)  # refuses unknown names
+        chosen_weights(model, layers)  # refuses unknown names
     # What this raises is wrong with the model, the data or the loss, not with a measure.
     mean_loss = call.own(baselines.mean_loss)
     collected = _Collected(strict)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnusedParameterWarning)  # the report says it itself
+        # The report says it itself.
+        warnings.simplefilter("ignore", UnusedParameterWarning)
+        warnings.simplefilter("ignore", LeftOutWarning)
         _from_one_pass(call, [n for n in names if n in PASS_MEASURES], collected)
         for name in (n for n in names if n not in PASS_MEASURES):
             collected.attempt(name, lambda name=name: _alone(call, name, mean_loss))  # type: ignore[misc]
@@ -362,6 +371,47 @@ class _Call:
     products: int = _PRODUCTS
     seed: int = 0
     memory_budget: int = GIBIBYTE
+
+    @cached_property
+    def readable(self) -> list[str] | None:
+        """The layers that were asked for, as far as a linearization knows their type."""
+        if self.layers is None:
+            return None
+        weights = self.weights.values()
+        return [weight.name for weight in weights if weight.obstacle is None] or None
+
+    @cached_property
+    def others(self) -> dict[str, str]:
+        """The parameters that are to be differentiated for themselves, by the weight's name.
+
+        Those of no plain layer, or of one that cannot be linearized by itself; where nobody named
+        them, as long as they are small, and not if no gradient reaches them.
+        """
+        blocks = Blocks(
+            self.model, self.pair, self.loss, self.layers, memory_budget=self.memory_budget
+        )
+        grouped = {name for group in blocks.groups for name in group}
+        covered = {self.weights[name].parameter for name in grouped}
+        missing = [one for one in self.weights.values() if one.parameter not in covered]
+        cut = cut_parameters(self.model, self.pair[0]) if missing else ()
+        room = MAX_DENSE
+        found: dict[str, str] = {}
+        for one in missing:
+            wanted = self.layers is not None or one.num_parameters <= room
+            if wanted and one.parameter not in cut and one.parameter not in found.values():
+                found[one.name] = one.parameter
+                room -= one.num_parameters
+        return found
+
+    @cached_property
+    def weights(self) -> dict[str, Weight]:
+        """All weights that are to be measured one by one."""
+        return chosen_weights(self.model, self.layers)
+
+    @cached_property
+    def last_layer(self) -> str:
+        """The layer that the forward pass calls last."""
+        return last_layer(self.model, self.pair[0])
 
     def own(self, function: Callable[..., Any], **options: Any) -> Any:
         """Call a measure's own function."""
@@ -465,7 +515,10 @@ def _together(call: _Call, wanted: set[str], collected: _Collected) -> None:
     model, (inputs, targets) = call.model, call.pair
     budget = call.memory_budget
     every_parameter = bool(wanted & {"gauss_newton_trace", "information_geometric_sharpness"})
-    held = held_bytes(model, inputs, all_parameters=every_parameter)
+    others: bool | list[str] = every_parameter
+    if "layer_gauss_newton_traces" in wanted and not every_parameter:
+        others = list(call.others.values()) or False
+    held = held_bytes(model, inputs, all_parameters=others)
     keep = bool(wanted & set(_JOINT)) and held <= budget // 2
     sums = _Sums(call, wanted, collected)
     gathered: Gathered | None = None
@@ -474,13 +527,14 @@ def _together(call: _Call, wanted: set[str], collected: _Collected) -> None:
         model,
         call.pair,
         call.loss,
-        None if every_parameter else call.layers,
+        None if every_parameter else call.readable,
         input_jacobians=bool(wanted & {*_LAYER_INPUTS, *_NETWORK_INPUT}),
-        all_parameters=every_parameter,
+        all_parameters=others,
+        strict=False,
         memory_budget=(budget - held) // 2 if keep else budget,
     ):
         samples = slice(start, start + chunk.num_samples)
-        sums.add(_Chunk(chunk, inputs[samples], labels, call.layers))
+        sums.add(_Chunk(chunk, inputs[samples], labels, call))
         start = samples.stop
         if keep:
             gathered = gathered or Gathered(chunk, len(inputs))
@@ -507,14 +561,10 @@ def _renyi(call: _Call, whole: Linearization | None) -> Result:
         return renyi_sharpness(
             call.model, call.pair, call.orders, call.loss, call.layers, **options
         )
-    return renyi_sharpness_from(
-        _chosen(whole.layers, call.layers),
-        call.model,
-        *call.pair,
-        call.loss,
-        call.orders,
-        **options,
-    )
+    blocks = Blocks(call.model, call.pair, call.loss, call.layers, memory_budget=call.memory_budget)
+    blocks.note(whole)
+    found = {**_chosen(whole.layers, call.layers), **blocks.remaining()}
+    return renyi_sharpness_from(found, call.model, *call.pair, call.loss, call.orders, **options)
 
 
 def _chosen(by_layer: Mapping[str, Any], layers: Sequence[str] | None) -> dict[str, Any]:
@@ -528,7 +578,12 @@ class _Chunk:
     linearization: Linearization
     inputs: Tensor
     targets: Tensor
-    layers: Sequence[str] | None
+    call: _Call
+
+    @property
+    def layers(self) -> Sequence[str] | None:
+        """Those that were asked for."""
+        return self.call.layers
 
     @cached_property
     def jacobian(self) -> Tensor:
@@ -545,6 +600,17 @@ class _Chunk:
     def gradient_squares(self) -> dict[str, Tensor]:
         """‖∂f/∂W‖² of each sample, by layer."""
         return layer_gradient_squares(self.linearization)
+
+    def weight_gradient_squares(self) -> dict[str, Tensor]:
+        """The same, with the weights that are differentiated for themselves."""
+        found = dict(self.gradient_squares)
+        differentiated = self.linearization.parameter_jacobians or {}
+        for name, parameter in self.call.others.items():
+            if parameter in differentiated:
+                only = {parameter: differentiated[parameter]}
+                part = replace(self.linearization, layers={}, parameter_jacobians=only)
+                found[name] = gradient_squares_from(part)
+        return found
 
     def total_gradient_squares(self) -> Tensor:
         """‖∂f/∂θ‖² of each sample, over all parameters."""
@@ -568,7 +634,7 @@ _OF_SAMPLES: dict[str, Callable[[_Chunk], Tensor]] = {
 
 # The same by layer.
 _OF_LAYERS: dict[str, Callable[[_Chunk], dict[str, Tensor]]] = {
-    "layer_gauss_newton_traces": lambda chunk: chunk.gradient_squares,
+    "layer_gauss_newton_traces": _Chunk.weight_gradient_squares,
     "network_maximum_local_sensitivity": lambda chunk: features.layer_sensitivities_from(
         chunk.linearization
     ),
@@ -598,6 +664,12 @@ class _Sums:
             name: layer.weight_name
             for name, layer in _chosen(chunk.linearization.layers, self.call.layers).items()
         }
+        covered = {layer.weight_name for layer in chunk.linearization.layers.values()}
+        for one in self.call.weights.values():
+            if one.obstacle is None and one.parameter not in covered:
+                covered.add(one.parameter)
+                self.weights[one.name] = one.parameter
+                self.inexact.add(one.name)
         for name in sorted(self.wanted):
             try:
                 self._add(name, chunk)
@@ -618,13 +690,13 @@ class _Sums:
     def _add_blocks(self, name: str, chunk: _Chunk) -> None:
         """Add what follows from Gauss–Newton blocks, where these are the Hessian's."""
         layers = _chosen(chunk.linearization.layers, chunk.layers)
-        if name == "relative_flatness" and self.call.layers is None:
-            layers = dict([list(layers.items())[-1]])
+        if name == "relative_flatness":
+            self.flat = list(self.call.layers or [self.call.last_layer])
+            layers = _chosen(layers, self.flat)
         self.inexact |= {n for n, layer in layers.items() if not layer.exact_block}
         exact = [n for n in layers if n not in self.inexact]
         total = self.means.setdefault(name, {})
         if name == "relative_flatness":
-            self.flat = list(layers)
             found = relative_flatness_from(chunk.linearization, chunk.targets, layers=exact)
             values = {n: one.value for n, one in found.items()}
         else:
@@ -672,11 +744,11 @@ class _Sums:
                 assumptions={"exact_block": True, "weight_decay": 0.0},
             )
             for layer in self.flat
-            if layer not in self.inexact
+            if layer not in self.inexact and layer in self.means["relative_flatness"]
         }
-        left = [layer for layer in self.flat if layer in self.inexact]
+        left = [layer for layer in self.flat if layer not in results]
         if left:
-            results |= call.own(relative_flatness, layers=left, **call.estimates)
+            results |= call.own(relative_flatness, layers=left, strict=False, **call.estimates)
         return results
 
     def _adaptive(self) -> Measurement:

@@ -149,7 +149,7 @@ def layer_spectra(
             try:
                 spectra[name] = layer_spectrum(block, model, inputs, targets, loss)
             except (ValueError, RuntimeError) as error:
-                left_out[name] = str(error)
+                left_out[name] = str(error).rstrip(".")
                 continue
             parameters.append(block.weight_name)
             room -= block.num_parameters if optional else 0

@@ -71,9 +71,9 @@ class Blocks:
         # The names under which parameters are measured.
         self.covered: dict[str, str] = {}
 
-    def linearization(self, group: Sequence[str]) -> Linearization:
-        """Linearize a group of layers, and note what it covers."""
-        inputs, targets = self.data
+    def linearization(self, group: Sequence[str], samples: int | None = None) -> Linearization:
+        """Linearize a group of layers on all samples or the first, and note what it covers."""
+        inputs, targets = self.data[0][:samples], self.data[1][:samples]
         # All names of a weight, or it would be used outside of the layers.
         own = {self.weights[name].parameter for name in group}
         group = [

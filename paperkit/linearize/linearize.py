@@ -580,7 +580,9 @@ class Gathered:
         return replace(self._whole, memory_budget=memory_budget)
 
 
-def held_bytes(model: nn.Module, inputs: Inputs, *, all_parameters: bool = False) -> int:
+def held_bytes(
+    model: nn.Module, inputs: Inputs, *, all_parameters: bool | Sequence[str] = False
+) -> int:
     """Return what the pairs of all samples, without input Jacobians, will take.
 
     Parameters
@@ -591,7 +593,7 @@ def held_bytes(model: nn.Module, inputs: Inputs, *, all_parameters: bool = False
     model = Network.of(model)
     check_inputs(inputs)
     with evaluation(model) as parameters:
-        options = _Options(all_parameters=all_parameters)
+        options = _Options.of(model, False, all_parameters, None)
         chosen, _ = _candidates(model, None)
         costs = _costs(model, chosen, parameters, inputs, options)
     return len(inputs) * costs.held

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -11,10 +13,13 @@ from torch.nn import functional
 
 from paperkit.estimators import (
     LeftOutWarning,
+    adaptive_sharpness,
     layer_gauss_newton_traces,
     layer_spectra,
+    measure,
     network_maximum_local_sensitivity,
     relative_flatness,
+    renyi_sharpness,
 )
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace
 from paperkit.linearize import dense_hessian, dense_jacobian
@@ -208,11 +213,11 @@ def test_a_weight_under_two_names_is_measured_once() -> None:
     torch.manual_seed(0)
     model, data = Twice().double(), (torch.randn(5, 5).double(), torch.tensor([0, 1, 2, 0, 1]))
     measures: list[Callable] = [layer_spectra, layer_gauss_newton_traces, relative_flatness]
-    for measure in measures[:2]:
-        assert list(measure(model, data)) == ["left", "head"]
-    for measure in measures:
+    for function in measures[:2]:
+        assert list(function(model, data)) == ["left", "head"]
+    for function in measures:
         with pytest.raises(ValueError, match=r"right cannot .* shares the weight of layer left"):
-            measure(model, data, layers=["left", "right"])
+            function(model, data, layers=["left", "right"])
     # Alone, the other name stands for all calls of the weight.
     block = dense_hessian(model, *data, parameters=["left.weight"])
     (alone,) = layer_spectra(model, data, layers=["right"]).values()
@@ -234,11 +239,94 @@ def test_a_weight_that_no_gradient_reaches_is_left_out_or_refused() -> None:
     torch.manual_seed(0)
     model = FrozenBackbone().double()
     data = (torch.randn(5, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1]))
-    for measure in (layer_spectra, layer_gauss_newton_traces):
+    for function in (layer_spectra, layer_gauss_newton_traces):
         with pytest.warns(LeftOutWarning, match=r"body .*no gradient reaches"):
-            found = measure(model, data)
+            found = function(model, data)
         assert list(found) == ["head"]
         with pytest.raises(ValueError, match="no gradient reaches"):
-            measure(model, data, layers=["body"])
+            function(model, data, layers=["body"])
     with pytest.raises(CutGraphError):
         network_maximum_local_sensitivity(model, data)
+
+
+class Gated(nn.Module):
+    """A branch behind a gain of zero, as many start: the Hessian block of its weight is zero."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.gain = nn.Parameter(torch.zeros(1))
+        self.activation = activation
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.activation(self.stem(inputs))
+        return self.head(hidden + self.gain * self.activation(self.branch(hidden)))
+
+
+def entropy(model: nn.Module, data: tuple[Tensor, Tensor], parameter: str) -> float:
+    """H of order ½ of the normalised magnitudes."""
+    values = torch.linalg.eigvalsh(dense_hessian(model, *data, parameters=[parameter])).abs()
+    values = values[values > 1e-12 * values.max()]
+    return 2.0 * float((values / values.sum()).sqrt().sum().log())
+
+
+@pytest.mark.parametrize("activation", [torch.relu, torch.tanh])
+@pytest.mark.parametrize("method", ["auto", "lanczos"])
+def test_a_zero_block_has_no_entropy_and_ends_nothing(
+    activation: Callable[[Tensor], Tensor], method: str
+) -> None:
+    torch.manual_seed(0)
+    model = Gated(activation).double()
+    data = (torch.randn(5, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1]))
+    with pytest.warns(LeftOutWarning, match=r"leaves out branch \(the Hessian block is zero\)"):
+        found = renyi_sharpness(model, data, 0.5, method=method)
+    assert list(found) == ["stem", "branch", "head"]
+    assert math.isnan(found["branch"].value)
+    assert found["branch"].assumptions["reason"] == "the Hessian block is zero"
+    assert found.left_out == {"branch": "the Hessian block is zero"}
+    for layer in ("stem", "head"):
+        one = found[layer]
+        low, high = one.bracket or (one.value, one.value)
+        room = 4.0 * (one.standard_error or 0.0) + 1e-8
+        assert low - room <= -entropy(model, data, f"{layer}.weight") <= high + room
+    with pytest.raises(ValueError, match=r"branch cannot be measured: the Hessian block is zero"):
+        renyi_sharpness(model, data, strict=True)
+    report = measure(model, data)
+    assert math.isnan(report["renyi_sharpness"]["branch"][0.5].value)
+    assert not math.isnan(report["renyi_sharpness"]["head"][0.5].value)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_weight_has_its_entropy(name: str) -> None:
+    model, data, weights = made(name)
+    found = renyi_sharpness(model, data, 0.5)
+    assert set(found) == set(weights) and not found.left_out
+    for layer, parameter in weights.items():
+        expected = entropy(model, data, parameter)
+        assert float(found[layer]) == pytest.approx(-expected, abs=1e-6)
+    # Where nothing may be spent, weights that nobody named are left out, the others estimated.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        least = renyi_sharpness(model, data, 0.5, products=1)
+    assert set(least) == set(weights)
+    others = set(least.left_out)
+    named = next(iter(weights))
+    assert named not in others or name == "masked"
+    (one,) = renyi_sharpness(model, data, 0.5, layers=[named], products=1).values()
+    assert not math.isnan(one.value)
+
+
+def test_a_report_measures_and_names_every_weight() -> None:
+    model, data, weights = made("tokens")
+    report = measure(model, data)
+    assert set(report["renyi_sharpness"]) == set(weights)
+    assert set(report["layer_gauss_newton_traces"]) == set(weights)
+    assert report.coverage is not None and report.coverage > 0.7 and not report.uncovered
+    chosen = measure(model, data, ["layer_gauss_newton_traces"], layers=["embed", "head"])
+    assert set(chosen["layer_gauss_newton_traces"]) <= {"embed", "head"}
+    model, data, weights = made("tied")
+    report = measure(model, data)
+    assert list(report["relative_flatness"]) == ["encoder"]
+    expected = float(adaptive_sharpness(model, data, parameters=list(weights.values())))
+    one = report["adaptive_weight_sharpness"]
+    assert abs(one.value - expected) <= 4.0 * one.standard_error

@@ -130,8 +130,8 @@ def test_bad_arguments_of_the_sharpness_get_one_sentence() -> None:
         renyi_sharpness(model, data, method="magic")
     with pytest.raises(ValueError, match="data is empty"):
         renyi_sharpness(model, [])
-    with pytest.raises(ValueError, match=r"0 \(30 weights: Tanh is not known"):
-        layer_spectra(model, data, max_dense=10)
+    with pytest.raises(ValueError, match=r"0 cannot be measured: .*Tanh is not known"):
+        layer_spectra(model, data, layers=["0"], max_dense=10)
 
 
 def test_the_estimate_is_within_three_standard_errors_plus_bracket_in_97_of_100_seeds() -> None:
