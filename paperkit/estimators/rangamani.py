@@ -76,17 +76,15 @@ def rangamani_sharpness(
     names = weight_names(model) if parameters is None else parameters
     chosen = select_parameters(model, names)
     hessian = HessianOperator(model, data, loss, list(chosen), memory_budget=memory_budget)
-    # Only the products themselves are in half precision, where the model is.
-    working = torch.promote_types(hessian.dtype, torch.float32)
     norms = torch.cat(
         [
-            parameter.detach().double().norm().to(working).expand(parameter.numel())
+            parameter.detach().double().norm().to(hessian.dtype).expand(parameter.numel())
             for parameter in chosen.values()
         ]
     )
 
     def scaled(vectors: Tensor) -> Tensor:
-        return norms * hessian((norms * vectors).to(hessian.dtype)).to(working)
+        return norms * hessian(norms * vectors)
 
     pairs = top_eigenpairs(
         scaled,
@@ -96,7 +94,7 @@ def rangamani_sharpness(
         tolerance=tolerance,
         max_products=max_products,
         seed=seed,
-        dtype=working,
+        dtype=hessian.dtype,
         device=hessian.device,
     )
     value, residual = float(pairs.eigenvalues[0]), float(pairs.residuals[0])

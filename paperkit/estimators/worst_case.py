@@ -155,9 +155,9 @@ def asam_sharpness(
         raise ValueError(f"scaled={scaled!r} is unknown: choose one of {', '.join(SCALED)}.")
     chosen = select_parameters(model, parameters)
     scales = [
-        (parameter.detach().abs() + eta).flatten()
+        (parameter.detach().double().abs() + eta).flatten()
         if scaled == "all" or "weight" in name
-        else torch.ones_like(parameter).flatten()
+        else torch.ones_like(parameter, dtype=torch.float64).flatten()
         for name, parameter in chosen.items()
     ]
     settings: dict[str, Any] = {"rho": rho, "p": p, "steps": steps, "per_batch": per_batch}
@@ -232,15 +232,25 @@ class _Objective:
     ) -> None:
         self.model, self.leaves, self.data, self.loss = model, leaves, data, loss
         self.names, self.chunks = names, chunks
-        centre = torch.cat([leaves[name].detach().flatten() for name in names])
-        # A step inside a small ball is below the resolution of half precision.
-        working = torch.promote_types(centre.dtype, torch.float32)
-        self.centre = centre.to(working)
-        self.scale = None if scale is None else scale.to(working)
+        self.centre = torch.cat([leaves[name].detach().flatten() for name in names])
+        self.scale = None if scale is None else scale.to(self.centre.dtype)
+        # Of the loss, whose gradients may be too small for the weights' format.
+        self.magnification = 1.0
         self.n = 0
 
     def __call__(self, u: Tensor) -> tuple[float, Tensor]:
-        """Return the mean loss over all samples and its gradient in u."""
+        """Return the mean loss over all samples and its gradient in u, up to a constant factor."""
+        value, gradient = self._evaluated(u)
+        size, limits = float(gradient.abs().max()), torch.finfo(self.centre.dtype)
+        too_large = self.magnification != 1.0 and not math.isfinite(size)
+        if value > torch.finfo(torch.float64).tiny and (
+            size < limits.tiny / limits.eps or too_large
+        ):
+            self.magnification = 1.0 / value
+            value, gradient = self._evaluated(u)
+        return value, gradient
+
+    def _evaluated(self, u: Tensor) -> tuple[float, Tensor]:
         shift = u if self.scale is None else self.scale * u
         parts = (self.centre + shift).split([self.leaves[name].numel() for name in self.names])
         moved = {
@@ -257,7 +267,7 @@ class _Objective:
                 self.loss.check(outputs, targets)
                 value = loss_value(self.loss, outputs, targets)
                 gradients = torch.autograd.grad(
-                    value, chosen, allow_unused=True, materialize_grads=True
+                    self.magnification * value, chosen, allow_unused=True, materialize_grads=True
                 )
                 total += len(inputs) * float(value.detach())
                 parts = torch.cat([part.flatten() for part in gradients])

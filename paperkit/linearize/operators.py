@@ -99,6 +99,12 @@ def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
     return torch.cat([part.reshape(count, -1) for part in parts], dim=1)
 
 
+def _random_like(outputs: Tensor) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    found = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return found.to(outputs.device)
+
+
 _Route = Callable[[_Chunk, Tensor], Tensor]
 
 
@@ -227,13 +233,40 @@ class CurvatureOperator(ABC):
         probes = vectors.detach().reshape(-1, self.dimension)
         total, count = self._sum(probes)
         self.products += len(probes)
-        product = (total / count).to(self.dtype)
+        product = total / count
         self._refuse_infinite(product)
+        self._refuse_underflow(probes, product)
         return product.reshape(vectors.shape)
 
     def _refuse_infinite(self, product: Tensor) -> None:
         if not bool(torch.isfinite(product).all()):
             raise ValueError("the product has NaN or infinite entries: check the model's weights.")
+
+    def _refuse_underflow(self, probes: Tensor, product: Tensor) -> None:
+        """Raise where a product is all but zero because the format has no smaller numbers.
+
+        A zero can also be right, so the loss's own derivatives are looked at in double precision.
+        """
+        limits = torch.finfo(self.dtype)
+        least = limits.tiny / limits.eps
+        if self.dtype == torch.float64 or float(product.abs().max()) >= least or not probes.any():
+            return
+        largest = 0.0
+        with self._evaluation() as everything, torch.no_grad():
+            for inputs, targets in self.data:
+                samples, _ = self._chunk_sizes(len(inputs), 1)
+                for x, y in zip(inputs.split(samples), targets.split(samples), strict=True):
+                    outputs = self._chunk(everything, x, y).network({}).double()
+                    largest = max(largest, float(self._pulled_back(outputs, y).abs().max()))
+        if 0 < largest < least:
+            raise ValueError(
+                f"model: the loss's derivatives in the outputs are at most {largest:.1g}, which "
+                f"{self.dtype} does not hold: measure model.double()."
+            )
+
+    @abstractmethod
+    def _pulled_back(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what a product pulls back from outputs that change by random numbers."""
 
     def block_quadratic_forms(
         self, count: int, generator: torch.Generator, *, blocks: int = 32
@@ -293,9 +326,7 @@ class CurvatureOperator(ABC):
         self, everything: Parameters, inputs: Inputs, targets: Tensor, probes: Tensor
     ) -> Tensor:
         """Return the products with probes (k, d), summed over some samples."""
-        # A half precision sum over many chunks would lose the small ones.
-        precision = torch.promote_types(self.dtype, torch.float32)
-        total = torch.zeros(probes.shape, dtype=precision, device=self.device)
+        total = torch.zeros(probes.shape, dtype=self.dtype, device=self.device)
         samples, at_once = self._chunk_sizes(len(inputs), len(probes))
         for x, y in zip(inputs.split(samples), targets.split(samples), strict=True):
             chunk = self._chunk(everything, x, y)
@@ -458,6 +489,11 @@ class HessianOperator(CurvatureOperator):
     _graphs: Sequence[tuple[_Chunk, tuple[Tensor, ...]]] = ()
     _versions: Sequence[int] = ()
 
+    def _pulled_back(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        change = _random_like(outputs)
+        residuals = self._residuals(outputs, targets)
+        return torch.stack([residuals, self._output_curvature(outputs, change, targets)])
+
     def _residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss gradients in the outputs, (m, C)."""
         return self.loss.gradient(outputs, targets)
@@ -601,8 +637,7 @@ class HessianOperator(CurvatureOperator):
             return super()._sum(probes)
         if self._weight_versions() != self._versions:
             raise ValueError("the model's weights have changed: leave cached() before they do.")
-        precision = torch.promote_types(self.dtype, torch.float32)
-        total = torch.zeros(probes.shape, dtype=precision, device=self.device)
+        total = torch.zeros(probes.shape, dtype=self.dtype, device=self.device)
         for chunk, gradient in self._graphs:
             total += self._along(chunk, gradient, probes[0])
         return total, self.num_samples
@@ -632,6 +667,9 @@ class _OutputWeightedOperator(CurvatureOperator):
     """
 
     _memory = (1.0, 2.2)
+
+    def _pulled_back(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._weigh(outputs, targets, _random_like(outputs).unsqueeze(0))
 
     @abstractmethod
     def _weigh(self, outputs: Tensor, targets: Tensor, changes: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from paperkit.linearize import (
     dense_empirical_fisher,
     dense_gauss_newton,
     dense_hessian,
+    get_loss,
     kfac,
     linearize,
 )
@@ -357,6 +358,35 @@ def test_spectra_and_factors_of_a_fitted_network() -> None:
         factors = kfac(high, targets)
         for name, one in kfac(low, targets).items():
             assert relative(one.matrix(), factors[name].matrix()) < 10 * ROUND_OFF
+
+
+def saturated() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Return a network and a sample whose 1 − p is far below single precision."""
+    model, (inputs, labels) = fitted(800.0)
+    reference, (wide, _) = in_double(model, inputs, labels)
+    losses = get_loss("cross_entropy").sample_losses(reference(wide).detach(), labels)
+    chosen = int(torch.where((losses > 1e-250) & (losses < 1e-90), losses, 1.0).argmin())
+    assert losses[chosen] < 1e-90
+    return model, (inputs[chosen : chosen + 1], labels[chosen : chosen + 1])
+
+
+@pytest.mark.parametrize(
+    "measured", [hessian_trace, hessian_top_eigenvalues, adaptive_sharpness, rangamani_sharpness]
+)
+def test_what_single_precision_does_not_hold_is_refused(measured: Callable) -> None:
+    model, pair = saturated()
+    assert 0 < abs(float(measured(*in_double(model, *pair)))) < 1e-60
+    with pytest.raises(ValueError, match=r"which torch.float32 does not hold: measure"):
+        measured(model, pair)
+
+
+def test_a_gradient_below_single_precision_still_has_its_direction() -> None:
+    model, pair = saturated()
+    found = sam_sharpness(model, pair, rho=1e-4)
+    expected = sam_sharpness(*in_double(model, *pair), rho=1e-4)
+    # Exponents of some hundreds carry as many units of round-off.
+    assert 0 < float(expected) < 1e-38
+    assert math.log(float(found)) == pytest.approx(math.log(float(expected)), rel=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2, 0.5, 1.5])
