@@ -192,7 +192,7 @@ def refuse_other_outputs(
         What is known from the pass for all.
     """
     rows = together[subset.to(together.device)]
-    if not agree(alone, rows, together):
+    if not agree(alone, rows, together, axes.narrowest):
         refuse_chance(run, inputs, together)
         _refuse_mixing(_culprit(axes))
 
@@ -230,7 +230,7 @@ def refuse_changed(
     outputs : Tensor
         Of all samples.
     """
-    if not agree(first, outputs[: len(first)], outputs):
+    if not agree(first, outputs[: len(first)], outputs, getattr(model, "narrowest", None)):
         with torch.no_grad():
             refuse_chance(_pass(model, parameters), inputs[: len(first)], first)
         _refuse_mixing("the number of samples in a batch counts")
@@ -277,7 +277,9 @@ def refuse_chance(run: Callable[[Inputs], Tensor], inputs: Inputs, before: Tenso
             )
 
 
-def agree(found: Tensor, expected: Tensor, whole: Tensor) -> bool:
+def agree(
+    found: Tensor, expected: Tensor, whole: Tensor, narrowest: torch.dtype | None = None
+) -> bool:
     """Whether rows are equal up to the round-off of another order of additions.
 
     Parameters
@@ -286,6 +288,8 @@ def agree(found: Tensor, expected: Tensor, whole: Tensor) -> bool:
         Equal but for round-off.
     whole : Tensor
         Its largest entry is the scale.
+    narrowest : torch.dtype, optional
+        What some operation computes in; default the format of ``whole``.
     """
     if found.shape != expected.shape:
         return False
@@ -293,7 +297,8 @@ def agree(found: Tensor, expected: Tensor, whole: Tensor) -> bool:
         return torch.equal(found, expected)
     if not whole.numel():
         return True
-    tolerance = torch.finfo(whole.dtype).eps ** 0.5 * float(whole.abs().max())
+    eps = max(torch.finfo(dtype).eps for dtype in (whole.dtype, narrowest or whole.dtype))
+    tolerance = eps**0.5 * float(whole.abs().max())
     return float((found - expected).abs().max()) <= tolerance
 
 

@@ -1108,7 +1108,7 @@ def _refuse_other_order(
             if name in alone.misfits:
                 unfit[name] = alone.misfits[name]
             elif len(some) != len(whole) or not all(
-                agree(one, every[samples.to(every.device)], every)
+                agree(one, every[samples.to(every.device)], every, axes.narrowest)
                 for one, every in zip(some, whole, strict=True)
             ):
                 unfit[name] = _ORDER

@@ -126,12 +126,15 @@ class SampleAxes(TorchDispatchMode):
         The first operation that is not known to keep the samples apart.
     random : bool
         Whether an operation that draws random numbers was seen.
+    narrowest : torch.dtype or None
+        The narrowest format that the model was seen to compute in, where that is known.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.obstacle: str | None = None
         self.random = False
+        self.narrowest: torch.dtype | None = getattr(model, "narrowest", None)
         self._n = len(inputs)
         self._memories: dict[int, _Memory] = {}
         for tensor in _constants(model):
