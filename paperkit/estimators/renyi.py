@@ -593,7 +593,9 @@ def _streamed(
         )
         for name, one in few.layers.items()
     }
+    outputs = few.outputs[:1]
     del few  # the pairs of one sample are many at a thousand outputs
+    blocks.loss.hessian_factor(outputs, blocks.data[1][:1])  # refuses a loss that is not convex
     if not found:
         return {}
     effort = _Effort.by_quadrature(spend.allowed / len(found), PRODUCT, settings)
@@ -609,7 +611,7 @@ def _streamed(
                 blocks.data,
                 blocks.loss,
                 [block.weight_name],
-                memory_budget=settings.memory_budget // 2,
+                memory_budget=settings.memory_budget // 4,
             )
             results[name] = _by_operator(
                 operator, settings, effort, spend.gradient, common, assumptions

@@ -72,8 +72,12 @@ class Blocks:
         self.covered: dict[str, str] = {}
 
     def linearization(self, group: Sequence[str], samples: int | None = None) -> Linearization:
-        """Linearize a group of layers on all samples or the first, and note what it covers."""
+        """Linearize a group of layers, and note what it covers.
+
+        On the first samples alone it tells what the layers are, under a loss whose factor is small.
+        """
         inputs, targets = self.data[0][:samples], self.data[1][:samples]
+        few = samples is not None
         # All names of a weight, or it would be used outside of the layers.
         own = {self.weights[name].parameter for name in group}
         group = [
@@ -84,9 +88,9 @@ class Blocks:
         found = linearize(
             self.model,
             inputs,
-            self.loss,
+            "half_squared_error" if few else self.loss,
             group,
-            targets=targets,
+            targets=None if few else targets,
             strict=False,
             chunk_size=self.chunk_size,
             memory_budget=self.memory_budget,
