@@ -396,7 +396,13 @@ def _networks(record: Row) -> str:
         return ""
     prepared, rows = record["networks"]["prepared"], record["networks"]["rows"]
     calls = [len(row["errors"]) for row in rows if row["errors"]]
-    rules = [found["density"] for found in prepared if any(found["density"])]
+    rules = [
+        "for the {} {} probes of {} steps, from which half of the steps are {} away".format(
+            found["name"], *found["density"], number(found["density_moved"])
+        )
+        for found in prepared
+        if any(found["density"])
+    ]
     return NETWORKS_TEMPLATE.read_text(encoding="utf-8").format(
         products=NETWORK_PRODUCTS,
         network_rows="\n".join(_network_row(found) for found in prepared),
@@ -405,7 +411,7 @@ def _networks(record: Row) -> str:
         rest_probes=REST_PROBES,
         probes=DENSITY_PROBES,
         steps=DENSITY_STEPS,
-        reference_rules=" or ".join(f"{probes} × {steps}" for probes, steps in rules),
+        reference_rules=", ".join(rules),
         compared_rows=_compared_rows(rows),
         verdict=_verdict(record),
     )

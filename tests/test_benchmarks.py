@@ -428,7 +428,7 @@ def test_a_plain_program_and_this_library_find_what_the_reference_is(quantity: s
 def test_the_error_of_a_density_is_the_distance_of_two_sets_of_points() -> None:
     here = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
     even = torch.full((3,), 1 / 3, dtype=torch.float64)
-    reference = networks.Reference(0.0, 0.0, here, here, even)
+    reference = networks.Reference(0.0, 0.0, here, here, even, 0.0)
     assert reference.scale == pytest.approx(4 / 3)
     found = networks.Estimate(here + 0.5, 1, even)
     assert networks.error_of("density", found, reference, 0) == pytest.approx(0.5 / (4 / 3))
@@ -505,6 +505,7 @@ def network_record() -> dict:
         "top": [1.0, 0.5],
         "reference": "probes",
         "density": [4, 30],
+        "density_moved": 0.01,
         "seconds": 1.0,
     }
     record = copy.deepcopy(RECORD)
