@@ -164,8 +164,15 @@ def order(
     return alpha
 
 
-def orders(name: str, value: object) -> tuple[float, ...]:
+def orders(name: str, value: object, *, infinite: bool = False) -> tuple[float, ...]:
     """Return one or more orders α, each once, in the order in which they came.
+
+    Parameters
+    ----------
+    name, value
+        As in :func:`order`, for every entry.
+    infinite : bool
+        Whether infinity is an order too.
 
     Raises
     ------
@@ -173,7 +180,11 @@ def orders(name: str, value: object) -> tuple[float, ...]:
         If it is no sequence of numbers, empty, or one of them is out of range.
     """
     wanted = "a sequence of positive numbers"
-    found = tuple(order(name, entry) for entry in _entries(name, value, wanted))
+    found = tuple(
+        order(name, entry, ends_allowed=infinite) for entry in _entries(name, value, wanted)
+    )
+    if 0 in found:
+        raise ValueError(f"{name}={shown(value)} has 0, at which the entropy counts the rank.")
     if not found:
         raise ValueError(_sentence(name, value, wanted + ", one at least"))
     return tuple(dict.fromkeys(found))
@@ -204,7 +215,7 @@ def memory_budget(name: str, value: object) -> int:
     TypeError, ValueError
         If it is no number, below 1 or not finite.
     """
-    return int(number(name, value, at_least=1, because="it counts bytes"))
+    return min(int(number(name, value, at_least=1, because="it counts bytes")), _LARGEST_COUNT)
 
 
 def flag(name: str, value: object) -> bool:
@@ -368,6 +379,7 @@ def tensor(
     shape: Shape | None = None,
     floating: bool | None = None,
     finite: bool = False,
+    dense: bool = False,
     empty: bool = False,
 ) -> Tensor:
     """Return a tensor of a given shape and kind.
@@ -384,6 +396,8 @@ def tensor(
         True for real floating-point numbers, False for integers that are not bool.
     finite : bool
         Whether NaN and infinite entries are refused.
+    dense : bool
+        Whether what holds no values, or not all of them, is refused; ``finite`` says so too.
     empty : bool
         Whether it may have no entry.
 
@@ -411,13 +425,22 @@ def tensor(
         raise ValueError(_sentence(name, value, wanted))
     if value.numel() == 0 and not empty:
         raise ValueError(_sentence(name, value, f"{wanted} with one entry at least"))
+    if finite or dense:
+        _check_dense(name, value)
     if finite:
         _check_entries(name, value)
     return value
 
 
-def vector(name: str, value: object, *, above: float | None = None, at_least: int = 1) -> Tensor:
-    """Return finite numbers as a float64 vector on the CPU, off any graph.
+def vector(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: int = 1,
+    finite: bool = True,
+) -> Tensor:
+    """Return numbers as a float64 vector on the CPU, off any graph.
 
     Parameters
     ----------
@@ -429,19 +452,27 @@ def vector(name: str, value: object, *, above: float | None = None, at_least: in
         What every entry exceeds.
     at_least : int
         How many entries.
+    finite : bool
+        Whether infinity is refused, as NaN always is.
 
     Raises
     ------
     TypeError, ValueError
         If it is no sequence of numbers, too short, or an entry is out of range.
     """
-    wanted = _joined(f"{at_least} or more finite numbers", _range(above=above))
+    kind = "finite numbers" if finite else "numbers"
+    wanted = _joined(f"{at_least} or more {kind}", _range(above=above))
     if isinstance(value, Tensor):
-        tensor(name, value, finite=True)
+        tensor(name, value, dense=True)
+        _check_entries(name, value, infinite=not finite)
         numbers = value
+    elif getattr(getattr(value, "dtype", None), "kind", None) in ("i", "u", "f"):
+        return vector(name, torch.as_tensor(value), above=above, at_least=at_least, finite=finite)
     else:
         entries = _entries(name, value, wanted)
-        rows = [number(f"{name}[{index}]", entry) for index, entry in enumerate(entries)]
+        rows = [
+            number(f"{name}[{index}]", entry, finite=finite) for index, entry in enumerate(entries)
+        ]
         numbers = torch.tensor(rows, dtype=torch.float64, device="cpu")
     result = numbers.detach().to(device="cpu", dtype=torch.float64).flatten()
     if len(result) < at_least or (above is not None and not bool((result > above).all())):
@@ -481,14 +512,14 @@ def module(name: str, value: Any, also: type | tuple[type, ...] = ()) -> Any:
     return value
 
 
-def instance(name: str, value: object, kind: type[T], source: str = "") -> T:
-    """Return an object of a given class.
+def instance(name: str, value: object, kind: type[T] | tuple[type[T], ...], source: str = "") -> T:
+    """Return an object of a given class, or of one of several.
 
     Parameters
     ----------
     name, value
         As in :func:`integer`.
-    kind : type
+    kind : type or tuple of type
         The class.
     source : str
         Where such an object comes from, to close the sentence with.
@@ -499,7 +530,8 @@ def instance(name: str, value: object, kind: type[T], source: str = "") -> T:
         If it is anything else.
     """
     if not isinstance(value, kind):
-        raise TypeError(_sentence(name, value, f"a {kind.__name__}", source, kind=True))
+        kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise TypeError(_sentence(name, value, f"a {kinds}", source, kind=True))
     return value
 
 
@@ -524,7 +556,10 @@ def functions(name: str, value: object, of: str) -> tuple[Callable[..., Any], ..
     TypeError
         If it is no sequence, or an entry cannot be called.
     """
-    entries = _entries(name, value, f"a sequence of functions {of}")
+    wanted = f"a sequence of functions {of}"
+    if isinstance(value, Tensor):
+        raise TypeError(_sentence(name, value, wanted, kind=True))
+    entries = _entries(name, value, wanted)
     return tuple(
         function(f"{name}[{index}]", entry, f"a function {of}")
         for index, entry in enumerate(entries)
@@ -637,14 +672,21 @@ def _entries(name: str, value: object, wanted: str) -> list[Any]:
     return list(value)
 
 
-def _check_entries(name: str, value: Tensor) -> None:
+def _check_dense(name: str, value: Tensor) -> None:
     if value.layout != torch.strided or value.is_meta:
         raise ValueError(_sentence(name, value, "a dense Tensor that holds values"))
+
+
+def _check_entries(name: str, value: Tensor, *, infinite: bool = False) -> None:
     # In float32 where isfinite lacks the dtype, as it does for those of 8 bits.
     entries = value.float() if value.element_size() == 1 else value
-    if value.is_floating_point() and not bool(torch.isfinite(entries).all()):
+    if not value.is_floating_point():
+        return
+    bad = torch.isnan(entries) if infinite else ~torch.isfinite(entries)
+    if bool(bad.any()):
+        found, wanted = ("NaN", "") if infinite else ("NaN or infinite", "finite ")
         raise ValueError(
-            f"{name}={shown(value)} has NaN or infinite entries: pass a Tensor of finite numbers."
+            f"{name}={shown(value)} has {found} entries: pass a Tensor of {wanted}numbers."
         )
 
 
@@ -695,5 +737,5 @@ def _shape(shape: Shape) -> str:
 
 def _listed(known: Sequence[str]) -> str:
     rest = len(known) - _MOST_NAMES
-    listed = ", ".join(known[:_MOST_NAMES])
+    listed = ", ".join(name or "''" for name in known[:_MOST_NAMES]) or "none"
     return f"{listed}, … ({rest} more)" if rest > 0 else listed

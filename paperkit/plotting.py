@@ -23,6 +23,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from paperkit import arguments
+
 if TYPE_CHECKING:
     from paperkit.experiments import Record
 
@@ -84,6 +86,7 @@ def layer_styles(layers: Sequence[str]) -> dict[str, dict[str, Any]]:
     dict
         By layer: ``color`` and ``linestyle``.
     """
+    layers = arguments.strings("layers", layers, "a list of names of layers")
     positions = np.linspace(0.0, 0.8, len(layers))
     return {
         name: {
@@ -121,6 +124,10 @@ def plot_layer_spectra(
     -------
     Figure
     """
+    _check_spectra(eigenvalues, dimensions)
+    rank_bound = arguments.integer("rank_bound", rank_bound, at_least=1)
+    small = arguments.number("small", small, above=0)
+    columns = arguments.integer("columns", columns, at_least=1)
     rows = math.ceil(len(eigenvalues) / columns)
     figure, grid = plt.subplots(
         rows,
@@ -163,6 +170,11 @@ def plot_curves(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[fl
     curves : mapping of str to sequence of float
         By layer, one value for each x.
     """
+    arguments.instance("axes", axes, Axes)
+    points = len(arguments.vector("x", x, finite=False))
+    for name, values in arguments.mapping("curves", curves, "a mapping to values").items():
+        if len(arguments.vector(f"curves[{name!r}]", values, finite=False)) != points:
+            raise ValueError(f"curves[{name!r}] has not as many values as x, which has {points}.")
     styles = layer_styles(list(curves))
     for name, values in curves.items():
         axes.plot(x, values, label=name, **styles[name])
@@ -190,6 +202,16 @@ def plot_layer_profile(
     series : int
         0 for the first series on these axes, 1 for the second: another marker and colour.
     """
+    arguments.instance("axes", axes, Axes)
+    series = arguments.integer("series", series, at_least=0)
+    arguments.instance("label", label, str)
+    arguments.mapping("values", values, "a mapping from layers to numbers")
+    for name, value in values.items():
+        arguments.number(f"values[{name!r}]", value, finite=False)
+    for other in arguments.iterable("others", others, "mappings with the same layers"):
+        if not isinstance(other, Mapping) or not set(values) <= set(other):
+            shown = arguments.shown(other)
+            raise ValueError(f"others has {shown}: pass mappings with the layers of values.")
     positions = range(len(values))
     for other in others:
         heights = [other[name] for name in values]
@@ -204,6 +226,18 @@ def plot_layer_profile(
         label=label or None,
     )
     axes.set_xticks(positions, list(values), rotation=30, ha="right", rotation_mode="anchor")
+
+
+def _check_spectra(eigenvalues: Mapping[str, Any], dimensions: Mapping[str, int]) -> None:
+    spectra = arguments.mapping("eigenvalues", eigenvalues, "a mapping from layers to spectra")
+    if not spectra:
+        raise ValueError("eigenvalues is empty: pass one layer's at least.")
+    arguments.mapping("dimensions", dimensions, "a mapping from layers to dimensions")
+    for name, values in spectra.items():
+        arguments.vector(f"eigenvalues[{name!r}]", values)
+        if name not in dimensions:
+            raise ValueError(f"dimensions={arguments.shown(dimensions)} lacks layer {name}.")
+        arguments.integer(f"dimensions[{name!r}]", dimensions[name], at_least=1)
 
 
 def landing_figure(
@@ -223,6 +257,10 @@ def landing_figure(
     Figure
         On black, for light and dark pages alike.
     """
+    _check_spectra(eigenvalues, dimensions)
+    for name, values in eigenvalues.items():
+        if not any(value > 0 for value in values):
+            raise ValueError(f"eigenvalues[{name!r}] has none that is positive.")
     lines = {
         name: np.log10([value for value in values if value > 0])
         for name, values in eigenvalues.items()
@@ -289,6 +327,10 @@ def landing_record(store: str | Path | None = None) -> Record:
 
 def write_landing(path: Path, record: Record) -> None:
     """Draw the landing page's figure; the file names its record in its metadata."""
+    from paperkit.experiments import Record
+
+    path = arguments.path("path", path)
+    arguments.instance("record", record, Record, "as landing_record returns")
     eigenvalues = {name: record.metrics["eigenvalues"][name] for name in record.metrics["layers"]}
     figure = landing_figure(eigenvalues, record.metrics["dimension"])
     source = f"study {record.study}, record {record.key} of {record.provenance['date']}"

@@ -28,6 +28,7 @@ from paperkit import arguments
 from paperkit import checkpoint as checkpoints
 from paperkit.data import Split
 from paperkit.data import augment as crop_and_flip
+from paperkit.linearize.network import Network, called
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 EpochRecord = dict[str, float]
@@ -131,7 +132,7 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> Evaluati
         model.eval()
         for start in range(0, len(split), batch_size):
             targets = split.targets[start : start + batch_size]
-            outputs = _checked(model(split.inputs[start : start + batch_size]), largest)
+            outputs = _outputs(model, split.inputs[start : start + batch_size], largest)
             loss = functional.cross_entropy(outputs, targets, reduction="sum")
             total += _totals(loss, outputs, targets)
     loss, accuracy = (total / len(split)).tolist()
@@ -232,6 +233,10 @@ def train(
         _check_precision(model, validation)
     path = None if checkpoint is None else arguments.path("checkpoint", checkpoint)
     augmentation = _resolve_augmentation(augment)
+    lr, momentum, weight_decay = (
+        arguments.number(name, value, at_least=0)
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay))
+    )
     _check_optimizer(optimizer, lr, momentum, weight_decay)
     model.to(data.inputs.device)
     run = _Run(
@@ -363,7 +368,7 @@ def _train_step(run: _Run, step: int, batch: Tensor) -> Tensor:
     run.seed_layers(step)
     run.set_learning_rates(step)
     run.optimizer.zero_grad(set_to_none=True)
-    outputs = _checked(run.model(inputs), run.largest_label)
+    outputs = _outputs(run.model, inputs, run.largest_label)
     loss = functional.cross_entropy(outputs, targets)
     loss.backward()
     run.optimizer.step()
@@ -451,8 +456,6 @@ def _make_optimizer(
 
 
 def _check_optimizer(make: object, lr: float, momentum: float, weight_decay: float) -> None:
-    for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-        arguments.number(name, value, at_least=0)
     if make is None:
         return
     arguments.function("optimizer", make, "a function of the model's parameters")
@@ -472,6 +475,7 @@ def _resolve_augmentation(augment: bool | Augmentation) -> Augmentation | None:
 
 
 def _check_precision(model: nn.Module, split: Split) -> None:
+    model = Network.of(model)  # refuses a model that holds no values
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"model={arguments.shown(model)} has no parameters: pass one that has.")
@@ -496,8 +500,9 @@ def _largest_label(name: str, split: Split) -> int:
     return high
 
 
-def _checked(outputs: Tensor, largest_label: int) -> Tensor:
+def _outputs(model: nn.Module, inputs: Tensor, largest_label: int) -> Tensor:
     """Return the model's outputs, one for each class at least."""
+    outputs = called(model, inputs)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] <= largest_label:
         raise ValueError(
             f"model returned {arguments.shown(outputs)}: labels up to {largest_label} need "

@@ -48,7 +48,7 @@ from paperkit.estimators.representation import (
 )
 from paperkit.linalg.row_space import default_tolerance
 from paperkit.linearize.batches import as_batch
-from paperkit.linearize.dense import dense_hessian, dense_jacobian
+from paperkit.linearize.dense import dense_hessian, dense_jacobian, select_parameters
 from paperkit.linearize.evaluation import evaluation
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.layer_operator import (
@@ -60,7 +60,7 @@ from paperkit.linearize.layer_operator import (
 )
 from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize
 from paperkit.linearize.losses import get_loss
-from paperkit.linearize.network import network_outputs
+from paperkit.linearize.network import Network, network_outputs, own_parameters
 
 SHARING = ("tied", "operator")
 NORMS = ("operator", "matrix", "frobenius")
@@ -225,7 +225,9 @@ def compression_terms_from(
         If the linearization lacks a Jacobian.
     """
     arguments.instance("linearization", linearization, Linearization, "linearize returns one")
-    arguments.tensor("inputs", inputs, shape=(linearization.num_samples, "…"))
+    arguments.tensor(
+        "inputs", inputs, shape=(linearization.num_samples, "…"), floating=True, finite=True
+    )
     parameters = arguments.mapping("parameters", parameters, "a mapping from names to Tensors")
     if linearization.input_jacobian is None:
         raise ValueError("linearization has no input Jacobian: set input_jacobians=True.")
@@ -566,11 +568,13 @@ def input_smoothness_bounds(
     _check_terms(terms)
     k, printed = arguments.number("k", k, above=0), arguments.flag("printed", printed)
     share = _share(terms.network, sharing, norm, bias)
-    factor = float(share.ratio.max()) ** k
+    factor = float(share.ratio.max().pow(k))
     gradient = float(share.gradient.pow(k).mean())
     sensitivity = float(terms.network.sensitivity.pow(k).mean())
     frobenius = float(terms.network.frobenius.pow(k).mean())
     layer = math.inf if math.isinf(factor) else factor * gradient
+    if math.isnan(layer):
+        raise ValueError(f"k={k} is too large: the powers leave the range of float64.")
     source = "equation 6"
     if printed:
         small = {**share.assumptions, "norm_at_most_input_norm": factor <= 1}
@@ -1188,6 +1192,7 @@ def interpolation_bounds(
     """
     adaptive = arguments.flag("adaptive", adaptive)
     max_parameters = arguments.integer("max_parameters", max_parameters, at_least=1)
+    select_parameters(own_parameters(Network.of(model)), None)
     inputs, targets = as_batch(data)
     with evaluation(model) as leaves:
         theta = torch.cat([leaf.detach().flatten() for leaf in leaves.values()])
@@ -1204,7 +1209,7 @@ def interpolation_bounds(
     hessian = dense_hessian(model, inputs, targets, "half_squared_error").diagonal()
     gauss_newton = dense_jacobian(model, inputs).square().sum(dim=1).mean(dim=0)
     difference = float((weights * (hessian - gauss_newton)).sum())
-    residuals = outputs - targets
+    residuals = outputs - targets.to(outputs)
     laplacians = second @ weights
     epsilon = float(residuals.norm(dim=1).max())
     laplacian = epsilon * float(laplacians.norm(dim=1).max())
@@ -1360,9 +1365,10 @@ def normalized_sharpness_bounds(
     ValueError
         If a scale is not positive.
     """
-    arguments.tensor("weight", weight, shape=("h", "M"), finite=True)
-    arguments.tensor("cotangent", cotangent, shape=("C", weight.shape[0]), finite=True)
-    arguments.tensor("inputs", inputs, shape=(weight.shape[1],), finite=True)
+    weight = arguments.tensor("weight", weight, shape=("h", "M"), finite=True).double()
+    h, m = weight.shape
+    cotangent = arguments.tensor("cotangent", cotangent, shape=("C", h), finite=True).double()
+    inputs = arguments.tensor("inputs", inputs, shape=(m,), finite=True).double()
     lam = _check_scales(sigma, sigma_input, lam, weight)
     jacobian = cotangent @ weight
     curvature = torch.outer(cotangent.square().sum(dim=0), inputs.square())

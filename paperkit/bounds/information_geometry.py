@@ -31,8 +31,9 @@ from paperkit.linalg.probes import generator_of
 from paperkit.linalg.row_space import default_tolerance, row_factors
 from paperkit.linearize import dense_empirical_fisher, dense_gauss_newton, dense_hessian, get_loss
 from paperkit.linearize.batches import as_batch
+from paperkit.linearize.dense import select_parameters
 from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
-from paperkit.linearize.network import network_outputs
+from paperkit.linearize.network import Network, network_outputs, own_parameters
 
 PAPER = "information-geometric paper"
 VERSIONS = ("printed", "exact")
@@ -131,14 +132,20 @@ def fisher_geometry(
         If the data do not fit the model.
     """
     loss = get_loss(loss).name
+    model = Network.of(model)
+    select_parameters(own_parameters(model), None)
     inputs, targets = as_batch(data)
     check_inputs(inputs)
     with evaluation(model) as parameters:
         point = _flat(parameters) if theta is None else _point(parameters, theta)
-        function = _of_vector(model, parameters, inputs)
-        outputs = function(point)
+        with torch.no_grad():
+            outputs = network_outputs(model, parameters, inputs)
         check_outputs(outputs, len(inputs))
         get_loss(loss).check(outputs, targets)
+        function = _of_vector(model, parameters, inputs)
+        if theta is not None:
+            outputs = function(point)
+            check_outputs(outputs, len(inputs))
         jacobian = torch.func.jacrev(function)(point)
     return FisherGeometry(outputs.detach().double(), targets, jacobian.detach().double(), loss)
 
@@ -161,8 +168,9 @@ def _output(name: str, index: int, geometry: FisherGeometry) -> int:
 
 def flat_parameters(model: nn.Module) -> Tensor:
     """Return all parameters as one detached vector, in the order of ``named_parameters``."""
-    arguments.module("model", model)
-    return _flat(dict(model.named_parameters()))
+    network = Network.of(model)
+    select_parameters(own_parameters(network), None)
+    return _flat(dict(network.named_parameters()))
 
 
 def _flat(parameters: dict[str, Tensor]) -> Tensor:
@@ -669,6 +677,7 @@ def takeuchi_prediction(
     it means that of n times the gap.
     """
     inputs, targets = as_batch(train)
+    as_batch(test)  # refuses what is no data before anything is computed
     criterion = takeuchi_information_criterion(model, train, curvature=curvature)
     hessian = dense_hessian(model, inputs, targets)
     geometry = fisher_geometry(model, train)

@@ -25,6 +25,7 @@ from paperkit.estimators.entropy import renyi_entropy
 from paperkit.estimators.spectra import layer_spectra
 from paperkit.linalg.probes import generator_of
 from paperkit.linearize.batches import as_batch
+from paperkit.linearize.dense import select_parameters
 from paperkit.linearize.evaluation import (
     check_inputs,
     check_outputs,
@@ -32,7 +33,7 @@ from paperkit.linearize.evaluation import (
 )
 from paperkit.linearize.linearize import layers_of
 from paperkit.linearize.losses import get_loss
-from paperkit.linearize.network import network_outputs
+from paperkit.linearize.network import Network, network_outputs, own_parameters
 
 Values = Tensor | Sequence[float]
 
@@ -221,6 +222,7 @@ def decrease_in_order(eigenvalues: Values, low: float, high: float) -> Bound:
     ValueError
         If ``low > high`` or an order is not positive.
     """
+    eigenvalues = _nonzero(eigenvalues, "eigenvalues")
     low = arguments.order("low", low)
     high = arguments.order("high", high)
     if low > high:
@@ -433,6 +435,8 @@ def translated_losses(
 def _linear_layer(model: nn.Module, layer: str) -> nn.Linear:
     arguments.module("model", model)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if not linear:
+        raise ValueError(f"model={arguments.shown(model)} has no linear layer.")
     return linear[arguments.choice("layer", layer, linear)]
 
 
@@ -592,8 +596,8 @@ def haar_relative_flatness(
     return Bound(
         statement="identity: E_A ½ρ² vec(WA)ᵀ H vec(WA) = ρ²/(2d) Σ ⟨w_s, w_s'⟩ Tr H_ss'",
         source="derived from Rényi paper, Section 3; Petzka et al. 2021",
-        left=0.5 * rho**2 * float(((moves @ matrix) * moves).sum(1).mean()),
-        right=0.5 * rho**2 / d * float(((w @ w.T) * traces).sum()),
+        left=0.5 * rho * rho * float(((moves @ matrix) * moves).sum(1).mean()),
+        right=0.5 * rho * rho / d * float(((w @ w.T) * traces).sum()),
         assumptions={"second_moment_is_haar": torch.allclose(moment, haar, rtol=0, atol=1e-12)},
     )
 
@@ -1234,6 +1238,7 @@ def regularized_loss(
     """
     rho = arguments.number("rho", rho)
     alpha = arguments.order("alpha", alpha, one_allowed=False)
+    select_parameters(own_parameters(Network.of(model)), None)
     inputs, targets = as_batch(data)
     with evaluation(model) as parameters:
         start = _loss_value(model, parameters, inputs, targets, loss)

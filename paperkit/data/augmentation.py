@@ -40,9 +40,10 @@ def augment(
     ValueError
         If ``inputs`` is not a batch of images or ``padding`` is negative.
     """
-    arguments.tensor("inputs", inputs, shape=("n", "channels", "height", "width"))
+    arguments.tensor("inputs", inputs, shape=("n", "channels", "height", "width"), dense=True)
     arguments.instance("generator", generator, torch.Generator)
-    padding = arguments.integer("padding", padding, at_least=0)
+    most, reason = max(inputs.shape[2:]), "more would move images out of sight"
+    padding = arguments.integer("padding", padding, at_least=0, at_most=most, because=reason)
     flip = arguments.flag("flip", flip)
     n, channels, height, width = inputs.shape
     draw_device = generator.device

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators.relative_flatness import (
     VECTORS_AT_ONCE,
     unit_vectors,
@@ -106,8 +107,6 @@ def adaptive_sharpness(
     ValueError
         If the data do not fit the model, a name is unknown, or an option is out of range.
     """
-    if probes < 2:
-        raise ValueError(f"probes={probes} must be at least 2, for a standard error.")
     chosen = select_parameters(model, parameters)
     try:
         terms, n = _exact_terms(model, data, loss, chosen, memory_budget)
@@ -183,12 +182,10 @@ def adaptive_sharpness_from(
     """
     linearization.loss.check(linearization.outputs, targets)
     by_parameter = {}
-    for name in linearization.layers if layers is None else layers:
-        if name not in linearization.layers:
-            raise ValueError(
-                f"layers: {name!r} is not linearized; choose among "
-                f"{', '.join(linearization.layers)}."
-            )
+    names = list(linearization.layers)
+    if layers is not None:
+        names = arguments.names("layers", layers, names)
+    for name in names:
         layer = linearization.layers[name]
         if not layer.exact_block:
             raise ValueError(
@@ -249,10 +246,6 @@ def average_adaptive_sharpness(
         If an option is out of range, the data do not fit the model, or the noise makes the
         outputs infinite.
     """
-    if not rho > 0:
-        raise ValueError(f"rho={rho} must be positive: adaptive_sharpness is the limit at 0.")
-    if probes < 2:
-        raise ValueError(f"probes={probes} must be at least 2, for a standard error.")
     chosen = list(select_parameters(model, parameters))
     values = []
     with evaluation(model) as leaves, torch.no_grad():
@@ -274,7 +267,7 @@ def average_adaptive_sharpness(
                 mean_loss(model, leaves | {k: leaves[k] + s * noise[k] for k in chosen}, *rest)
                 for s in (1.0, -1.0)
             )
-            values.append((plus[0] + minus[0] - 2.0 * centre) / rho**2)
+            values.append((plus[0] + minus[0] - 2.0 * centre) / rho / rho)
         precision = torch.finfo(leaves[chosen[0]].dtype).eps
     spread = torch.tensor(values, dtype=torch.float64, device="cpu")
     return Measurement(
@@ -288,7 +281,7 @@ def average_adaptive_sharpness(
         assumptions={
             "rho": rho,
             "parameters": "all" if parameters is None else tuple(chosen),
-            "round_off": precision * max(abs(centre), 1.0) / rho**2,
+            "round_off": precision * max(abs(centre), 1.0) / rho / rho,
         },
     )
 
@@ -302,12 +295,11 @@ def select_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str
         If a name is unknown or there is none.
     """
     parameters = dict(model.named_parameters())
-    chosen = list(parameters) if names is None else list(dict.fromkeys(names))
-    unknown = [name for name in chosen if name not in parameters]
-    if unknown or not chosen:
-        raise ValueError(
-            f"parameters={unknown or chosen} not found: choose among {', '.join(parameters)}."
-        )
+    chosen = list(parameters)
+    if names is not None:
+        chosen = arguments.names("parameters", names, parameters)
+    if not chosen:
+        raise ValueError("parameters: the model has none.")
     return {name: parameters[name] for name in chosen}
 
 

@@ -13,11 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators.result import Measurement
 from paperkit.linearize.budget import FORWARD, Chunks
 from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.linearize import GIBIBYTE
-from paperkit.linearize.losses import CrossEntropy, Loss, LossLike, fitted, log_odds_against
+from paperkit.linearize.losses import (
+    CrossEntropy,
+    Loss,
+    LossLike,
+    fitted,
+    get_loss,
+    log_odds_against,
+)
 from paperkit.linearize.network import network_outputs
 from paperkit.linearize.problem import measure_of, settled
 
@@ -203,9 +211,10 @@ def generalization_gap(
             columns.append((outputs.argmax(dim=1) == targets).double())
         return torch.stack(columns, dim=1)
 
+    memory_budget = arguments.memory_budget("memory_budget", memory_budget)
     losses, accuracies, counts = [], [], []
     for part in (train, test):
-        model, data, bound = settled(model, part, loss)
+        model, data, bound = settled(model, part, get_loss(loss))
         assert bound is not None
         values = _per_sample(model, data, bound, of_samples, memory_budget)
         means = values.mean(dim=0).tolist()

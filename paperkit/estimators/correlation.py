@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.linalg.probes import generator_of
 
 # Bytes that the signs of one block of permutations may take.
@@ -121,7 +122,7 @@ def kendall_tau(
     ValueError
         If the columns differ in length, have NaN, or give no pair to compare.
     """
-    columns, labels = _checked({"x": x}, y, groups)
+    columns, labels = _checked({"x": x}, {"y": y}, groups)
     i, j = _pairs(len(labels), groups)
     signs_x, signs_y = (_signs(column, i, j) for column in (columns[0], labels))
     products = signs_x * signs_y
@@ -150,7 +151,7 @@ def kendall_tau_by_group(
     ValueError
         As :func:`kendall_tau`.
     """
-    columns, labels = _checked({"x": x}, y, groups)
+    columns, labels = _checked({"x": x}, {"y": y}, groups)
     result = {}
     for group in dict.fromkeys(groups):
         members = [index for index, label in enumerate(groups) if label == group]
@@ -169,8 +170,7 @@ def null_standard_deviation(n: int) -> float:
     ValueError
         If n is below 2.
     """
-    if n < 2:
-        raise ValueError(f"n={n} must be at least 2.")
+    n = arguments.integer("n", n, at_least=2)
     return math.sqrt(2.0 * (2 * n + 5) / (9.0 * n * (n - 1)))
 
 
@@ -216,11 +216,17 @@ def permutation_test(
     ValueError
         If a column does not fit, there is none, or an option is out of range.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie between 0 and 1.")
-    if permutations < 1:
-        raise ValueError(f"permutations={permutations} must be at least 1.")
-    columns, labels = _checked(measures, gap, groups)
+    level = arguments.number("level", level, above=0, below=1)
+    permutations = arguments.integer("permutations", permutations, at_least=1)
+    two_sided, seed = arguments.flag("two_sided", two_sided), arguments.seed("seed", seed)
+    if not isinstance(measures, Mapping) or not measures:
+        raise TypeError(
+            f"measures={arguments.shown(measures)} must be a mapping from names to columns, one "
+            "at least."
+        )
+    columns, labels = _checked(
+        {f"measures[{k!r}]": m for k, m in measures.items()}, {"gap": gap}, groups
+    )
     i, j = _pairs(len(labels), groups)
     signs = _signs(columns, i, j)
     # Sums of signs are integers below 2^53, so that equal coefficients compare equal.
@@ -253,31 +259,33 @@ def permutation_test(
 
 
 def _checked(
-    measures: Mapping[Hashable, Sequence[float] | Tensor],
-    gap: Sequence[float] | Tensor,
+    measures: Mapping[str, Sequence[float] | Tensor],
+    gap: Mapping[str, Sequence[float] | Tensor],
     groups: Sequence[Hashable] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the measures (k, N) and the gaps (N,) in float64 on the CPU."""
-    if not measures:
-        raise ValueError("measures is empty: pass at least one column.")
-    labels = torch.as_tensor(gap, dtype=torch.float64, device="cpu").detach()
-    columns = [
-        torch.as_tensor(column, dtype=torch.float64, device="cpu").detach()
-        for column in measures.values()
-    ]
+    """Return the measures (k, N) and the gaps (N,) in float64 on the CPU; both by name."""
+    ((of_gap, column),) = gap.items()
+    labels = _column(of_gap, column)
+    columns = [_column(name, column) for name, column in measures.items()]
     for name, column in zip(measures, columns, strict=True):
-        if column.ndim != 1 or column.shape != labels.shape:
+        if column.shape != labels.shape:
             raise ValueError(
-                f"{name} has shape {tuple(column.shape)}, the other column "
-                f"{tuple(labels.shape)}: pass one value for each model."
+                f"{name} has {len(column)} values and {of_gap} {len(labels)}: pass one for each "
+                "model."
             )
-        if bool(torch.isnan(column).any()):
-            raise ValueError(f"{name} has NaN entries: leave these models out, and say so.")
-    if bool(torch.isnan(labels).any()):
-        raise ValueError("the gaps have NaN entries: leave these models out, and say so.")
-    if groups is not None and len(groups) != len(labels):
-        raise ValueError(f"groups has {len(groups)} labels for {len(labels)} models.")
+    if groups is not None:
+        arguments.iterable("groups", groups, "labels, one for each model")
+        if len(groups) != len(labels):
+            raise ValueError(f"groups has {len(groups)} labels for {len(labels)} models.")
+        if not all(isinstance(label, Hashable) for label in groups):
+            raise TypeError(f"groups={arguments.shown(groups)} must hold labels such as strings.")
     return torch.stack(columns), labels
+
+
+def _column(name: str, column: Sequence[float] | Tensor) -> Tensor:
+    if isinstance(column, Tensor):
+        arguments.tensor(name, column, ndim=1)
+    return arguments.vector(name, column, finite=False)
 
 
 def _pairs(n: int, groups: Sequence[Hashable] | None) -> tuple[Tensor, Tensor]:
@@ -288,7 +296,11 @@ def _pairs(n: int, groups: Sequence[Hashable] | None) -> tuple[Tensor, Tensor]:
         if groups is None or groups[pair[0]] == groups[pair[1]]
     ]
     if not pairs:
-        raise ValueError("there is no pair to compare: pass at least two models (of one group).")
+        raise ValueError(
+            "groups leave no pair to compare: pass at least two models (of one group)."
+            if groups is not None
+            else "x has no pair to compare: pass at least two models."
+        )
     i, j = torch.tensor(pairs, dtype=torch.int64, device="cpu").unbind(1)
     return i, j
 

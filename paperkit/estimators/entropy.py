@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.linalg.quadrature import (
     Estimate,
     SpectralFunction,
@@ -62,13 +63,9 @@ def renyi_entropy(
         If alpha is negative or NaN, the policy unknown, or the spectrum is empty, not finite or
         entirely zero.
     """
-    if not alpha >= 0:
-        raise ValueError(f"alpha={alpha} must be in [0, inf]: the entropy is not defined below 0.")
-    if policy not in POLICIES:
-        raise ValueError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
-    values = torch.as_tensor(eigenvalues, dtype=torch.float64, device="cpu").detach().flatten()
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError("eigenvalues has NaN or infinite entries.")
+    alpha = arguments.order("alpha", alpha, ends_allowed=True)
+    policy = arguments.choice("policy", policy, POLICIES)
+    values = arguments.vector("eigenvalues", eigenvalues)
     values = values.abs() if policy == "abs" else values.clamp(min=0.0)
     values = values[values > 0]
     if values.numel() == 0:
@@ -146,13 +143,9 @@ def renyi_entropy_estimate(
     ValueError
         If alpha is not positive and finite, the policy unknown, or the operator is zero.
     """
-    if not 0 < alpha < math.inf:
-        raise ValueError(
-            f"alpha={alpha} must be positive and finite: 0 counts the rank and infinity asks for "
-            "the largest eigenvalue, which quadrature does not give."
-        )
-    if policy not in POLICIES:
-        raise ValueError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
+    arguments.instance("quadrature", quadrature, SpectralQuadrature)
+    alpha = arguments.order("alpha", alpha)
+    policy = arguments.choice("policy", policy, POLICIES)
     scale = _largest(quadrature, policy)
     shannon = abs(alpha - 1.0) < _SHANNON_BAND
     above, below = _functions(alpha, shannon, scale, policy)

@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from paperkit import arguments
 from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
+from paperkit.linalg.probes import generator_of
 from paperkit.linearize.batches import batches
 from paperkit.linearize.budget import BACKWARD, Chunks
 from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
@@ -220,13 +222,7 @@ def gradient_squares_from(
         names: Sequence[str] = list(linearization.layers)
         others = list(linearization.parameter_jacobians.values())
     else:
-        names, others = list(parameters), []
-    unknown = [name for name in names if name not in linearization.layers]
-    if unknown:
-        raise ValueError(
-            f"parameters={unknown} are not layers of the linearization: choose among "
-            f"{', '.join(linearization.layers)}."
-        )
+        names, others = arguments.names("parameters", parameters, linearization.layers), []
     total = torch.zeros(
         len(linearization.outputs), dtype=torch.float64, device=linearization.outputs.device
     )
@@ -303,8 +299,7 @@ def layer_gradient_squares(
     linearization: Linearization, loss: LossLike = "half_squared_error", sharing: str = "tied"
 ) -> dict[str, Tensor]:
     """Return each sample's squared gradient norm by layer, (n,), float64."""
-    if sharing not in SHARING:
-        raise ValueError(f"sharing={sharing!r} is unknown: choose one of {', '.join(SHARING)}.")
+    sharing = arguments.choice("sharing", sharing, SHARING)
     factor = _factor(linearization, loss)
     return {name: _SQUARES[sharing](layer, factor) for name, layer in linearization.layers.items()}
 
@@ -356,10 +351,11 @@ def gauss_newton_trace(
     ValueError
         If an argument is unknown or out of range, or the data do not fit the model.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}.")
+    method = arguments.choice("method", method, METHODS)
     if isinstance(parameters, str):
         _check_all(parameters)
+    else:
+        parameters = list(chosen_weights(model, parameters, "parameters"))
     if method == "auto":
         method = "exact" if _num_outputs(model, data) <= _EXACT_OUTPUTS else "hutchinson"
     if method == "hutchinson":
@@ -416,8 +412,7 @@ def layer_gauss_newton_traces(
         If an argument is unknown, the data do not fit the model, or none of the layers can be
         measured; with ``strict`` if one cannot.
     """
-    if sharing not in SHARING:
-        raise ValueError(f"sharing={sharing!r} is unknown: choose one of {', '.join(SHARING)}.")
+    sharing = arguments.choice("sharing", sharing, SHARING)
     weights = chosen_weights(model, layers)
     most = MAX_DENSE if layers is None else None
     found, parameters, left_out = _weight_squares(
@@ -557,13 +552,11 @@ def _hutchinson(
     seed: int,
     memory_budget: int,
 ) -> Measurement:
-    if probes < 2:
-        raise ValueError(f"probes={probes} must be at least 2: one has no standard error.")
     names = None
     if not isinstance(parameters, str):
         weights = chosen_weights(model, parameters)
         names = list(dict.fromkeys(weight.parameter for weight in weights.values()))
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    generator = generator_of(seed)
     squares: list[Tensor] = []
     refuse_cut(model, next(iter(batches(data)))[0], names)
     with evaluation(model) as leaves:

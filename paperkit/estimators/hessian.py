@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators.gauss_newton_trace import gradient_squares_from
 from paperkit.estimators.plan import PRODUCT, Gradient
 from paperkit.estimators.result import Measurement
@@ -61,8 +62,7 @@ def block_probe_trace(operator: CurvatureOperator, products: int, *, seed: int) 
     ValueError
         If fewer than two products are allowed.
     """
-    if products < 2:
-        raise ValueError(f"products={products} must be at least 2: one has no spread.")
+    products = arguments.integer("products", products, at_least=2, because="one has no spread")
     forms = operator.block_quadratic_forms(products, generator_of(seed)) / operator.num_samples
     error = (forms.var(dim=1).sum() / products).sqrt()
     return TraceEstimate(float(forms.sum(dim=0).mean()), float(error), products, "block_probes")
@@ -141,11 +141,11 @@ def hessian_trace(
         If the method is unknown, too few products are allowed, or the data, or the vectors of
         ``"xtrace"`` and ``"hutch++"``, do not fit the memory.
     """
-    if method not in TRACE_METHODS:
-        raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(TRACE_METHODS)}.")
+    method = arguments.choice("method", method, TRACE_METHODS)
     if method == "split" and parameters is not None:
         raise ValueError("method='split' is for all parameters: leave parameters=None.")
-    operator = HessianOperator(model, data, loss, parameters, memory_budget=memory_budget // 2)
+    half = max(1, memory_budget // 2)
+    operator = HessianOperator(model, data, loss, parameters, memory_budget=half)
     gradient = Gradient.of(operator.model, operator.data, operator.loss)
     if method == "auto":
         method = _chosen_method(operator, gradient, products, max_dense, memory_budget)
@@ -362,7 +362,9 @@ def hessian_top_eigenvalues(
     ValueError
         If a number is out of range or the data do not fit.
     """
-    operator = HessianOperator(model, data, loss, parameters, memory_budget=memory_budget // 2)
+    operator = HessianOperator(
+        model, data, loss, parameters, memory_budget=max(1, memory_budget // 2)
+    )
     with operator.cached():
         pairs = top_eigenpairs(
             operator,
@@ -453,7 +455,9 @@ def spectral_density(
     ValueError
         If a number is out of range or the data do not fit.
     """
-    operator = HessianOperator(model, data, loss, parameters, memory_budget=memory_budget // 2)
+    operator = HessianOperator(
+        model, data, loss, parameters, memory_budget=max(1, memory_budget // 2)
+    )
     quadrature = stochastic_lanczos_quadrature(
         operator,
         operator.dimension,
@@ -462,7 +466,7 @@ def spectral_density(
         seed=seed,
         dtype=operator.dtype,
         device=operator.device,
-        memory_budget=memory_budget // 2,
+        memory_budget=max(1, memory_budget // 2),
     )
     nodes = quadrature.gauss.nodes[quadrature.gauss.weights > 0]
     low, high = float(nodes.min()), float(nodes.max())

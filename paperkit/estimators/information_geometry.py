@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators.baselines import exponential_losses, sample_losses
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.gram import add_gram
@@ -44,11 +45,12 @@ from paperkit.linearize import (
 )
 from paperkit.linearize.batches import as_batch, batches
 from paperkit.linearize.budget import FORWARD, GRADIENT_GRAPH, TANGENT, Chunks, Footprint
+from paperkit.linearize.dense import select_parameters
 from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.jacobian_products import JacobianProduct
 from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
 from paperkit.linearize.losses import CrossEntropy, Loss, LossLike, fitted
-from paperkit.linearize.network import Network, network_outputs
+from paperkit.linearize.network import Network, network_outputs, own_parameters
 from paperkit.linearize.problem import measure_of, refuse_cut
 
 CURVATURES = ("fisher", "hessian")
@@ -299,7 +301,10 @@ def information_geometric_sharpness(
         If an argument is out of range, the data do not fit the model, or neither n(C−1) nor the
         number of parameters is small enough for the memory budget.
     """
+    options = _Options(batch_size, replacement, tolerance, damping)
+    select_parameters(own_parameters(model), None)
     inputs, targets = as_batch(data)
+    _batch_weight(len(inputs), batch_size, replacement)
     dimension = sum(parameter.numel() for parameter in model.parameters())
     outputs = _outputs(model, (inputs, targets), memory_budget)
     # Of one sample, because the factors of all are many at a thousand outputs.
@@ -320,7 +325,6 @@ def information_geometric_sharpness(
         row_blocks = _streamed_rows(
             model, inputs, targets, loss, dual.factor, dimension, memory_budget
         )
-    options = _Options(batch_size, replacement, tolerance, damping)
     return _sharpness(row_blocks, dual, loss, dimension, _computed_in(model, outputs), options)
 
 
@@ -586,9 +590,10 @@ def _by_tolerance(
 
 def _batch_weight(n: int, batch_size: int | None, replacement: bool) -> float:
     """Return the weight of IGS in the mini-batch measure."""
-    b = 1 if batch_size is None else batch_size
-    if b < 1 or (b > n and not replacement):
-        raise ValueError(f"batch_size={b} must be from 1 to the {n} samples.")
+    b = 1
+    if batch_size is not None:
+        most, reason = None if replacement else n, f"there are {n} samples"
+        b = arguments.integer("batch_size", batch_size, at_least=1, at_most=most, because=reason)
     return 1.0 / b if replacement or b == 1 else (n - b) / (b * (n - 1))
 
 
@@ -618,10 +623,9 @@ def _sharpness(
                 f"model computes in {dtype}, whose round-off hides all {dual.num_rows} "
                 "directions: measure model.double(), or pass a tolerance below 1."
             )
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance={tolerance} must lie between 0 and 1: it is relative.")
-    if not options.damping >= 0:
-        raise ValueError(f"damping={options.damping} must not be negative.")
+    reason = "it is relative"
+    tolerance = arguments.number("tolerance", tolerance, above=0, below=1, because=reason)
+    arguments.number("damping", options.damping, at_least=0)
     assumptions: dict[str, object] = {}
     if options.batch_size is not None:
         assumptions = {"batch_size": options.batch_size, "replacement": options.replacement}
@@ -709,8 +713,7 @@ def takeuchi_information_criterion(
     ValueError
         If the curvature is unknown, the model too large, or the data do not fit.
     """
-    if curvature not in CURVATURES:
-        raise ValueError(f"curvature={curvature!r} is unknown: use one of {', '.join(CURVATURES)}.")
+    curvature = arguments.choice("curvature", curvature, CURVATURES)
     if curvature == "fisher":
         sharpness = information_geometric_sharpness(
             model, data, loss, tolerance=tolerance, memory_budget=memory_budget
@@ -810,11 +813,11 @@ def fisher_rao_norm(
     ValueError
         If ``labels`` is unknown or the data do not fit the model.
     """
-    if labels not in LABELS:
-        raise ValueError(f"labels={labels!r} is unknown: use one of {', '.join(LABELS)}.")
+    labels = arguments.choice("labels", labels, LABELS)
     if labels == "model":
         loss.likelihood()  # refuses a loss without one
 
+    select_parameters(own_parameters(model), None)
     first, _ = next(iter(batches(data)))
     refuse_cut(model, first)
     terms = []

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators.adaptive_sharpness import gaussian_like, select_parameters
 from paperkit.estimators.parameter_norm import parameter_norm
 from paperkit.estimators.result import Measurement
@@ -126,19 +127,16 @@ def pac_bayes_flatness(
     ValueError
         If an option is out of range, or the data do not fit.
     """
-    if form not in FORMS:
-        raise ValueError(f"form={form!r} is unknown: choose one of {', '.join(FORMS)}.")
-    if not 0 < accuracy_drop < 1 or not 0 < tolerance < accuracy_drop:
-        raise ValueError(
-            f"accuracy_drop={accuracy_drop} and tolerance={tolerance} must satisfy "
-            "0 < tolerance < accuracy_drop < 1."
-        )
-    if not 0 < max_sigma < math.inf:
-        raise ValueError(f"max_sigma={max_sigma} must be positive and finite.")
-    if max_bisections < 1:
-        raise ValueError(f"max_bisections={max_bisections} must be at least 1.")
-    if draws < 2:
-        raise ValueError(f"draws={draws} must be at least 2, for a standard error.")
+    form = arguments.choice("form", form, FORMS)
+    accuracy_drop = arguments.number("accuracy_drop", accuracy_drop, above=0, below=1)
+    finer = "it must be finer than accuracy_drop"
+    tolerance = arguments.number(
+        "tolerance", tolerance, above=0, below=accuracy_drop, because=finer
+    )
+    max_sigma = arguments.number("max_sigma", max_sigma, above=0)
+    max_bisections = arguments.integer("max_bisections", max_bisections, at_least=1)
+    reason = "one has no standard error"
+    draws = arguments.integer("draws", draws, at_least=2, because=reason)
     names = list(select_parameters(model, parameters))
     with evaluation(model) as leaves, torch.no_grad():
         chunks = Chunks(
@@ -190,6 +188,8 @@ def pac_bayes_flatness(
 
 def _complexity(form: str, sigma: float, n: int, model: nn.Module) -> tuple[float, float]:
     """Return the complexity and its derivative in σ."""
+    if sigma**3 == 0:
+        raise ValueError(f"max_sigma leaves sigma={sigma}, whose powers no float holds: raise it.")
     if form == "flat":
         return sigma**-2, -2.0 * sigma**-3
     square = parameter_norm(model, squared=True).value

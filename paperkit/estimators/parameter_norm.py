@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from paperkit import arguments
 from paperkit.estimators.result import Measurement
+from paperkit.linearize.network import Network
 
 CHOICES = ("weights", "all")
 
@@ -22,6 +24,7 @@ def weight_names(model: nn.Module) -> list[str]:
     ValueError
         If there is none.
     """
+    arguments.module("model", model)
     names = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
     if not names:
         raise ValueError("model has no weight tensor (a parameter with more than one axis).")
@@ -53,8 +56,9 @@ def parameter_norm(
     ValueError
         If ``parameters`` is unknown, or the model has none of that kind, or one is not finite.
     """
-    if parameters not in CHOICES:
-        raise ValueError(f"parameters={parameters!r} is unknown: choose {' or '.join(CHOICES)}.")
+    parameters = arguments.choice("parameters", parameters, CHOICES)
+    squared = arguments.flag("squared", squared)
+    model = Network.of(model)
     tensors = dict(model.named_parameters())
     names = weight_names(model) if parameters == "weights" else list(tensors)
     if not names:

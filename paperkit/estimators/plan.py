@@ -109,6 +109,7 @@ class Gradient:
             for _ in range(2):  # the first may load code
                 start = time.perf_counter()
                 outputs = network_outputs(self.model, parameters, inputs[few])
+                self.loss.check(outputs, targets[few])
                 value = self.loss.value(outputs, targets[few])
                 torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
                 elapsed.append(time.perf_counter() - start)

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.lanczos import Operator
@@ -111,8 +112,6 @@ def relative_flatness(
         If the data do not fit the model, a layer is unknown or cannot be measured, or an option is
         out of range.
     """
-    if probes < 2:
-        raise ValueError(f"probes={probes} must be at least 2, for a standard error.")
     _check_weight_decay(weight_decay)
     inputs, _ = next(iter(batches(data)))
     weights = chosen_weights(model, [last_layer(model, inputs)] if layers is None else layers)
@@ -274,12 +273,10 @@ def relative_flatness_from(
     linearization.loss.check(linearization.outputs, targets)
     _check_weight_decay(weight_decay)
     results = {}
-    for name in list(linearization.layers)[-1:] if layers is None else layers:
-        if name not in linearization.layers:
-            raise ValueError(
-                f"layers: {name!r} is not linearized; choose among "
-                f"{', '.join(linearization.layers)}."
-            )
+    names = list(linearization.layers)[-1:]
+    if layers is not None:
+        names = arguments.names("layers", layers, linearization.layers)
+    for name in names:
         layer = linearization.layers[name]
         if not layer.exact_block:
             raise ValueError(
@@ -294,8 +291,7 @@ def relative_flatness_from(
 
 
 def _check_weight_decay(weight_decay: float) -> None:
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay={weight_decay} must not be negative.")
+    arguments.number("weight_decay", weight_decay, at_least=0)
 
 
 def weight_by_group(layer: LayerLinearization) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators.entropy import (
     POLICIES,
     UndefinedEntropyError,
@@ -371,16 +372,19 @@ def _settings(
     max_dense: int,
     memory_budget: int,
 ) -> _Settings:
-    orders = (alpha,) if isinstance(alpha, int | float) else tuple(alpha)
-    if not orders or any(not order > 0 for order in orders):
-        raise ValueError(f"alpha={alpha} must be positive: at 0 the entropy only counts the rank.")
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}.")
-    if policy not in POLICIES:
-        raise ValueError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
+    orders = _orders(alpha)
+    method = arguments.choice("method", method, METHODS)
+    policy = arguments.choice("policy", policy, POLICIES)
     return _Settings(
         orders, policy, method, probes, steps, max_steps, seed, max_dense, memory_budget
     )
+
+
+def _orders(alpha: float | Sequence[float]) -> tuple[float, ...]:
+    """Return the orders, one or several: positive, and infinity too."""
+    several = not isinstance(alpha, int | float) and getattr(alpha, "ndim", 1) != 0
+    found = arguments.orders("alpha", alpha if several else (alpha,), infinite=True)
+    return found
 
 
 def _unpacked(results: dict, alpha: float | Sequence[float]) -> dict:

@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators.gauss_newton_trace import linearize_samples
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.lanczos import Lanczos
@@ -133,10 +134,12 @@ def log_volumes(jacobian: Tensor, k: int | None = None) -> Tensor:
     ValueError
         If k is not in 1..C.
     """
+    _check_jacobian(jacobian)
     num_outputs, num_inputs = jacobian.shape[1], jacobian[0, 0].numel()
-    kept = num_outputs if k is None else k
-    if not 1 <= kept <= num_outputs:
-        raise ValueError(f"k={k} must lie in 1..{num_outputs}, the number of outputs.")
+    kept = num_outputs
+    if k is not None:
+        reason = f"there are {num_outputs} outputs"
+        kept = arguments.integer("k", k, at_least=1, at_most=num_outputs, because=reason)
     values = singular_values(jacobian)
     if kept > num_inputs:
         return torch.full_like(values[:, 0], -math.inf)
@@ -188,12 +191,18 @@ def input_invariant_sensitivities(jacobian: Tensor, inputs: Tensor) -> Tensor:
     )
 
 
+def _check_jacobian(jacobian: Tensor) -> None:
+    shape = ("n", "C", "d", "…")
+    arguments.tensor("jacobian", jacobian, shape=shape, floating=True, finite=True)
+
+
 def _gram(rows: Tensor) -> Tensor:
     return rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
 
 
 def _in_chunks(function: Callable[..., Tensor], jacobian: Tensor, *others: Tensor) -> Tensor:
     """Apply a function of (n_c, C, M) and other flat tensors to a few samples at a time."""
+    _check_jacobian(jacobian)
     step = max(1, _ENTRIES // jacobian[0].numel())
     parts = [
         function(
@@ -640,12 +649,9 @@ def _sensitivities(
     function: Callable[[Tensor, Tensor], Tensor] = lambda values, _: values,
 ) -> tuple[Tensor, str, bool]:
     """Return a function of the largest singular values and inputs, the method, and convergence."""
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}.")
-    if max_iterations < 1 or not tolerance > 0:
-        raise ValueError(
-            f"max_iterations={max_iterations} and tolerance={tolerance} must be positive."
-        )
+    method = arguments.choice("method", method, METHODS)
+    max_iterations = arguments.integer("max_iterations", max_iterations, at_least=1)
+    tolerance = arguments.number("tolerance", tolerance, above=0)
 
     def chosen(num_outputs: int) -> str:
         if method != "auto":
@@ -810,7 +816,7 @@ def mean_measurement(
 
 def sum_over_layers(by_layer: dict[str, Tensor]) -> Measurement:
     """Return the network's sensitivity from each layer's and sample's (n,)."""
-    total = torch.stack(list(by_layer.values())).sum(dim=0)
+    total = torch.stack(_some(by_layer)).sum(dim=0)
     return Measurement(
         value=float(total.mean()),
         measure="network_maximum_local_sensitivity",
@@ -823,10 +829,16 @@ def sum_over_layers(by_layer: dict[str, Tensor]) -> Measurement:
     )
 
 
+def _some(by_layer: dict[str, Tensor]) -> list[Tensor]:
+    if not by_layer:
+        raise ValueError("layers: the model has none of a known type, linear or convolution.")
+    return list(by_layer.values())
+
+
 def volume_over_layers(by_layer: dict[str, Tensor], k: int | None) -> Measurement:
     """Return the network's log volume from each layer's and sample's (n,)."""
     layers = {name: _log_mean(values) for name, values in by_layer.items()}
-    values = torch.stack(list(by_layer.values()))
+    values = torch.stack(_some(by_layer))
     return Measurement(
         value=_log_mean(values.logsumexp(dim=0)),
         measure="network_log_volume",
@@ -842,8 +854,7 @@ def _log_mean(logarithms: Tensor) -> float:
 
 def mean_volume(values: Tensor, k: int | None, average: str) -> Measurement:
     """Return the log volume from each sample's (n,)."""
-    if average not in AVERAGES:
-        raise ValueError(f"average={average!r} is unknown: choose one of {', '.join(AVERAGES)}.")
+    average = arguments.choice("average", average, AVERAGES)
     return Measurement(
         value=_log_mean(values) if average == "volume" else float(values.mean()),
         measure="log_volume",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.estimators.adaptive_sharpness import loss_value, select_parameters
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import generator_of
@@ -149,10 +150,8 @@ def asam_sharpness(
     ValueError
         As :func:`sam_sharpness`.
     """
-    if not eta >= 0:
-        raise ValueError(f"eta={eta} must not be negative.")
-    if scaled not in SCALED:
-        raise ValueError(f"scaled={scaled!r} is unknown: choose one of {', '.join(SCALED)}.")
+    eta = arguments.number("eta", eta, at_least=0)
+    scaled = arguments.choice("scaled", scaled, SCALED)
     chosen = select_parameters(model, parameters)
     scales = [
         (parameter.detach().double().abs() + eta).flatten()
@@ -179,13 +178,10 @@ def _sharpness(
     seed: int,
     memory_budget: int,
 ) -> Measurement:
-    rho, p, steps = settings["rho"], settings["p"], settings["steps"]
-    if not 0 < rho < math.inf:
-        raise ValueError(f"rho={rho} must be positive and finite.")
+    rho, steps = settings["rho"], settings["steps"]
+    p = arguments.number("p", settings["p"], finite=False)
     if p not in (2, math.inf):
         raise ValueError(f"p={p} must be 2 or math.inf.")
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1.")
     best = first = late_gain = 0.0
     n = 0
     refuse_cut(model, next(iter(batches(data)))[0], chosen)

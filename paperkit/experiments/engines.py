@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from paperkit import arguments
 from paperkit.experiments.records import Record
-from paperkit.experiments.study import Configuration, suggestion
+from paperkit.experiments.study import Configuration
 
 Perform = Callable[[Configuration], Record]
 Engine = Callable[[Perform, Sequence[Configuration]], Iterator[Record]]
@@ -32,6 +33,4 @@ def engine_named(name: str) -> Engine:
     ValueError
         If there is no such engine.
     """
-    if name not in ENGINES:
-        raise ValueError(f"unknown engine {name!r}{suggestion(name, ENGINES)}")
-    return ENGINES[name]
+    return ENGINES[arguments.choice("engine", name, ENGINES)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from paperkit import arguments
 from paperkit.experiments.engines import engine_named
 from paperkit.experiments.study import suggestion
 
@@ -65,7 +66,11 @@ def resolve(
     TypeError
         If a value has the wrong type.
     """
-    allowed = tuple(allowed)
+    if not isinstance(namespace, dict) or not all(isinstance(key, str) for key in namespace):
+        raise TypeError(f"namespace={arguments.shown(namespace)} must be a dict: pass globals().")
+    allowed = tuple(arguments.strings("allowed", allowed, "a list of names of parameters"))
+    for name, own in arguments.mapping("profiles", profiles).items():
+        arguments.mapping(f"profiles[{name!r}]", own)
     if not namespace.get(_RESOLVED, False):
         _refuse_unknown(namespace, allowed)
     given = {n: namespace[n] for n in allowed if namespace.get(n) is not None}
@@ -108,11 +113,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def _whole(name: str, value: Any, at_least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; give an integer.")
-    if value < at_least:
-        raise ValueError(f"{name} is {value}; give an integer of at least {at_least}.")
-    return value
+    return arguments.integer(name, value, at_least=at_least)
 
 
 def _seeds(name: str, value: Any) -> tuple[int, ...]:
@@ -129,19 +130,11 @@ def _device(name: str, value: Any) -> torch.device:
         return value
     if value == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(_text(name, value))
-    except RuntimeError:
-        raise ValueError(f"{name} is {value!r}; give 'auto', 'cpu' or 'cuda'.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{name} is {value!r}, but CUDA is not available; give 'auto' or 'cpu'.")
-    return device
+    return arguments.device(name, value)
 
 
 def _store(name: str, value: Any) -> Path:
-    if not isinstance(value, str | Path) or not str(value):
-        raise TypeError(f"{name} is {value!r}; give the path of a folder, or None.")
-    return Path(value)
+    return arguments.path(name, value)
 
 
 def _engine(name: str, value: Any) -> str:

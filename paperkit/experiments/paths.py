@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from paperkit import arguments
+
 ROOT_VARIABLE = "PAPERKIT_ROOT"
 STORE_VARIABLE = "PAPERKIT_STORE"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -46,7 +48,7 @@ def store_folder(store: str | Path | None = None) -> Path:
     if store is None:
         named = os.environ.get(STORE_VARIABLE)
         return Path(named).resolve() if named else repository_root() / "_build" / "store"
-    return Path(store).expanduser().resolve()
+    return arguments.path("store", store).expanduser().resolve()
 
 
 def results_folder() -> Path:

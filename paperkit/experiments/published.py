@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from paperkit import arguments
 from paperkit.experiments.paths import results_folder, store_folder
 from paperkit.experiments.records import Record, from_json, key_of, to_json
 from paperkit.experiments.store import checkpoint_path, read_records, write_atomically
@@ -85,12 +86,22 @@ def records_of(
     Returns
     -------
     list of Record
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such study or profile.
     """
+    arguments.instance("study", study, str, "the name of one")
+    if profile is not None:
+        require_profile(profile)
     working = read_records(store_folder(store), study)
     if profile is None:
         # Published first: of two equally good records the published one is kept.
-        return [r for _, r in sorted(preferred([*read_published(study), *working]).items())]
-    require_profile(profile)
+        known = preferred([*read_published(study), *working])
+        if not known:
+            study_named(study)  # refuses a name that is none
+        return [record for _, record in sorted(known.items())]
     if profile == "smoke":
         found = preferred(working)
     else:

@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from paperkit import arguments
 from paperkit.experiments.claims import Claim
 from paperkit.experiments.criteria import CRITERIA, WORDS, PaperValue
 from paperkit.experiments.formatting import interval, number
+from paperkit.experiments.paths import store_folder
 from paperkit.experiments.published import published_path
+from paperkit.experiments.study import require_profile
 from paperkit.experiments.verdict import Verdict, verdicts
 
 NOTHING = "–"
@@ -140,6 +143,10 @@ def show_verdicts(
     """
     from IPython.display import Markdown, display
 
+    arguments.instance("chapter", chapter, str, "as in the anchors of claims")
+    arguments.instance("root", root, str, "the way to the book's top folder")
+    require_profile(profile)
+    store_folder(store)
     if profile == "smoke":
         text = "A smoke run only exercises the code: it earns no verdict."
     else:

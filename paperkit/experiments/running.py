@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from paperkit import arguments
 from paperkit.experiments import provenance
 from paperkit.experiments.engines import engine_named
 from paperkit.experiments.fingerprint import fingerprint
@@ -34,7 +35,6 @@ from paperkit.experiments.study import (
     configurations,
     require_profile,
     study_named,
-    suggestion,
 )
 
 RERUN = ("stale", "dirty")
@@ -312,13 +312,12 @@ def run_study(
     ValueError
         If the study, profile, engine or a word in ``rerun`` is unknown.
     """
-    study = study_named(study) if isinstance(study, str) else study
-    for word in rerun:
-        if word not in RERUN:
-            raise ValueError(f"unknown word {word!r} in rerun{suggestion(word, RERUN)}")
+    study = study if isinstance(study, Study) else study_named(study)
+    words = arguments.names("rerun", rerun, RERUN, at_least=0)
     run_all = engine_named(engine)
     require_profile(profile)
-    session = Session(store_folder(store), profile, torch.device(device), progress, tuple(rerun))
+    progress, device = arguments.flag("progress", progress), arguments.device("device", device)
+    session = Session(store_folder(store), profile, device, progress, tuple(words))
     grid = configurations(study, profile)
     done = {key_of(study.name, c): session.finished(study, c) for c in grid}
     pending = [c for c in grid if done[key_of(study.name, c)] is None]

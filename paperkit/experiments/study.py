@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from paperkit import arguments
 from paperkit.experiments import studies
 
 if TYPE_CHECKING:
@@ -59,6 +60,16 @@ class Study:
     tolerance: float = 1e-6
     round_off: float = 1e-10
 
+    def __post_init__(self) -> None:
+        for name in ("name", "question"):
+            arguments.instance(name, getattr(self, name), str)
+        arguments.function("grid", self.grid, "a function of a profile")
+        arguments.function("run", self.run, "a function of a configuration and a context")
+        arguments.strings("needs", self.needs, "a tuple of names of studies")
+        arguments.flag("trained", self.trained)
+        for name in ("tolerance", "round_off"):
+            arguments.number(name, getattr(self, name), at_least=0)
+
 
 def configurations(study: Study, profile: str) -> list[Configuration]:
     """Return the study's grid at a profile, checked.
@@ -87,8 +98,7 @@ def configurations(study: Study, profile: str) -> list[Configuration]:
 
 def require_profile(profile: str) -> None:
     """Refuse a profile that does not exist."""
-    if profile not in PROFILES:
-        raise ValueError(f"unknown profile {profile!r}{suggestion(profile, PROFILES)}")
+    arguments.choice("profile", profile, PROFILES)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -114,8 +124,7 @@ def study_named(name: str) -> Study:
     ValueError
         If there is no such study, or its module does not define ``STUDY`` under that name.
     """
-    if name not in study_names():
-        raise ValueError(f"unknown study {name!r}{suggestion(name, study_names())}")
+    arguments.choice("study", name, study_names())
     module = importlib.import_module(f"{studies.__name__}.{name}")
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study) or study.name != name:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paperkit import arguments
 from paperkit.experiments.claims import Claim, chapter_of, load_claims
 from paperkit.experiments.criteria import CRITERIA, NOT_RUN, REFUTED, Finding, matches
 from paperkit.experiments.fingerprint import fingerprint
+from paperkit.experiments.paths import store_folder
 from paperkit.experiments.published import records_of
 from paperkit.experiments.records import Record, key_of
 from paperkit.experiments.study import Configuration, configurations, study_named
@@ -80,8 +82,17 @@ def verdicts(
     -------
     list of Verdict
     """
-    chosen = load_claims() if claims is None else list(claims)
+    if claims is None:
+        chosen = load_claims()
+    else:
+        chosen = list(arguments.iterable("claims", claims, "claims"))
+        for claim in chosen:
+            arguments.instance("claims", claim, Claim)
+    store_folder(store)  # refuses what is no path
+    if anchor is not None:
+        arguments.instance("anchor", anchor, str, "as in a claim")
     if paper is not None:
+        arguments.choice("paper", paper, dict.fromkeys(claim.paper for claim in chosen))
         chosen = [claim for claim in chosen if claim.paper == paper]
     if anchor is not None:
         chosen = [claim for claim in chosen if _is_at(claim, anchor)]

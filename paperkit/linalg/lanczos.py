@@ -19,6 +19,8 @@ from paperkit import arguments
 Operator = Callable[[Tensor], Tensor]
 """A symmetric matrix as a function: k vectors as rows, (k, d), to their k images, (k, d)."""
 
+_WANTED = "a function from (k, d) to (k, d), vectors as rows"
+
 # A residual below this many units of round-off of the operator's norm is no new direction.
 BREAKDOWN = 100.0
 
@@ -44,7 +46,7 @@ def apply(operator: Operator, vectors: Tensor) -> Tensor:
         If the operator is no function, or the images have another shape, or NaN or infinite
         entries.
     """
-    arguments.function("operator", operator, "a function from (k, d) to (k, d), vectors as rows")
+    arguments.function("operator", operator, _WANTED)
     if len(vectors) == 0:
         return vectors
     images = operator(vectors)
@@ -120,7 +122,8 @@ class Lanczos:
     """
 
     def __init__(self, operator: Operator, starts: Tensor) -> None:
-        arguments.tensor("starts", starts, shape=("k", "d"), floating=True)
+        arguments.tensor("starts", starts, shape=("k", "d"), floating=True, dense=True)
+        arguments.function("operator", operator, _WANTED)
         self.norm = starts.norm(dim=1, dtype=torch.float64)
         if not bool((torch.isfinite(self.norm) & (self.norm > 0)).all()):
             raise ValueError("starts has a zero or infinite vector: draw the probes again.")

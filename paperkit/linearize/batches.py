@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.linearize.precision import widened
-from paperkit.linearize.samples import Inputs, Samples, concatenate
+from paperkit.linearize.samples import Inputs, Samples, as_inputs, concatenate
 
 _ADVICE = "pass (inputs, targets), tensors both, or an iterable of such batches"
 
@@ -50,7 +51,8 @@ class Batches:
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.device, self.dtype = device, dtype
+        self.device = None if device is None else arguments.device("device", device)
+        self.dtype = None if dtype is None else arguments.dtype("dtype", dtype)
         self._data = data
         self._single = _pair(data)
         self._first_pass: tuple[int, float, float] | None = None
@@ -116,11 +118,10 @@ class Batches:
             )
 
     def _checked(self, inputs: Any, targets: Tensor) -> tuple[Inputs, Tensor]:
-        inputs = inputs if isinstance(inputs, Tensor | Samples) else Samples(inputs)
+        inputs = as_inputs(inputs)
+        arguments.instance("targets", targets, Tensor, "samples come first")
         for tensor in (*(inputs.tensors() if isinstance(inputs, Samples) else [inputs]), targets):
             _refuse_unusable(tensor, "targets" if tensor is targets else "inputs")
-        if isinstance(inputs, Tensor) and inputs.ndim == 0:
-            raise ValueError("inputs is a single number: samples come first, (n, …).")
         if targets.ndim == 0 or len(inputs) != len(targets):
             entries = len(targets) if targets.ndim else 0
             raise ValueError(f"targets has {entries} entries for {len(inputs)} inputs.")

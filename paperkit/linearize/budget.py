@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from paperkit import arguments
 from paperkit.linearize.batches import batches
 from paperkit.linearize.evaluation import SavedStorages, check_inputs, check_outputs
 from paperkit.linearize.interaction import RandomModelError, refuse_random, seen_apart
@@ -164,8 +165,7 @@ class Chunks:
         *,
         reserved: int = 0,
     ) -> None:
-        if memory_budget < 1:
-            raise ValueError(f"memory_budget={memory_budget} must be at least 1 byte.")
+        memory_budget = arguments.memory_budget("memory_budget", memory_budget)
         self.model, self.parameters, self.cost = model, parameters, cost
         self.available = memory_budget - reserved
         self._fitting: dict[tuple, tuple[int, int]] = {}

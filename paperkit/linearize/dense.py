@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
 from paperkit.linearize.jacobian_products import reverse_pass
 from paperkit.linearize.losses import Loss, LossLike, get_loss
 from paperkit.linearize.network import Network, network_outputs, own_parameters
 from paperkit.linearize.problem import refuse_cut, settled, unlabelled_loss
-from paperkit.linearize.samples import Inputs
+from paperkit.linearize.samples import Inputs, as_inputs
 from paperkit.linearize.second_derivatives import missing_refused, refuse_wrong_second_derivative
 
 # Backward passes that share one sweep through the graph; more only cost memory.
@@ -40,12 +41,9 @@ def select_parameters(
     """
     if not parameters:
         raise ValueError("model has no parameters that can be differentiated.")
-    chosen = list(parameters) if names is None else list(dict.fromkeys(names))
-    unknown = [name for name in chosen if name not in parameters]
-    if unknown or not chosen:
-        raise ValueError(
-            f"parameters={unknown or chosen} not found: choose among {', '.join(parameters)}."
-        )
+    chosen = list(parameters)
+    if names is not None:
+        chosen = arguments.names("parameters", names, parameters)
     return chosen, [parameters[name] for name in chosen]
 
 
@@ -104,15 +102,17 @@ def hessian_product(
     ValueError
         If a name is unknown, the vectors have the wrong length, or the data do not fit.
     """
-    probes = vectors.reshape(-1, vectors.shape[-1])
-    network, (inputs, targets), bound = _one_batch(model, inputs, targets, loss, parameters)
+    network = Network.of(model)
+    _, chosen = select_parameters(own_parameters(network), parameters)
+    d = sum(parameter.numel() for parameter in chosen)
+    one = isinstance(vectors, Tensor) and vectors.ndim == 1
+    shape = (d,) if one else ("k", d)
+    arguments.tensor("vectors", vectors, shape=shape, floating=True, finite=True)
+    probes = vectors.reshape(-1, d).to(chosen[0])
+    network, (inputs, targets), bound = _one_batch(network, inputs, targets, loss, parameters)
     twice = _twice_differentiable(network, inputs, targets, bound, parameters)
     with twice, evaluation(network) as leaves:
         gradient, sources = _loss_gradient(network, inputs, targets, bound, parameters, leaves)
-        if probes.shape[1] != gradient.numel():
-            raise ValueError(
-                f"vectors has length {probes.shape[1]}, the chosen parameters {gradient.numel()}."
-            )
         products = _rows(probes @ gradient, sources)
     return products.reshape(vectors.shape)
 
@@ -124,8 +124,9 @@ def _one_batch(
     loss: LossLike,
     parameters: Sequence[str] | None,
 ) -> tuple[Network, tuple[Inputs, Tensor], Loss]:
-    network, batches, bound = settled(model, (inputs, targets), loss)
+    network, batches, bound = settled(model, (inputs, targets), get_loss(loss))
     assert bound is not None
+    select_parameters(own_parameters(network), parameters)
     pair = batches.joined()
     refuse_cut(network, pair[0], parameters)
     return network, pair, bound
@@ -252,7 +253,8 @@ def dense_jacobian(
     ValueError
         If a parameter name is unknown or the inputs do not fit.
     """
-    model = Network.of(model)
+    model, inputs = Network.of(model), as_inputs(inputs)
+    select_parameters(own_parameters(model), parameters)
     with evaluation(model) as leaves:
         outputs = _outputs(model, inputs, leaves)
         _, sources = select_parameters(leaves, parameters)
@@ -267,7 +269,8 @@ def _weighted_gram(
     factor: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Return (1/n) Σ_i (R_i J_i)ᵀ R_i J_i for the row factors R = factor(outputs), (n, r, C)."""
-    model = Network.of(model)
+    model, inputs = Network.of(model), as_inputs(inputs)
+    select_parameters(own_parameters(model), parameters)
     with evaluation(model) as leaves, torch.no_grad():
         outputs = _outputs(model, inputs, leaves)
     jacobian = dense_jacobian(model, inputs, parameters)
@@ -297,7 +300,7 @@ def dense_gauss_newton(
     if targets is not None:
         model, (inputs, targets), known = _one_batch(model, inputs, targets, loss, parameters)
     else:
-        model = Network.of(model)
+        model, inputs = Network.of(model), as_inputs(inputs)
         known = unlabelled_loss(model, inputs, get_loss(loss))
     return _weighted_gram(
         model, inputs, parameters, lambda outputs: known.hessian_factor(outputs, targets)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from paperkit import arguments
 from paperkit.linearize.layer import LayerLinearization, contract_positions
 from paperkit.linearize.layer_types import WeightLayout
 from paperkit.linearize.linearize import Linearization
@@ -138,8 +139,7 @@ class KroneckerFactors:
         ValueError
             If the shape does not fit or ``damping`` is not positive and finite.
         """
-        if not 0.0 < damping < float("inf"):
-            raise ValueError(f"damping={damping} must be positive and finite.")
+        damping = arguments.number("damping", damping, above=0)
         return self._scaled(gradient, 1.0 / (self.eigenvalues + damping))
 
     def trace(self) -> float:
@@ -154,11 +154,10 @@ class KroneckerFactors:
 
     def _scaled(self, matrix: Tensor, scales: Tensor) -> Tensor:
         g, o, i = self.eigenvalues.shape
+        needs = f"layer {self.name} needs (…, {g * o}, {i}), as join() returns"
+        arguments.instance("matrix", matrix, Tensor, needs)
         if matrix.shape[-2:] != (g * o, i):
-            raise ValueError(
-                f"matrix has shape {tuple(matrix.shape)}: layer {self.name} needs "
-                f"(…, {g * o}, {i}), as join() returns."
-            )
+            raise ValueError(f"matrix has shape {tuple(matrix.shape)}: {needs}.")
         blocks = matrix.to(torch.float64).reshape(*matrix.shape[:-2], g, o, i)
         rotated = self.output_basis.mT @ blocks @ self.input_basis
         blocks = self.output_basis @ (rotated * scales) @ self.input_basis.mT
@@ -256,6 +255,7 @@ def _with_one_bias(
 
 def _output_rows(linearization: Linearization, targets: Tensor | None) -> Tensor:
     """Return the rows (n, r, C) whose pull-backs are the gradients G."""
+    arguments.instance("linearization", linearization, Linearization, "linearize returns one")
     if targets is None:
         return linearization.hessian_factor
     return linearization.residuals(targets).unsqueeze(1)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.linalg.gram import Spectrum, gram_spectrum
 from paperkit.linearize.layer_types import LayerType, WeightLayout, type_of
 
@@ -229,11 +230,8 @@ class LayerLinearization:
         ValueError
             If the shape does not fit the weight.
         """
-        if probes.shape[1:] != self.weight_shape:
-            raise ValueError(
-                f"probes has shape {tuple(probes.shape)}: layer {self.name} needs "
-                f"(k, {', '.join(map(str, self.weight_shape))})."
-            )
+        shape = ("k", *self.weight_shape)
+        arguments.tensor(f"probes of layer {self.name}", probes, shape=shape, floating=True)
         layout = self.layout
         vectors = layout.matrices(probes).flatten(1)
         n, _, num_outputs = self.hessian_factor.shape

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.linalg.lanczos import lanczos
+from paperkit.linalg.probes import generator_of
 from paperkit.linearize.layer_types import type_of
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # The fraction of starting vectors for which the Lanczos bound may be wrong.
 _FAILURE_PROBABILITY = 1e-10
@@ -144,6 +148,10 @@ def operator_norm(
     TypeError
         As :func:`apply_operator`.
     """
+    arguments.module("module", module)
+    input_shape = arguments.integers("input_shape", input_shape, at_least=1)
+    max_dense = arguments.integer("max_dense", max_dense, at_least=0)
+    seed = arguments.seed("seed", seed)
     needs = type_of(module).fits(module, input_shape)
     if needs is not None:
         raise ValueError(f"input_shape={tuple(input_shape)} does not fit the layer: it is {needs}.")
@@ -177,9 +185,8 @@ def _iterated_norm(module: nn.Module, probe: Tensor, seed: int) -> OperatorNorm:
         images = apply_operator(module, vectors.reshape(-1, *shape))
         return apply_adjoint(module, images, shape).flatten(1)
 
-    generator = torch.Generator(device="cpu").manual_seed(seed)
     start = torch.randn(
-        1, probe.numel(), generator=generator, dtype=torch.float64, device="cpu"
+        1, probe.numel(), generator=generator_of(seed), dtype=torch.float64, device="cpu"
     ).to(probe.device)
     ritz = float(torch.linalg.eigvalsh(lanczos(squared, start, _STEPS).matrices()).max())
     deviation = math.log(1.648 * math.sqrt(probe.numel()) / _FAILURE_PROBABILITY)

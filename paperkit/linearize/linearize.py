@@ -51,7 +51,7 @@ from paperkit.linearize.remainder import (
     per_sample_jacobians,
 )
 from paperkit.linearize.sample_axes import SampleAxes
-from paperkit.linearize.samples import Inputs
+from paperkit.linearize.samples import Inputs, as_inputs
 from paperkit.linearize.weights import chosen_weights
 
 GIBIBYTE = 2**30
@@ -154,6 +154,7 @@ class Linearization:
         ValueError
             If the targets do not fit the outputs.
         """
+        arguments.instance("targets", targets, Tensor)
         self.loss.check(self.outputs, targets)
         return self.loss.gradient(self.outputs, targets)
 
@@ -221,6 +222,7 @@ def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str
     ValueError
         If a name is unknown or of a layer of another kind; or if there is none.
     """
+    arguments.module("model", model)
     chosen, left_out = _candidates(model, layers)
     for name, reason in left_out.items() if layers is not None else ():
         raise _refusal(name, reason)
@@ -334,24 +336,27 @@ def linearize(
     What a model detaches on one of several ways is invisible here, as it is to autograd's own
     Hessian.
     """
-    model = Network.of(model)
-    if targets is not None:
-        model, batch, settled_loss = settled(model, (inputs, targets), loss)
-        assert settled_loss is not None
-        inputs, targets = batch.joined()
-        loss = settled_loss
+    model, inputs, loss = Network.of(model), as_inputs(inputs), get_loss(loss)
+    memory_budget = arguments.memory_budget("memory_budget", memory_budget)
+    if chunk_size is not None:
+        chunk_size = arguments.integer("chunk_size", chunk_size, at_least=1)
+    if arguments.flag("verify", verify) and targets is None:
+        raise ValueError("verify=True needs targets: pass the labels of the inputs.")
+    strict = arguments.flag("strict", strict)
     options = _Options.of(model, input_jacobians, all_parameters, layers)
     chosen, left_out = _candidates(model, layers, options)
     if strict and layers is not None:
         for name, reason in left_out.items():
             raise _refusal(name, reason)
+    if targets is not None:
+        model, batch, settled_loss = settled(model, (inputs, targets), loss)
+        assert settled_loss is not None
+        inputs, targets = batch.joined()
+        loss = settled_loss
     check_inputs(inputs)
-    loss = get_loss(loss)
     inputs = widened(inputs, Network.of(model).working_format)
     if targets is None:
         loss = unlabelled_loss(model, inputs, loss)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1.")
     _refuse_cut_anywhere(model, inputs, options)
     result = _linearized(
         model, (inputs, targets), loss, chosen, left_out, options, chunk_size, memory_budget
@@ -469,9 +474,12 @@ def linearize_in_chunks(
         As :func:`linearize`; a :class:`MemoryBudgetError` if a single sample does not fit; if a
         layer that the first samples do not leave out has to be left out for later ones.
     """
-    model, stream, settled_loss = settled(model, data, loss if with_targets else None)
+    memory_budget = arguments.memory_budget("memory_budget", memory_budget)
+    with_targets = arguments.flag("with_targets", with_targets)
+    strict, known = arguments.flag("strict", strict), get_loss(loss)
+    model, stream, settled_loss = settled(model, data, known if with_targets else None)
     options = _Options.of(model, input_jacobians, all_parameters, layers)
-    settled_loss = settled_loss or get_loss(loss)
+    settled_loss = settled_loss or known
     chosen, left_out = _candidates(model, layers, options)
     if strict and layers is not None:
         for name, reason in left_out.items():
@@ -680,6 +688,7 @@ class _Options:
         all_parameters: bool | Sequence[str],
         layers: Sequence[str] | None,
     ) -> _Options:
+        input_jacobians = arguments.flag("input_jacobians", input_jacobians)
         if not isinstance(all_parameters, bool):
             known = [name for name, _ in model.named_parameters()]
             names = arguments.names("all_parameters", all_parameters, known)
@@ -1358,8 +1367,7 @@ def _verify(
     model: nn.Module, inputs: Inputs, targets: Tensor | None, result: Linearization
 ) -> None:
     """Compare one probe of each exact block with autograd; demote the block where they differ."""
-    if targets is None:
-        raise ValueError("verify=True needs targets: pass the labels of the inputs.")
+    assert targets is not None
     generator = torch.Generator(device="cpu").manual_seed(0)
     for layer in result.layers.values():
         if not layer.exact_block:

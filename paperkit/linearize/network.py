@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_leaves
 
+from paperkit import arguments
 from paperkit.linearize.precision import (
     formats_of,
     is_mixed,
@@ -60,8 +62,8 @@ class Network(nn.Module):
 
     def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:
         super().__init__()
-        if forward is not None and not callable(forward):
-            raise TypeError(f"forward={forward!r} must be a callable of (model, inputs).")
+        if forward is not None:
+            arguments.function("forward", forward, "a function of model and inputs")
         module = _usable(_unwrapped(model))
         # Not a submodule: names would get a prefix.
         object.__setattr__(self, "module", module)
@@ -290,12 +292,57 @@ def _called(network: Network, parameters: Mapping[str, Tensor], inputs: Inputs) 
     moved = {name: value for name, value in parameters.items() if value is not own[name]}
     with _tensors_forgotten(network):
         if not moved:
-            return network(inputs)
+            return called(network, inputs)
         if all(_plain_value(value) for value in moved.values()):
             with displaced(own, moved):
                 return network(inputs)
         with _exchanged(network, {own[name]: value for name, value in moved.items()}):
             return network(inputs)
+
+
+class ModelFailsError(ValueError, RuntimeError):
+    """The model does not take the inputs."""
+
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def called(model: nn.Module, inputs: Inputs) -> Any:
+    """Call the model as it is; say on what it failed, unless the library said so itself.
+
+    Raises
+    ------
+    ModelFailsError
+        A ValueError that names the inputs.
+    """
+    try:
+        return model(inputs)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or _raised_here(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        kinds = ", ".join(sorted({str(p.dtype) for p in model.parameters()})) or "none"
+        shown = [arguments.shown(t) for t in _tensors_of(inputs)]
+        raise ModelFailsError(
+            f"model fails on inputs {', '.join(shown)} (its parameters: {kinds}): "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+
+
+def _tensors_of(inputs: Inputs) -> list[Tensor]:
+    return inputs.tensors() if isinstance(inputs, Samples) else [inputs]
+
+
+def _raised_here(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    # An operation in one of our hooks, or called by one of our modes, is not ours.
+    if trace is None or isinstance(error, RuntimeError):
+        return False
+    if trace.tb_frame.f_code.co_name == "__torch_function__":
+        return False
+    return _PACKAGE in Path(trace.tb_frame.f_code.co_filename).parents
 
 
 # What every module has, of which nothing is a tensor kept from a pass.

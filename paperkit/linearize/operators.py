@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 
+from paperkit import arguments
 from paperkit.linalg.probes import chunk_sizes, draw_probes
 from paperkit.linearize.budget import GRADIENT_GRAPH
 from paperkit.linearize.dense import select_parameters
@@ -45,7 +46,7 @@ from paperkit.linearize.jacobian_products import (
 )
 from paperkit.linearize.jets import Jet, NoRuleError, ParameterJet
 from paperkit.linearize.linearize import GIBIBYTE
-from paperkit.linearize.losses import LossLike
+from paperkit.linearize.losses import LossLike, get_loss
 from paperkit.linearize.network import network_outputs, own_parameters
 from paperkit.linearize.problem import refuse_cut, settled, smallest_batch
 from paperkit.linearize.replacements import UsedFunctions
@@ -183,10 +184,10 @@ class CurvatureOperator(ABC):
         *,
         memory_budget: int = GIBIBYTE,
     ) -> None:
-        network, batches, bound = settled(model, data, loss)
+        self.memory_budget = arguments.memory_budget("memory_budget", memory_budget)
+        network, batches, bound = settled(model, data, get_loss(loss))
         assert bound is not None
         self.model, self.data, self.loss = network, batches, bound
-        self.memory_budget = memory_budget
         self.products = 0
         self._used = UsedFunctions()
         self._compared: frozenset[Callable] = frozenset()
@@ -220,6 +221,7 @@ class CurvatureOperator(ABC):
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Multiply the matrix with k vectors (k, d), or with one (d,)."""
+        arguments.instance("vectors", vectors, Tensor)
         if vectors.ndim not in (1, 2) or vectors.shape[-1] != self.dimension or not len(vectors):
             raise ValueError(
                 f"vectors has shape {tuple(vectors.shape)}: "

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from paperkit import arguments
 from paperkit.linearize.batches import Batches
 from paperkit.linearize.evaluation import evaluation
 from paperkit.linearize.losses import Loss, get_loss
@@ -233,6 +234,29 @@ def _without_gradient(network: Network, inputs: Any) -> tuple[tuple[str, ...], t
             return cut, tuple(name for name in lacking if name not in cut)
 
 
+# Arguments that mean the same in every measure, checked before anything is computed.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "memory_budget": arguments.memory_budget,
+    "seed": arguments.seed,
+    "max_dense": functools.partial(arguments.integer, at_least=0),
+    "max_products": functools.partial(arguments.integer, at_least=0),
+    "max_steps": functools.partial(arguments.integer, at_least=1),
+    "steps": functools.partial(arguments.integer, at_least=1),
+    "per_batch": arguments.flag,
+    "replacement": arguments.flag,
+    "probes": functools.partial(arguments.integer, at_least=2, because="one has no spread"),
+    "products": functools.partial(arguments.integer, at_least=2, because="one has no spread"),
+    "k": functools.partial(arguments.integer, at_least=1),
+    "chunk_size": functools.partial(arguments.integer, at_least=1),
+    "batch_size": functools.partial(arguments.integer, at_least=1),
+    "rho": functools.partial(arguments.number, above=0),
+    "damping": functools.partial(arguments.number, at_least=0),
+    "weight_decay": functools.partial(arguments.number, at_least=0),
+    "width": functools.partial(arguments.number, above=0),
+    "tolerance": functools.partial(arguments.number, above=0, below=1),
+}
+
+
 def measure_of(function: Callable[P, R]) -> Callable[P, R]:
     """Let a measure take any model, data and loss, and a keyword ``forward``.
 
@@ -247,8 +271,13 @@ def measure_of(function: Callable[P, R]) -> Callable[P, R]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
+        for name in names:
+            # None stands where it is the default: the function then chooses.
+            if name in _CHECKS and not (given[name] is None is names[name].default):
+                given[name] = _CHECKS[name](name, given[name])
+        loss = get_loss(given["loss"]) if "loss" in names else None
         with torch.inference_mode(False):
-            found = settled(given["model"], given["data"], given.get("loss"), forward)
+            found = settled(given["model"], given["data"], loss, forward)
             for name, value in zip(("model", "data", "loss"), found, strict=True):
                 if name in names:
                     given[name] = value

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from paperkit import arguments
 from paperkit.linearize.precision import widened
 
 
@@ -24,11 +25,16 @@ class Samples:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If there is no tensor, or they have different numbers of samples.
     """
 
     def __init__(self, parts: Mapping[str, Any] | tuple) -> None:
+        if not isinstance(parts, Mapping | tuple):
+            raise TypeError(
+                f"inputs={arguments.shown(parts)} must be a Tensor, or a tuple or dict of Tensors "
+                "as the parts of an input."
+            )
         self.parts: dict[str, Any] | tuple = (
             dict(parts) if isinstance(parts, Mapping) else tuple(parts)
         )
@@ -137,6 +143,25 @@ class Samples:
 
 Inputs = Tensor | Samples
 """What a model is called with: one tensor, samples first, or several."""
+
+
+def as_inputs(inputs: object) -> Inputs:
+    """Return inputs of one part as they are, and several parts as samples.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a tensor with samples first nor parts.
+    """
+    if not isinstance(inputs, Tensor | Samples):
+        return Samples(inputs)  # type: ignore[arg-type]
+    if isinstance(inputs, Tensor) and inputs.ndim == 0:
+        raise ValueError("inputs is a single number: samples come first, (n, …).")
+    if isinstance(inputs, Tensor) and (inputs.is_meta or inputs.layout != torch.strided):
+        raise ValueError(
+            f"inputs={arguments.shown(inputs)} must be a dense Tensor that holds values."
+        )
+    return inputs
 
 
 def concatenate(parts: Sequence[Inputs]) -> Inputs:

@@ -136,7 +136,9 @@ def weights_of(model: nn.Module) -> dict[str, Weight]:
     return found
 
 
-def chosen_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Weight]:
+def chosen_weights(
+    model: nn.Module, layers: Sequence[str] | None = None, argument: str = "layers"
+) -> dict[str, Weight]:
     """Return the weights to measure, by name.
 
     Parameters
@@ -146,6 +148,8 @@ def chosen_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dic
     layers : sequence of str, optional
         Names; default every weight once: tied modules whose weight can be read off all count, a
         weight that a module of another kind shares with them does not.
+    argument : str
+        What messages call ``layers``.
 
     Raises
     ------
@@ -154,7 +158,7 @@ def chosen_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dic
     """
     found = weights_of(model)
     if layers is not None:
-        return _named(found, layers)
+        return _named(found, layers, argument)
     readable = {weight.parameter for weight in found.values() if weight.obstacle is None}
     chosen: dict[str, Weight] = {}
     for name, weight in found.items():
@@ -165,11 +169,11 @@ def chosen_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dic
     return chosen
 
 
-def _named(found: dict[str, Weight], layers: Sequence[str]) -> dict[str, Weight]:
+def _named(found: dict[str, Weight], layers: Sequence[str], argument: str) -> dict[str, Weight]:
     others = {one.parameter: name for name, one in found.items() if one.parameter not in found}
-    wanted = set(arguments.names("layers", layers, [*found, *others]))
+    wanted = set(arguments.names(argument, layers, [*found, *others]))
     for name in wanted & others.keys():
-        raise ValueError(f"layers: {name!r} is the weight of {others[name]!r}: name that.")
+        raise ValueError(f"{argument}: {name!r} is the weight of {others[name]!r}: name that.")
     return {name: weight for name, weight in found.items() if name in wanted}
 
 

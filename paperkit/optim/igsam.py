@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from paperkit import arguments
-from paperkit.linearize import get_loss, linearize
+from paperkit.linearize import Network, get_loss, linearize
 from paperkit.linearize.kronecker import KroneckerFactors, ekfac
 from paperkit.linearize.linearize import GIBIBYTE
 from paperkit.optim.core import Closure, Passes
@@ -95,7 +95,8 @@ class IGSAM(WrappedOptimizer):
         memory_budget: int = GIBIBYTE,
         **options: Any,
     ) -> None:
-        self.model = arguments.module("model", model)
+        Network.of(model)  # refuses what is no model, or holds no values
+        self.model = model
         self.damping = arguments.number("damping", damping, above=0)
         self.period = arguments.integer("period", period, at_least=1)
         if samples is not None:

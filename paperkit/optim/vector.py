@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,8 +26,9 @@ class Vector:
     __slots__ = ("tensors",)
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tuple(tensors)
-        if not all(isinstance(part, Tensor) for part in self.tensors):
+        self.tensors = tuple(tensors) if isinstance(tensors, Iterable) else ()
+        one = isinstance(tensors, Tensor) or not isinstance(tensors, Iterable)
+        if one or not all(isinstance(part, Tensor) for part in self.tensors):
             raise TypeError(f"tensors={arguments.shown(tensors)} must be a sequence of Tensors.")
 
     def __add__(self, other: Vector) -> Vector:

@@ -308,5 +308,5 @@ def test_bad_arguments_are_refused_with_their_names() -> None:
         average_adaptive_sharpness(model, data, rho=0)
     with pytest.raises(ValueError, match="probes=1"):
         average_adaptive_sharpness(model, data, probes=1)
-    with pytest.raises(ValueError, match="not linearized"):
+    with pytest.raises(ValueError, match="not found"):
         adaptive_sharpness_from(linearize(model, inputs), targets, ["nowhere"])

@@ -268,5 +268,5 @@ def test_bad_arguments_are_refused_with_their_names() -> None:
         relative_flatness(model, data, layers=["nowhere"])
     with pytest.raises(ValueError, match="targets"):
         relative_flatness(model, (inputs, targets + 3))
-    with pytest.raises(ValueError, match="not linearized"):
+    with pytest.raises(ValueError, match="not found"):
         relative_flatness_from(linearize(model, inputs), targets, ["nowhere"])

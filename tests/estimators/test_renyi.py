@@ -70,11 +70,11 @@ def test_policies_differ_only_on_negative_eigenvalues() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (([1.0], -1.0), "alpha=-1.0 must be in"),
-        (([1.0], math.nan), "alpha=nan must be in"),
-        (([0.0], 1.0), "no nonzero entry"),
-        (([], 1.0), "no nonzero entry"),
-        (([math.nan], 1.0), "NaN or infinite"),
+        (([1.0], -1.0), "alpha=-1.0 must be at least 0"),
+        (([1.0], math.nan), "alpha=nan must be at least 0"),
+        (([0.0], 1.0), "eigenvalues="),
+        (([], 1.0), "eigenvalues="),
+        (([math.nan], 1.0), r"eigenvalues\[0\]=nan"),
         (([1.0], 1.0, "mixed"), "policy='mixed' is unknown"),
     ],
 )
@@ -124,7 +124,7 @@ def test_one_order_gives_one_result_a_layer_and_batches_equal_their_union() -> N
 
 def test_bad_arguments_of_the_sharpness_get_one_sentence() -> None:
     model, data = network(nn.Tanh()), batch()
-    with pytest.raises(ValueError, match="alpha=0 must be positive"):
+    with pytest.raises(ValueError, match=r"alpha=\(0,\) has 0"):
         renyi_sharpness(model, data, 0)
     with pytest.raises(ValueError, match="method='magic' is unknown"):
         renyi_sharpness(model, data, method="magic")

@@ -22,8 +22,8 @@ def test_a_study_is_run_published_and_judged(committed, store, root, capsys):
         "    largest `gap` below 1e-12 in 6 runs (at most 1e-10 allowed)",
         "1 verified",
     ]
-    assert main(["verdict", "--paper", "Another"]) == 0
-    assert capsys.readouterr().out == "no claim\n"
+    assert main(["verdict", "--paper", "Another"]) == 1
+    assert "paper='Another' is unknown" in capsys.readouterr().err
 
 
 def test_the_list_counts_finished_stale_and_dirty_runs(uncommitted, store, edit, capsys):
@@ -43,13 +43,12 @@ def test_a_refusal_is_one_sentence_and_status_1(store, capsys):
     assert main(["study", "run", "selftest_mesure", "--store", str(store)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == (
-        "paperkit: unknown study 'selftest_mesure'; did you mean 'selftest_measure'?\n"
-    )
+    told = "paperkit: study='selftest_mesure' is unknown (did you mean 'selftest_measure'?): "
+    assert captured.err.startswith(told) and captured.err.count("\n") == 1
 
 
 def test_a_refusal_shows_where_it_came_from_on_request(store):
-    with pytest.raises(ValueError, match="unknown study"):
+    with pytest.raises(ValueError, match="study='nothing' is unknown"):
         main(["--traceback", "study", "run", "nothing", "--store", str(store)])
 
 

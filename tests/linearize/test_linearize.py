@@ -284,7 +284,7 @@ def test_bad_targets_and_probes_get_one_sentence() -> None:
         dense_hessian(model, inputs, targets.double())
     with pytest.raises(ValueError, match="as the model's outputs"):
         dense_hessian(model, inputs, targets, "mse")
-    with pytest.raises(ValueError, match=r"layer 0 needs \(k, 6, 8\)"):
+    with pytest.raises(ValueError, match=r"probes of layer 0=.* \(k, 6, 8\)"):
         linearize(model, inputs).layers["0"].gauss_newton_product(torch.ones(6, 8))
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paperkit import arguments
 from paperkit.linearize.losses.base import Loss
 from paperkit.linearize.losses.cross_entropy import (
     CrossEntropy,
@@ -97,16 +98,14 @@ def get_loss(loss: LossLike) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(f"loss={loss!r} is unknown: choose one of {', '.join(LOSSES)}.")
-        return LOSSES[loss]
+        return LOSSES[arguments.choice("loss", loss, LOSSES)]
     if isinstance(loss, nn.Module):
         return _of_module(loss)
     if not callable(loss) or isinstance(loss, type):
         advice = f", an instance: {loss.__name__}()" if isinstance(loss, type) else ""
         raise TypeError(
-            f"loss={loss!r} must be one of {', '.join(LOSSES)}, a loss module such as "
-            f"torch.nn.MSELoss(), or a callable of outputs and targets{advice}."
+            f"loss={arguments.shown(loss)} must be one of {', '.join(LOSSES)}, a loss module such "
+            f"as torch.nn.MSELoss(), or a callable of outputs and targets{advice}."
         )
     return _of_function(loss)
 
