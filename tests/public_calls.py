@@ -23,6 +23,7 @@ from torch import nn
 from paperkit import linalg, linearize
 from paperkit.bounds import compression
 from paperkit.data import Split
+from paperkit.estimators import LayerResults
 
 PACKAGES = (
     "linalg",
@@ -63,7 +64,11 @@ def is_made_by_the_library(value: Any) -> bool:
     """Whether it is an error, an abstract class, or a record of results that nobody builds."""
     if not inspect.isclass(value):
         return False
-    return issubclass(value, Exception) or inspect.isabstract(value) or _is_result(value)
+    return (
+        issubclass(value, Exception | LayerResults)
+        or inspect.isabstract(value)
+        or _is_result(value)
+    )
 
 
 def _is_result(value: type) -> bool:
