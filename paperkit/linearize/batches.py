@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ _TARGET_KEYS = ("labels", "label", "targets", "target")
 
 # Sums over the data of two passes may differ by the order of the additions, not by more.
 _SAME = 1e-9
+
+_ENTRIES_AT_ONCE = 2**16
 
 
 class DataChangedError(ValueError):
@@ -55,7 +58,7 @@ class Batches:
         self.dtype = None if dtype is None else arguments.dtype("dtype", dtype)
         self._data = data
         self._single = _pair(data)
-        self._first_pass: tuple[int, float, float] | None = None
+        self._first_pass: _Content | None = None
         if self._single is not None:
             self._single = self._checked(*self._single)
         elif isinstance(data, Iterator):
@@ -90,37 +93,33 @@ class Batches:
         if self._single is not None:
             yield self._single
             return
-        count, total, squares = 0, 0.0, 0.0
+        seen = _Content()
         for batch in self._data:  # type: ignore[attr-defined]
             pair = _pair(batch)
             if pair is None:
                 raise TypeError(f"data has a batch of type {type(batch).__name__}: {_ADVICE}.")
             inputs, targets = self._checked(*pair)
-            part, power = _content(inputs, targets)
-            count, total, squares = count + len(inputs), total + part, squares + power
+            seen = seen.plus(inputs, targets)
             yield inputs, targets
-        if count == 0:
+        if seen.samples == 0:
             raise ValueError(f"data is empty: {_ADVICE}.")
-        self._refuse_change((count, total, squares))
-
-    def _refuse_change(self, seen: tuple[int, float, float]) -> None:
-        if self._first_pass is None:
-            self._first_pass = seen
-            return
-        count, total, squares = self._first_pass
-        scale = _SAME * (squares * max(count, 1)) ** 0.5 + 1e-300
-        if seen[0] != count or not (
-            abs(seen[1] - total) <= scale and abs(seen[2] - squares) <= _SAME * squares + 1e-300
-        ):
+        self._first_pass = self._first_pass or seen
+        if not self._first_pass.same(seen):
             raise DataChangedError(
                 "data gave other samples in another pass: it augments, or shuffles and drops a "
-                "part; pass one draw of it, list(data), or a loader without either."
+                "part or pads to other lengths; pass one draw of it, list(data), or a loader "
+                "without that."
             )
 
     def _checked(self, inputs: Any, targets: Tensor) -> tuple[Inputs, Tensor]:
+<<<<<<< HEAD
         inputs = as_inputs(inputs)
         arguments.instance("targets", targets, Tensor, "samples come first")
         for tensor in (*(inputs.tensors() if isinstance(inputs, Samples) else [inputs]), targets):
+=======
+        inputs = inputs if isinstance(inputs, Tensor | Samples) else Samples(inputs)
+        for tensor in (*_tensors(inputs), targets):
+>>>>>>> 7a47e4e (Data of two passes are compared sample by sample, at a cost that large batches do not feel; several inputs as a list)
             _refuse_unusable(tensor, "targets" if tensor is targets else "inputs")
         if targets.ndim == 0 or len(inputs) != len(targets):
             entries = len(targets) if targets.ndim else 0
@@ -164,19 +163,61 @@ def _recordable(value: Any, device: torch.device | None) -> Any:
     return value
 
 
-def _content(inputs: Inputs, targets: Tensor) -> tuple[float, float]:
-    """Return a weighted sum over the batch's entries and a sum of squares.
+class _Content(NamedTuple):
+    """Sums over the samples of a pass, which do not depend on their order or on the batches.
 
-    The order of samples does not matter, their own entries' order does.
+    ``weighted`` and ``squared`` are of one number for each sample, a weighted sum of its entries
+    and its targets': what belongs to which sample counts, and where.
     """
-    total = power = 0.0
-    parts = inputs.tensors() if isinstance(inputs, Samples) else [inputs]
-    for tensor in (*parts, targets):
-        rows = tensor.detach().reshape(len(tensor), -1).to(torch.float64)
-        weights = torch.cos(torch.arange(rows.shape[1], dtype=torch.float64, device=rows.device))
-        total += float((rows @ weights).sum())
-        power += float(rows.square().sum())
-    return total, power
+
+    samples: int = 0
+    weighted: float = 0.0
+    squared: float = 0.0
+    power: float = 0.0
+
+    def plus(self, inputs: Inputs, targets: Tensor) -> _Content:
+        """Add a batch."""
+        numbers: Any = 0.0
+        power = self.power
+        for index, tensor in enumerate((*_tensors(inputs), targets)):
+            rows = tensor.detach().reshape(len(tensor), -1)
+            weights = _weights(rows.shape[1], index, rows.device)
+            found = []
+            # A few at a time: a double of a large batch would cost more than the sums.
+            for some in rows.split(max(1, _ENTRIES_AT_ONCE // max(1, rows.shape[1]))):
+                double = some.to(torch.float64)
+                found.append(double @ weights)
+                power += float(torch.linalg.vector_norm(double)) ** 2
+            numbers = numbers + torch.cat(found).to(targets.device)
+        return _Content(
+            self.samples + len(inputs),
+            self.weighted + float(numbers.sum()),
+            self.squared + float(numbers @ numbers),
+            power,
+        )
+
+    def same(self, other: _Content) -> bool:
+        """Whether the sums are equal up to the order of their additions."""
+        size = (self.power * self.samples) ** 0.5
+        return self.samples == other.samples and all(
+            abs(mine - theirs) <= _SAME * scale
+            for mine, theirs, scale in (
+                (self.weighted, other.weighted, size),
+                (self.squared, other.squared, self.squared + self.power),
+                (self.power, other.power, self.power),
+            )
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _weights(entries: int, part: int, device: torch.device) -> Tensor:
+    """Return weights of a sample's entries, other ones for each part of it."""
+    places = torch.arange(1, entries + 1, dtype=torch.float64, device=device)
+    return torch.cos((1 + part) * places)
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return inputs.tensors() if isinstance(inputs, Samples) else [inputs]
 
 
 def batches(data: object) -> Iterator[tuple[Any, Tensor]]:
