@@ -112,14 +112,9 @@ class Batches:
             )
 
     def _checked(self, inputs: Any, targets: Tensor) -> tuple[Inputs, Tensor]:
-<<<<<<< HEAD
         inputs = as_inputs(inputs)
         arguments.instance("targets", targets, Tensor, "samples come first")
-        for tensor in (*(inputs.tensors() if isinstance(inputs, Samples) else [inputs]), targets):
-=======
-        inputs = inputs if isinstance(inputs, Tensor | Samples) else Samples(inputs)
         for tensor in (*_tensors(inputs), targets):
->>>>>>> 7a47e4e (Data of two passes are compared sample by sample, at a cost that large batches do not feel; several inputs as a list)
             _refuse_unusable(tensor, "targets" if tensor is targets else "inputs")
         if targets.ndim == 0 or len(inputs) != len(targets):
             entries = len(targets) if targets.ndim else 0
