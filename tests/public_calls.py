@@ -309,7 +309,6 @@ CALLS: dict[str, Call] = {
             "information_geometric_sharpness",
             "input_invariant_local_sensitivity",
             "layer_gauss_newton_traces",
-            "layer_spectra",
             "local_dimension",
             "log_volume",
             "maximum_local_sensitivity",
@@ -318,7 +317,6 @@ CALLS: dict[str, Call] = {
             "network_log_volume",
             "network_maximum_local_sensitivity",
             "normalized_maximum_local_sensitivity",
-            "relative_flatness",
             "kendall_tau",
             "kendall_tau_by_group",
         )
@@ -327,11 +325,13 @@ CALLS: dict[str, Call] = {
         f"estimators.{name}": _call(kinds={"jacobian": "jacobian"})
         for name in ("local_dimensions", "log_volumes", "singular_values")
     },
-    "estimators.adaptive_sharpness": _call(probes=2),
+    "estimators.adaptive_sharpness": _call(probes=2, kinds={"max_products": "index"}),
     "estimators.hessian_top_eigenvalues": _call(max_products=20),
     "estimators.rangamani_sharpness": _call(max_products=20),
     "estimators.average_adaptive_sharpness": _call(probes=2, kinds={"rho": "positive"}),
     "estimators.hessian_trace": _call(kinds={"max_dense": "index"}),
+    "estimators.layer_spectra": _call(kinds={"max_dense": "index"}),
+    "estimators.relative_flatness": _call(probes=2, kinds={"max_products": "index"}),
     "estimators.spectral_density": _call(probes=2, steps=2),
     "estimators.sam_sharpness": _call(
         steps=2, kinds={"rho": "positive", "p": "positive or infinite"}

@@ -355,6 +355,7 @@ def gauss_newton_trace(
     if isinstance(parameters, str):
         _check_all(parameters)
     else:
+        parameters = arguments.strings("parameters", parameters, '"all" or a list of layers')
         parameters = list(chosen_weights(model, parameters, "parameters"))
     if method == "auto":
         method = "exact" if _num_outputs(model, data) <= _EXACT_OUTPUTS else "hutchinson"

@@ -205,6 +205,8 @@ def renyi_sharpness(
         gradient.announce("renyi_sharpness, its pairs", pairs, _ADVICE)
         allowed -= pairs
     total = len({weight.parameter for weight in blocks.weights.values()})
+    if total == 0:
+        raise ValueError("layers: the model has none with a weight to measure.")
     each = max(0.0, allowed) / total
     refusing = _Refusing(strict, blocks.named)
     results: dict[str, dict[float, RenyiSharpness]] = {}

@@ -240,6 +240,8 @@ def _with_one_bias(
     measure: str, linearization: Linearization, strict: bool
 ) -> dict[str, LayerLinearization]:
     """Return the layers whose calls have the same bias."""
+    arguments.instance("linearization", linearization, Linearization, "linearize returns one")
+    strict = arguments.flag("strict", strict)
     reason = "it shares its weight between calls with different biases"
     left_out = {
         name: reason
@@ -255,7 +257,6 @@ def _with_one_bias(
 
 def _output_rows(linearization: Linearization, targets: Tensor | None) -> Tensor:
     """Return the rows (n, r, C) whose pull-backs are the gradients G."""
-    arguments.instance("linearization", linearization, Linearization, "linearize returns one")
     if targets is None:
         return linearization.hessian_factor
     return linearization.residuals(targets).unsqueeze(1)

@@ -244,6 +244,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "steps": functools.partial(arguments.integer, at_least=1),
     "per_batch": arguments.flag,
     "replacement": arguments.flag,
+    "strict": arguments.flag,
     "probes": functools.partial(arguments.integer, at_least=2, because="one has no spread"),
     "products": functools.partial(arguments.integer, at_least=2, because="one has no spread"),
     "k": functools.partial(arguments.integer, at_least=1),
