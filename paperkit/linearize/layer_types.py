@@ -386,6 +386,9 @@ def layout_like(module: nn.Module, weight: Tensor) -> WeightLayout | None:
         None where the parameter is not known to be such a matrix.
     """
     if weight is module._parameters.get("weight"):
+        own = layer_type(module)
+        if own is not None:
+            return own.layout(module)
         for known, kind in _LAYER_TYPES.items():
             if isinstance(module, known):
                 return kind.layout(module)
