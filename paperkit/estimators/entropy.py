@@ -70,7 +70,8 @@ def renyi_entropy(
     values = values[values > 0]
     if values.numel() == 0:
         raise UndefinedEntropyError(
-            "eigenvalues has no nonzero entry: the entropy of nothing is undefined."
+            f"eigenvalues={arguments.shown(eigenvalues)} must have an entry that is not zero: the "
+            "entropy of nothing is undefined."
         )
     # Dividing by the largest first keeps tiny and huge spectra away from under- and overflow.
     log_p = torch.log(values / values.max())

@@ -550,6 +550,8 @@ def _of_block(
     assumptions = {"exact_block": layer.exact_block, "obstacle": layer.obstacle}
     if effort.exact:
         spectrum = layer_spectrum(layer, model, *data, loss)
+        if not len(spectrum.eigenvalues):
+            raise UndefinedEntropyError("all eigenvalues are zero")
         return _exact(spectrum, settings, common, assumptions)
     if not _has_pairs(layer):
         operator = HessianOperator(

@@ -696,6 +696,8 @@ class _Sums:
         self.inexact |= {n for n, layer in layers.items() if not layer.exact_block}
         exact = [n for n in layers if n not in self.inexact]
         total = self.means.setdefault(name, {})
+        if not exact:
+            return
         if name == "relative_flatness":
             found = relative_flatness_from(chunk.linearization, chunk.targets, layers=exact)
             values = {n: one.value for n, one in found.items()}
