@@ -11,7 +11,13 @@ from torch import Tensor
 
 from paperkit import arguments
 from paperkit.linearize.precision import widened
-from paperkit.linearize.samples import Inputs, Samples, as_inputs, concatenate
+from paperkit.linearize.samples import (
+    Inputs,
+    Samples,
+    as_inputs,
+    concatenate,
+    refuse_unusable,
+)
 
 _ADVICE = "pass (inputs, targets), tensors both, or an iterable of such batches"
 
@@ -114,8 +120,7 @@ class Batches:
     def _checked(self, inputs: Any, targets: Tensor) -> tuple[Inputs, Tensor]:
         inputs = as_inputs(inputs)
         arguments.instance("targets", targets, Tensor, "samples come first")
-        for tensor in (*_tensors(inputs), targets):
-            _refuse_unusable(tensor, "targets" if tensor is targets else "inputs")
+        refuse_unusable("targets", targets)
         if targets.ndim == 0 or len(inputs) != len(targets):
             entries = len(targets) if targets.ndim else 0
             raise ValueError(f"targets has {entries} entries for {len(inputs)} inputs.")
@@ -129,21 +134,6 @@ class Batches:
         """Return all data as one pair."""
         inputs, targets = zip(*self, strict=True)
         return concatenate(inputs), targets[0] if len(targets) == 1 else torch.cat(targets)
-
-
-def _refuse_unusable(tensor: Tensor, name: str) -> None:
-    """Raise if a tensor has no values, or not the kind that a mean over samples can be made of."""
-    if tensor.is_meta:
-        raise ValueError(f"{name} is on the meta device, without values: pass the data themselves.")
-    if tensor.is_nested or tensor.layout != torch.strided:
-        raise ValueError(
-            f"{name} is a nested or sparse tensor: pass a dense one (to_dense(), to_padded_tensor)."
-        )
-    if tensor.is_complex():
-        raise ValueError(
-            f"{name} is complex: pass its real and imaginary parts (torch.view_as_real) and join "
-            "them in the model."
-        )
 
 
 def _recordable(value: Any, device: torch.device | None) -> Any:

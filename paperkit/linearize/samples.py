@@ -20,7 +20,7 @@ class Samples:
 
     Parameters
     ----------
-    parts : mapping or tuple
+    parts : mapping, tuple or list
         Tensors (n, …); what is no tensor belongs to all samples.
 
     Raises
@@ -29,15 +29,17 @@ class Samples:
         If there is no tensor, or they have different numbers of samples.
     """
 
-    def __init__(self, parts: Mapping[str, Any] | tuple) -> None:
-        if not isinstance(parts, Mapping | tuple):
+    def __init__(self, parts: Mapping[str, Any] | tuple | list) -> None:
+        if not isinstance(parts, Mapping | tuple | list):
             raise TypeError(
-                f"inputs={arguments.shown(parts)} must be a Tensor, or a tuple or dict of Tensors "
-                "as the parts of an input."
+                f"inputs={arguments.shown(parts)} must be a Tensor, or a tuple, list or dict of "
+                "Tensors as the parts of an input."
             )
         self.parts: dict[str, Any] | tuple = (
             dict(parts) if isinstance(parts, Mapping) else tuple(parts)
         )
+        for tensor in self.tensors():
+            refuse_unusable("inputs", tensor)
         sizes = {len(tensor) if tensor.ndim else 0 for tensor in self.tensors()}
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError(
@@ -155,13 +157,32 @@ def as_inputs(inputs: object) -> Inputs:
     """
     if not isinstance(inputs, Tensor | Samples):
         return Samples(inputs)  # type: ignore[arg-type]
-    if isinstance(inputs, Tensor) and inputs.ndim == 0:
+    if isinstance(inputs, Tensor) and not inputs.is_nested and inputs.ndim == 0:
         raise ValueError("inputs is a single number: samples come first, (n, …).")
-    if isinstance(inputs, Tensor) and (inputs.is_meta or inputs.layout != torch.strided):
-        raise ValueError(
-            f"inputs={arguments.shown(inputs)} must be a dense Tensor that holds values."
-        )
+    if isinstance(inputs, Tensor):
+        refuse_unusable("inputs", inputs)
     return inputs
+
+
+def refuse_unusable(name: str, tensor: Tensor) -> None:
+    """Raise if a tensor has no values, or not the kind that a mean over samples can be made of.
+
+    Raises
+    ------
+    ValueError
+        If it is on the meta device, sparse, nested or complex.
+    """
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the meta device, without values: pass the data themselves.")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise ValueError(
+            f"{name} is a nested or sparse tensor: pass a dense one (to_dense(), to_padded_tensor)."
+        )
+    if tensor.is_complex():
+        raise ValueError(
+            f"{name} is complex: pass its real and imaginary parts (torch.view_as_real) and join "
+            "them in the model."
+        )
 
 
 def concatenate(parts: Sequence[Inputs]) -> Inputs:
