@@ -207,11 +207,10 @@ def renyi_sharpness(
     total = len({weight.parameter for weight in blocks.weights.values()})
     if total == 0:
         raise ValueError("layers: the model has none with a weight to measure.")
-    each = max(0.0, allowed) / total
+    spend = _Spending(gradient, max(0.0, allowed), total)
     refusing = _Refusing(strict, blocks.named)
     results: dict[str, dict[float, RenyiSharpness]] = {}
     for group in blocks.groups:
-        spend = _Spending(gradient, each * len(group))
         if not with_pairs:
             results |= _streamed(blocks, group, settings, spend, refusing)
             continue
@@ -224,7 +223,6 @@ def renyi_sharpness(
             continue
         results |= _of_blocks(found, model, (inputs, targets), loss, settings, spend, refusing)
     if rest := blocks.remaining():
-        spend = _Spending(gradient, each * len(rest))
         results |= _of_blocks(rest, model, (inputs, targets), loss, settings, spend, refusing)
     for name, reason in blocks.shared().items():
         refusing(name, ValueError(reason))
@@ -283,7 +281,7 @@ def renyi_sharpness_from(
     """
     settings = _settings(alpha, policy, method, None, None, 100, seed, MAX_DENSE, memory_budget)
     gradient = Gradient.of(model, (inputs, targets), loss)
-    spend = _Spending(gradient, gradient.allowed(CEILING), strict=False)
+    spend = _Spending(gradient, gradient.allowed(CEILING), len(blocks), strict=False)
     return _of_blocks(
         blocks, model, (inputs, targets), loss, settings, spend, _Refusing(False, False)
     )
@@ -395,13 +393,26 @@ def _unpacked(results: dict, alpha: float | Sequence[float]) -> dict:
     return results
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Spending:
-    """What may be spent, in gradients; ``strict`` spends more where an error bar needs it."""
+    """What may still be spent, in gradients, and on how many layers.
+
+    ``strict`` spends more where an error bar needs it.
+    """
 
     gradient: Gradient
-    allowed: float
+    left: float
+    layers: int
     strict: bool = True
+
+    def share(self, count: int) -> float:
+        """Return what that many of the layers may take."""
+        return self.left * count / max(self.layers, count)
+
+    def pay(self, gradients: float, count: int) -> None:
+        """Take off what that many layers will have taken; the next ones share what is left."""
+        self.left = max(0.0, self.left - gradients)
+        self.layers -= count
 
 
 @dataclass(frozen=True)
@@ -442,6 +453,7 @@ def _of_blocks(
     efforts = _planned(blocks, settings, spend)
     total = sum(effort.gradients for effort in efforts.values() if effort is not None)
     spend.gradient.announce("renyi_sharpness", total, _ADVICE)
+    spend.pay(total, len(blocks))
     results = {}
     for name, block in blocks.items():
         effort = efforts[name]
@@ -460,7 +472,7 @@ def _planned(
     layers: Mapping[str, Block], settings: _Settings, spend: _Spending
 ) -> dict[str, _Effort | None]:
     """Return each layer's effort, the cheapest layers first; None where it is left out."""
-    gradient, left = spend.gradient, spend.allowed
+    gradient, left = spend.gradient, spend.share(len(layers))
     exact = {
         name: gradient.gram(layer) if _has_pairs(layer) else PRODUCT * layer.num_parameters
         for name, layer in layers.items()
@@ -606,8 +618,9 @@ def _streamed(
     blocks.loss.hessian_factor(outputs, blocks.data[1][:1])  # refuses a loss that is not convex
     if not found:
         return {}
-    effort = _Effort.by_quadrature(spend.allowed / len(found), PRODUCT, settings)
+    effort = _Effort.by_quadrature(spend.share(1), PRODUCT, settings)
     spend.gradient.announce("renyi_sharpness", effort.gradients * len(found), _ADVICE)
+    spend.pay(effort.gradients * len(found), len(found))
     results = {}
     for name, (block, obstacle) in found.items():
         kind = GaussNewtonOperator if obstacle is None else HessianOperator
