@@ -7,6 +7,7 @@ refused by a sentence with its name (``paperkit.linearize.second_derivatives``).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -102,6 +103,13 @@ def _without_cudnn(function: Callable, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
 
+def _dense_gradient(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    """Look rows up with a dense gradient in the table, which a sparse one has no products for."""
+    bound = inspect.signature(functional.embedding).bind(*args, **kwargs)
+    bound.arguments["sparse"] = False
+    return function(*bound.args, **bound.kwargs)
+
+
 def _embedding_bag(
     input: Tensor,
     weight: Tensor,
@@ -152,6 +160,7 @@ def _embedding_bag(
 _BY_PARTS: dict[Callable, Callable] = {
     torch._weight_norm: _weight_norm,
     functional.hardsigmoid: _hardsigmoid,
+    functional.embedding: partial(_dense_gradient, functional.embedding),
     functional.embedding_bag: _embedding_bag,
     **{f: partial(_convolution, f) for f in (torch.conv1d, torch.conv2d, torch.conv3d)},
     # cuDNN's kernels have no second derivative.
