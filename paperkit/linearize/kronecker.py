@@ -200,8 +200,8 @@ def kfac(
     LeftOutWarning
         If a layer is left out.
     """
-    rows = _output_rows(linearization, targets)
     layers = _with_one_bias("kfac", linearization, strict)
+    rows = _output_rows(linearization, targets)
     return {name: _kfac_layer(layer, rows) for name, layer in layers.items()}
 
 
@@ -229,8 +229,8 @@ def ekfac(
     ValueError
         As :func:`kfac`.
     """
-    rows = _output_rows(linearization, targets)
     layers = _with_one_bias("ekfac", linearization, strict)
+    rows = _output_rows(linearization, targets)
     return {
         name: _corrected(_kfac_layer(layer, rows), layer, rows) for name, layer in layers.items()
     }
