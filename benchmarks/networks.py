@@ -118,7 +118,8 @@ class Network:
         takes the Gauss–Newton part for the trace, because the network is piecewise linear in each
         weight; ``"probes"`` adds an estimate of the rest.
     density : tuple of int
-        Probes and steps of the reference, unless it is dense.
+        Unless the reference is dense: how many of the largest eigenvalues it takes by themselves,
+        at least those that are asked for, and probes and steps for the others.
     helped : callable
         A context in which PyTorch has second derivatives of the network. The other tools are called
         in it; this library and the unit are not.
@@ -132,7 +133,7 @@ class Network:
     rate: float
     estimates: int
     reference: str
-    density: tuple[int, int] = (0, 0)
+    density: tuple[int, int, int] = (0, 0, 0)
     helped: Callable[[], AbstractContextManager] = contextlib.nullcontext
 
 
@@ -146,7 +147,7 @@ NETWORKS = (
         rate=0.01,
         estimates=3,
         reference="exact trace",
-        density=(3, 60),
+        density=(5, 3, 24),
     ),
     Network(
         name="vision transformer (torchvision)",
@@ -157,7 +158,7 @@ NETWORKS = (
         rate=0.03,
         estimates=10,
         reference="probes",
-        density=(8, 150),
+        density=(20, 8, 150),
         helped=lambda: sdpa_kernel(SDPBackend.MATH),
     ),
     Network(
@@ -387,11 +388,12 @@ def refuse_a_diagonal(problem: Problem) -> None:
             raise RuntimeError("the rest of the Hessian has a diagonal: its trace is not known.")
 
 
-def converged_top(hessian: DoubleBackward, problem: Problem) -> Tensor:
-    """Return the largest eigenvalues; a RuntimeError if they may be off by 1e-8 of the first.
+def converged_top(hessian: DoubleBackward, problem: Problem, count: int) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalues and their vectors (count, d), by ARPACK.
 
-    An eigenvalue lies within ‖H v − λ v‖ of each λ, and within its square over the distance to the
-    next; the product is taken anew for it.
+    No tool's own iteration is its reference. An eigenvalue lies within the residual ‖H v − λ v‖ of
+    λ, and within its square over the distance to the next; the product is taken anew for it. A
+    RuntimeError if one that is asked for may be off by 1e-8 of the first.
     """
     like = next(problem.model.parameters())
     d = sum(hessian.sizes)
@@ -399,22 +401,22 @@ def converged_top(hessian: DoubleBackward, problem: Problem) -> Tensor:
     def product(vector: np.ndarray) -> np.ndarray:
         return hessian(torch.from_numpy(vector.ravel()).to(like)).cpu().numpy()
 
-    # ARPACK, so that no tool's own iteration is its reference; one more for the last gap.
-    values, vectors = eigsh(
+    # One more, for the distance of the last.
+    found, columns = eigsh(
         LinearOperator((d, d), matvec=product, dtype=np.float64),
-        k=TOP_EIGENVALUES + 1,
+        k=count + 1,
         which="LA",
         v0=direction(problem.model, 10**6).cpu().numpy(),
         tol=1e-6,
     )
-    values = torch.from_numpy(values).flip(0)
+    order = np.argsort(found)[::-1]
+    values, vectors = found[order], columns[:, order].T
     for i in range(TOP_EIGENVALUES):
-        vector = vectors[:, -1 - i]
-        residual = float(np.linalg.norm(product(vector) - float(values[i]) * vector))
-        gap = float((values - values[i]).abs()[torch.arange(len(values)) != i].min())
-        if min(residual, residual**2 / max(gap, 1e-300)) > 1e-8 * float(values[0]):
+        residual = float(np.linalg.norm(product(vectors[i]) - values[i] * vectors[i]))
+        gap = float(np.delete(np.abs(values - values[i]), i).min())
+        if min(residual, residual**2 / max(gap, 1e-300)) > 1e-8 * values[0]:
             raise RuntimeError(f"eigenvalue {i + 1} of the reference has not converged.")
-    return values[:TOP_EIGENVALUES]
+    return torch.from_numpy(values[:count].copy()), torch.from_numpy(vectors[:count].copy())
 
 
 def references(network: Network, problem: Problem) -> Reference:
@@ -444,28 +446,42 @@ def references(network: Network, problem: Problem) -> Reference:
             # Here and for the density round-off is far below what the probes leave open.
             rest, error = estimated_rest(problem, REST_PROBES)
             trace += rest
-        top = converged_top(hessian, wide)
+        count, probes, steps = network.density
+        values, vectors = converged_top(hessian, wide, count)
         del hessian
-        nodes, weights, moved = quadrature(problem, *network.density)
+        nodes, weights, moved = quadrature(problem, values, vectors, probes, steps)
+    top = values[:TOP_EIGENVALUES].clone()
     return Reference(trace, error, top, nodes, weights, moved, products)
 
 
-def quadrature(problem: Problem, probes: int, steps: int) -> tuple[Tensor, Tensor, float]:
-    """Return nodes and weights for the density, and how far half of the steps are from them."""
+def quadrature(
+    problem: Problem, values: Tensor, vectors: Tensor, probes: int, steps: int
+) -> tuple[Tensor, Tensor, float]:
+    """Return nodes and weights for the density, and how far those of half the steps are from them.
+
+    The largest eigenvalues, of which probes see little and each something else, are taken by
+    themselves; the probes are for what is orthogonal to them.
+    """
     hessian = hessian_of(problem)
-    rules = []
+    known = vectors.to(next(problem.model.parameters()))
+    count, d = known.shape
+
+    def others(rows: Tensor) -> Tensor:
+        return rows - (rows @ known.T) @ known
+
+    rules: list[list[tuple[Tensor, Tensor]]] = []
     for i in range(probes):
-        start = direction(problem.model, 10**6 + i).sign().unsqueeze(0)
-        (matrix,) = lanczos(hessian, start, steps).matrices().cpu()
+        start = others(direction(problem.model, 10**6 + i).sign().unsqueeze(0))
+        (matrix,) = lanczos(lambda rows: others(hessian(rows)), start, steps).matrices().cpu()
         rules.append([torch.linalg.eigh(matrix[:m, :m]) for m in (len(matrix), len(matrix) // 2)])
-    (nodes, weights), (fewer, lighter) = (
-        (
-            torch.cat([values for values, _ in rule]),
-            torch.cat([vectors[0].square() for _, vectors in rule]) / probes,
-        )
-        for rule in zip(*rules, strict=True)
-    )
-    distance = wasserstein_distance(nodes, fewer, weights, lighter)
+
+    def rule(which: int) -> tuple[Tensor, Tensor]:
+        nodes = [values, *(rules[i][which][0] for i in range(probes))]
+        masses = [rules[i][which][1][0].square() * (1 - count / d) / probes for i in range(probes)]
+        return torch.cat(nodes), torch.cat([torch.full_like(values, 1 / d), *masses])
+
+    nodes, weights = rule(0)
+    distance = wasserstein_distance(nodes, rule(1)[0], weights, rule(1)[1])
     return nodes, weights, float(distance / (weights * nodes.abs()).sum())
 
 

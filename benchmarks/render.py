@@ -397,7 +397,7 @@ def _networks(record: Row) -> str:
     prepared, rows = record["networks"]["prepared"], record["networks"]["rows"]
     calls = [len(row["errors"]) for row in rows if row["errors"]]
     rules = [
-        "for the {} {} probes of {} steps, from which half of the steps are {} away".format(
+        "for the {} {} of them and {} probes of {} steps (half of the steps are {} away)".format(
             found["name"], *found["density"], number(found["density_moved"])
         )
         for found in prepared

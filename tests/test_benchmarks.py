@@ -352,7 +352,7 @@ def small_problem() -> Problem:
     return Problem(model, inputs, targets)
 
 
-def network(reference: str, density: tuple[int, int] = (0, 0)) -> networks.Network:
+def network(reference: str, density: tuple[int, int, int] = (0, 0, 0)) -> networks.Network:
     return networks.Network(
         name="small",
         build=lambda: small_problem().model,
@@ -388,14 +388,14 @@ def test_references_without_the_matrix_are_those_of_the_matrix(monkeypatch) -> N
     torch.testing.assert_close(exact.products[1], product, rtol=0, atol=1e-10)
 
     monkeypatch.setattr(networks, "REST_PROBES", 200)
-    probed = networks.references(network("probes", (4, d)), problem)
+    probed = networks.references(network("probes", (5, 4, d)), problem)
     assert probed.trace_error > 0
     assert abs(probed.trace - exact.trace) <= 4 * probed.trace_error
     torch.testing.assert_close(probed.top, exact.top, rtol=0, atol=1e-8)
-    # The rules of four probes hold the whole spectrum, with weights of their own.
+    # The five largest by themselves, with the rules of four probes for the others.
     assert float(probed.weights.sum()) == pytest.approx(1, rel=1e-6)
     found = float((probed.weights * probed.nodes).sum())
-    spread = float(values.square().sum() * 2) ** 0.5 / d / 2
+    spread = float(values[:-5].square().sum() * 2) ** 0.5 / d / 2
     assert abs(found - exact.trace / d) <= 4 * spread
 
 
@@ -504,7 +504,7 @@ def network_record() -> dict:
         "trace_error": 0.01,
         "top": [1.0, 0.5],
         "reference": "probes",
-        "density": [4, 30],
+        "density": [5, 4, 30],
         "density_moved": 0.01,
         "seconds": 1.0,
     }
