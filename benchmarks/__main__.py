@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import networks
+from benchmarks.comparing import Compared, compare, prepare
 from benchmarks.measuring import Measured, Settings, measure
+from benchmarks.networks import NETWORKS
 from benchmarks.quantities import (
     BEST,
     COMBINED,
@@ -109,14 +110,14 @@ def measured_steps(settings: Settings) -> Iterator[MeasuredStep]:
                     yield row
 
 
-def compared(network: str, folder: Path, settings: Settings) -> Iterator[networks.Compared]:
+def compared(network: str, folder: Path, settings: Settings) -> Iterator[Compared]:
     """Yield every call on one prepared network with every tool that has it."""
     with fresh_processes() as pool:
         for quantity in NETWORK_QUANTITIES:
             for module in TOOLS:
                 for tool in getattr(import_module(module), "NETWORKS", {}).get(quantity, ()):
                     yield pool.submit(
-                        networks.compare, module, network, quantity, tool, folder, settings
+                        compare, module, network, quantity, tool, folder, settings
                     ).result()
 
 
@@ -174,11 +175,11 @@ def run_steps(settings: Settings) -> list[dict[str, Any]]:
 def run_networks(settings: Settings) -> dict[str, list[dict[str, Any]]]:
     """Measure all tools on other people's networks; print each row as it comes."""
     prepared, rows = [], []
-    for network in networks.NETWORKS:
+    for network in NETWORKS:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             with fresh_processes() as pool:
-                found = pool.submit(networks.prepare, network.name, folder, settings).result()
+                found = pool.submit(prepare, network.name, folder, settings).result()
             print(console_network(found), flush=True)
             prepared.append(found)
             for row in compared(network.name, folder, settings):

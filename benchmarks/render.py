@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.networks import REST_PROBES, root_mean_square
+from benchmarks.comparing import root_mean_square
 from benchmarks.quantities import (
     AHEAD_CEILING,
     BEST,
@@ -39,6 +39,7 @@ from benchmarks.quantities import (
     TRACE_SEEDS,
     Quantity,
 )
+from benchmarks.references import REST_PROBES
 from paperkit.linearize.linearize import GIBIBYTE
 
 ROOT = Path(__file__).resolve().parents[1]

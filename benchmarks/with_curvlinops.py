@@ -15,8 +15,8 @@ from curvlinops.trace.meyer2020hutch import hutchpp_trace
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
+from benchmarks.comparing import Estimate, Estimator, NetworkWay
 from benchmarks.measuring import Way, Work
-from benchmarks.networks import Estimate, Estimator, NetworkWay, direction
 from benchmarks.problems import LANCZOS_PROBES, LANCZOS_STEPS, PROBES, Problem
 from benchmarks.quantities import (
     DENSITY_PROBES,
@@ -24,6 +24,7 @@ from benchmarks.quantities import (
     NETWORK_PRODUCTS,
     TOP_EIGENVALUES,
 )
+from benchmarks.references import direction
 
 NAME = "curvlinops"
 

@@ -10,8 +10,8 @@ from hessian_eigenthings.loss_fns.standard import supervised_loss
 from hessian_eigenthings.operators.hessian import HessianOperator
 from torch import Tensor, nn
 
+from benchmarks.comparing import Estimate, Estimator, NetworkWay
 from benchmarks.measuring import Way, Work
-from benchmarks.networks import Estimate, Estimator, NetworkWay, direction
 from benchmarks.problems import LANCZOS_PROBES, LANCZOS_STEPS, Problem, ritz_values
 from benchmarks.quantities import (
     DENSITY_PROBES,
@@ -19,6 +19,7 @@ from benchmarks.quantities import (
     NETWORK_PRODUCTS,
     TOP_EIGENVALUES,
 )
+from benchmarks.references import direction
 
 NAME = "hessian-eigenthings"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmarks.comparing import Estimate, Estimator, NetworkWay
 from benchmarks.measuring import Way, Work
-from benchmarks.networks import Estimate, Estimator, NetworkWay, dimension, direction
 from benchmarks.problems import (
     LANCZOS_PROBES,
     LANCZOS_STEPS,
@@ -22,6 +22,7 @@ from benchmarks.quantities import (
     OURS,
     TOP_EIGENVALUES,
 )
+from benchmarks.references import dimension, direction
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace
 from paperkit.estimators.hessian import (
     hessian_top_eigenvalues,

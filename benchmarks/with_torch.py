@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn import functional
 
+from benchmarks.comparing import Estimate, Estimator, NetworkWay
 from benchmarks.measuring import Way, Work
-from benchmarks.networks import Estimate, Estimator, NetworkWay, direction, hessian_of
 from benchmarks.problems import (
     LANCZOS_PROBES,
     LANCZOS_STEPS,
@@ -27,6 +27,7 @@ from benchmarks.quantities import (
     NETWORK_PRODUCTS,
     TOP_EIGENVALUES,
 )
+from benchmarks.references import direction, hessian_of
 
 FUNC, AUTOGRAD, CHANNELS_LAST = "torch.func", "torch.autograd", "torch.autograd, channels last"
 ONE_BY_ONE = "torch.func, one sample at a time"

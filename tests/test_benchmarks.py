@@ -14,7 +14,17 @@ import pytest
 import torch
 
 import paperkit.optim
-from benchmarks import measuring, networks, optimizers, render, steps, with_paperkit, with_torch
+from benchmarks import (
+    comparing,
+    measuring,
+    networks,
+    optimizers,
+    references,
+    render,
+    steps,
+    with_paperkit,
+    with_torch,
+)
 from benchmarks.measuring import Settings, Work, measure
 from benchmarks.problems import PROBLEMS, Problem
 from benchmarks.quantities import (
@@ -368,8 +378,8 @@ def network(reference: str, density: tuple[int, int, int] = (0, 0, 0)) -> networ
 
 def test_references_without_the_matrix_are_those_of_the_matrix(monkeypatch) -> None:
     problem = small_problem()
-    d = networks.dimension(problem.model)
-    exact = networks.references(network("dense"), problem)
+    d = references.dimension(problem.model)
+    exact = references.references(network("dense"), problem)
     # By another program than either: torch.func's Hessian of the flat parameters.
     shapes = {name: p.shape for name, p in problem.model.named_parameters()}
 
@@ -384,11 +394,11 @@ def test_references_without_the_matrix_are_those_of_the_matrix(monkeypatch) -> N
     values = torch.linalg.eigvalsh(matrix)
     assert exact.trace == pytest.approx(float(matrix.trace()), rel=1e-10)
     torch.testing.assert_close(exact.nodes, values, rtol=0, atol=1e-10)
-    product = matrix @ networks.direction(problem.model, 1).double()
+    product = matrix @ references.direction(problem.model, 1).double()
     torch.testing.assert_close(exact.products[1], product, rtol=0, atol=1e-10)
 
-    monkeypatch.setattr(networks, "REST_PROBES", 200)
-    probed = networks.references(network("probes", (5, 4, d)), problem)
+    monkeypatch.setattr(references, "REST_PROBES", 200)
+    probed = references.references(network("probes", (5, 4, d)), problem)
     assert probed.trace_error > 0
     assert abs(probed.trace - exact.trace) <= 4 * probed.trace_error
     torch.testing.assert_close(probed.top, exact.top, rtol=0, atol=1e-8)
@@ -402,25 +412,25 @@ def test_references_without_the_matrix_are_those_of_the_matrix(monkeypatch) -> N
 def test_the_gauss_newton_trace_is_the_whole_only_without_a_diagonal() -> None:
     problem = networks.in_double_precision(small_problem())
     with pytest.raises(RuntimeError, match="diagonal"):
-        networks.refuse_a_diagonal(problem)
+        references.refuse_a_diagonal(problem)
     problem.model[1] = torch.nn.ReLU()
-    networks.refuse_a_diagonal(problem)
-    hessian = networks.dense(networks.hessian_of(problem), networks.dimension(problem.model))
-    trace = networks.gauss_newton_trace(problem)
+    references.refuse_a_diagonal(problem)
+    hessian = references.dense(references.hessian_of(problem), references.dimension(problem.model))
+    trace = references.gauss_newton_trace(problem)
     assert trace == pytest.approx(float(hessian.trace()), rel=1e-10)
 
 
 @pytest.mark.parametrize("quantity", NETWORK_QUANTITIES)
 def test_a_plain_program_and_this_library_find_what_the_reference_is(quantity: str) -> None:
     problem = small_problem()
-    reference = networks.references(network("dense"), problem)
+    reference = references.references(network("dense"), problem)
     # Probes leave more open than a test of units and signs needs.
     bound = 1e-4 if quantity == "product" else 1.0
     for module in (with_paperkit, with_torch):
         for way in module.NETWORKS[quantity].values():
             found = way(problem)(0)
-            assert networks.error_of(quantity, found, reference, 0) < bound
-            assert 0 < found.products <= max(NETWORK_PRODUCTS, networks.dimension(problem.model))
+            assert comparing.error_of(quantity, found, reference, 0) < bound
+            assert 0 < found.products <= max(NETWORK_PRODUCTS, references.dimension(problem.model))
             if quantity == "top":  # no Ritz value exceeds the eigenvalue of its place
                 assert bool((found.values.double() <= reference.top + 1e-5).all())
 
@@ -428,20 +438,20 @@ def test_a_plain_program_and_this_library_find_what_the_reference_is(quantity: s
 def test_the_error_of_a_density_is_the_distance_of_two_sets_of_points() -> None:
     here = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
     even = torch.full((3,), 1 / 3, dtype=torch.float64)
-    reference = networks.Reference(0.0, 0.0, here, here, even, 0.0)
+    reference = references.Reference(0.0, 0.0, here, here, even, 0.0)
     assert reference.scale == pytest.approx(4 / 3)
-    found = networks.Estimate(here + 0.5, 1, even)
-    assert networks.error_of("density", found, reference, 0) == pytest.approx(0.5 / (4 / 3))
-    assert networks.error_of("density", networks.Estimate(here, 1, even), reference, 0) == 0
+    found = comparing.Estimate(here + 0.5, 1, even)
+    assert comparing.error_of("density", found, reference, 0) == pytest.approx(0.5 / (4 / 3))
+    assert comparing.error_of("density", comparing.Estimate(here, 1, even), reference, 0) == 0
 
 
 def test_the_spread_of_a_root_mean_square_comes_from_its_seeds() -> None:
-    value, spread = networks.root_mean_square([3.0, -3.0, 3.0])
+    value, spread = comparing.root_mean_square([3.0, -3.0, 3.0])
     assert (value, spread) == (3.0, 0.0)
-    assert networks.root_mean_square([2.0])[1] == math.inf
+    assert comparing.root_mean_square([2.0])[1] == math.inf
     # The variance of the mean of x² is 2 σ⁴ / m, so that of its root is σ² / (2 m).
     errors = np.random.default_rng(0).normal(size=20000)
-    value, spread = networks.root_mean_square(list(errors))
+    value, spread = comparing.root_mean_square(list(errors))
     assert spread == pytest.approx(value / math.sqrt(2 * len(errors)), rel=0.05)
 
 
@@ -449,21 +459,21 @@ def test_the_spread_of_a_root_mean_square_comes_from_its_seeds() -> None:
 def prepared(tmp_path, monkeypatch) -> str:
     """A small network in place of the others, trained and with its references on disk."""
     small = network("dense")
-    monkeypatch.setitem(networks._BY_NAME, "small", small)
-    monkeypatch.setattr(networks, "trained", lambda network, device: small_problem())
+    monkeypatch.setitem(networks.BY_NAME, "small", small)
+    monkeypatch.setattr(comparing, "trained", lambda network, device: small_problem())
     # The limit would stay with this process.
-    monkeypatch.setattr(networks, "_leave_memory_to_others", lambda: None)
+    monkeypatch.setattr(comparing, "_leave_memory_to_others", lambda: None)
     for name in ("return_freed_memory", "keep_freed_memory"):
-        monkeypatch.setattr(networks, name, lambda: None)
-    found = networks.prepare("small", tmp_path, Settings())
-    assert found["parameters"] == networks.dimension(small_problem().model)
+        monkeypatch.setattr(comparing, name, lambda: None)
+    found = comparing.prepare("small", tmp_path, Settings())
+    assert found["parameters"] == references.dimension(small_problem().model)
     assert json.loads(json.dumps(found)) == found
     return "small"
 
 
-def compared(tool: str, folder, quantity: str = "product") -> networks.Compared:
+def compared(tool: str, folder, quantity: str = "product") -> comparing.Compared:
     module = "benchmarks.with_torch"
-    return networks.compare(module, "small", quantity, tool, folder, Settings())
+    return comparing.compare(module, "small", quantity, tool, folder, Settings())
 
 
 def test_each_seed_has_an_error_and_the_first_call_no_time(prepared: str, tmp_path) -> None:
@@ -487,13 +497,13 @@ def test_a_tool_that_raises_says_so_in_its_row(prepared: str, tmp_path, monkeypa
 def network_record() -> dict:
     """Return the record with a made-up part on one network."""
     rows = [
-        networks.Compared(
+        comparing.Compared(
             "small", quantity, tool, 30, errors, cost, 0.1, 0.01, 2**20, len(errors) - 1
         ).record()
         for quantity in NETWORK_QUANTITIES
         for tool, errors, cost in ((OURS, [0.10, 0.11, 0.09], 5.0), ("other", [0.2, 0.19], 4.0))
     ]
-    rows.append(networks.Compared("small", "trace", "unable", remark="Error: a | b").record())
+    rows.append(comparing.Compared("small", "trace", "unable", remark="Error: a | b").record())
     found = {
         "name": "small",
         "samples": 5,

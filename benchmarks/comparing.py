@@ -1,0 +1,245 @@
+"""Accuracy and time at equal products: the Hessian of other people's networks, with every tool.
+
+Each tool gets the same number of Hessian products and is compared by two things: the error against
+a reference, over several seeds, and the time in gradients. A first process trains the network and
+computes the references; then each way runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from scipy.stats import wasserstein_distance
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.measuring import (
+    Settings,
+    keep_freed_memory,
+    memory,
+    over_units,
+    return_freed_memory,
+    timed,
+)
+from benchmarks.networks import BY_NAME, Network, estimates, saved, trained
+from benchmarks.problems import Problem
+from benchmarks.quantities import OURS
+from benchmarks.references import Reference, dimension, references
+from paperkit.experiments.provenance import reset_peak_memory
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one call of a tool found.
+
+    Attributes
+    ----------
+    values : Tensor
+        The product, the trace, the eigenvalues, largest first, or the nodes of a quadrature.
+    products : int
+        Hessian products that it took, as counted; ten backward passes for the rows of a Jacobian
+        count as ten.
+    weights : Tensor or None
+        Of the nodes.
+    """
+
+    values: Tensor
+    products: int
+    weights: Tensor | None = None
+
+
+Estimator = Callable[[int], Estimate]
+NetworkWay = Callable[[Problem], Estimator]
+"""From a problem to a function of the seed, which does all of the work."""
+
+
+def error_of(quantity: str, found: Estimate, reference: Reference, seed: int) -> float:
+    """Return how far an estimate is from the reference, relative to the reference's size.
+
+    For the density it is the Wasserstein-1 distance over the mean absolute eigenvalue.
+    """
+    values = found.values.detach().double().cpu().flatten()
+    if quantity == "density":
+        assert found.weights is not None
+        weights = found.weights.detach().double().cpu().flatten()
+        distance = wasserstein_distance(
+            values.numpy(), reference.nodes.numpy(), weights.numpy(), reference.weights.numpy()
+        )
+        return float(distance) / reference.scale
+    true = {
+        "product": lambda: reference.products[seed],
+        "trace": lambda: torch.tensor([reference.trace], dtype=torch.float64, device="cpu"),
+        "top": lambda: reference.top,
+    }[quantity]()
+    return float((values - true).norm() / true.norm())
+
+
+@dataclass
+class Compared:
+    """One row of the record.
+
+    Attributes
+    ----------
+    network, quantity, tool : str
+        On what, what, and with what.
+    products : int or None
+        Counted; the most of one call.
+    errors : list of float
+        One a seed; empty where the tool cannot do it.
+    gradients, seconds, gradient_seconds : float or None
+        As in :class:`benchmarks.measuring.Measured`.
+    peak : int or None
+        Bytes above the model and its data, of the first call.
+    calls : int
+        Timed calls, the first left out.
+    remark : str
+        What the tool said where it cannot do it.
+    """
+
+    network: str
+    quantity: str
+    tool: str
+    products: int | None = None
+    errors: list[float] = field(default_factory=list)
+    gradients: float | None = None
+    seconds: float | None = None
+    gradient_seconds: float | None = None
+    peak: int | None = None
+    calls: int = 0
+    remark: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """Return what is written down."""
+        return asdict(self)
+
+
+def prepare(name: str, folder: Path, settings: Settings) -> dict[str, Any]:
+    """Train a network and save it with its references; return what the page says of them."""
+    start = time.perf_counter()
+    network = BY_NAME[name]
+    problem = trained(network, settings.device)
+    kept = {"state": problem.model.state_dict()}
+    kept |= {"inputs": problem.inputs, "targets": problem.targets}
+    torch.save(kept, folder / "problem.pt")
+    with torch.no_grad():
+        loss = float(functional.cross_entropy(problem.model(problem.inputs), problem.targets))
+    reference = references(network, problem)
+    torch.save(reference.products, folder / "products.pt")
+    parts = {key: value for key, value in vars(reference).items() if key != "products"}
+    torch.save(parts, folder / "reference.pt")
+    return {
+        "name": name,
+        "samples": network.samples,
+        "parameters": dimension(problem.model),
+        "steps": network.steps,
+        "loss": loss,
+        "trace": reference.trace,
+        "trace_error": reference.trace_error,
+        "top": reference.top.tolist(),
+        "reference": network.reference,
+        "density": list(network.density),
+        "density_moved": reference.moved,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _reference(folder: Path, quantity: str) -> Reference:
+    """Return the saved references; the products, which are long, only where they are needed."""
+    products = torch.load(folder / "products.pt") if quantity == "product" else []
+    return Reference(**torch.load(folder / "reference.pt"), products=products)
+
+
+def _leave_memory_to_others() -> None:
+    """Let an allocation fail that would exceed four fifths of the memory that is free now."""
+    used = psutil.Process().memory_info().vms
+    limit = used + int(0.8 * psutil.virtual_memory().available)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+
+
+def compare(
+    module: str, name: str, quantity: str, tool: str, folder: Path, settings: Settings
+) -> Compared:
+    """Measure one way on one network; meant for a process of its own.
+
+    The first call is not timed; a tool that raises is reported with what it said.
+    """
+    network = BY_NAME[name]
+    problem = saved(network, folder, settings.device)
+    row = Compared(name, quantity, tool)
+    reference = _reference(folder, quantity)
+    seeds = min(estimates(network, quantity), settings.estimates)
+    _leave_memory_to_others()
+    try:
+        estimator = import_module(module).NETWORKS[quantity][tool](problem)
+        _fill(row, network, problem, estimator, reference, range(seeds), settings.device)
+    except Exception as error:  # whatever another library raises is its answer
+        problem.model.zero_grad()
+        said = str(error).strip().splitlines() or [""]
+        return Compared(name, quantity, tool, remark=f"{type(error).__name__}: {said[0][:160]}")
+    return row
+
+
+def _fill(
+    row: Compared,
+    network: Network,
+    problem: Problem,
+    estimator: Estimator,
+    reference: Reference,
+    seeds: Sequence[int],
+    device: str,
+) -> None:
+    helped = contextlib.nullcontext if row.tool.startswith(OURS) else network.helped
+
+    def call(seed: int) -> tuple[float, Estimate]:
+        with helped():
+            return timed(lambda: estimator(seed), device)
+
+    Problem(problem.model, problem.inputs[:1], problem.targets[:1]).gradient()
+    problem.model.zero_grad()
+    return_freed_memory()
+    reset_peak_memory(torch.device(device))
+    before = memory(device)
+    found = [call(seeds[0])[1]]
+    row.peak = memory(device) - before
+    keep_freed_memory()
+    timed(problem.gradient, device)
+    units, times = [timed(problem.gradient, device)[0]], []
+    # A single seed is only for trials; it is then timed at its second call.
+    for seed in seeds[1:] or seeds:
+        seconds, estimate = call(seed)
+        times.append(seconds)
+        found.append(estimate)
+        units.append(timed(problem.gradient, device)[0])
+    row.errors = [
+        error_of(row.quantity, estimate, reference, seed)
+        for seed, estimate in zip(seeds, found, strict=False)
+    ]
+    row.products = max(estimate.products for estimate in found)
+    row.gradients = statistics.median(over_units(times, units))
+    row.seconds = statistics.median(times)
+    row.gradient_seconds = statistics.median(units)
+    row.calls = len(times)
+
+
+def root_mean_square(errors: Sequence[float]) -> tuple[float, float]:
+    """Return the root mean square and its standard error over the seeds, infinite for one."""
+    squares = np.square(np.asarray(errors, dtype=np.float64))
+    value = math.sqrt(squares.mean())
+    if len(squares) < 2:
+        return value, math.inf
+    if value == 0:
+        return 0.0, 0.0
+    return value, float(squares.std(ddof=1)) / (2 * value * math.sqrt(len(squares)))
