@@ -157,7 +157,90 @@ def _embedding_bag(
     return sums / sizes.clamp(min=1).unsqueeze(1)
 
 
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise; by the operations of the definition where the batch is a single sample.
+
+    PyTorch's gradient of it is wrong without an error there, in each format and mode, if input and
+    gradient lie in memory in different orders, as before a transposition to tokens (2.14: with a
+    single sample two orders have the same strides, and the kernel takes one for the other).
+    """
+    if input.shape[0] != 1 or running_mean is None or running_var is None or training:
+        if input.shape[0] == 1 and running_mean is None and input.ndim > 2:
+            return functional.group_norm(input, input.shape[1], weight, bias, eps)
+        return functional.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    shape = (1, -1, *(1 for _ in input.shape[2:]))
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    found = (input - running_mean.reshape(shape)) * scale.reshape(shape)
+    return found if bias is None else found + bias.reshape(shape)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise each channel of each sample; see :func:`_batch_norm`, to which PyTorch leaves it."""
+    if input.shape[0] != 1:
+        return functional.instance_norm(
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        )
+    if use_input_stats:
+        return functional.group_norm(input, input.shape[1], weight, bias, eps)
+    return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+def _torch_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _torch_instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    return _instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
+
+
 _BY_PARTS: dict[Callable, Callable] = {
+    functional.batch_norm: _batch_norm,
+    torch.batch_norm: _torch_batch_norm,
+    functional.instance_norm: _instance_norm,
+    torch.instance_norm: _torch_instance_norm,
     torch._weight_norm: _weight_norm,
     functional.hardsigmoid: _hardsigmoid,
     functional.embedding: partial(_dense_gradient, functional.embedding),
