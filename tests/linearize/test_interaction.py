@@ -393,3 +393,71 @@ def test_one_pass_suffices_where_the_operations_show_it_and_log_n_more_where_not
                 model.module.middle = lambda h: torch.cat([h.masked_select(h < 9).view_as(h)])
             separate_outputs(model, parameters, x)
         assert model.module.calls == passes
+
+
+# --- Random programs ----------------------------------------------------------------------------
+
+
+def _steps(h: Tensor, draw: random.Random) -> list:
+    """Return operations that fit a tensor, along any of its axes."""
+    ndim = h.ndim
+    a, b = draw.randrange(ndim), draw.randrange(ndim)
+    half = h.shape[a] // 2
+    steps = [
+        lambda: h.transpose(a, b),
+        lambda: h.softmax(a),
+        lambda: h.cumsum(a),
+        lambda: h.flip(a),
+        lambda: h.roll(1, a),
+        lambda: h.sort(a).values,
+        lambda: h - h.mean(a, keepdim=True),
+        lambda: h.unsqueeze(a),
+        lambda: h.narrow(a, 0, 1).expand_as(h) + h,
+        lambda: torch.cat([h, h * 2], a),
+        lambda: torch.stack([h, h.sin()], a),
+        lambda: h.reshape(-1, *h.shape[2:]) if ndim > 1 else h,
+        lambda: h.flatten(a, max(a, b)),
+        lambda: h.unflatten(a, (2, half)) if 2 * half == h.shape[a] and half else h,
+        lambda: h * torch.linspace(0.5, 1.5, h.shape[-1], dtype=h.dtype),
+        lambda: h.masked_fill(h > h.mean(a, keepdim=True), 0.1),
+        lambda: h.clone().mul_(0.5).add_(h.detach()),
+        lambda: h.gather(a, h.argsort(a)),
+        lambda: h.repeat_interleave(2, a),
+        lambda: torch.zeros_like(h).copy_(h),
+        lambda: torch.ones(h.shape, dtype=h.dtype).cumsum(a) * h,
+    ]
+    if ndim > 1:
+        steps += [lambda: h.sum(a), lambda: h.select(a, h.shape[a] - 1), lambda: h.amax(a)]
+    if ndim > 2:
+        steps += [lambda: torch.softmax(h @ h.transpose(-1, -2), -1) @ h]
+    if half and 2 * half == h.shape[a]:
+        steps += [lambda: h.chunk(2, a)[0] + h.chunk(2, a)[1]]
+    return steps
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_the_operations_of_a_random_program_show_is_true(seed: int) -> None:
+    shown = 0
+    for program in range(40):
+        x = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(program)).double()
+
+        def run(h: Tensor, program: int = program) -> Tensor:
+            draw = random.Random(f"{seed} {program}")
+            for _ in range(draw.randrange(1, 6)):
+                step = draw.choice(_steps(h, draw))
+                after = step()
+                h = after if 0 < after.numel() <= 4096 and after.ndim < 6 else h
+            return h
+
+        leaf = x.clone().requires_grad_()
+        outputs, axes = following(nn.Identity(), leaf, lambda leaf=leaf, run=run: run(leaf))
+        if not axes.apart(outputs):
+            continue
+        shown += 1
+        changed = x.clone()
+        changed[1] += torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).double()
+        others = [0, 2, 3]
+        torch.testing.assert_close(run(changed)[others], outputs[others], rtol=1e-9, atol=1e-9)
+        moved = run(x[[2, 0, 3, 1]])
+        torch.testing.assert_close(moved, outputs[[2, 0, 3, 1]], rtol=1e-9, atol=1e-9)
+    assert shown >= 2
