@@ -231,6 +231,11 @@ def compression_terms_from(
     parameters = arguments.mapping("parameters", parameters, "a mapping from names to Tensors")
     if linearization.input_jacobian is None:
         raise ValueError("linearization has no input Jacobian: set input_jacobians=True.")
+    if not linearization.layers:
+        raise ValueError(
+            "model: none of its linear or convolution layers could be linearized, and the bounds "
+            "are about their weights: pass a network with one."
+        )
     calls = [
         _call_terms(linearization, name, layer, use)
         for name, layer in linearization.layers.items()

@@ -89,5 +89,5 @@ def test_a_single_image_without_a_batch_is_refused(images):
 
 
 def test_negative_padding_is_refused(images):
-    with pytest.raises(ValueError, match="padding=-1 must be at least 0"):
+    with pytest.raises(ValueError, match="padding=-1 must be between 0 and"):
         augment(images, cpu_generator(), padding=-1)

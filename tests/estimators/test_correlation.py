@@ -155,17 +155,17 @@ def test_everything_runs_with_explicit_devices(explicit_devices) -> None:
 def test_bad_columns_are_refused_with_their_names() -> None:
     with pytest.raises(ValueError, match=r"x\[1\]=nan"):
         kendall_tau([1.0, math.nan], [1.0, 2.0])
-    with pytest.raises(ValueError, match="gaps have NaN"):
+    with pytest.raises(ValueError, match=r"y\[1\]=nan"):
         kendall_tau([1.0, 2.0], [1.0, math.nan])
-    with pytest.raises(ValueError, match="x has shape"):
+    with pytest.raises(ValueError, match="x has 2 values and y 1"):
         kendall_tau([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match="no pair"):
+    with pytest.raises(ValueError, match="no pair to compare"):
         kendall_tau([1.0], [1.0])
-    with pytest.raises(ValueError, match="no pair"):
+    with pytest.raises(ValueError, match="no pair to compare"):
         kendall_tau([1.0, 2.0], [1.0, 2.0], ["s", "t"])
     with pytest.raises(ValueError, match="groups has 1"):
         kendall_tau([1.0, 2.0], [1.0, 2.0], ["s"])
-    with pytest.raises(ValueError, match="measures is empty"):
+    with pytest.raises((ValueError, TypeError), match="measures={}"):
         permutation_test({}, GAP)
     with pytest.raises(ValueError, match="permutations=0"):
         permutation_test(MEASURES, GAP, permutations=0)
