@@ -196,7 +196,7 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise each channel of each sample; see :func:`_batch_norm`, which torch leaves it to."""
+    """Normalise each channel of each sample; for why, see :func:`_batch_norm`."""
     if input.shape[0] != 1:
         return functional.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
