@@ -113,6 +113,15 @@ def test_bad_arguments_end_in_a_sentence_that_names_them(name: str, tmp_path: Pa
     assert not complaints, f"{len(complaints)} of {len(drawn)}:\n" + "\n".join(complaints)
 
 
+def test_all_sentences_name_their_argument() -> None:
+    """The counts of all public names together, where all of them have run."""
+    if set(COUNTS) != set(CALLED):
+        pytest.skip("only some of the public names were tried")
+    drawn, complaints = (sum(column) for column in zip(*COUNTS.values(), strict=True))
+    print(f"{drawn} bad arguments of {len(COUNTS)} public names, {complaints} complaints")
+    assert complaints == 0 and drawn > 50 * len(COUNTS)
+
+
 def test_kinds_name_arguments_and_know_values() -> None:
     for kind in set(KINDS.values()):
         bad_values(kind, public_calls.data() if kind == "data" else torch.ones(2), random.Random(0))

@@ -49,7 +49,7 @@ from paperkit.estimators.representation import (
 from paperkit.linalg.row_space import default_tolerance
 from paperkit.linearize.batches import as_batch
 from paperkit.linearize.dense import dense_hessian, dense_jacobian, select_parameters
-from paperkit.linearize.evaluation import evaluation
+from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.layer_operator import (
     OperatorNorm,
@@ -241,6 +241,8 @@ def compression_terms_from(
         for name, layer in linearization.layers.items()
         for use in layer.uses
     ]
+    if not calls:
+        raise ValueError("model has no linear or convolution layer, which the bounds are about.")
     first = next(iter(linearization.layers.values()))
     jacobian = linearization.input_jacobian.flatten(2)
     network = replace(
@@ -1199,6 +1201,7 @@ def interpolation_bounds(
     max_parameters = arguments.integer("max_parameters", max_parameters, at_least=1)
     select_parameters(own_parameters(Network.of(model)), None)
     inputs, targets = as_batch(data)
+    check_inputs(inputs)
     with evaluation(model) as leaves:
         theta = torch.cat([leaf.detach().flatten() for leaf in leaves.values()])
         if len(theta) > max_parameters:
@@ -1208,8 +1211,9 @@ def interpolation_bounds(
             )
         with torch.no_grad():
             outputs = network_outputs(model, leaves, inputs)
+        check_outputs(outputs, len(inputs))
+        get_loss("half_squared_error").check(outputs, targets)
         second = _pure_second_derivatives(model, leaves, theta, inputs)
-    get_loss("half_squared_error").check(outputs, targets)
     weights = theta.square() if adaptive else torch.ones_like(theta)
     hessian = dense_hessian(model, inputs, targets, "half_squared_error").diagonal()
     gauss_newton = dense_jacobian(model, inputs).square().sum(dim=1).mean(dim=0)

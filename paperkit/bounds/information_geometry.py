@@ -677,7 +677,7 @@ def takeuchi_prediction(
     it means that of n times the gap.
     """
     inputs, targets = as_batch(train)
-    as_batch(test)  # refuses what is no data before anything is computed
+    gap = float(generalization_gap(model, train, test))
     criterion = takeuchi_information_criterion(model, train, curvature=curvature)
     hessian = dense_hessian(model, inputs, targets)
     geometry = fisher_geometry(model, train)
@@ -686,7 +686,7 @@ def takeuchi_prediction(
     return Bound(
         statement="test loss − training loss ≈ Tr(H⁻¹C)/n, in expectation, up to o(1/n)",
         source=f"{PAPER}, equations 8 and 9",
-        left=float(generalization_gap(model, train, test)),
+        left=gap,
         right=float(criterion),
         assumptions={
             "stationary point": bool(
