@@ -354,7 +354,7 @@ def linearize(
         inputs, targets = batch.joined()
         loss = settled_loss
     check_inputs(inputs)
-    inputs = widened(inputs, Network.of(model).working_format)
+    inputs = widened(inputs, Network.of(model).input_format)
     if targets is None:
         loss = unlabelled_loss(model, inputs, loss)
     _refuse_cut_anywhere(model, inputs, options)

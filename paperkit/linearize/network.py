@@ -97,6 +97,15 @@ class Network(nn.Module):
         """The floating format in which the network is measured."""
         return working_format(self.formats)
 
+    @property
+    def input_format(self) -> torch.dtype | None:
+        """The format to which inputs are taken because weights are; None where none is.
+
+        Inputs of a format that no weight has are left to the model, which as a rule refuses them.
+        """
+        narrow = any(dtype != self.working_format for dtype in self.formats)
+        return self.working_format if narrow else None
+
     def precision_note(self) -> str | None:
         """Return what a result says of its precision; None where all is as in the model."""
         notes = []
@@ -150,7 +159,7 @@ class Network(nn.Module):
 
     def forward(self, inputs: Inputs) -> Any:
         """Return what the model returns."""
-        inputs = widened(inputs, self.working_format)
+        inputs = widened(inputs, self.input_format)
         if self.user_forward is not None:
             return self.user_forward(self.module, plain(inputs))
         if isinstance(inputs, Samples):

@@ -42,16 +42,18 @@ def is_mixed(formats: tuple[torch.dtype, ...]) -> bool:
     return len(formats) > 1 or (len(formats) == 1 and formats[0] not in _FULL)
 
 
-def widened(value: Any, dtype: torch.dtype) -> Any:
+def widened(value: Any, dtype: torch.dtype | None) -> Any:
     """Take tensors of a narrower floating format to another, which is exact.
 
     Parameters
     ----------
     value : Tensor or Samples
         One tensor or several.
-    dtype : torch.dtype
-        The wider one.
+    dtype : torch.dtype or None
+        The wider one; None leaves them as they are.
     """
+    if dtype is None:
+        return value
     if not isinstance(value, Tensor):
         return value.widened(dtype) if hasattr(value, "widened") else value
     if not value.is_floating_point() or not _is_narrower(value.dtype, dtype):

@@ -60,7 +60,7 @@ def settled(
     network = Network.of(model, forward)
     parameters = own_parameters(network)
     device = next((parameter.device for parameter in parameters.values()), None)
-    batches = Batches.of(data, device, network.working_format if parameters else None)
+    batches = Batches.of(data, device, network.input_format)
     if loss is None:
         return network, batches, None
     return network, batches, bound_loss(network, batches, get_loss(loss))
