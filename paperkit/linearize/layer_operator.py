@@ -79,7 +79,7 @@ def apply_adjoint(module: nn.Module, cotangents: Tensor, input_shape: Sequence[i
     Parameters
     ----------
     module : nn.Module
-        As in :func:`apply_operator`.
+        As in ``apply_operator``.
     cotangents : Tensor
         Shape (n, …), as the module returns them. Rows of an output Jacobian B give rows of B T.
     input_shape : sequence of int
@@ -128,7 +128,7 @@ def operator_norm(
     Parameters
     ----------
     module : nn.Module
-        As in :func:`apply_operator`; its weight is read, in float64.
+        As in ``apply_operator``; its weight is read, in float64.
     input_shape : sequence of int
         Of one input, without samples.
     max_dense : int
@@ -146,7 +146,7 @@ def operator_norm(
     ValueError
         If ``input_shape`` does not fit the module.
     TypeError
-        As :func:`apply_operator`.
+        As ``apply_operator``.
     """
     arguments.module("module", module)
     input_shape = arguments.integers("input_shape", input_shape, at_least=1)

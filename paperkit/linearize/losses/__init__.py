@@ -82,7 +82,7 @@ def get_loss(loss: LossLike) -> Loss:
     ----------
     loss : str, nn.Module or callable
         A name from :data:`LOSSES`; a loss module of torch or its function, which may be bound to
-        options by :func:`functools.partial` (``CrossEntropyLoss`` with class weights, label
+        options by ``functools.partial`` (``CrossEntropyLoss`` with class weights, label
         smoothing and ignored labels, ``NLLLoss``, ``BCEWithLogitsLoss``, ``MSELoss`` and
         ``PoissonNLLLoss`` of logarithms have rules of their own); or any callable ``(outputs,
         targets) -> scalar`` that is a mean over samples. Its derivatives come from autograd, and
