@@ -57,7 +57,7 @@ define newline
 endef
 
 .PHONY: help environment book html refresh test format lint types unit foreign smoke outputs browser
-.PHONY: portable lock clean moved benchmark
+.PHONY: zoo portable lock clean moved benchmark
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -84,7 +84,7 @@ types: environment
 	$(call stage,types,$(BIN) -m mypy,correct the lines named above.)
 
 unit: environment
-	$(call stage,unit tests on $(DEVICE),OMP_NUM_THREADS=$(UNIT_THREADS) $(BIN) -m pytest -q -n $(THREADS) tests,correct the code or the test named above; one test alone: $(BIN) -m pytest <its name>.)
+	$(call stage,unit tests on $(DEVICE),OMP_NUM_THREADS=$(UNIT_THREADS) $(BIN) -m pytest -q -n $(THREADS) --ignore=tests/zoo tests,correct the code or the test named above; one test alone: $(BIN) -m pytest <its name>.)
 
 foreign: environment
 	$(call stage,numerical tests under another processor's instructions,env $(FOREIGN) $(BIN) -m pytest -q -n $(THREADS) $(FOREIGN_TESTS),a threshold or a comparison rests on this processor's round-off; correct it. Again: $(FOREIGN) $(BIN) -m pytest <its name>.)
@@ -93,6 +93,9 @@ foreign: environment
 # Each setting from a fresh store.
 portable: environment
 	$(foreach setting,$(SETTINGS),$(call stage,$(subst +, ,$(setting)),rm -rf $(PAPERKIT_STORE) && $(MAKE) --no-print-directory unit smoke outputs $(subst +, ,$(setting)),read what failed above; again: make unit smoke outputs $(subst +, ,$(setting)))$(newline))
+
+zoo: environment
+	$(call stage,public architectures on $(DEVICE),OMP_NUM_THREADS=1 $(BIN) -m pytest -q -n $(THREADS) tests/zoo,correct the code or the test named above.)
 
 smoke: environment
 	$(call stage,chapters at the smoke profile on an empty store,$(BIN) -m paperkit.cli smoke $(CHAPTERS),correct the cell named above in its .py file.)
