@@ -36,6 +36,7 @@ from paperkit.estimators.information_geometry import (
 )
 from paperkit.estimators.pac_bayes import pac_bayes_flatness
 from paperkit.estimators.parameter_norm import parameter_norm
+from paperkit.estimators.plan import CEILING, Gradient
 from paperkit.estimators.rangamani import rangamani_sharpness
 from paperkit.estimators.relative_flatness import relative_flatness, relative_flatness_from
 from paperkit.estimators.renyi import RenyiSharpness, renyi_sharpness, renyi_sharpness_from
@@ -43,7 +44,6 @@ from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
 from paperkit.linearize.batches import Batches
 from paperkit.linearize.blocks import Blocks, last_layer
-from paperkit.linearize.evaluation import evaluation
 from paperkit.linearize.linearize import (
     GIBIBYTE,
     Gathered,
@@ -52,12 +52,11 @@ from paperkit.linearize.linearize import (
     linearize_in_chunks,
 )
 from paperkit.linearize.losses import Loss, LossLike, get_loss
-from paperkit.linearize.network import Network, network_outputs
+from paperkit.linearize.network import Network
 from paperkit.linearize.problem import (
     UnusedParameterWarning,
     cut_parameters,
     measure_of,
-    smallest_batch,
 )
 from paperkit.linearize.weights import LeftOutWarning, Weight, chosen_weights
 
@@ -103,10 +102,6 @@ Result = Measurement | Mapping[str, Measurement] | Mapping[str, Mapping[float, M
 
 # Hessian products that an estimate within a report may take.
 _PRODUCTS = 16
-
-# Outputs up to which the default report takes a pass back for each: such a pass is about half of a
-# gradient, and a default report is to take 40 gradients at most.
-_MOST_OUTPUTS = 64
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -497,14 +492,13 @@ def _from_one_pass(call: _Call, names: Sequence[str], collected: _Collected) -> 
 
 def _affordable(call: _Call, names: Sequence[str], collected: _Collected) -> list[str]:
     """Leave out what would take a pass back for each of very many outputs."""
-    with evaluation(call.model) as parameters, torch.no_grad():
-        few = smallest_batch(Network.of(call.model), parameters, call.pair[0])
-        num_outputs = network_outputs(call.model, parameters, few).shape[1]
-    if num_outputs <= _MOST_OUTPUTS:
+    gradient = Gradient.of(call.model, call.pair, call.loss)
+    planned = gradient.pairs()
+    if planned <= gradient.allowed(2 * CEILING):
         return list(names)
     reason = ValueError(
-        f"it takes a pass back for each of the {num_outputs} outputs, about {num_outputs // 2} "
-        "gradients: name it in measures to have it computed."
+        f"it takes a pass back for each of the {gradient.num_outputs} outputs, about "
+        f"{planned:.0f} gradients: name it in measures to have it computed."
     )
     for name in names:
         collected.refuse(name, reason)

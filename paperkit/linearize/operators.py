@@ -47,7 +47,7 @@ from paperkit.linearize.jacobian_products import (
 from paperkit.linearize.jets import Jet, NoRuleError, ParameterJet
 from paperkit.linearize.linearize import GIBIBYTE
 from paperkit.linearize.losses import LossLike, get_loss
-from paperkit.linearize.network import network_outputs, own_parameters
+from paperkit.linearize.network import Forward, network_outputs, own_parameters
 from paperkit.linearize.problem import refuse_cut, settled, smallest_batch
 from paperkit.linearize.replacements import UsedFunctions
 from paperkit.linearize.samples import Inputs, concatenate
@@ -130,6 +130,9 @@ class CurvatureOperator(ABC):
     parameters : sequence of str, optional
         Names from ``model.named_parameters()`` that make up the block; default all. Frozen
         parameters count like others, and a weight under two names counts once.
+    forward : callable, optional
+        ``(model, inputs) -> outputs``, for a model that is not called as ``model(inputs)``; see
+        :class:`paperkit.linearize.Network`.
     memory_budget : int
         Bytes that a product may use for what autograd saves; samples and vectors are chunked to
         stay within it, down to one sample and one vector. It is an estimate from what one sample's
@@ -182,10 +185,11 @@ class CurvatureOperator(ABC):
         loss: LossLike = "cross_entropy",
         parameters: Sequence[str] | None = None,
         *,
+        forward: Forward | None = None,
         memory_budget: int = GIBIBYTE,
     ) -> None:
         self.memory_budget = arguments.memory_budget("memory_budget", memory_budget)
-        network, batches, bound = settled(model, data, get_loss(loss))
+        network, batches, bound = settled(model, data, get_loss(loss), forward)
         assert bound is not None
         self.model, self.data, self.loss = network, batches, bound
         self.products = 0

@@ -191,8 +191,9 @@ def _check_values(exact: Case, report: Any) -> None:
     if "gauss_newton_trace" in report:
         assert float(report["gauss_newton_trace"]) == pytest.approx(total, rel=1e-3)
     for layer, trace in report.get("layer_gauss_newton_traces", {}).items():
-        # Float32 leaves of a small layer what the gradients of the large ones leave.
-        value = squares[f"{layer}.weight"]
+        # Float32 leaves of a small layer what the gradients of the large ones leave. A parameter
+        # of no plain layer goes by its own name.
+        value = squares[layer] if layer in squares else squares[f"{layer}.weight"]
         assert float(trace) == pytest.approx(value, rel=1e-3, abs=1e-7 * total), layer
     if "maximum_local_sensitivity" in report:
         jacobian = torch.stack(
@@ -249,8 +250,10 @@ def test_hessian_products_are_those_of_double_backward(
     expected = torch.stack([reference.product(vector) for vector in vectors])
     products = operator(vectors)
     # Condition of a product of two passes, with room for sums in another order.
-    assert float((products - expected).norm()) <= 1e-9 * float(expected.norm())
-    assert float((operator(vectors[0]) - expected[0]).norm()) <= 1e-9 * float(expected[0].norm())
+    tolerance = architecture.round_off / 10
+    assert float((products - expected).norm()) <= tolerance * float(expected.norm())
+    alone = operator(vectors[0]) - expected[0]
+    assert float(alone.norm()) <= tolerance * float(expected[0].norm())
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -273,7 +276,8 @@ def test_hessian_trace_is_that_of_double_backward(
         expected, error = float(forms.mean()), float(forms.std()) / math.sqrt(PROBES)
         scale = float(forms.abs().max())
     deviation = abs(trace.value - expected)
-    assert deviation <= 6 * math.hypot(error, trace.standard_error or 0.0) + 1e-8 * scale
+    stated = 6 * math.hypot(error, trace.standard_error or 0.0)
+    assert deviation <= stated + architecture.round_off * scale
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -289,11 +293,11 @@ def test_top_eigenvalue_is_one_of_double_backward_and_none_larger_is_seen(
     assert top.converged
     vector, value, residual = top.vectors[0], float(top.eigenvalues[0]), float(top.residuals[0])
     product = reference.product(vector)
-    size = float(product.norm())
-    assert float(vector @ product) == pytest.approx(value, abs=1e-8 * size)
-    assert float((product - value * vector).norm()) <= residual + 1e-8 * size
+    round_off = architecture.round_off * float(product.norm())
+    assert float(vector @ product) == pytest.approx(value, abs=round_off)
+    assert float((product - value * vector).norm()) <= residual + round_off
     # A Ritz value is never above the largest eigenvalue.
-    assert value >= _largest_ritz_value(reference, steps=25) - residual - 1e-8 * size
+    assert value >= _largest_ritz_value(reference, steps=25) - residual - round_off
 
 
 def _largest_ritz_value(reference: DoubleBackward, steps: int) -> float:
@@ -346,6 +350,10 @@ def test_renyi_sharpness_of_small_layers_is_that_of_double_backward(
             continue
         block = reference.block(f"{name}.weight")
         magnitudes = torch.linalg.eigvalsh((block + block.T) / 2).abs()
+        if not magnitudes.any():  # a head that the loss takes nothing of
+            assert all(math.isnan(result[name][order].value) for order in ORDERS)
+            assert all("zero" in result[name][order].assumptions["reason"] for order in ORDERS)
+            continue
         for order in ORDERS:
             one = result[name][order]
             low, high = _sharpness_bounds(magnitudes, order)
