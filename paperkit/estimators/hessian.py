@@ -350,7 +350,8 @@ def hessian_top_eigenvalues(
     tolerance : float
         Of the residual, relative to the largest magnitude seen.
     max_products : int
-        Cap; ``converged=False`` where a pair has not met the tolerance by then.
+        Cap; ``converged=False`` where a pair has not met the tolerance by then, or, of several
+        pairs, the search for further copies of them has not ended (``complete``).
 
     Returns
     -------
@@ -365,7 +366,7 @@ def hessian_top_eigenvalues(
     operator = HessianOperator(
         model, data, loss, parameters, memory_budget=max(1, memory_budget // 2)
     )
-    with operator.cached():
+    with operator.cached() as held:
         pairs = top_eigenpairs(
             operator,
             operator.dimension,
@@ -376,17 +377,18 @@ def hessian_top_eigenvalues(
             seed=seed,
             dtype=operator.dtype,
             device=operator.device,
+            memory_budget=memory_budget - held,
         )
     first, distance = float(pairs.eigenvalues[0]), float(pairs.residuals[0])
     return TopEigenvalues(
         value=first,
         measure="hessian_top_eigenvalues",
-        method="block Lanczos",
+        method="Lanczos",
         n=operator.num_samples,
         loss=loss,
         bracket=(first - distance, first + distance),
-        converged=bool(pairs.converged.all()),
-        assumptions={"which": which, "products": pairs.products},
+        converged=bool(pairs.converged.all()) and pairs.complete,
+        assumptions={"which": which, "products": pairs.products, "complete": pairs.complete},
         eigenvalues=pairs.eigenvalues,
         residuals=pairs.residuals,
         vectors=pairs.vectors,

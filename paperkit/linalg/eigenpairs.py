@@ -1,28 +1,41 @@
-"""The largest eigenvalues of a symmetric operator with their vectors, by restarted block Lanczos.
+r"""The largest eigenvalues of a symmetric operator with their vectors, by thick-restarted Lanczos.
 
-A block of k random starting vectors spans a Krylov space that holds, with probability one, as many
-copies of every eigenvalue as it has, up to k: a multiple eigenvalue is found k times, which a
-single starting vector would miss.
+One starting vector gives the longest Krylov space for a number of products, but it meets a multiple
+eigenvalue only once. So when k pairs have converged, a second search from another random vector
+looks for what is missing in their complement. What it finds is added, and the search repeated. It
+ends when a larger eigenvalue there would have been seen: after m steps with a random vector, the
+largest Ritz value is below the largest eigenvalue by more than the share ε of the spectrum's range
+with probability at most :math:`1.648 \sqrt d\, e^{-\sqrt\varepsilon (2m - 1)}`.
+
+Sources: Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems"
+(2000); Kuczyński and Woźniakowski, "Estimating the largest eigenvalue by the power and Lanczos
+algorithms with a random start" (1992), theorem 4.1.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from paperkit import arguments
-from paperkit.linalg.lanczos import BREAKDOWN, Operator, apply
-from paperkit.linalg.probes import draw_probes, generator_of
+from paperkit.linalg.lanczos import BREAKDOWN, CANCELLED, Operator, apply
+from paperkit.linalg.probes import GIBIBYTE, MemoryBudgetError, draw_probes, generator_of
 from paperkit.linalg.traces import Deflation
 
 ORDERS = ("magnitude", "algebraic")
 """Largest absolute value first; largest value first."""
 
-# The basis is cut back to half when it would exceed so many blocks, or so many dimensions.
-_BLOCKS = 6
-_SMALLEST_BASIS = 40
+# The basis is cut back when it would exceed so many vectors for each pair, or so many in all.
+_VECTORS_EACH, _SMALLEST_BASIS = 6, 40
+# Vectors beside the basis: the newest, its image, what a product makes on its way, the result.
+_BESIDE = 6
+# The probability that a search of the complement may end too early.
+_DOUBT = 1e-3
+# Entries of the basis that are rotated at a time.
+_COLUMNS = 2**18
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,9 @@ class Eigenpairs:
         Shape (k,), float64, on the CPU: ‖A v − λ v‖. An eigenvalue of A is at most so far away.
     converged : Tensor
         Shape (k,), bool: whether the residual met the tolerance.
+    complete : bool
+        Whether a search for further copies and for missed eigenvalues came to its end. One pair
+        needs none.
     products : int
         Operator-vector products.
     """
@@ -47,6 +63,7 @@ class Eigenpairs:
     vectors: Tensor
     residuals: Tensor
     converged: Tensor
+    complete: bool
     products: int
 
     def deflation(self) -> Deflation:
@@ -65,18 +82,14 @@ def top_eigenpairs(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
+    memory_budget: int = GIBIBYTE,
 ) -> Eigenpairs:
     r"""Compute the k eigenvalues of largest magnitude, or the k largest ones, and their vectors.
-
-    Block Lanczos with full reorthogonalization and thick restarts (Wu and Simon 2000, for blocks):
-    when the basis is full, its best Ritz vectors are kept together with the residual block, which
-    keeps the projected problem exact. The k-th value is wrong only where a start of k random
-    vectors misses a direction, or where the iteration was stopped.
 
     Parameters
     ----------
     operator : callable
-        Symmetric; maps (j, d) to (j, d) for any j up to k, rows are vectors.
+        Symmetric; maps (1, d) to (1, d), rows are vectors.
     dimension : int
         d.
     k : int
@@ -87,91 +100,294 @@ def top_eigenpairs(
         A pair has converged when its residual is at most this times the largest magnitude seen.
         The error of an eigenvalue is then of the order of the square, divided by its gap.
     max_products : int
-        Stops the iteration, at the block that would exceed it; at least k.
+        Stops the iteration; at least k.
     seed : int
-        Of the starting block.
+        Of the starting vectors.
     dtype, device
         The operator's. In single precision, take a tolerance above 1e-6.
+    memory_budget : int
+        Bytes for the basis, of max(6k, 40) vectors where they fit, fewer else, and for the result.
 
     Returns
     -------
     Eigenpairs
-        Ordered; the basis takes max(6k, 40) · d numbers.
+        Ordered.
 
     Raises
     ------
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, or the operator returns another shape,
         NaN or infinite entries.
+    MemoryBudgetError
+        A ValueError: if the budget does not hold the smallest basis.
     """
     dimension = arguments.integer("dimension", dimension, at_least=1)
     size = "the operator has no more dimensions"
     k = arguments.integer("k", k, at_least=1, at_most=dimension, because=size)
     which = arguments.choice("which", which, ORDERS)
-    first = f"the first block takes k={k}"
+    first = f"the first k={k} Ritz values take as many"
     max_products = arguments.integer("max_products", max_products, at_least=k, because=first)
     tolerance = arguments.number("tolerance", tolerance, above=0)
-    longest = max(_BLOCKS * k, _SMALLEST_BASIS)
-    start = draw_probes(
-        k, dimension, generator_of(seed), distribution="normal", dtype=dtype, device=device
-    )
-    block = torch.linalg.qr(start.T).Q.T
-    basis = block[:0]
-    projected = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
-    products = 0
-    scale = 0.0
+    device, dtype = arguments.device("device", device), arguments.dtype("dtype", dtype)
+    room = _room(dimension, k, dtype, memory_budget)
+    generator = generator_of(seed)
+    found = _Pairs(torch.empty(0, dimension, dtype=dtype, device=device))
+    scale, least, products = 0.0, math.inf, 0
     while True:
-        images = apply(operator, block)
-        products += len(block)
-        basis = torch.cat([basis, block])
-        projected = _extended(projected, basis, images)
-        residual = _residual(basis, images)
-        ritz, rotations = _ordered(projected, which)
-        scale = max(scale, float(ritz.abs().max()))
-        next_block, coupling = _row_space(residual, scale)
-        # A Ritz vector leaves the basis only through its part in the last block.
-        leaks = (coupling.T @ rotations[-len(block) :]).norm(dim=0)
-        met = leaks[:k] <= tolerance * scale
-        finished = bool(met.all())
-        invariant = len(next_block) == 0 or len(basis) == dimension
-        if finished or invariant or products + len(next_block) > max_products:
+        start = draw_probes(
+            1, dimension, generator, distribution="normal", dtype=dtype, device=device
+        ).squeeze(0)
+        search = _Search(operator, start, found.vectors, which, room - len(found), k)
+        ended = False
+        while not (ended or search.exhausted or products == max_products):
+            search.step()
+            products += 1
+            scale = max(scale, float(search.values.abs().max()))
+            least = min(least, float(search.values.min()))
+            close = tolerance * scale
+            new = search.belonging(found.values, k, close)
+            if new or len(found) < k:
+                met = bool((search.residuals[:new] <= close).all())
+                ended = met and len(found) + new >= k
+            else:
+                seen = float(search.residuals[0]) <= close
+                ended = seen or search.would_have_seen(found.values[-1], least)
+        new = search.belonging(found.values, k, tolerance * scale)
+        nothing_left = len(found) + len(search) == dimension
+        found = found.joined(search, new).first(k, which)
+        searched = ended or search.exhausted
+        complete = nothing_left or (searched and (new == 0 or k == 1))
+        if complete or products == max_products:
             break
-        if len(basis) + len(next_block) > longest:
-            kept = rotations[:, : (longest + k) // 2]
-            basis = kept.T.to(basis) @ basis
-            projected = torch.diag(ritz[: len(basis)])
-        block = next_block
-    vectors = rotations[:, :k].T.to(basis) @ basis
-    return Eigenpairs(ritz[:k], vectors, leaks[:k], met, products)
+    converged = found.residuals <= tolerance * scale
+    return Eigenpairs(found.values, found.vectors, found.residuals, converged, complete, products)
 
 
-def _extended(projected: Tensor, basis: Tensor, images: Tensor) -> Tensor:
-    """Border the projected matrix with the inner products of the basis and its last images."""
-    border = (basis @ images.T).to(dtype=torch.float64, device="cpu")
-    old = len(projected)
-    matrix = torch.zeros(len(basis), len(basis), dtype=torch.float64, device="cpu")
-    matrix[:old, :old] = projected
-    matrix[:, old:] = border
-    matrix[old:, :old] = border[:old].T
-    matrix[old:, old:] = (border[old:] + border[old:].T) / 2
-    return matrix
+def _room(dimension: int, k: int, dtype: torch.dtype, memory_budget: int) -> int:
+    """Return how many vectors fit beside the result."""
+    memory_budget = arguments.memory_budget("memory_budget", memory_budget)
+    least, most = k + 3, max(_VECTORS_EACH * k, _SMALLEST_BASIS) + k
+    each = dimension * dtype.itemsize
+    fitting = memory_budget // each - _BESIDE - k
+    if fitting < least and dimension > least:
+        raise MemoryBudgetError(
+            f"memory_budget={memory_budget} is too small for k={k} eigenpairs, whose basis holds "
+            f"vectors of {dimension} entries: pass at least {(least + _BESIDE + k) * each}."
+        )
+    return max(least, min(fitting, most))
 
 
-def _residual(basis: Tensor, images: Tensor) -> Tensor:
-    for _ in range(2):  # twice is enough
-        images = images - (images @ basis.T) @ basis
-    return images
+def _key(values: Tensor, which: str) -> Tensor:
+    return values.abs() if which == "magnitude" else values
 
 
-def _ordered(projected: Tensor, which: str) -> tuple[Tensor, Tensor]:
-    ritz, rotations = torch.linalg.eigh(projected)
-    order = (ritz.abs() if which == "magnitude" else ritz).argsort(descending=True)
-    return ritz[order], rotations[:, order]
+@dataclass(frozen=True)
+class _Pairs:
+    """Ritz pairs, largest first.
+
+    Attributes
+    ----------
+    vectors : Tensor
+        Shape (m, d).
+    values, residuals : Tensor
+        Shape (m,), float64, on the CPU.
+    """
+
+    vectors: Tensor
+    values: Tensor = field(default_factory=lambda: _float64(0))
+    residuals: Tensor = field(default_factory=lambda: _float64(0))
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def joined(self, search: _Search, count: int) -> _Pairs:
+        """Add the first pairs of a search, which is over then."""
+        if count == 0:
+            return self
+        values, residuals = search.values[:count], search.residuals[:count]
+        return _Pairs(
+            torch.cat([self.vectors, search.vectors(count)]),
+            torch.cat([self.values, values]),
+            torch.cat([self.residuals, residuals]),
+        )
+
+    def first(self, k: int, which: str) -> _Pairs:
+        order = _key(self.values, which).argsort(descending=True, stable=True)[:k]
+        if torch.equal(order, torch.arange(len(self), device="cpu")):
+            return self
+        return _Pairs(
+            self.vectors[order.to(self.vectors.device)], self.values[order], self.residuals[order]
+        )
 
 
-def _row_space(residual: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return orthonormal rows V and coefficients C with C V the residual, dropping round-off."""
-    left, sizes, right = torch.linalg.svd(residual, full_matrices=False)
-    rank = int((sizes > BREAKDOWN * torch.finfo(residual.dtype).eps * scale).sum())
-    coupling = left[:, :rank] * sizes[:rank]
-    return right[:rank], coupling.to(dtype=torch.float64, device="cpu")
+def _float64(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device="cpu")
+
+
+class _Search:
+    """Lanczos from one vector, in the complement of known vectors, with a bounded basis.
+
+    Attributes
+    ----------
+    values, residuals : Tensor
+        Shape (m,), float64: the Ritz values, in the order that was asked for.
+    exhausted : bool
+        Whether the Krylov space is invariant.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        start: Tensor,
+        known: Tensor,
+        which: str,
+        longest: int,
+        k: int,
+    ) -> None:
+        dimension = len(start)
+        longest = min(longest, dimension - len(known))
+        self.operator, self.known, self.which = operator, known, which
+        self._kept = min((longest + k) // 2, longest - 1)
+        self._basis = start.new_empty(longest, dimension)
+        self._projected = _float64(longest, longest)
+        # Of the images, along the known vectors.
+        self._outside = _float64(len(known), longest)
+        self._size = self._steps = 0
+        self._scale = self._coupling = 0.0
+        # Whether the last vectors follow from each other by the three-term recurrence.
+        self._recurring = False
+        self._epsilon = torch.finfo(start.dtype).eps
+        self.values = self.residuals = _float64(0)
+        self._rotations = _float64(0, 0)
+        _project_out(known, start)
+        _project_out(known, start)
+        self.exhausted = longest == 0
+        self._next = start.div_(float(start.norm()))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def step(self) -> None:
+        """Take one product."""
+        if self._size == len(self._basis):
+            self._restart()
+        j = self._size
+        self._basis[j] = self._next
+        self._size, self._steps = j + 1, self._steps + 1
+        image = apply(self.operator, self._next.unsqueeze(0)).squeeze(0)
+        if image.data_ptr() == self._next.data_ptr():
+            image = image.clone()
+        self._scale = max(self._scale, float(image.norm()))
+        left = self._take_off(image, j)
+        self.exhausted = self._full or left <= BREAKDOWN * self._epsilon * self._scale
+        self._coupling = left
+        self._next = image if self.exhausted else image.div_(left)
+        self._solve(0.0 if self.exhausted else left)
+
+    def _take_off(self, image: Tensor, j: int) -> float:
+        """Orthogonalize the image of vector j, note what is taken off it; return the norm left.
+
+        The three-term recurrence takes off what there is in exact arithmetic, and one pass over the
+        basis what round-off adds. After a restart the first image has a part along all vectors,
+        which is taken off by a pass of its own.
+        """
+        basis, column = self._basis[: j + 1], self._projected[: j + 1, j]
+        if self._recurring:
+            column[j] = (image * basis[j]).sum(dtype=torch.float64)
+            column[j - 1] = self._coupling
+            image.sub_(basis[j], alpha=float(column[j]))
+            image.sub_(basis[j - 1], alpha=self._coupling)
+        else:
+            column += _project_out(basis, image)
+        self._recurring = True
+        before = float(image.norm())
+        leaked = _project_out(basis, image)
+        column[j] += leaked[j]
+        self._outside[:, j] = _project_out(self.known, image)
+        left = float(image.norm())
+        if float(leaked.abs().max()) > self._epsilon**0.5 * self._scale:
+            raise ValueError(
+                "operator is not symmetric, or gives different results at each call: pass a "
+                "symmetric, deterministic one."
+            )
+        if left < CANCELLED * before:
+            _project_out(basis, image)
+            _project_out(self.known, image)
+            left = float(image.norm())
+        self._projected[j, :j] = column[:j]
+        return left
+
+    @property
+    def _full(self) -> bool:
+        return self._size == len(self._next) - len(self.known)
+
+    def _solve(self, left: float) -> None:
+        """Diagonalize the projected matrix; ``left`` is the last image's part outside the basis."""
+        projected = self._projected[: self._size, : self._size]
+        values, rotations = torch.linalg.eigh(projected)
+        order = _key(values, self.which).argsort(descending=True)
+        self.values, self._rotations = values[order], rotations[:, order]
+        # A Ritz vector leaves the basis only through its part in the last vector.
+        leaks = left * self._rotations[-1].abs()
+        outside = (self._outside[:, : self._size] @ self._rotations).norm(dim=0)
+        self.residuals = torch.hypot(leaks, outside)
+
+    def _restart(self) -> None:
+        """Cut the basis back to the first Ritz vectors."""
+        kept = self._kept
+        self._rotate(kept)
+        self._projected.zero_()
+        self._projected[:kept, :kept] = torch.diag(self.values[:kept])
+        self._outside[:, :kept] = self._outside @ self._rotations[:, :kept]
+        self._size, self._recurring = kept, False
+
+    def _rotate(self, count: int) -> None:
+        rotation = self._rotations[:, :count].T.to(self._basis)
+        for columns in self._basis[: self._size].split(_COLUMNS, dim=1):
+            columns[:count] = rotation @ columns
+
+    def vectors(self, count: int) -> Tensor:
+        """Return the first Ritz vectors, (count, d), and end the search."""
+        self._rotate(count)
+        return self._basis[:count].clone()
+
+    def belonging(self, others: Tensor, k: int, close: float) -> int:
+        """Return how many of the Ritz values are among the first k of these and the others.
+
+        Where the others are k already, one that is as close to the last of them as both are known
+        does not replace it.
+        """
+        keys, other_keys = _key(self.values, self.which), _key(others, self.which)
+        if len(others) == k:
+            keys = keys - close
+        before = (other_keys.unsqueeze(1) >= keys).sum(dim=0)
+        return int((before + torch.arange(len(keys), device="cpu") < k).sum())
+
+    def would_have_seen(self, last: Tensor, least: float) -> bool:
+        """Whether an eigenvalue before the last known one would have shown itself by now.
+
+        Parameters
+        ----------
+        last : Tensor
+            The value.
+        least : float
+            The smallest Ritz value of the operator so far.
+        """
+        bar = float(_key(last, self.which))
+        gap = bar - float(_key(self.values, self.which)[0])
+        span = 2 * bar if self.which == "magnitude" else bar - least
+        if gap <= 0 or span <= 0:
+            return False
+        exponent = math.sqrt(min(1.0, gap / span)) * (2 * self._steps - 1)
+        return math.log(1.648 * math.sqrt(len(self._next)) / _DOUBT) <= exponent
+
+
+def _project_out(rows: Tensor, vector: Tensor) -> Tensor:
+    """Take the part along orthonormal rows off a vector, in place; return it, float64."""
+    overlaps = _float64(len(rows))
+    if len(rows) == 0:
+        return overlaps
+    for some, part in zip(rows.split(_COLUMNS, dim=1), vector.split(_COLUMNS), strict=True):
+        overlaps += (some @ part).to(overlaps)
+    vector.addmv_(rows.T, overlaps.to(rows), alpha=-1)
+    return overlaps

@@ -8,6 +8,7 @@ first components of its eigenvectors are the weights of a Gauss quadrature for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ _WANTED = "a function from (k, d) to (k, d), vectors as rows"
 
 # A residual below this many units of round-off of the operator's norm is no new direction.
 BREAKDOWN = 100.0
+# What loses more than this share in an orthogonalization gets another one.
+CANCELLED = 0.5
 
 
 def apply(operator: Operator, vectors: Tensor) -> Tensor:
@@ -55,7 +58,8 @@ def apply(operator: Operator, vectors: Tensor) -> Tensor:
             f"operator maps shape {tuple(vectors.shape)} to {arguments.shown(images)}: it must "
             "take and return vectors as rows."
         )
-    if not bool(torch.isfinite(images).all()):
+    # The norm is one pass over the numbers; it overflows before they do.
+    if not math.isfinite(float(images.norm())) and not bool(torch.isfinite(images).all()):
         raise ValueError("operator returned NaN or infinite entries: check the model.")
     return images
 
@@ -105,8 +109,8 @@ class Tridiagonal:
 class Lanczos:
     """A batch of Lanczos recurrences that can be continued: take steps, look, take more.
 
-    The new vector is orthogonalized against all earlier ones, twice, so that the recurrences stay
-    those of exact arithmetic. Storing the k · m · d numbers of the basis is what this costs.
+    The new vector is orthogonalized against all earlier ones, so that the recurrences stay those of
+    exact arithmetic. Storing the k · m · d numbers of the basis is what this costs.
 
     Parameters
     ----------
@@ -187,6 +191,7 @@ class Lanczos:
         if self._off_diagonal:
             coupling = self._off_diagonal[-1].to(image.dtype).unsqueeze(1)
             image = image - coupling * self._previous
+        before = image.norm(dim=1, dtype=torch.float64)
         image, leaked = _orthogonalize(image, seen)
         # What the recurrence leaves along earlier vectors is round-off if A = A^T.
         if bool((leaked > self._epsilon**0.5 * self._scale).any()):
@@ -194,8 +199,11 @@ class Lanczos:
                 "operator is not symmetric, or gives different results at each call: pass a "
                 "symmetric, deterministic one."
             )
-        image, _ = _orthogonalize(image, seen)
         beta = image.norm(dim=1, dtype=torch.float64)
+        # The recurrence was the first pass over the basis; twice is enough where little is left.
+        if bool((beta < CANCELLED * before).any()):
+            image, _ = _orthogonalize(image, seen)
+            beta = image.norm(dim=1, dtype=torch.float64)
         self._taken += self._alive
         self._diagonal.append(torch.where(self._alive, alpha, 0.0))
         self._alive = self._alive & (beta > BREAKDOWN * self._epsilon * self._scale)
@@ -230,7 +238,7 @@ def _orthogonalize(image: Tensor, seen: list[Tensor]) -> tuple[Tensor, Tensor]:
 def lanczos(
     operator: Operator, starts: Tensor, steps: int, *, keep_basis: bool = False
 ) -> Tridiagonal:
-    """Run Lanczos with full reorthogonalization, twice, from each starting vector.
+    """Run Lanczos with full reorthogonalization from each starting vector.
 
     Source: Golub and Meurant, "Matrices, Moments and Quadrature with Applications" (2010), chapter
     4; the Rényi paper's Algorithm 1, where the off-diagonal entry of rows i and i + 1 must be

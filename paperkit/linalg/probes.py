@@ -24,6 +24,10 @@ def generator_of(seed: int) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(arguments.seed("seed", seed))
 
 
+class MemoryBudgetError(ValueError):
+    """What was asked for does not fit the memory budget."""
+
+
 def draw_probes(
     count: int,
     dimension: int,

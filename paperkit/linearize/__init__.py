@@ -1,5 +1,6 @@
 """A network and a batch → the inputs and output Jacobians of its layers, and their curvature."""
 
+from paperkit.linalg.probes import MemoryBudgetError
 from paperkit.linearize.batches import Batches, DataChangedError, batches
 from paperkit.linearize.dense import (
     dense_empirical_fisher,
@@ -14,7 +15,6 @@ from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.layer_operator import OperatorNorm, operator_norm
 from paperkit.linearize.linearize import (
     Linearization,
-    MemoryBudgetError,
     layers_of,
     linearize,
     linearize_in_chunks,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from paperkit import arguments
+from paperkit.linalg.probes import MemoryBudgetError
 from paperkit.linearize.dense import hessian_product
 from paperkit.linearize.evaluation import (
     SavedStorages,
@@ -64,10 +65,6 @@ _NOT_CALLED = "the forward pass does not call it"
 _ORDER = "it sees the samples mixed, or in another order than the outputs"
 
 _GOLDEN = 0.5 * (5.0**0.5 - 1.0)
-
-
-class MemoryBudgetError(ValueError):
-    """What was asked for does not fit the memory budget."""
 
 
 @dataclass(frozen=True)

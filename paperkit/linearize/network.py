@@ -400,8 +400,16 @@ def _refill(container: dict | list, content: dict | list) -> None:
         container[:] = content
 
 
+# Most of what a module has: these hold no tensor.
+_PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
+
+
 def _holds_tensors(value: object) -> bool:
+    if type(value) in _PLAIN_TYPES:
+        return False
     if isinstance(value, dict):
+        if not value:
+            return False
         value = list(value.values())
     if isinstance(value, list | tuple):
         return any(_like_a_tensor(part) for part in value)

@@ -19,10 +19,12 @@ the network's own last layer. All products follow from one forward-mode pass, th
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +51,7 @@ from paperkit.linearize.linearize import GIBIBYTE
 from paperkit.linearize.losses import LossLike, get_loss
 from paperkit.linearize.network import Forward, network_outputs, own_parameters
 from paperkit.linearize.problem import refuse_cut, settled, smallest_batch
-from paperkit.linearize.replacements import UsedFunctions
+from paperkit.linearize.replacements import UsedFunctions, differentiated_twice
 from paperkit.linearize.samples import Inputs, concatenate
 from paperkit.linearize.second_derivatives import missing_refused, refuse_wrong_second_derivative
 
@@ -97,7 +99,16 @@ class _Chunk:
 
 def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
     """Flatten the parts of ``count`` parameter vectors and join them: (count, d)."""
-    return torch.cat([part.reshape(count, -1) for part in parts], dim=1)
+    sizes = [part.numel() // count for part in parts]
+    joined = parts[0].new_empty(count, sum(sizes))
+    # Parts can lie in memory in any order: written to their place, they are copied once.
+    for place, part in zip(joined.split(sizes, dim=1), parts, strict=True):
+        if count == 1:
+            place.view(part.shape).copy_(part)
+        else:
+            part = part.unsqueeze(1) if part.ndim == 1 else part
+            place.unflatten(1, part.shape[1:]).copy_(part)
+    return joined
 
 
 def _random_like(outputs: Tensor) -> Tensor:
@@ -193,7 +204,7 @@ class CurvatureOperator(ABC):
         assert bound is not None
         self.model, self.data, self.loss = network, batches, bound
         self.products = 0
-        self._used = UsedFunctions()
+        self._used, self._noted = UsedFunctions(), True
         self._compared: frozenset[Callable] = frozenset()
         self.parameter_names, leaves = select_parameters(own_parameters(network), parameters)
         with self._evaluation() as everything:
@@ -202,8 +213,16 @@ class CurvatureOperator(ABC):
             self.device, self.dtype = leaves[0].device, leaves[0].dtype
             self.num_samples, self._sample_bytes = self._inspect(everything)
         refuse_cut(network, next(iter(batches))[0], self.parameter_names)
+        self._refuse_wrong()
+
+    def _refuse_wrong(self) -> None:  # noqa: B027 - first derivatives need no check
+        """Raise if derivatives that the products need are missing or wrong."""
+
+    @cached_property
+    def _routes(self) -> list[_Route]:
+        """The ways to compute that can be trusted; only products outside ``cached`` need them."""
         with self._evaluation() as everything:
-            self._routes = self._trusted_routes(everything)
+            return self._trusted_routes(everything)
 
     def _evaluation(self) -> AbstractContextManager[Parameters]:
         """Evaluation mode in which the chosen parameters alone record gradients."""
@@ -239,13 +258,14 @@ class CurvatureOperator(ABC):
         probes = vectors.detach().reshape(-1, self.dimension)
         total, count = self._sum(probes)
         self.products += len(probes)
-        product = total / count
+        product = total.div_(count)
         self._refuse_infinite(product)
         self._refuse_underflow(probes, product)
         return product.reshape(vectors.shape)
 
     def _refuse_infinite(self, product: Tensor) -> None:
-        if not bool(torch.isfinite(product).all()):
+        # The norm is one pass over the numbers; it overflows before they do.
+        if not math.isfinite(float(product.norm())) and not bool(torch.isfinite(product).all()):
             raise ValueError("the product has NaN or infinite entries: check the model's weights.")
 
     def _refuse_underflow(self, probes: Tensor, product: Tensor) -> None:
@@ -255,7 +275,13 @@ class CurvatureOperator(ABC):
         """
         limits = torch.finfo(self.dtype)
         least = limits.tiny / limits.eps
-        if self.dtype == torch.float64 or float(product.abs().max()) >= least or not probes.any():
+        if self.dtype == torch.float64 or product.numel() == 0:
+            return
+        # Some entries are large enough if the norm is: a pass that most products end with.
+        enough = least * math.sqrt(product.numel())
+        if float(product.norm()) >= enough or float(product.abs().max()) >= least:
+            return
+        if not probes.any():
             return
         largest = 0.0
         with self._evaluation() as everything, torch.no_grad():
@@ -332,13 +358,18 @@ class CurvatureOperator(ABC):
         self, everything: Parameters, inputs: Inputs, targets: Tensor, probes: Tensor
     ) -> Tensor:
         """Return the products with probes (k, d), summed over some samples."""
-        total = torch.zeros(probes.shape, dtype=self.dtype, device=self.device)
+        routes = self._routes  # which may measure first what a sample takes
         samples, at_once = self._chunk_sizes(len(inputs), len(probes))
+        total: list[Tensor] = []
         for x, y in zip(inputs.split(samples), targets.split(samples), strict=True):
             chunk = self._chunk(everything, x, y)
-            for part, sums in zip(probes.split(at_once), total.split(at_once), strict=True):
-                sums += self._sum_over_samples(chunk, part)
-        return total
+            for i, part in enumerate(probes.split(at_once)):
+                found = self._sum_over_samples(routes, chunk, part)
+                if i < len(total):
+                    total[i] += found
+                else:
+                    total.append(found)
+        return total[0] if len(total) == 1 else torch.cat(total)
 
     def _sum(self, probes: Tensor) -> tuple[Tensor, int]:
         """Return the products summed over all samples, (k, d), and the number of samples."""
@@ -400,7 +431,7 @@ class CurvatureOperator(ABC):
 
     def _chunk(self, everything: Parameters, inputs: Inputs, targets: Tensor) -> _Chunk:
         def network(chosen: Parameters) -> Tensor:
-            with self._used:
+            with self._used if self._noted else nullcontext():
                 return network_outputs(self.model, chosen, inputs)
 
         chosen = {name: everything[name] for name in self.parameter_names}
@@ -449,11 +480,11 @@ class CurvatureOperator(ABC):
         """Return the ways to compute that need a check, the fastest first."""
         return [self._all_at_once, self._one_by_one]
 
-    def _sum_over_samples(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+    def _sum_over_samples(self, routes: Sequence[_Route], chunk: _Chunk, probes: Tensor) -> Tensor:
         """Return the products summed over the samples of a chunk, (k, d)."""
-        route = next(r for r in self._routes if len(probes) > 1 or r != self._all_at_once)
-        self._used.functions.clear()
+        route = next(r for r in routes if len(probes) > 1 or r != self._all_at_once)
         if route != self._by_backward_passes:
+            self._used.functions.clear()
             # What the model cannot do at all, it will say again below.
             with suppress(Exception):
                 found = route(chunk, probes)
@@ -461,7 +492,11 @@ class CurvatureOperator(ABC):
                     return found
         # The model takes another path for this chunk than for the two samples of the check, which
         # therefore says nothing for the other fast ways either.
-        return self._by_backward_passes(chunk, probes)
+        self._noted = False
+        try:
+            return self._by_backward_passes(chunk, probes)
+        finally:
+            self._noted = True
 
     @abstractmethod
     def _all_at_once(self, chunk: _Chunk, probes: Tensor) -> Tensor:
@@ -511,9 +546,11 @@ class HessianOperator(CurvatureOperator):
     def _fast_routes(self) -> list[_Route]:
         return [self._by_jets, *super()._fast_routes()]
 
-    def _trusted_routes(self, everything: Parameters) -> list[_Route]:
+    def _refuse_wrong(self) -> None:
         inputs, targets = next(iter(self.data))
         refuse_wrong_second_derivative(self.model, inputs, targets, self.loss, self.parameter_names)
+
+    def _trusted_routes(self, everything: Parameters) -> list[_Route]:
         routes = super()._trusted_routes(everything)
         if routes[0] == self._by_jets:
             # A single sample may take another path, of which the estimate needs to know nothing.
@@ -600,7 +637,8 @@ class HessianOperator(CurvatureOperator):
 
     def _gradient_graph(self, chunk: _Chunk) -> tuple[Tensor, ...]:
         """Return the gradient, summed over samples, with its graph."""
-        outputs = chunk.network(chunk.parameters)
+        with differentiated_twice():
+            outputs = chunk.network(chunk.parameters)
         residuals = self._residuals(outputs, chunk.targets)
         with missing_refused():
             return reverse_pass([outputs], chunk.leaves(), [residuals], create_graph=True)
@@ -612,15 +650,16 @@ class HessianOperator(CurvatureOperator):
             return _rows(reverse_pass(gradient, chunk.leaves(), cotangents, retain_graph=True), 1)
 
     @contextmanager
-    def cached(self) -> Iterator[None]:
+    def cached(self) -> Iterator[int]:
         """Keep the graph of the gradient for products with single vectors, one after the other.
 
         Such a product is then one backward pass through the gradient's graph, without the passes
         that make it. Weights and data must stay as they are meanwhile; a product raises a
         ValueError where weights have changed. Where the graph does not fit the memory budget,
-        products are as they are outside.
+        products are as they are outside. Yields about how many bytes the products take.
         """
-        fits = GRADIENT_GRAPH * self._sample_bytes * self.num_samples <= self.memory_budget
+        graph = int(GRADIENT_GRAPH * self._sample_bytes * self.num_samples)
+        fits = graph <= self.memory_budget
         # The graph's leaves must go on recording for as long as it is used.
         with self._evaluation() if fits else nullcontext({}) as everything:
             graphs = []
@@ -630,7 +669,9 @@ class HessianOperator(CurvatureOperator):
                 graphs.append((chunk, self._gradient_graph(chunk)))
             self._graphs, self._versions = graphs, self._weight_versions()
             try:
-                yield
+                # The gradient and its derivative are of the parameters' size.
+                vectors = 2 * self.dimension * self.dtype.itemsize
+                yield vectors + (graph if fits else self.memory_budget)
             finally:
                 self._graphs = ()
 
@@ -643,9 +684,10 @@ class HessianOperator(CurvatureOperator):
             return super()._sum(probes)
         if self._weight_versions() != self._versions:
             raise ValueError("the model's weights have changed: leave cached() before they do.")
-        total = torch.zeros(probes.shape, dtype=self.dtype, device=self.device)
-        for chunk, gradient in self._graphs:
-            total += self._along(chunk, gradient, probes[0])
+        parts = [self._along(chunk, gradient, probes[0]) for chunk, gradient in self._graphs]
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
         return total, self.num_samples
 
 

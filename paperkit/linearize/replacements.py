@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -98,9 +100,35 @@ def _convolution(
     return function(input, weight, bias, stride, padding, *args, **kwargs)
 
 
-def _without_cudnn(function: Callable, *args: Any, **kwargs: Any) -> Any:
+_TWICE: ContextVar[bool] = ContextVar("whether a second derivative will be taken", default=False)
+
+
+@contextmanager
+def differentiated_twice() -> Iterator[None]:
+    """Tell the operations meanwhile that a second derivative will be taken through them."""
+    before = _TWICE.set(True)
+    try:
+        yield
+    finally:
+        _TWICE.reset(before)
+
+
+def _recurrence(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Run a recurrent layer without the kernels that have no second derivative, or a slow one.
+
+    cuDNN's have none. That of oneDNN's LSTM is made of half as many operations again as that of the
+    plain one, which has the slower first.
+    """
+    plain = _TWICE.get() and torch._C._get_mkldnn_enabled()
     with torch.backends.cudnn.flags(enabled=False):
-        return function(*args, **kwargs)
+        if not plain:
+            return function(*args, **kwargs)
+        # The public switch warns of formats that this machine lacks.
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch._C._set_mkldnn_enabled(True)
 
 
 def _dense_gradient(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
@@ -246,9 +274,5 @@ _BY_PARTS: dict[Callable, Callable] = {
     functional.embedding: partial(_dense_gradient, functional.embedding),
     functional.embedding_bag: _embedding_bag,
     **{f: partial(_convolution, f) for f in (torch.conv1d, torch.conv2d, torch.conv3d)},
-    # cuDNN's kernels have no second derivative.
-    **{
-        f: partial(_without_cudnn, f)
-        for f in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
-    },
+    **{f: partial(_recurrence, f) for f in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
 }
