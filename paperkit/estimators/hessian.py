@@ -3,6 +3,7 @@ r"""Trace, top eigenvalues and spectral density of the Hessian of the loss."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
 from paperkit.linalg import density
 from paperkit.linalg.eigenpairs import top_eigenpairs
-from paperkit.linalg.probes import chunk_sizes, generator_of
+from paperkit.linalg.probes import MemoryBudgetError, chunk_sizes, generator_of
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
 from paperkit.linalg.traces import (
     TraceEstimate,
@@ -24,11 +25,7 @@ from paperkit.linalg.traces import (
     hutchinson,
     xtrace,
 )
-from paperkit.linearize.linearize import (
-    GIBIBYTE,
-    MemoryBudgetError,
-    linearize_in_chunks,
-)
+from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
 from paperkit.linearize.losses import LossLike
 from paperkit.linearize.network import own_parameters
 from paperkit.linearize.operators import CurvatureOperator, HessianOperator, ResidualOperator
@@ -72,6 +69,10 @@ _ESTIMATORS: dict[str, Callable[..., TraceEstimate]] = {
     "xtrace": xtrace,
     "hutch++": hutch_plus_plus,
 }
+# Lanczos steps of a density, and the fewest where their vectors do not fit.
+_STEPS, _FEWEST_STEPS = 50, 10
+# Vectors beside a Lanczos basis.
+_BESIDE_BASIS = 5
 _ADVICE = "pass fewer products=, with a wider error bar, or fewer samples"
 
 # Vectors that XTrace and Hutch++ hold for each probe of their sketch: 7.5 measured.
@@ -397,6 +398,22 @@ def hessian_top_eigenvalues(
     )
 
 
+def _fitting_steps(operator: CurvatureOperator, steps: int | None, room: int) -> int:
+    """Return how many Lanczos steps a probe takes, for whose basis there is room."""
+    each = operator.dimension * operator.dtype.itemsize
+    fitting = room // each - _BESIDE_BASIS
+    wanted = min(_STEPS, operator.dimension) if steps is None else min(steps, operator.dimension)
+    if wanted <= fitting:
+        return wanted
+    if steps is None and fitting >= _FEWEST_STEPS:
+        return fitting
+    least = _FEWEST_STEPS if steps is None else wanted
+    raise MemoryBudgetError(
+        f"memory_budget is too small for {least} Lanczos steps, whose basis takes "
+        f"{least * each} bytes: {(least - fitting) * each} more hold it, or pass fewer steps."
+    )
+
+
 @dataclass(frozen=True)
 class HessianDensity:
     """The density of the Hessian's eigenvalues, and what it was made from.
@@ -429,7 +446,7 @@ def spectral_density(
     grid: Tensor | None = None,
     width: float | None = None,
     probes: int = 10,
-    steps: int = 50,
+    steps: int | None = None,
     seed: int = 0,
     memory_budget: int = GIBIBYTE,
 ) -> HessianDensity:
@@ -444,8 +461,11 @@ def spectral_density(
         largest.
     width : float, optional
         Standard deviation of the Gaussian; default a hundredth of the range of Ritz values.
-    probes, steps : int
+    probes : int
         Of the stochastic Lanczos quadrature (Rényi paper, Algorithm 1).
+    steps : int, optional
+        Of each probe; default 50, or as many as a basis of so many vectors has room for, if that
+        is ten at least. ``quadrature.steps`` tells.
 
     Returns
     -------
@@ -460,16 +480,21 @@ def spectral_density(
     operator = HessianOperator(
         model, data, loss, parameters, memory_budget=max(1, memory_budget // 2)
     )
-    quadrature = stochastic_lanczos_quadrature(
-        operator,
-        operator.dimension,
-        probes=probes,
-        steps=steps,
-        seed=seed,
-        dtype=operator.dtype,
-        device=operator.device,
-        memory_budget=max(1, memory_budget // 2),
-    )
+    alone = operator.suits_single_vectors
+    with operator.cached() if alone else nullcontext(memory_budget // 2) as held:
+        room = memory_budget - held
+        steps = _fitting_steps(operator, steps, room)
+        quadrature = stochastic_lanczos_quadrature(
+            operator,
+            operator.dimension,
+            probes=probes,
+            steps=steps,
+            probes_at_once=1 if alone else None,
+            seed=seed,
+            dtype=operator.dtype,
+            device=operator.device,
+            memory_budget=max(1, room),
+        )
     nodes = quadrature.gauss.nodes[quadrature.gauss.weights > 0]
     low, high = float(nodes.min()), float(nodes.max())
     if width is None:

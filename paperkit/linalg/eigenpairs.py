@@ -21,7 +21,15 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
-from paperkit.linalg.lanczos import BREAKDOWN, CANCELLED, Operator, apply
+from paperkit.linalg.lanczos import (
+    BREAKDOWN,
+    CANCELLED,
+    COLUMNS,
+    Operator,
+    apply,
+    inner,
+    project_out,
+)
 from paperkit.linalg.probes import GIBIBYTE, MemoryBudgetError, draw_probes, generator_of
 from paperkit.linalg.traces import Deflation
 
@@ -34,8 +42,6 @@ _VECTORS_EACH, _SMALLEST_BASIS = 6, 40
 _BESIDE = 6
 # The probability that a search of the complement may end too early.
 _DOUBT = 1e-3
-# Entries of the basis that are rotated at a time.
-_COLUMNS = 2**18
 
 
 @dataclass(frozen=True)
@@ -259,8 +265,8 @@ class _Search:
         self._epsilon = torch.finfo(start.dtype).eps
         self.values = self.residuals = _float64(0)
         self._rotations = _float64(0, 0)
-        _project_out(known, start)
-        _project_out(known, start)
+        project_out(known, start)
+        project_out(known, start)
         self.exhausted = longest == 0
         self._next = start.div_(float(start.norm()))
 
@@ -293,17 +299,17 @@ class _Search:
         """
         basis, column = self._basis[: j + 1], self._projected[: j + 1, j]
         if self._recurring:
-            column[j] = (image * basis[j]).sum(dtype=torch.float64)
+            column[j] = float(inner(image.unsqueeze(0), basis[j:]))
             column[j - 1] = self._coupling
             image.sub_(basis[j], alpha=float(column[j]))
             image.sub_(basis[j - 1], alpha=self._coupling)
         else:
-            column += _project_out(basis, image)
+            column += project_out(basis, image).cpu()
         self._recurring = True
         before = float(image.norm())
-        leaked = _project_out(basis, image)
+        leaked = project_out(basis, image).cpu()
         column[j] += leaked[j]
-        self._outside[:, j] = _project_out(self.known, image)
+        self._outside[:, j] = project_out(self.known, image).cpu()
         left = float(image.norm())
         if float(leaked.abs().max()) > self._epsilon**0.5 * self._scale:
             raise ValueError(
@@ -311,8 +317,8 @@ class _Search:
                 "symmetric, deterministic one."
             )
         if left < CANCELLED * before:
-            _project_out(basis, image)
-            _project_out(self.known, image)
+            project_out(basis, image)
+            project_out(self.known, image)
             left = float(image.norm())
         self._projected[j, :j] = column[:j]
         return left
@@ -343,7 +349,7 @@ class _Search:
 
     def _rotate(self, count: int) -> None:
         rotation = self._rotations[:, :count].T.to(self._basis)
-        for columns in self._basis[: self._size].split(_COLUMNS, dim=1):
+        for columns in self._basis[: self._size].split(COLUMNS, dim=1):
             columns[:count] = rotation @ columns
 
     def vectors(self, count: int) -> Tensor:
@@ -380,14 +386,3 @@ class _Search:
             return False
         exponent = math.sqrt(min(1.0, gap / span)) * (2 * self._steps - 1)
         return math.log(1.648 * math.sqrt(len(self._next)) / _DOUBT) <= exponent
-
-
-def _project_out(rows: Tensor, vector: Tensor) -> Tensor:
-    """Take the part along orthonormal rows off a vector, in place; return it, float64."""
-    overlaps = _float64(len(rows))
-    if len(rows) == 0:
-        return overlaps
-    for some, part in zip(rows.split(_COLUMNS, dim=1), vector.split(_COLUMNS), strict=True):
-        overlaps += (some @ part).to(overlaps)
-    vector.addmv_(rows.T, overlaps.to(rows), alpha=-1)
-    return overlaps

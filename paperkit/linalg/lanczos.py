@@ -26,6 +26,8 @@ _WANTED = "a function from (k, d) to (k, d), vectors as rows"
 BREAKDOWN = 100.0
 # What loses more than this share in an orthogonalization gets another one.
 CANCELLED = 0.5
+# Entries of long vectors that are summed at a time, in the vectors' own precision.
+COLUMNS = 2**18
 
 
 def apply(operator: Operator, vectors: Tensor) -> Tensor:
@@ -184,35 +186,35 @@ class Lanczos:
     def _step(self, seen: list[Tensor]) -> None:
         """One step of the three-term recurrence, and the orthogonalization against ``seen``."""
         image = apply(self.operator, self._vector)
-        alpha = (image * self._vector).sum(dim=1, dtype=torch.float64)
-        size = image.norm(dim=1, dtype=torch.float64)
-        self._scale = torch.maximum(self._scale, size)
-        image = image - alpha.to(image.dtype).unsqueeze(1) * self._vector
+        alpha = inner(image, self._vector)
+        self._scale = torch.maximum(self._scale, inner(image, image).sqrt())
+        image = torch.addcmul(image, alpha.to(image).unsqueeze(1), self._vector, value=-1)
         if self._off_diagonal:
-            coupling = self._off_diagonal[-1].to(image.dtype).unsqueeze(1)
-            image = image - coupling * self._previous
-        before = image.norm(dim=1, dtype=torch.float64)
-        image, leaked = _orthogonalize(image, seen)
+            coupling = self._off_diagonal[-1].to(image).unsqueeze(1)
+            image.addcmul_(coupling, self._previous, value=-1)
+        before = inner(image, image).sqrt()
+        leaked = _orthogonalize(image, seen)
         # What the recurrence leaves along earlier vectors is round-off if A = A^T.
         if bool((leaked > self._epsilon**0.5 * self._scale).any()):
             raise ValueError(
                 "operator is not symmetric, or gives different results at each call: pass a "
                 "symmetric, deterministic one."
             )
-        beta = image.norm(dim=1, dtype=torch.float64)
+        beta = inner(image, image).sqrt()
         # The recurrence was the first pass over the basis; twice is enough where little is left.
         if bool((beta < CANCELLED * before).any()):
-            image, _ = _orthogonalize(image, seen)
-            beta = image.norm(dim=1, dtype=torch.float64)
+            _orthogonalize(image, seen)
+            beta = inner(image, image).sqrt()
         self._taken += self._alive
         self._diagonal.append(torch.where(self._alive, alpha, 0.0))
         self._alive = self._alive & (beta > BREAKDOWN * self._epsilon * self._scale)
         if self.steps == image.shape[1]:
             self._alive = torch.zeros_like(self._alive)
         self._off_diagonal.append(torch.where(self._alive, beta, 0.0))
-        safe = torch.where(self._alive, beta, 1.0).to(image.dtype).unsqueeze(1)
         self._previous = self._vector
-        self._vector = torch.where(self._alive.unsqueeze(1), image / safe, 0.0)
+        self._vector = image.div_(torch.where(self._alive, beta, 1.0).to(image).unsqueeze(1))
+        if not bool(self._alive.all()):
+            self._vector[~self._alive] = 0.0
 
     def tridiagonal(self, *, keep_basis: bool = False) -> Tridiagonal:
         """Return what the steps so far have found, with the Lanczos vectors on request."""
@@ -225,14 +227,45 @@ class Lanczos:
         )
 
 
-def _orthogonalize(image: Tensor, seen: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Project (k, d) off the k bases, and return the largest component removed, (k,)."""
-    largest = torch.zeros_like(image[:, 0])
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner products of k pairs of vectors, (k, d) and (k, d) → (k,), float64."""
+    if a.shape[1] <= COLUMNS:
+        return (a * b).sum(dim=1, dtype=torch.float64)
+    pairs = zip(a.split(COLUMNS, dim=1), b.split(COLUMNS, dim=1), strict=True)
+    return torch.stack([torch.linalg.vecdot(x, y) for x, y in pairs]).sum(0, dtype=torch.float64)
+
+
+def project_out(rows: Tensor, vector: Tensor) -> Tensor:
+    """Take the part along m orthonormal rows (m, d) off a vector (d,), in place.
+
+    Returns
+    -------
+    Tensor
+        Shape (m,), float64: its inner products with them.
+    """
+    overlaps = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    if len(rows):
+        pieces = zip(rows.split(COLUMNS, dim=1), vector.split(COLUMNS), strict=True)
+        for some, part in pieces:
+            overlaps += some @ part
+        vector.addmv_(rows.T, overlaps.to(rows), alpha=-1)
+    return overlaps
+
+
+def _orthogonalize(image: Tensor, seen: list[Tensor]) -> Tensor:
+    """Project (k, d) off the k bases, in place; return the largest component removed, (k,)."""
+    largest = torch.zeros(len(image), dtype=torch.float64, device=image.device)
     for basis in seen:
-        overlap = torch.bmm(basis, image.unsqueeze(2))
-        largest = torch.maximum(largest, overlap.abs().amax(dim=(1, 2)))
-        image = image - torch.bmm(basis.transpose(1, 2), overlap).squeeze(2)
-    return image, largest
+        if image.shape[1] > COLUMNS:
+            # A product with one matrix is several times faster than one with a stack of them.
+            overlap = torch.stack(
+                [project_out(*pair) for pair in zip(basis, image, strict=True)]
+            ).unsqueeze(2)
+        else:
+            overlap = torch.bmm(basis, image.unsqueeze(2))
+            image -= torch.bmm(basis.transpose(1, 2), overlap).squeeze(2)
+        largest = torch.maximum(largest, overlap.abs().amax(dim=(1, 2)).to(largest))
+    return largest
 
 
 def lanczos(

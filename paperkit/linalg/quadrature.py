@@ -469,6 +469,7 @@ def stochastic_lanczos_quadrature(
     targets: Sequence[Callable[[SpectralQuadrature], Estimate]] = (),
     positive_semidefinite: bool = False,
     distribution: str = "rademacher",
+    probes_at_once: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
@@ -499,12 +500,16 @@ def stochastic_lanczos_quadrature(
         That the operator is; adds the Radau rules, and so brackets of more functions.
     distribution : str
         One of ``"rademacher"``, ``"sphere"``, ``"normal"``.
+    probes_at_once : int, optional
+        That the operator is called with; default as many as fit. One suits an operator that
+        multiplies single vectors faster.
     seed : int
         Of the probes.
     dtype, device
         The operator's.
     memory_budget : int
-        Bytes for the Lanczos bases of the probes that run at once (at least two of them). With
+        Bytes for the Lanczos bases of the probes that run at once (at least two of them, unless
+        ``probes_at_once`` says otherwise). With
         ``steps=None``, later chunks may take another number of steps.
 
     Returns
@@ -542,7 +547,11 @@ def stochastic_lanczos_quadrature(
         allowed = (quadrature.probes / probes) ** 0.5
         return all(target(quadrature).bracket_ratio <= allowed for target in targets)
 
-    for count in chunk_sizes(probes, elements, dtype, memory_budget):
+    counts = chunk_sizes(probes, elements, dtype, memory_budget)
+    if probes_at_once is not None:
+        most = min(arguments.integer("probes_at_once", probes_at_once, at_least=1), max(counts))
+        counts = [most] * (probes // most) + [probes % most] * (probes % most > 0)
+    for count in counts:
         starts = draw_probes(
             count, dimension, generator, distribution=distribution, dtype=dtype, device=device
         )

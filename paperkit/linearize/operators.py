@@ -66,6 +66,10 @@ _SAMPLES_AT_ONCE = 8
 # Float64 numbers for each output of a sample and each vector, as the loss's curvature is applied.
 _LOSS_ENTRIES = 5
 
+# Bytes that the samples save over bytes of the weights, from which on passes are what a product
+# costs, rather than the weights' own arithmetic.
+_WORK_IN_SAMPLES = 10
+
 # Peak bytes of a product with jets, in units of what their pass forward saves.
 _JETS_MEMORY = 1.6
 
@@ -658,8 +662,7 @@ class HessianOperator(CurvatureOperator):
         ValueError where weights have changed. Where the graph does not fit the memory budget,
         products are as they are outside. Yields about how many bytes the products take.
         """
-        graph = int(GRADIENT_GRAPH * self._sample_bytes * self.num_samples)
-        fits = graph <= self.memory_budget
+        fits = self._graph_fits
         # The graph's leaves must go on recording for as long as it is used.
         with self._evaluation() if fits else nullcontext({}) as everything:
             graphs = []
@@ -671,9 +674,30 @@ class HessianOperator(CurvatureOperator):
             try:
                 # The gradient and its derivative are of the parameters' size.
                 vectors = 2 * self.dimension * self.dtype.itemsize
-                yield vectors + (graph if fits else self.memory_budget)
+                yield vectors + (self._graph_bytes if fits else self.memory_budget)
             finally:
                 self._graphs = ()
+
+    @property
+    def suits_single_vectors(self) -> bool:
+        """Whether single products within :meth:`cached` cost no more than several at a time.
+
+        They share nothing there but the graph. Several at a time share passes with rules of their
+        own, where the work is in the samples rather than in the weights; on a GPU they always pay.
+        """
+        if self.device.type != "cpu" or not self._graph_fits:
+            return False
+        weights = self.dimension * self.dtype.itemsize
+        few = self._sample_bytes * self.num_samples < _WORK_IN_SAMPLES * weights
+        return few or self._routes[0] != self._by_jets
+
+    @property
+    def _graph_bytes(self) -> int:
+        return int(GRADIENT_GRAPH * self._sample_bytes * self.num_samples)
+
+    @property
+    def _graph_fits(self) -> bool:
+        return self._graph_bytes <= self.memory_budget
 
     def _weight_versions(self) -> list[int]:
         tensors = itertools.chain(self.model.parameters(), self.model.buffers())
