@@ -60,9 +60,16 @@ def block_probe_trace(operator: CurvatureOperator, products: int, *, seed: int) 
         If fewer than two products are allowed.
     """
     products = arguments.integer("products", products, at_least=2, because="one has no spread")
-    forms = operator.block_quadratic_forms(products, generator_of(seed)) / operator.num_samples
+    generator, blocks = generator_of(seed), _blocks(operator)
+    forms = operator.block_quadratic_forms(products, generator, blocks=blocks)
+    forms = forms / operator.num_samples
     error = (forms.var(dim=1).sum() / products).sqrt()
     return TraceEstimate(float(forms.sum(dim=0).mean()), float(error), products, "block_probes")
+
+
+def _blocks(operator: CurvatureOperator) -> int:
+    """Return how many blocks of samples have probes of their own, where one stream holds them."""
+    return min(_MOST_BLOCKS, max(1, operator.num_samples // _BLOCK))
 
 
 _ESTIMATORS: dict[str, Callable[..., TraceEstimate]] = {
@@ -71,6 +78,9 @@ _ESTIMATORS: dict[str, Callable[..., TraceEstimate]] = {
 }
 # Lanczos steps of a density, and the fewest where their vectors do not fit.
 _STEPS, _FEWEST_STEPS = 50, 10
+# Blocks of samples with probes of their own: passes over fewer samples leave the processor idle. So
+# few blocks average less than what the eigenvalues of a few vectors' images explain.
+_BLOCK, _MOST_BLOCKS, _FEWEST_BLOCKS = 32, 32, 8
 # Vectors beside a Lanczos basis.
 _BESIDE_BASIS = 5
 _ADVICE = "pass fewer products=, with a wider error bar, or fewer samples"
@@ -186,7 +196,11 @@ def hessian_trace(
                 f"{products // 2} vectors of {operator.dimension} entries and their images: take "
                 "method='block_probes'."
             )
-        with gradient.progress(operator, products, method) as watched:
+        kept = operator.graph_serves(products // 2)
+        with (
+            operator.cached() if kept else nullcontext(),
+            gradient.progress(operator, products, method) as watched,
+        ):
             estimate = _ESTIMATORS[method](
                 watched,
                 operator.dimension,
@@ -220,7 +234,8 @@ def _chosen_method(
 
 def _without_parts(operator: CurvatureOperator, products: int, memory_budget: int) -> str:
     """Choose an estimator of the whole: of those that need only products."""
-    if operator.shares_passes or not _vectors_fit(operator, products, memory_budget):
+    averages = operator.shares_passes and _blocks(operator) >= _FEWEST_BLOCKS
+    if averages or not _vectors_fit(operator, products, memory_budget):
         return "block_probes"
     return "xtrace"
 
@@ -481,7 +496,8 @@ def spectral_density(
         model, data, loss, parameters, memory_budget=max(1, memory_budget // 2)
     )
     alone = operator.suits_single_vectors
-    with operator.cached() if alone else nullcontext(memory_budget // 2) as held:
+    kept = operator.graph_serves(1 if alone else probes)
+    with operator.cached() if kept else nullcontext(memory_budget // 2) as held:
         room = memory_budget - held
         steps = _fitting_steps(operator, steps, room)
         quadrature = stochastic_lanczos_quadrature(

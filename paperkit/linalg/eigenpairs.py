@@ -283,7 +283,7 @@ class _Search:
         image = apply(self.operator, self._next.unsqueeze(0)).squeeze(0)
         if image.data_ptr() == self._next.data_ptr():
             image = image.clone()
-        self._scale = max(self._scale, float(image.norm()))
+        self._scale = max(self._scale, _norm(image))
         left = self._take_off(image, j)
         self.exhausted = self._full or left <= BREAKDOWN * self._epsilon * self._scale
         self._coupling = left
@@ -306,11 +306,11 @@ class _Search:
         else:
             column += project_out(basis, image).cpu()
         self._recurring = True
-        before = float(image.norm())
+        before = _norm(image)
         leaked = project_out(basis, image).cpu()
         column[j] += leaked[j]
         self._outside[:, j] = project_out(self.known, image).cpu()
-        left = float(image.norm())
+        left = _norm(image)
         if float(leaked.abs().max()) > self._epsilon**0.5 * self._scale:
             raise ValueError(
                 "operator is not symmetric, or gives different results at each call: pass a "
@@ -319,7 +319,7 @@ class _Search:
         if left < CANCELLED * before:
             project_out(basis, image)
             project_out(self.known, image)
-            left = float(image.norm())
+            left = _norm(image)
         self._projected[j, :j] = column[:j]
         return left
 
@@ -386,3 +386,12 @@ class _Search:
             return False
         exponent = math.sqrt(min(1.0, gap / span)) * (2 * self._steps - 1)
         return math.log(1.648 * math.sqrt(len(self._next)) / _DOUBT) <= exponent
+
+
+def _norm(vector: Tensor) -> float:
+    """Return the Euclidean norm, also where the squares are too small for the format."""
+    found = float(vector.norm())
+    if found > torch.finfo(vector.dtype).tiny ** 0.5:
+        return found
+    largest = float(vector.abs().max())
+    return largest * float((vector / largest).norm()) if largest > 0 else 0.0

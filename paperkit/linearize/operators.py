@@ -18,10 +18,11 @@ the network's own last layer. All products follow from one forward-mode pass, th
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,6 +114,11 @@ def _rows(parts: Sequence[Tensor], count: int) -> Tensor:
             part = part.unsqueeze(1) if part.ndim == 1 else part
             place.unflatten(1, part.shape[1:]).copy_(part)
     return joined
+
+
+def _sum_in_place(tensors: Iterable[Tensor]) -> Tensor:
+    """Add tensors to the first of them."""
+    return functools.reduce(Tensor.add_, tensors)
 
 
 def _random_like(outputs: Tensor) -> Tensor:
@@ -465,17 +471,21 @@ class CurvatureOperator(ABC):
         probes = probes.to(self.device, self.dtype)
         self._used.functions.clear()
         expected = self._by_backward_passes(chunk, probes)
-        tolerance = torch.finfo(self.dtype).eps ** 0.5 * float(expected.norm())
-        routes = []
+        # Squares of the entries themselves may be too small for the format.
+        scale = float(expected.abs().max()) or 1.0
+        tolerance = torch.finfo(self.dtype).eps ** 0.5 * float((expected / scale).norm())
+        routes: list[_Route] = []
         for route in self._fast_routes():
+            if routes and route != self._one_by_one:
+                continue  # one way for several vectors is enough
             try:
-                difference = float((route(chunk, probes) - expected).norm())
+                difference = float(((route(chunk, probes) - expected) / scale).norm())
             # An operation without a rule, or a model's own code that takes nothing but a tensor.
             except Exception:
                 continue
             if difference <= tolerance:
                 routes.append(route)
-                if route != self._all_at_once:  # it serves single vectors as well
+                if route not in self._for_several:
                     break
         self._compared = frozenset(self._used.functions)
         return [*routes, self._by_backward_passes]
@@ -484,9 +494,14 @@ class CurvatureOperator(ABC):
         """Return the ways to compute that need a check, the fastest first."""
         return [self._all_at_once, self._one_by_one]
 
+    @property
+    def _for_several(self) -> tuple[_Route, ...]:
+        """Ways that have nothing over others for a single vector."""
+        return (self._all_at_once,)
+
     def _sum_over_samples(self, routes: Sequence[_Route], chunk: _Chunk, probes: Tensor) -> Tensor:
         """Return the products summed over the samples of a chunk, (k, d)."""
-        route = next(r for r in routes if len(probes) > 1 or r != self._all_at_once)
+        route = next(r for r in routes if len(probes) > 1 or r not in self._for_several)
         if route != self._by_backward_passes:
             self._used.functions.clear()
             # What the model cannot do at all, it will say again below.
@@ -533,6 +548,7 @@ class HessianOperator(CurvatureOperator):
     # What `cached` keeps: each batch with its gradient, and the weights' versions at that time.
     _graphs: Sequence[tuple[_Chunk, tuple[Tensor, ...]]] = ()
     _versions: Sequence[int] = ()
+    _functions_kept: frozenset[Callable] = frozenset()
 
     def _pulled_back(self, outputs: Tensor, targets: Tensor) -> Tensor:
         change = _random_like(outputs)
@@ -548,11 +564,28 @@ class HessianOperator(CurvatureOperator):
         return self.loss.hessian_product(outputs, change, targets)
 
     def _fast_routes(self) -> list[_Route]:
-        return [self._by_jets, *super()._fast_routes()]
+        # Jets save passes over the samples and cost passes over the weights.
+        first = [self._by_jets, self._by_one_backward_pass]
+        return [*(first[::-1] if self._work_is_in_weights else first), *super()._fast_routes()]
+
+    @property
+    def _for_several(self) -> tuple[_Route, ...]:
+        return (self._all_at_once, self._by_one_backward_pass)
+
+    @property
+    def _work_is_in_weights(self) -> bool:
+        weights = self.dimension * self.dtype.itemsize
+        return self._sample_bytes * self.num_samples < _WORK_IN_SAMPLES * weights
 
     def _refuse_wrong(self) -> None:
         inputs, targets = next(iter(self.data))
         refuse_wrong_second_derivative(self.model, inputs, targets, self.loss, self.parameter_names)
+        few = max(2, self._fewest)
+        with self._evaluation() as everything:
+            # Where a second derivative is missing, this says so.
+            chunk = self._chunk(everything, inputs[:few], targets[:few])
+            direction = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
+            self._along(chunk, self._gradient_graph(chunk), direction)
 
     def _trusted_routes(self, everything: Parameters) -> list[_Route]:
         routes = super()._trusted_routes(everything)
@@ -639,6 +672,10 @@ class HessianOperator(CurvatureOperator):
         gradient = self._gradient_graph(chunk)
         return torch.cat([self._along(chunk, gradient, probe) for probe in probes])
 
+    def _by_one_backward_pass(self, chunk: _Chunk, probes: Tensor) -> Tensor:
+        """Reverse over reverse, one vectorized pass through the gradient's graph."""
+        return self._along_all(chunk, self._gradient_graph(chunk), probes)
+
     def _gradient_graph(self, chunk: _Chunk) -> tuple[Tensor, ...]:
         """Return the gradient, summed over samples, with its graph."""
         with differentiated_twice():
@@ -648,28 +685,39 @@ class HessianOperator(CurvatureOperator):
             return reverse_pass([outputs], chunk.leaves(), [residuals], create_graph=True)
 
     def _along(self, chunk: _Chunk, gradient: Sequence[Tensor], probe: Tensor) -> Tensor:
-        """Return the gradient's derivative along a vector, (1, d); the Hessian is symmetric."""
-        cotangents = list(self.split(probe).values())
+        """Return the gradient's derivative along one vector, (1, d); the Hessian is symmetric."""
+        cotangents = list(self.split(probe.flatten()).values())
         with missing_refused():
             return _rows(reverse_pass(gradient, chunk.leaves(), cotangents, retain_graph=True), 1)
 
+    def _along_all(self, chunk: _Chunk, gradient: Sequence[Tensor], probes: Tensor) -> Tensor:
+        """Return the gradient's derivatives along k vectors, (k, d)."""
+        cotangents = list(self.split(probes).values())
+        pulled = reverse_pass(
+            gradient, chunk.leaves(), cotangents, retain_graph=True, is_grads_batched=True
+        )
+        return _rows(pulled, len(probes))
+
     @contextmanager
     def cached(self) -> Iterator[int]:
-        """Keep the graph of the gradient for products with single vectors, one after the other.
+        """Keep the graph of the gradient for the products meanwhile.
 
-        Such a product is then one backward pass through the gradient's graph, without the passes
-        that make it. Weights and data must stay as they are meanwhile; a product raises a
-        ValueError where weights have changed. Where the graph does not fit the memory budget,
-        products are as they are outside. Yields about how many bytes the products take.
+        A product is then one backward pass through the gradient's graph, without the passes that
+        make it; several vectors share that pass where this is their fastest way. Weights and data
+        must stay as they are meanwhile; a product raises a ValueError where weights have changed.
+        Where the graph does not fit the memory budget, products are as they are outside. Yields
+        about how many bytes the products take.
         """
         fits = self._graph_fits
         # The graph's leaves must go on recording for as long as it is used.
         with self._evaluation() if fits else nullcontext({}) as everything:
             graphs = []
+            self._used.functions.clear()
             for inputs, targets in self.data if fits else ():
                 check_inputs(inputs)
                 chunk = self._chunk(everything, inputs, targets)
                 graphs.append((chunk, self._gradient_graph(chunk)))
+            self._functions_kept = frozenset(self._used.functions)
             self._graphs, self._versions = graphs, self._weight_versions()
             try:
                 # The gradient and its derivative are of the parameters' size.
@@ -678,18 +726,18 @@ class HessianOperator(CurvatureOperator):
             finally:
                 self._graphs = ()
 
+    def graph_serves(self, count: int) -> bool:
+        """Whether products with so many vectors are taken through the graph that `cached` keeps."""
+        return self._graph_fits and self._graphs_serve(count)
+
     @property
     def suits_single_vectors(self) -> bool:
-        """Whether single products within :meth:`cached` cost no more than several at a time.
+        """Whether single products within :meth:`cached` cost about what several at a time do.
 
-        They share nothing there but the graph. Several at a time share passes with rules of their
-        own, where the work is in the samples rather than in the weights; on a GPU they always pay.
+        Several at a time share passes over the samples. Where the work is in the weights there is
+        little to share, and the vectors take much memory. On a GPU several always pay.
         """
-        if self.device.type != "cpu" or not self._graph_fits:
-            return False
-        weights = self.dimension * self.dtype.itemsize
-        few = self._sample_bytes * self.num_samples < _WORK_IN_SAMPLES * weights
-        return few or self._routes[0] != self._by_jets
+        return self.device.type == "cpu" and self._graph_fits and self._work_is_in_weights
 
     @property
     def _graph_bytes(self) -> int:
@@ -704,15 +752,26 @@ class HessianOperator(CurvatureOperator):
         return [tensor._version for tensor in tensors]
 
     def _sum(self, probes: Tensor) -> tuple[Tensor, int]:
-        if len(probes) > 1 or not self._graphs:
+        if not self._graphs or not self._graphs_serve(len(probes)):
             return super()._sum(probes)
         if self._weight_versions() != self._versions:
             raise ValueError("the model's weights have changed: leave cached() before they do.")
-        parts = [self._along(chunk, gradient, probes[0]) for chunk, gradient in self._graphs]
-        total = parts[0]
-        for part in parts[1:]:
-            total += part
-        return total, self.num_samples
+        along = self._along if len(probes) == 1 else self._along_all
+        at_once = self._chunk_sizes(self.num_samples, len(probes))[1]
+        total = [
+            _sum_in_place(along(chunk, gradient, part) for chunk, gradient in self._graphs)
+            for part in probes.split(at_once)
+        ]
+        return total[0] if len(total) == 1 else torch.cat(total), self.num_samples
+
+    def _graphs_serve(self, count: int) -> bool:
+        """Whether products with so many vectors are best taken through the graphs that are kept."""
+        if count == 1:
+            return True
+        if self._by_one_backward_pass not in self._routes:
+            return False
+        fits = self._chunk_sizes(self.num_samples, count)[0] == self.num_samples
+        return fits and self._functions_kept <= self._compared
 
 
 class ResidualOperator(HessianOperator):

@@ -10,8 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, weight_norm
 
-from paperkit.linearize import HessianOperator, dense_hessian
+from paperkit.linearize import HessianOperator, dense_hessian, operators
 from paperkit.linearize.jets import Jet, NoRuleError, ParameterJet
+
+
+@pytest.fixture(autouse=True)
+def preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let jets come first also for the few samples of a test."""
+    monkeypatch.setattr(operators, "_WORK_IN_SAMPLES", 0)
 
 
 class Function(nn.Module):
