@@ -233,9 +233,8 @@ def network_density(problem: Problem) -> Estimator:
         found = spectral_density(
             problem.model, _data(problem), probes=DENSITY_PROBES, steps=DENSITY_STEPS, seed=seed
         ).quadrature
-        return Estimate(
-            found.gauss.nodes, found.products, found.gauss.weights / found.gauss.weights.sum()
-        )
+        rule = found.averaged  # which the density is made from
+        return Estimate(rule.nodes, found.products, rule.weights / rule.weights.sum())
 
     return estimate
 

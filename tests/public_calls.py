@@ -268,6 +268,7 @@ _BINARY_DATA = make(lambda: (inputs(), labels() % 2))
 CALLS: dict[str, Call] = {
     # linalg
     "linalg.Lanczos": _call(),
+    "linalg.averaged_rule": _call(),
     "linalg.draw_probes": _call(),
     "linalg.gauss_rule": _call(),
     "linalg.gram_spectrum": _call(),

@@ -37,7 +37,9 @@ class SpectralDensity:
 def spectral_density(quadrature: SpectralQuadrature, grid: Tensor, width: float) -> SpectralDensity:
     r"""Estimate :math:`\frac1d \sum_i \mathcal N(t;\, \lambda_i,\, \sigma^2)` on a grid.
 
-    Source: Lin, Saad and Yang, "Approximating spectral densities of large matrices" (2016).
+    Each probe's averaged rule stands for the spectrum: between the nodes of the Gauss rule it has
+    others, without a product more. Source: Lin, Saad and Yang, "Approximating spectral densities of
+    large matrices" (2016).
 
     Parameters
     ----------
@@ -63,10 +65,11 @@ def spectral_density(quadrature: SpectralQuadrature, grid: Tensor, width: float)
     width = arguments.number("width", width, above=0)
     arguments.tensor("grid", grid, ndim=1, floating=True, finite=True)
     points = grid.to(dtype=torch.float64, device="cpu")
-    weights = quadrature.gauss.weights / (quadrature.dimension * width * math.sqrt(2 * math.pi))
+    rule = quadrature.averaged
+    weights = rule.weights / (quadrature.dimension * width * math.sqrt(2 * math.pi))
     samples = torch.stack(
         [
-            (weights * (-0.5 * ((point - quadrature.gauss.nodes) / width).square()).exp()).sum(1)
+            (weights * (-0.5 * ((point - rule.nodes) / width).square()).exp()).sum(1)
             for point in points
         ],
         dim=1,

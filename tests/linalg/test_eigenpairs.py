@@ -8,6 +8,7 @@ from known_spectra import EVERY, Counted, D, power_law, rotated
 from round_off import moves_of
 
 from paperkit.linalg.eigenpairs import ORDERS, top_eigenpairs
+from paperkit.linalg.probes import MemoryBudgetError
 
 SPECTRA = EVERY | {"four copies": torch.tensor([2.0] * 4 + [-1.9] * 3 + [1.0, 0.5] * 10).double()}
 
@@ -48,6 +49,47 @@ def test_round_off_of_the_matrix_changes_neither_convergence_nor_eigenvalues(nam
         assert bool(found.converged.all())
         difference = found.eigenvalues.abs() - first(eigenvalues, k, "magnitude")
         assert difference.abs().max() <= 2e-6 * size
+
+
+def test_a_copy_that_no_search_has_met_is_said_to_be_open() -> None:
+    eigenvalues = SPECTRA["four copies"]
+    first_search = top_eigenpairs(Counted(rotated(eigenvalues)), 27, 2, max_products=6)
+    assert not first_search.complete
+    whole = top_eigenpairs(Counted(rotated(eigenvalues)), 27, 2)
+    assert whole.complete and whole.products > 6
+    assert (whole.eigenvalues - 2.0).abs().max() < 2e-6
+
+
+def test_the_search_of_the_complement_ends_by_its_bound_where_there_is_a_gap() -> None:
+    eigenvalues = torch.cat([torch.tensor([9.0, 8.0]), torch.linspace(0, 1, 998)]).double()
+    found = top_eigenpairs(Counted(rotated(eigenvalues)), 1000, 2, tolerance=1e-8)
+    assert found.complete and bool(found.converged.all())
+    # Kuczyński and Woźniakowski's bound at ε = 7/8, d = 1000 and 1e-3 takes seven steps.
+    single = top_eigenpairs(Counted(rotated(eigenvalues)), 1000, 1, tolerance=1e-8)
+    assert found.products < single.products + 30
+
+
+def test_an_operator_that_is_not_symmetric_is_refused() -> None:
+    matrix = rotated(power_law()) + torch.diag(torch.ones(D - 1).double(), 1)
+    with pytest.raises(ValueError, match="not symmetric"):
+        top_eigenpairs(lambda v: v @ matrix, D, 2)
+
+
+def test_a_basis_that_does_not_fit_is_cut_and_one_that_cannot_be_is_refused() -> None:
+    eigenvalues = torch.cat([torch.tensor([5.0, 4.0]), torch.linspace(0, 1, 998)]).double()
+    operator = Counted(rotated(eigenvalues))
+    found = top_eigenpairs(operator, 1000, 2, memory_budget=14 * 8000)
+    assert bool(found.converged.all()) and found.complete
+    assert (found.eigenvalues - eigenvalues[:2]).abs().max() < 1e-5
+    with pytest.raises(MemoryBudgetError, match="memory_budget=40000 is too small for k=2"):
+        top_eigenpairs(operator, 1000, 2, memory_budget=40000)
+
+
+def test_eigenvalues_whose_squares_are_no_numbers_are_found() -> None:
+    matrix = 1e-170 * rotated(power_law())
+    found = top_eigenpairs(lambda v: v @ matrix, D, 3)
+    assert bool(found.converged.all())
+    assert (1e170 * found.eigenvalues - power_law()[:3]).abs().max() < 2e-6
 
 
 def test_a_sharper_tolerance_gives_sharper_eigenvalues() -> None:

@@ -23,6 +23,7 @@ from paperkit.linalg.quadrature import (
     Rule,
     SpectralFunction,
     SpectralQuadrature,
+    averaged_rule,
     gauss_rule,
     power,
     radau_rule,
@@ -85,6 +86,28 @@ def test_gauss_is_exact_to_degree_2m_minus_1_and_radau_to_2m_with_the_stated_err
                     ]
                 )
             assert bool(((missed - stated).abs() < 1e-13 * exact).all())
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 8])
+def test_averaged_rules_are_exact_to_degree_2m_and_finer_than_gauss(m: int) -> None:
+    matrix = rotated(power_law(20, 0.5))
+    starts = draw_probes(5, 20, generator_of(0))
+    found = lanczos(lambda v: v @ matrix, starts, m)
+    rule = averaged_rule(found)
+    assert rule.nodes.shape == (5, 2 * m - 1) and bool((rule.weights >= 0).all())
+    for degree in range(2 * m + 1 if m > 1 else 2):
+        exact = (starts @ torch.matrix_power(matrix, degree) * starts).sum(dim=1)
+        missed = exact - rule.integrate(lambda t, power=degree: t**power)
+        assert bool((missed.abs() < 1e-13 * exact).all())
+
+
+def test_an_averaged_rule_of_an_exhausted_krylov_space_is_the_gauss_rule() -> None:
+    matrix = torch.diag(torch.tensor([3.0, 3.0, 1.0, 1.0, 0.5, 0.5]).double())
+    found = lanczos(lambda v: v @ matrix, sign_vectors(6)[:4], 6)
+    assert bool(found.exhausted.all())
+    for function in (torch.exp, torch.sqrt):
+        gauss, averaged = (rule(found).integrate(function) for rule in (gauss_rule, averaged_rule))
+        torch.testing.assert_close(averaged, gauss, rtol=1e-13, atol=0)
 
 
 def node_polynomial(matrix: torch.Tensor, start: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:

@@ -536,10 +536,45 @@ def test_cached_products_equal_those_without_a_cache(
         handle = model.register_forward_hook(lambda *_: calls.append(1))
         alone = torch.stack([product(probe) for probe in probes])
         handle.remove()
+        together = product(probes)
     assert not calls  # nothing but backward passes
+    assert float((together - expected).norm()) <= 1e-12 * float(expected.norm())
     assert float((alone - expected).norm()) <= 1e-12 * float(expected.norm())
     torch.testing.assert_close(snapshot(model), before, rtol=0, atol=0)
     assert not product._graphs
+
+
+def test_several_vectors_share_a_pass_through_the_graph_that_is_kept() -> None:
+    model, inputs, targets = OTHERS[0].make(6)
+    product = HessianOperator(model, (inputs, targets))
+    probes = probes_for(product)
+    expected = product(probes)
+    assert product._routes[0] == product._by_one_backward_pass
+    assert product.graph_serves(len(probes))
+    calls: list[int] = []
+    with product.cached():
+        handle = model.register_forward_hook(lambda *_: calls.append(1))
+        together = product(probes)
+        handle.remove()
+    assert not calls
+    assert relative(together - expected, expected) < 1e-12
+
+
+def test_a_way_that_is_wrong_in_the_smallest_numbers_is_not_taken() -> None:
+    """Squares of products of 1e-171 are zero in every format; the comparison must not be."""
+
+    class Careless(HessianOperator):
+        def _by_jets(self, chunk, probes):
+            return 2.0 * super()._by_jets(chunk, probes)
+
+    model, inputs, targets = SMALL.make()
+    with torch.no_grad():
+        model[-1].bias.copy_(-400.0 * torch.arange(len(model[-1].bias)).ne(targets[0]).double())
+    data = (inputs[:1], targets[:1])
+    wrong, right = Careless(model, data), HessianOperator(model, data)
+    probes = probes_for(right)
+    assert 0.0 < float(right(probes).abs().max()) < 1e-160
+    assert relative(1e170 * (wrong(probes) - right(probes)), 1e170 * right(probes)) < 1e-12
 
 
 def test_a_cache_that_does_not_fit_is_left_out_and_one_of_changed_weights_is_refused() -> None:
