@@ -9,6 +9,7 @@ hold; a ``bool`` is no number.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -678,9 +679,12 @@ def _check_dense(name: str, value: Tensor) -> None:
 
 
 def _check_entries(name: str, value: Tensor, *, infinite: bool = False) -> None:
+    if not value.is_floating_point():
+        return
     # In float32 where isfinite lacks the dtype, as it does for those of 8 bits.
     entries = value.float() if value.element_size() == 1 else value
-    if not value.is_floating_point():
+    # The sum is one pass over the entries; it can overflow before they do.
+    if math.isfinite(float(entries.detach().sum())):
         return
     bad = torch.isnan(entries) if infinite else ~torch.isfinite(entries)
     if bool(bad.any()):

@@ -822,6 +822,7 @@ KINDS: dict[str, str] = {
             "keep_basis",
             "positive_semidefinite",
             "input_jacobians",
+            "output_jacobians",
             "all_parameters",
             "verify",
             "with_targets",

@@ -499,6 +499,7 @@ def linearize_samples(
     *,
     layers: Sequence[str] | None = None,
     input_jacobians: bool = False,
+    output_jacobians: bool = True,
     all_parameters: bool | Sequence[str] = False,
     strict: bool = True,
     memory_budget: int = GIBIBYTE,
@@ -507,7 +508,8 @@ def linearize_samples(
 
     Parameters
     ----------
-    model, data, loss, layers, input_jacobians, all_parameters, strict, memory_budget
+    model, data, loss, layers, input_jacobians, output_jacobians, all_parameters, strict,
+    memory_budget
         As in :func:`paperkit.linearize.linearize.linearize_in_chunks`.
 
     Yields
@@ -528,6 +530,7 @@ def linearize_samples(
         layers,
         with_targets=known.curvature_needs_targets,
         input_jacobians=input_jacobians,
+        output_jacobians=output_jacobians,
         all_parameters=all_parameters,
         strict=strict,
         memory_budget=memory_budget,

@@ -57,8 +57,8 @@ _LANCZOS = 6.5
 # Float64 numbers that a function of Jacobians holds for each entry beside it: 2.54 measured.
 _JACOBIAN_COPIES = 2.6
 
-# Entries of one float64 temporary, 256 MiB.
-_ENTRIES = 2**25
+# Entries of one float64 temporary, 32 MiB.
+_ENTRIES = 2**22
 
 
 # --- of given Jacobians -------------------------------------------------------------------------
@@ -140,12 +140,26 @@ def log_volumes(jacobian: Tensor, k: int | None = None) -> Tensor:
     if k is not None:
         reason = f"there are {num_outputs} outputs"
         kept = arguments.integer("k", k, at_least=1, at_most=num_outputs, because=reason)
-    values = singular_values(jacobian)
+    values = _values_in_volume(jacobian)
     if kept > num_inputs:
         return torch.full_like(values[:, 0], -math.inf)
     round_off = default_tolerance(num_outputs, num_inputs, jacobian.dtype)
     positive = values[:, :kept] > round_off * values[:, :1]
     return torch.where(positive, values[:, :kept].log(), -math.inf).sum(dim=1)
+
+
+def _values_in_volume(jacobian: Tensor) -> Tensor:
+    r"""Return all singular values, descending, to the accuracy of the Jacobian's own format.
+
+    Round-off in single precision moves each by up to :math:`\varepsilon_{32} \sigma_1`. The Gram
+    matrix in double precision moves it by :math:`C \varepsilon_{64} \sigma_1^2 / 2\sigma_j`, which
+    is less for all that exceed :math:`10^{-8} \sigma_1`, and those that do not count as zero.
+    """
+    if jacobian.dtype == torch.float64:
+        return singular_values(jacobian)
+    return _in_chunks(
+        lambda rows: torch.linalg.eigvalsh(_gram(rows)).flip(1).clamp(min=0.0).sqrt(), jacobian
+    )
 
 
 def local_dimensions(jacobian: Tensor) -> Tensor:
@@ -618,7 +632,12 @@ def _over_chunks(
     collected: dict[str, list[Tensor]] = {}
     left_out: dict[str, str] = {}
     for chunk in linearize_samples(
-        model, data, layers=layers, input_jacobians=True, memory_budget=memory_budget
+        model,
+        data,
+        layers=layers,
+        input_jacobians=True,
+        output_jacobians=False,
+        memory_budget=memory_budget,
     ):
         for name, values in function(chunk).items():
             collected.setdefault(name, []).append(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -444,6 +445,7 @@ def linearize_in_chunks(
     input_jacobians: bool = False,
     all_parameters: bool | Sequence[str] = False,
     with_targets: bool = True,
+    output_jacobians: bool = True,
     strict: bool = True,
     memory_budget: int = GIBIBYTE,
 ) -> Iterator[tuple[Linearization, Tensor]]:
@@ -459,6 +461,9 @@ def linearize_in_chunks(
         As in :func:`paperkit.linearize.batches`.
     with_targets : bool
         Whether the targets must fit the loss and its output Hessian may depend on them.
+    output_jacobians : bool
+        Whether the Jacobians B are wanted. Without them, for what is of the inputs alone, more
+        samples fit at a time; their entries are NaN then.
 
     Yields
     ------
@@ -476,6 +481,8 @@ def linearize_in_chunks(
     strict, known = arguments.flag("strict", strict), get_loss(loss)
     model, stream, settled_loss = settled(model, data, known if with_targets else None)
     options = _Options.of(model, input_jacobians, all_parameters, layers)
+    output_jacobians = arguments.flag("output_jacobians", output_jacobians)
+    options = replace(options, output_jacobians=output_jacobians)
     settled_loss = settled_loss or known
     chosen, left_out = _candidates(model, layers, options)
     if strict and layers is not None:
@@ -676,6 +683,7 @@ class _Options:
     input_jacobians: bool = False
     all_parameters: bool = False
     only: frozenset[str] = frozenset()
+    output_jacobians: bool = True
 
     @classmethod
     def of(
@@ -786,7 +794,9 @@ def _costs(
     for name, calls in groups.items():
         for call in calls:
             element = call.preactivation.element_size()
-            size = element * (call.inputs.numel() + num_outputs * call.preactivation.numel())
+            size = element * call.inputs.numel()
+            if options.output_jacobians:
+                size += element * num_outputs * call.preactivation.numel()
             layers[name] += size
             held += size
             if call.input_edge is not None:
@@ -1178,7 +1188,10 @@ def _allocate(
         )
         for use in uses:
             inputs = use.inputs.new_empty(n, *use.inputs.shape[1:])
-            jacobian = outputs.new_empty(n, num_outputs, *use.preactivation.shape[1:])
+            shape = (n, num_outputs, *use.preactivation.shape[1:])
+            jacobian = outputs.new_empty(shape)
+            if not options.output_jacobians:
+                jacobian = outputs.new_full((), math.nan).expand(shape)
             pulled_back = None
             if use.input_edge is not None:
                 pulled_back = outputs.new_empty(n, num_outputs, *use.inputs.shape[1:])
@@ -1255,7 +1268,8 @@ def _fill(held: _Held, recording: _Recording, samples: slice, *, check_order: bo
         counters[name] += 1
         uses.append(use)
         use.inputs[samples] = call.inputs
-        differentiate(call.name, call.preactivation, use.output_jacobian[samples])
+        if use.output_jacobian.stride(0):  # else it is not wanted, and has no memory
+            differentiate(call.name, call.preactivation, use.output_jacobian[samples])
         if call.input_edge is not None:
             assert use.input_jacobian is not None
             differentiate(call.name, call.input_edge, use.input_jacobian[samples])
