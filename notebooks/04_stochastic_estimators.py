@@ -530,7 +530,7 @@ pd.Series(spread, name="error of a trace that is 0").to_frame().round(2)
 # (est-density)=
 # ## The whole spectrum at a glance
 #
-# The same rules give a picture of the spectrum: put a narrow Gaussian on every node, with its weight. Outliers are what the picture is least good at, and they can be computed exactly: restarted Lanczos with a block of $k$ vectors returns the $k$ largest eigenvalues with a residual $\lVert H u - \lambda u \rVert$ each, which bounds their error.
+# The same recurrences give a picture of the spectrum: put a narrow Gaussian on every node of a rule, with its weight. For a picture the averaged rule of Spalević is better than the Gauss rule it is made from: it has almost twice the nodes and takes no product more. Outliers are what the picture is least good at, and they can be computed exactly: restarted Lanczos from one vector returns the $k$ largest eigenvalues with a residual $\lVert H u - \lambda u \rVert$ each, which bounds their error. One vector meets a multiple eigenvalue only once, so a second search, in the complement of what was found, looks for further copies.
 
 # %%
 pairs = top_eigenpairs(lambda v: v @ H, d, 3)

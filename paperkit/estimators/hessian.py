@@ -144,7 +144,8 @@ def hessian_trace(
     Warns
     -----
     CostWarning
-        Before the start, if the planned cost is above 5 seconds or 500 gradients.
+        Before the start, if the planned cost is above 5 seconds, or above 500 gradients and one
+        second.
 
     Raises
     ------
@@ -487,6 +488,12 @@ def spectral_density(
     HessianDensity
         As a fraction of all eigenvalues, per unit.
 
+    Warns
+    -----
+    CostWarning
+        Before the start, if the planned cost is above 5 seconds, or above 500 gradients and one
+        second.
+
     Raises
     ------
     ValueError
@@ -495,22 +502,27 @@ def spectral_density(
     operator = HessianOperator(
         model, data, loss, parameters, memory_budget=max(1, memory_budget // 2)
     )
+    gradient = Gradient.of(operator.model, operator.data, operator.loss)
+    asked = _STEPS if steps is None else steps
+    advice = "pass fewer probes= or steps="
+    gradient.announce("spectral_density", PRODUCT * probes * asked, advice)
     alone = operator.suits_single_vectors
     kept = operator.graph_serves(1 if alone else probes)
     with operator.cached() if kept else nullcontext(memory_budget // 2) as held:
         room = memory_budget - held
         steps = _fitting_steps(operator, steps, room)
-        quadrature = stochastic_lanczos_quadrature(
-            operator,
-            operator.dimension,
-            probes=probes,
-            steps=steps,
-            probes_at_once=1 if alone else None,
-            seed=seed,
-            dtype=operator.dtype,
-            device=operator.device,
-            memory_budget=max(1, room),
-        )
+        with gradient.progress(operator, probes * steps, "spectral_density") as watched:
+            quadrature = stochastic_lanczos_quadrature(
+                watched,
+                operator.dimension,
+                probes=probes,
+                steps=steps,
+                probes_at_once=1 if alone else None,
+                seed=seed,
+                dtype=operator.dtype,
+                device=operator.device,
+                memory_budget=max(1, room),
+            )
     nodes = quadrature.gauss.nodes[quadrature.gauss.weights > 0]
     low, high = float(nodes.min()), float(nodes.max())
     if width is None:

@@ -181,7 +181,8 @@ def renyi_sharpness(
     Warns
     -----
     CostWarning
-        Before the start, if the planned cost is above 5 seconds or 500 gradients.
+        Before the start, if the planned cost is above 5 seconds, or above 500 gradients and one
+        second.
     LeftOutWarning
         If a layer has no value.
 

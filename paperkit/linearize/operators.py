@@ -533,13 +533,14 @@ class CurvatureOperator(ABC):
 class HessianOperator(CurvatureOperator):
     r"""The Hessian of the mean loss, or a diagonal block of it.
 
-    Products are forward over reverse (Pearlmutter 1994), for several vectors at a time, so that
-    they share the passes that they have in common. Networks of linear and convolution layers,
-    frozen batch normalisation, pooling and functions of each entry have rules of their own
-    (``paperkit.linearize.jets``). For others PyTorch's forward mode serves, vectorized over
-    the vectors; a single product is then reverse over forward: one pass gives the outputs f and
-    their change :math:`t = Jv`, and pulling back :math:`\Lambda t` from f and the residual r from
-    t gives :math:`J^\top \Lambda J v + \sum_c r_c \nabla^2 f_c\, v`. For the arguments see
+    Several vectors at a time share the passes that they have in common. Networks of linear and
+    convolution layers, frozen batch normalisation, pooling and functions of each entry have rules
+    of their own, forward over reverse (Pearlmutter 1994; ``paperkit.linearize.jets``). Others, and
+    networks whose weights rather than samples are the work, take one vectorized backward pass
+    through the gradient's graph. A single product is a plain one, or reverse over forward where
+    forward mode can be trusted: one pass gives the outputs f and their change :math:`t = Jv`, and
+    pulling back :math:`\Lambda t` from f and the residual r from t gives
+    :math:`J^\top \Lambda J v + \sum_c r_c \nabla^2 f_c\, v`. For the arguments see
     :class:`CurvatureOperator`.
     """
 
