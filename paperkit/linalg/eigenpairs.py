@@ -22,6 +22,7 @@ from torch import Tensor
 
 from paperkit import arguments
 from paperkit.linalg.lanczos import (
+    ASYMMETRY,
     BREAKDOWN,
     CANCELLED,
     COLUMNS,
@@ -311,7 +312,7 @@ class _Search:
         column[j] += leaked[j]
         self._outside[:, j] = project_out(self.known, image).cpu()
         left = _norm(image)
-        if float(leaked.abs().max()) > self._epsilon**0.5 * self._scale:
+        if float(leaked.abs().max()) > ASYMMETRY * self._scale:
             raise ValueError(
                 "operator is not symmetric, or gives different results at each call: pass a "
                 "symmetric, deterministic one."

@@ -26,6 +26,9 @@ _WANTED = "a function from (k, d) to (k, d), vectors as rows"
 BREAKDOWN = 100.0
 # What loses more than this share in an orthogonalization gets another one.
 CANCELLED = 0.5
+# Of the operator's norm: what the recurrence may leave along earlier vectors. The root of round-off
+# in single precision, which a model in double precision may have inside.
+ASYMMETRY = torch.finfo(torch.float32).eps ** 0.5
 # Entries of long vectors that are summed at a time, in the vectors' own precision.
 COLUMNS = 2**18
 
@@ -195,7 +198,7 @@ class Lanczos:
         before = inner(image, image).sqrt()
         leaked = _orthogonalize(image, seen)
         # What the recurrence leaves along earlier vectors is round-off if A = A^T.
-        if bool((leaked > self._epsilon**0.5 * self._scale).any()):
+        if bool((leaked > ASYMMETRY * self._scale).any()):
             raise ValueError(
                 "operator is not symmetric, or gives different results at each call: pass a "
                 "symmetric, deterministic one."
