@@ -4,7 +4,7 @@ from paperkit.linalg.density import SpectralDensity, spectral_density
 from paperkit.linalg.eigenpairs import Eigenpairs, top_eigenpairs
 from paperkit.linalg.gram import Spectrum, gram_spectrum
 from paperkit.linalg.lanczos import Lanczos, Tridiagonal, lanczos
-from paperkit.linalg.probes import draw_probes
+from paperkit.linalg.probes import MemoryBudgetError, draw_probes
 from paperkit.linalg.quadrature import (
     Estimate,
     Rule,
@@ -31,6 +31,7 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "Lanczos",
+    "MemoryBudgetError",
     "Rule",
     "SpectralDensity",
     "SpectralFunction",

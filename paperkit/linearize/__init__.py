@@ -1,6 +1,6 @@
 """A network and a batch → the inputs and output Jacobians of its layers, and their curvature."""
 
-from paperkit.linalg.probes import MemoryBudgetError
+from paperkit.linalg.probes import MemoryBudgetError as MemoryBudgetError
 from paperkit.linearize.batches import Batches, DataChangedError, batches
 from paperkit.linearize.dense import (
     dense_empirical_fisher,
@@ -46,7 +46,6 @@ __all__ = [
     "LayerUse",
     "Linearization",
     "Loss",
-    "MemoryBudgetError",
     "Network",
     "OperatorNorm",
     "RandomModelError",
