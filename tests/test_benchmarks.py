@@ -111,10 +111,15 @@ def test_a_void_row_shows_no_time_and_beats_nobody() -> None:
 
 def test_ceilings_are_judged_at_their_own_size_only() -> None:
     record = copy.deepcopy(RECORD)
-    record["settings"] |= {"samples": 8, "seeds": 5, "batch": 4}
+    record["settings"] |= {"samples": 8, "seeds": 5, "batch": 4, "estimates": 2}
     assert {target.verdict for target in render.targets(record)} == {"not judged"}
     assert "trial run" in render.page(record)
-    reference = {"samples": REFERENCE_SAMPLES, "seeds": 100, "batch": REFERENCE_BATCH}
+    reference = {
+        "samples": REFERENCE_SAMPLES,
+        "seeds": 100,
+        "batch": REFERENCE_BATCH,
+        "estimates": NETWORK_ESTIMATES,
+    }
     record["settings"] |= reference
     assert {target.verdict for target in render.targets(record)} <= {"met", "NOT MET"}
     assert "trial run" not in render.page(record)
@@ -332,12 +337,12 @@ def test_a_void_step_shows_no_time_and_a_faster_one_is_a_weakness() -> None:
 
 def test_a_part_of_a_record_has_its_own_ceilings_only() -> None:
     counts = []
-    for group in ("rows", "traces", "steps"):
+    for group in ("rows", "networks", "traces", "steps"):
         part = {"settings": RECORD["settings"], group: RECORD[group]}
         counts.append(len(render.targets(part)))
         assert render.console_summary(part)
     assert sum(counts) == len(render.targets(RECORD))
-    assert counts[1:] == [1, 1]
+    assert counts[1:] == [1, 1, 1]
 
 
 def test_the_other_libraries_are_pinned_exactly() -> None:
