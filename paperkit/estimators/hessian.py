@@ -144,8 +144,7 @@ def hessian_trace(
     Warns
     -----
     CostWarning
-        Before the start, if the planned cost is above 5 seconds, or above 500 gradients and one
-        second.
+        Before the start, if the planned cost is above 5 seconds or 500 gradients.
 
     Raises
     ------
@@ -391,6 +390,7 @@ def hessian_top_eigenvalues(
             which,
             tolerance=tolerance,
             max_products=max_products,
+            round_off=operator.round_off,
             seed=seed,
             dtype=operator.dtype,
             device=operator.device,
@@ -491,8 +491,7 @@ def spectral_density(
     Warns
     -----
     CostWarning
-        Before the start, if the planned cost is above 5 seconds, or above 500 gradients and one
-        second.
+        Before the start, if the planned cost is above 5 seconds or 500 gradients.
 
     Raises
     ------
@@ -518,6 +517,7 @@ def spectral_density(
                 probes=probes,
                 steps=steps,
                 probes_at_once=1 if alone else None,
+                round_off=operator.round_off,
                 seed=seed,
                 dtype=operator.dtype,
                 device=operator.device,

@@ -46,9 +46,9 @@ PROBES_AT_ONCE = 16
 
 # So many operations, about a second's, are no cost: small networks are measured exactly.
 _NO_COST = 5e9
-# What is said before it starts: more seconds than this, or more gradients that take some time.
+# What is said before it starts: more seconds or more gradients than this.
 _SECONDS = 5.0
-_GRADIENTS, _FEW_SECONDS = 500.0, 1.0
+_GRADIENTS = 500.0
 # A bar is shown from so many seconds on.
 _SHOWN_SECONDS = 10.0
 # Samples of the timed gradient; more only take longer.
@@ -207,12 +207,12 @@ class Gradient:
         Warns
         -----
         CostWarning
-            Above 5 seconds, or above 500 gradients and one second.
+            Above 5 seconds or 500 gradients.
         """
         if gradients <= CEILING:
             return
         seconds = gradients * self.seconds
-        if seconds > _SECONDS or (gradients > _GRADIENTS and seconds > _FEW_SECONDS):
+        if seconds > _SECONDS or gradients > _GRADIENTS:
             warnings.warn(
                 f"{what}: planned cost about {gradients:,.0f} gradients of these data, "
                 f"{seconds:.2g} s; {advice}.",

@@ -93,6 +93,7 @@ def rangamani_sharpness(
         "algebraic",
         tolerance=tolerance,
         max_products=max_products,
+        round_off=hessian.round_off,
         seed=seed,
         dtype=hessian.dtype,
         device=hessian.device,

@@ -181,8 +181,7 @@ def renyi_sharpness(
     Warns
     -----
     CostWarning
-        Before the start, if the planned cost is above 5 seconds, or above 500 gradients and one
-        second.
+        Before the start, if the planned cost is above 5 seconds or 500 gradients.
     LeftOutWarning
         If a layer has no value.
 
@@ -662,6 +661,7 @@ def _by_operator(
             effort.of(settings),
             common,
             assumptions,
+            round_off=operator.round_off,
         )
 
 
@@ -714,6 +714,8 @@ def _estimated(
     settings: _Settings,
     common: dict,
     assumptions: dict,
+    *,
+    round_off: float | None = None,
 ) -> dict[float, RenyiSharpness]:
     assert settings.probes is not None  # an effort has settled it
     steps = settings.steps
@@ -732,6 +734,7 @@ def _estimated(
             for order in settings.orders
         ],
         positive_semidefinite=positive_semidefinite,
+        round_off=round_off,
         seed=settings.seed,
         dtype=dtype,
         device=device,

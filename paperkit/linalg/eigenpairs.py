@@ -22,14 +22,15 @@ from torch import Tensor
 
 from paperkit import arguments
 from paperkit.linalg.lanczos import (
-    ASYMMETRY,
     BREAKDOWN,
     CANCELLED,
     COLUMNS,
     Operator,
     apply,
     inner,
+    norms,
     project_out,
+    relative_round_off,
 )
 from paperkit.linalg.probes import GIBIBYTE, MemoryBudgetError, draw_probes, generator_of
 from paperkit.linalg.traces import Deflation
@@ -86,6 +87,7 @@ def top_eigenpairs(
     *,
     tolerance: float = 1e-6,
     max_products: int = 1000,
+    round_off: float | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
@@ -108,6 +110,8 @@ def top_eigenpairs(
         The error of an eigenvalue is then of the order of the square, divided by its gap.
     max_products : int
         Stops the iteration; at least k.
+    round_off : float, optional
+        As in :class:`paperkit.linalg.Lanczos`.
     seed : int
         Of the starting vectors.
     dtype, device
@@ -136,6 +140,7 @@ def top_eigenpairs(
     max_products = arguments.integer("max_products", max_products, at_least=k, because=first)
     tolerance = arguments.number("tolerance", tolerance, above=0)
     device, dtype = arguments.device("device", device), arguments.dtype("dtype", dtype)
+    epsilon = relative_round_off(dtype, round_off)
     room = _room(dimension, k, dtype, memory_budget)
     generator = generator_of(seed)
     found = _Pairs(torch.empty(0, dimension, dtype=dtype, device=device))
@@ -144,7 +149,7 @@ def top_eigenpairs(
         start = draw_probes(
             1, dimension, generator, distribution="normal", dtype=dtype, device=device
         ).squeeze(0)
-        search = _Search(operator, start, found.vectors, which, room - len(found), k)
+        search = _Search(operator, start, found.vectors, which, room - len(found), k, epsilon)
         ended = False
         while not (ended or search.exhausted or products == max_products):
             search.step()
@@ -250,6 +255,7 @@ class _Search:
         which: str,
         longest: int,
         k: int,
+        epsilon: float,
     ) -> None:
         dimension = len(start)
         longest = min(longest, dimension - len(known))
@@ -263,7 +269,7 @@ class _Search:
         self._scale = self._coupling = 0.0
         # Whether the last vectors follow from each other by the three-term recurrence.
         self._recurring = False
-        self._epsilon = torch.finfo(start.dtype).eps
+        self._epsilon = epsilon
         self.values = self.residuals = _float64(0)
         self._rotations = _float64(0, 0)
         project_out(known, start)
@@ -284,7 +290,7 @@ class _Search:
         image = apply(self.operator, self._next.unsqueeze(0)).squeeze(0)
         if image.data_ptr() == self._next.data_ptr():
             image = image.clone()
-        self._scale = max(self._scale, _norm(image))
+        self._scale = max(self._scale, float(norms(image.unsqueeze(0))))
         left = self._take_off(image, j)
         self.exhausted = self._full or left <= BREAKDOWN * self._epsilon * self._scale
         self._coupling = left
@@ -307,12 +313,12 @@ class _Search:
         else:
             column += project_out(basis, image).cpu()
         self._recurring = True
-        before = _norm(image)
+        before = float(norms(image.unsqueeze(0)))
         leaked = project_out(basis, image).cpu()
         column[j] += leaked[j]
         self._outside[:, j] = project_out(self.known, image).cpu()
-        left = _norm(image)
-        if float(leaked.abs().max()) > ASYMMETRY * self._scale:
+        left = float(norms(image.unsqueeze(0)))
+        if float(leaked.abs().max()) > self._epsilon**0.5 * self._scale:
             raise ValueError(
                 "operator is not symmetric, or gives different results at each call: pass a "
                 "symmetric, deterministic one."
@@ -320,7 +326,7 @@ class _Search:
         if left < CANCELLED * before:
             project_out(basis, image)
             project_out(self.known, image)
-            left = _norm(image)
+            left = float(norms(image.unsqueeze(0)))
         self._projected[j, :j] = column[:j]
         return left
 
@@ -387,12 +393,3 @@ class _Search:
             return False
         exponent = math.sqrt(min(1.0, gap / span)) * (2 * self._steps - 1)
         return math.log(1.648 * math.sqrt(len(self._next)) / _DOUBT) <= exponent
-
-
-def _norm(vector: Tensor) -> float:
-    """Return the Euclidean norm, also where the squares are too small for the format."""
-    found = float(vector.norm())
-    if found > torch.finfo(vector.dtype).tiny ** 0.5:
-        return found
-    largest = float(vector.abs().max())
-    return largest * float((vector / largest).norm()) if largest > 0 else 0.0

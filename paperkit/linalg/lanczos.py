@@ -26,9 +26,6 @@ _WANTED = "a function from (k, d) to (k, d), vectors as rows"
 BREAKDOWN = 100.0
 # What loses more than this share in an orthogonalization gets another one.
 CANCELLED = 0.5
-# Of the operator's norm: what the recurrence may leave along earlier vectors. The root of round-off
-# in single precision, which a model in double precision may have inside.
-ASYMMETRY = torch.finfo(torch.float32).eps ** 0.5
 # Entries of long vectors that are summed at a time, in the vectors' own precision.
 COLUMNS = 2**18
 
@@ -103,12 +100,24 @@ class Tridiagonal:
 
     def matrices(self) -> Tensor:
         """Return the tridiagonal matrices, (k, m, m), zero beyond each one's ``steps``."""
-        inner = self.off_diagonal[:, :-1]
-        return (
-            torch.diag_embed(self.diagonal)
-            + torch.diag_embed(inner, offset=1)
-            + torch.diag_embed(inner, offset=-1)
-        )
+        return tridiagonal_matrices(self.diagonal, self.off_diagonal[:, :-1])
+
+
+def tridiagonal_matrices(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
+    """Return k symmetric matrices (k, m, m) from their diagonals (k, m) and (k, m − 1)."""
+    return (
+        torch.diag_embed(diagonal)
+        + torch.diag_embed(off_diagonal, offset=1)
+        + torch.diag_embed(off_diagonal, offset=-1)
+    )
+
+
+def relative_round_off(dtype: torch.dtype, round_off: float | None) -> float:
+    """Return that of a product: the format's own, or a larger one that it is said to have."""
+    own = torch.finfo(dtype).eps
+    if round_off is None:
+        return own
+    return max(own, arguments.number("round_off", round_off, at_least=0, below=1))
 
 
 class Lanczos:
@@ -123,6 +132,9 @@ class Lanczos:
         Symmetric; maps (k, d) to (k, d), rows are vectors.
     starts : Tensor
         Shape (k, d), in the operator's dtype and on its device; need not be normalized.
+    round_off : float, optional
+        Relative error of a product, where it is larger than the dtype's round-off, as of a model in
+        double precision that computes parts in single.
 
     Raises
     ------
@@ -130,14 +142,16 @@ class Lanczos:
         If ``starts`` is not a stack of floating-point vectors, or one is zero or not finite.
     """
 
-    def __init__(self, operator: Operator, starts: Tensor) -> None:
+    def __init__(
+        self, operator: Operator, starts: Tensor, *, round_off: float | None = None
+    ) -> None:
         arguments.tensor("starts", starts, shape=("k", "d"), floating=True, dense=True)
         arguments.function("operator", operator, _WANTED)
-        self.norm = starts.norm(dim=1, dtype=torch.float64)
+        self.norm = norms(starts)
         if not bool((torch.isfinite(self.norm) & (self.norm > 0)).all()):
             raise ValueError("starts has a zero or infinite vector: draw the probes again.")
         self.operator = operator
-        self._epsilon = torch.finfo(starts.dtype).eps
+        self._epsilon = relative_round_off(starts.dtype, round_off)
         self._diagonal: list[Tensor] = []
         self._off_diagonal: list[Tensor] = []
         self._blocks: list[Tensor] = []  # of the basis, each (k, steps of one advance, d)
@@ -190,24 +204,24 @@ class Lanczos:
         """One step of the three-term recurrence, and the orthogonalization against ``seen``."""
         image = apply(self.operator, self._vector)
         alpha = inner(image, self._vector)
-        self._scale = torch.maximum(self._scale, inner(image, image).sqrt())
+        self._scale = torch.maximum(self._scale, norms(image))
         image = torch.addcmul(image, alpha.to(image).unsqueeze(1), self._vector, value=-1)
         if self._off_diagonal:
             coupling = self._off_diagonal[-1].to(image).unsqueeze(1)
             image.addcmul_(coupling, self._previous, value=-1)
-        before = inner(image, image).sqrt()
+        before = norms(image)
         leaked = _orthogonalize(image, seen)
         # What the recurrence leaves along earlier vectors is round-off if A = A^T.
-        if bool((leaked > ASYMMETRY * self._scale).any()):
+        if bool((leaked > self._epsilon**0.5 * self._scale).any()):
             raise ValueError(
                 "operator is not symmetric, or gives different results at each call: pass a "
                 "symmetric, deterministic one."
             )
-        beta = inner(image, image).sqrt()
+        beta = norms(image)
         # The recurrence was the first pass over the basis; twice is enough where little is left.
         if bool((beta < CANCELLED * before).any()):
             _orthogonalize(image, seen)
-            beta = inner(image, image).sqrt()
+            beta = norms(image)
         self._taken += self._alive
         self._diagonal.append(torch.where(self._alive, alpha, 0.0))
         self._alive = self._alive & (beta > BREAKDOWN * self._epsilon * self._scale)
@@ -236,6 +250,19 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(dim=1, dtype=torch.float64)
     pairs = zip(a.split(COLUMNS, dim=1), b.split(COLUMNS, dim=1), strict=True)
     return torch.stack([torch.linalg.vecdot(x, y) for x, y in pairs]).sum(0, dtype=torch.float64)
+
+
+def norms(vectors: Tensor) -> Tensor:
+    """Return Euclidean norms, (k, d) → (k,), float64, whatever the size of the entries."""
+    limits = torch.finfo(vectors.dtype)
+    squares = inner(vectors, vectors)
+    # Squares below the format's smallest number are lost, and together no more than this.
+    lost = vectors.shape[1] * limits.tiny / limits.eps
+    if bool((torch.isfinite(squares) & (squares >= lost)).all()):
+        return squares.sqrt()
+    largest = vectors.abs().amax(dim=1, keepdim=True)
+    scaled = vectors / torch.where(largest > 0, largest, 1.0)
+    return largest.squeeze(1).double() * inner(scaled, scaled).sqrt()
 
 
 def project_out(rows: Tensor, vector: Tensor) -> Tensor:

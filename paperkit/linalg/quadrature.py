@@ -52,7 +52,14 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
-from paperkit.linalg.lanczos import BREAKDOWN, Lanczos, Operator, Tridiagonal, lanczos
+from paperkit.linalg.lanczos import (
+    BREAKDOWN,
+    Lanczos,
+    Operator,
+    Tridiagonal,
+    lanczos,
+    tridiagonal_matrices,
+)
 from paperkit.linalg.probes import GIBIBYTE, chunk_sizes, draw_probes, generator_of
 
 _EPSILON = torch.finfo(torch.float64).eps
@@ -325,12 +332,7 @@ def averaged_rule(tridiagonal: Tridiagonal) -> Rule:
         return gauss_rule(tridiagonal)
     along = torch.cat([diagonal, diagonal[:, :-1].flip(1)], dim=1)
     beside = torch.cat([off_diagonal, off_diagonal[:, : m - 2].flip(1)], dim=1)
-    matrices = (
-        torch.diag_embed(along)
-        + torch.diag_embed(beside, offset=1)
-        + torch.diag_embed(beside, offset=-1)
-    )
-    return _rule(matrices, tridiagonal.norm.cpu().square())
+    return _rule(tridiagonal_matrices(along, beside), tridiagonal.norm.cpu().square())
 
 
 @dataclass(frozen=True)
@@ -515,6 +517,7 @@ def stochastic_lanczos_quadrature(
     positive_semidefinite: bool = False,
     distribution: str = "rademacher",
     probes_at_once: int | None = None,
+    round_off: float | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
@@ -548,6 +551,8 @@ def stochastic_lanczos_quadrature(
     probes_at_once : int, optional
         That the operator is called with; default as many as fit. One suits an operator that
         multiplies single vectors faster.
+    round_off : float, optional
+        As in :class:`paperkit.linalg.Lanczos`.
     seed : int
         Of the probes.
     dtype, device
@@ -600,7 +605,7 @@ def stochastic_lanczos_quadrature(
         starts = draw_probes(
             count, dimension, generator, distribution=distribution, dtype=dtype, device=device
         )
-        process = Lanczos(operator, starts)
+        process = Lanczos(operator, starts, round_off=round_off)
         process.advance(min(_FIRST_STEPS, longest) if steps is None else longest)
         while (
             steps is None

@@ -243,6 +243,11 @@ class CurvatureOperator(ABC):
         """Whether several vectors share the passes of a product, rather than have them each."""
         return self._routes[0] not in (self._one_by_one, self._by_backward_passes)
 
+    @property
+    def round_off(self) -> float:
+        """Relative round-off of a product: that of the narrowest format the model computes in."""
+        return torch.finfo(self.model.narrowest).eps
+
     def split(self, vector: Tensor) -> Parameters:
         """Cut a vector (d,) into the parameters' shapes, or k vectors (k, d) into (k, …) each."""
         parts = vector.split([shape.numel() for shape in self._shapes.values()], dim=-1)

@@ -176,3 +176,31 @@ def test_bad_probes_are_refused(arguments, message) -> None:
     count, dimension, distribution = arguments
     with pytest.raises(ValueError, match=message):
         draw_probes(count, dimension, generator_of(0), distribution=distribution)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e15])
+def test_long_vectors_keep_their_norms_where_squares_leave_single_precision(scale: float) -> None:
+    d = 2**18 + 3
+    eigenvalues = scale * torch.linspace(1, 2, d)
+    probes = draw_probes(2, d, generator_of(0), dtype=torch.float32)
+    found = lanczos(lambda v: v * eigenvalues, probes, 3)
+    wide = lanczos(lambda v: v * (eigenvalues.double() / scale), probes.double(), 3)
+    for name in ("diagonal", "off_diagonal"):
+        torch.testing.assert_close(
+            getattr(found, name) / scale, getattr(wide, name), rtol=1e-3, atol=1e-6
+        )
+
+
+def test_an_operator_that_computes_in_single_precision_is_symmetric_to_that() -> None:
+    matrix = rotated(power_law())
+    noise = torch.randn(D, D, generator=generator_of(3), dtype=torch.float64)
+    noisy = matrix + 1e-5 * noise / noise.norm()
+    probes = starts(2, D)
+    with pytest.raises(ValueError, match="not symmetric"):
+        Lanczos(lambda v: v @ noisy, probes).advance(20)
+    process = Lanczos(lambda v: v @ noisy, probes, round_off=1.2e-7)
+    process.advance(20)
+    assert process.steps == 20
+    far = matrix + 1e-1 * noise / noise.norm()
+    with pytest.raises(ValueError, match="not symmetric"):
+        Lanczos(lambda v: v @ far, probes, round_off=1.2e-7).advance(20)
