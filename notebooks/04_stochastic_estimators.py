@@ -562,7 +562,7 @@ plt.show()
 # ## Deviations, and what failed
 #
 # * *From the paper's Algorithm 1.* Probes are random signs, as in its text, not normalised normal vectors. Traces are means with the factor $d$, not sums {eq}`eq-est-offset`. Numerator and denominator share their probes. The Lanczos vectors are orthogonalized fully, which the algorithm does not mention.
-# * *Indefinite matrices.* For a matrix with negative eigenvalues, $t^\alpha$ is replaced by $|t|^\alpha$ in numerator and denominator, and there is no bracket: the function has a kink inside the spectrum, and no derivative has one sign. Adaptive steps are then refused. {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian has no negative eigenvalue.
+# * *Indefinite matrices.* For a matrix with negative eigenvalues, $t^\alpha$ is replaced by $|t|^\alpha$ in numerator and denominator. This function has a kink inside the spectrum, but it is $s^{\alpha/2}$ of the squares $s = t^2$, and the rules of $H^2$ follow from the same steps, with half as many points. So there is a bracket again, and it is wider. {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian has no negative eigenvalue.
 # * *The bracket is for the probes at hand.* It does not contain the statistical error, and it is computed in floating point: nodes are known to round-off of the *largest* eigenvalue, so a power $t^\alpha$ of a zero eigenvalue is known to about $10^{-16\alpha}$. Nodes below ten units of round-off are set to zero.
 # * *XTrace's error estimate* comes from samples that are not independent. It has the right order of magnitude, no more.
 # * *In a multiple of the identity* random signs are exact, and Hutch++ is not: its sketch destroys the constant length of the probes.
