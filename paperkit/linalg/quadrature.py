@@ -323,7 +323,8 @@ def averaged_rule(tridiagonal: Tridiagonal) -> Rule:
     Returns
     -------
     Rule
-        2m − 1 points, exact for polynomials of degree 2m.
+        2m − 1 points, exact for polynomials of degree 2m where m is at least 2; the Gauss rule for
+        m = 1.
     """
     arguments.instance("tridiagonal", tridiagonal, Tridiagonal)
     diagonal, off_diagonal = tridiagonal.diagonal.cpu(), tridiagonal.off_diagonal.cpu()
