@@ -133,6 +133,7 @@ lock:
 	@{ sed -n '/^#/p' requirements.lock; $(BIN) -m pip freeze --all --exclude-editable --exclude pip --exclude paperkit | sed -E 's/^((nvidia|cuda)-.*|triton==.*)$$/\1 ; platform_machine == "x86_64" and sys_platform == "linux"/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
+# Threads wait for work as in any program: asleep, each small operation takes a third longer.
 # The libraries to compare with stand beside the locked environment, which stays as it is.
 BENCHMARK := _build/benchmark-venv
 PACKAGES := lib/python3.11/site-packages
@@ -145,7 +146,7 @@ $(BENCHMARK)/.installed: benchmarks/requirements.txt $(STAMP)
 	@touch $@
 
 benchmark: environment $(BENCHMARK)/.installed
-	$(BENCHMARK)/bin/python -m benchmarks --device $(DEVICE) --output results/benchmarks.json
+	env -u OMP_WAIT_POLICY $(BENCHMARK)/bin/python -m benchmarks --device $(DEVICE) --output results/benchmarks.json
 	$(BENCHMARK)/bin/python -m benchmarks.render
 
 clean:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +88,12 @@ def weight_gradient_squares(layer: LayerLinearization, factor: Tensor | None = N
     size += positions * groups * (num_rows * outputs + fan_in)
 
     def squares(samples: slice) -> Tensor:
-        cotangents = torch.cat([_rows(use, samples, factor) for use in layer.uses], dim=4)
-        columns = torch.cat([use.columns(samples) for use in layer.uses], dim=3)
+        cotangents = _joined([_rows(use, samples, factor) for use in layer.uses])
+        columns = _joined([use.columns(samples) for use in layer.uses])
         left = cotangents.transpose(1, 2).flatten(2, 3)  # (n, g, r·o, P)
         if through_rows:
-            return (left @ columns.mT).flatten(1).norm(dim=1, dtype=torch.float64).square()
+            # In the weights' format, because a float64 copy takes as long as the product.
+            return (left @ columns.mT).norm(dim=3).double().square().sum(dim=(1, 2))
         # Here the sum over pairs can cancel, to the square of what the rows can.
         left, right = left.double(), columns.double()
         return ((left.mT @ left) * (right.mT @ right)).sum(dim=(1, 2, 3)).clamp(min=0.0)
@@ -166,6 +168,11 @@ def _rows(use: LayerUse, samples: slice, factor: Tensor | None) -> Tensor:
     if factor is None:
         return cotangents
     return torch.einsum("nrc,ncgop->nrgop", factor[samples], cotangents)
+
+
+def _joined(calls: Sequence[Tensor]) -> Tensor:
+    """Put the positions of all calls in one list; the last axis holds them."""
+    return calls[0] if len(calls) == 1 else torch.cat(list(calls), dim=-1)
 
 
 def _pair_size(layer: LayerLinearization) -> int:
@@ -365,7 +372,9 @@ def gauss_newton_trace(
         chunks = linearize_samples(
             model, data, loss, all_parameters=True, memory_budget=memory_budget
         )
-        values = torch.cat([gradient_squares_from(chunk, "all", loss) for chunk in chunks])
+        # Unlike a loop, map holds no chunk while the next one is made.
+        of_chunk = partial(gradient_squares_from, parameters="all", loss=loss)
+        values = torch.cat(list(map(of_chunk, chunks)))
     else:
         weights = chosen_weights(model, parameters)
         found, _, left_out = _weight_squares(model, data, weights, loss, "tied", memory_budget)
@@ -536,6 +545,7 @@ def linearize_samples(
         memory_budget=memory_budget,
     ):
         yield linearization
+        del linearization  # or it would live on while the next is made
 
 
 def _num_outputs(model: nn.Module, data: object) -> int:

@@ -60,6 +60,12 @@ _JACOBIAN_COPIES = 2.6
 # Entries of one float64 temporary, 32 MiB.
 _ENTRIES = 2**22
 
+# Columns of a Gram matrix that float32 multiplies at once; fewer are cheap in float64.
+_COLUMNS = 1024
+
+# Squares that underflow in float32, each below 1e-38, are nothing beside such a sum of squares.
+_LEAST_TRACE = 1e-24
+
 
 # --- of given Jacobians -------------------------------------------------------------------------
 
@@ -93,9 +99,12 @@ def largest_singular_values(jacobian: Tensor) -> Tensor:
     jacobian : Tensor
         Shape (n, C, …).
     """
-    return _in_chunks(
-        lambda rows: torch.linalg.eigvalsh(_gram(rows))[:, -1].clamp(min=0.0).sqrt(), jacobian
-    )
+    _check_jacobian(jacobian, finite=False)
+    rows = jacobian.flatten(2)
+    if jacobian.dtype != torch.float32 or max(rows.shape[1:]) <= _COLUMNS:
+        return _in_chunks(_largest_of, jacobian)
+    step = max(1, _ENTRIES // min(rows.shape[1:]) ** 2)
+    return torch.cat([_largest_in_blocks(some) for some in rows.split(step)])
 
 
 def frobenius_norms(jacobian: Tensor) -> Tensor:
@@ -205,13 +214,36 @@ def input_invariant_sensitivities(jacobian: Tensor, inputs: Tensor) -> Tensor:
     )
 
 
-def _check_jacobian(jacobian: Tensor) -> None:
+def _check_jacobian(jacobian: Tensor, *, finite: bool = True) -> None:
     shape = ("n", "C", "d", "…")
-    arguments.tensor("jacobian", jacobian, shape=shape, floating=True, finite=True)
+    arguments.tensor("jacobian", jacobian, shape=shape, floating=True, finite=finite)
 
 
 def _gram(rows: Tensor) -> Tensor:
     return rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
+
+
+def _largest_of(rows: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(_gram(rows))[:, -1].clamp(min=0.0).sqrt()
+
+
+def _largest_in_blocks(rows: Tensor) -> Tensor:
+    """Return the largest singular values of (n, C, M) in float32, without a float64 copy of it.
+
+    The Gram matrices of some columns at a time are added in float64, so that their round-off does
+    not grow with the number of columns: it moves a value by less than the entries' own does.
+    """
+    wide = rows if rows.shape[1] <= rows.shape[2] else rows.mT
+    gram = torch.zeros(*wide.shape[:2], wide.shape[1], dtype=torch.float64, device=wide.device)
+    for columns in wide.split(_COLUMNS, dim=2):
+        gram += columns @ columns.mT
+    # Outside, squares may have underflowed or overflowed, and entries that are not finite show.
+    traces = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
+    lost = ~((traces > _LEAST_TRACE) & (traces < 1.0 / _LEAST_TRACE))
+    if bool(lost.any()):
+        _check_jacobian(rows)
+        gram[lost] = _gram(wide[lost].to(torch.float64))
+    return torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0.0).sqrt()
 
 
 def _in_chunks(function: Callable[..., Tensor], jacobian: Tensor, *others: Tensor) -> Tensor:
@@ -643,6 +675,7 @@ def _over_chunks(
             collected.setdefault(name, []).append(values)
         left_out = dict(chunk.left_out)
         left_out |= {n: _NO_GRADIENT for n in chunk.layers if n not in collected}
+        del chunk  # so that the next one may be larger
     if layers is not None:
         for name, reason in left_out.items():
             raise ValueError(f"layers: {name} cannot be measured: {reason}.")

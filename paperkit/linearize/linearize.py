@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,9 +49,10 @@ from paperkit.linearize.problem import (
 )
 from paperkit.linearize.remainder import (
     NormalizationCall,
-    affine_sum,
+    affine_sums,
     is_normalization,
     normalized_input,
+    num_affine,
     per_sample_jacobians,
 )
 from paperkit.linearize.sample_axes import SampleAxes
@@ -176,12 +179,18 @@ class _Call:
     inputs: Tensor
     input_node: Any  # torch.autograd.graph.Node, or None where nothing before needs gradients
     input_edge: GradientEdge | None
-    preactivation: Tensor
+    preactivation: Tensor  # cut off the graph, and its memory may be another's by now
+    edge: GradientEdge | None  # of the pre-activation, None where it records no gradient
     layer_type: LayerType
 
     @property
     def layout(self) -> WeightLayout:
         return self.layer_type.layout(self.module)
+
+    @property
+    def node(self) -> Any:
+        """The operation that made the pre-activation."""
+        return None if self.edge is None else self.edge.node
 
     def formats(self) -> set[torch.dtype]:
         """Return the floating formats that it reads and writes."""
@@ -303,7 +312,7 @@ def linearize(
         is used elsewhere too, or that does not see the samples first and in their order. Else it is
         left out, as it is by default, with its reason in ``left_out``.
     chunk_size : int, optional
-        Samples of one forward pass; default as many as an eighth of the budget lets pass backward.
+        Samples of one forward pass; default as many as a quarter of the budget lets pass backward.
     memory_budget : int
         Bytes. What the result holds may take half of it, the temporaries of its methods the other
         half.
@@ -385,10 +394,11 @@ def _linearized(
     options: _Options,
     chunk_size: int | None,
     memory_budget: int,
+    costs: _Costs | None = None,
 ) -> Linearization:
     inputs, _ = data
     with evaluation(model) as parameters:
-        costs = _costs(model, chosen, parameters, inputs, options)
+        costs = costs or _costs(model, chosen, parameters, inputs, options)
         needed = len(inputs) * costs.held
         if needed > memory_budget // 2:
             raise MemoryBudgetError(
@@ -396,7 +406,7 @@ def _linearized(
                 f"more than half of memory_budget={memory_budget}; raise it to at least "
                 f"{2 * needed}, or pass fewer samples or layers."
             )
-        step = _chunk(memory_budget // 8, costs.graph, len(inputs))
+        step = _chunk(memory_budget // 4, costs.graph, len(inputs))
         step = _possible(chunk_size or step, costs, len(inputs), memory_budget)
         if step == 1:
             _refuse_unseen(model, parameters, inputs, costs, memory_budget)
@@ -409,7 +419,8 @@ def _linearized(
                 break
             except _UnfitError as unfit:  # what only all samples together show
                 excluded |= unfit.reasons
-        refuse_changed(model, parameters, inputs, costs.outputs, result.outputs)
+        first = costs.outputs[: len(inputs)]
+        refuse_changed(model, parameters, inputs, first, result.outputs)
     return replace(result, left_out={**left_out, **result.left_out})
 
 
@@ -451,7 +462,8 @@ def linearize_in_chunks(
 ) -> Iterator[tuple[Linearization, Tensor]]:
     """Linearize a stream of batches, as many samples at a time as fit the memory budget.
 
-    For measures that are sums over samples, on data of any length.
+    For measures that are sums over samples, on data of any length. A loop that deletes each
+    linearization before the next one is made has larger chunks.
 
     Parameters
     ----------
@@ -489,21 +501,28 @@ def linearize_in_chunks(
         for name, reason in left_out.items():
             raise _refusal(name, reason)
     found: list[str] | None = None  # the layers, once the first samples have shown them
+    last: weakref.ref[Linearization] | None = None
     for inputs, targets in stream:
         check_inputs(inputs)
         if found is None:
             _refuse_cut_anywhere(model, inputs, options)
         with evaluation(model) as parameters:
             costs = _costs(model, chosen, parameters, inputs, options)
-            # A loop may still hold the last chunk while the next is made.
+        start = 0
+        while start < len(inputs):
+            # A loop may still hold the last chunk while the next is made: both fit then.
+            room = memory_budget // (2 if last is None or last() is None else 4)
+            left = len(inputs) - start
             step = min(
-                _chunk(memory_budget // 4, costs.held, len(inputs)),
-                _chunk(memory_budget // 8, costs.graph, len(inputs)),
+                _chunk(room, costs.held, left), _chunk(memory_budget // 4, costs.graph, left)
             )
-            step = _possible(step, costs, len(inputs), memory_budget)
-            if step == 1:
-                _refuse_unseen(model, parameters, inputs, costs, memory_budget)
-        for chunk in _pieces(len(inputs), step):
+            step = _possible(step, costs, left, memory_budget)
+            if step == 1 and start == 0:
+                with evaluation(model) as parameters:
+                    _refuse_unseen(model, parameters, inputs, costs, memory_budget)
+            chunk = _pieces(left, step)[0]
+            chunk = slice(start, start + chunk.stop)
+            start = chunk.stop
             labels = targets[chunk] if with_targets else None
             linearization = _linearized(
                 model,
@@ -514,6 +533,7 @@ def linearize_in_chunks(
                 options,
                 step,
                 memory_budget,
+                costs if chunk.start == 0 else None,
             )
             if found is None:
                 if strict and layers is not None:
@@ -522,6 +542,7 @@ def linearize_in_chunks(
                 chosen = {name: one for name, one in chosen.items() if name not in left_out}
             elif found != list(linearization.layers):
                 raise _changed(found, linearization)
+            last = weakref.ref(linearization)
             yield linearization, targets[chunk]
             del linearization  # or it would live on while the next is made
 
@@ -752,7 +773,7 @@ def _refuse_unseen(
     memory_budget: int,
 ) -> None:
     """Look for interaction where chunks of one sample would show none."""
-    size = max(2, _chunk(memory_budget // 8, costs.graph, len(inputs)))
+    size = max(2, _chunk(memory_budget // 4, costs.graph, len(inputs)))
     apart: set[tuple] = set()
     for part in inputs.split(size):
         key = (part.shape, part.dtype)
@@ -812,9 +833,9 @@ def _costs(
             if id(p) not in weights and options.wants(name)
         }
         held += count * num_outputs * sum(rest.values())
-        # Beside the Jacobians in the outputs of normalisations lie their products with the inputs.
+        # The normalised inputs, and the largest one's product with its gradient.
         sizes = [call.normalized.nbytes for call in recording.normalizations]
-        graph += num_outputs * (sum(sizes) + max(sizes, default=0))
+        graph += sum(sizes) + 2 * max(sizes, default=0)
         for module in (*modules, *(call.module for call in recording.normalizations)):
             for parameter in module.parameters(recurse=False):
                 rest.pop(id(parameter), None)
@@ -916,16 +937,17 @@ def _record(
         recording.inputs = inputs.detach().clone().requires_grad_()
     handles = []
 
-    def layer_hook(name: str, kind: LayerType) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> Tensor:
+    def layer_hook(name: str, kind: LayerType) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> None:
             read = arguments[0] if arguments else next(iter(keywords.values()))
             # The edge of now: an in-place operation moves the tensor on to another.
             wanted = options.input_jacobians and read.requires_grad
             edge = get_gradient_edge(read) if wanted else None
-            call = _Call(name, module, read.detach(), read.grad_fn, edge, output, kind)
+            own = get_gradient_edge(output) if output.requires_grad else None
+            call = _Call(
+                name, module, read.detach(), read.grad_fn, edge, output.detach(), own, kind
+            )
             recording.calls.append(call)
-            # A copy goes on, so that an in-place activation leaves the recorded one alone.
-            return output.clone()
 
         return hook
 
@@ -982,7 +1004,7 @@ def _part_misfits(recording: _Recording, n: int) -> None:
             )
         elif call.formats() - {recording.outputs.dtype}:
             recording.misfits[call.name] = "the model casts around it to another floating format"
-        elif not call.preactivation.requires_grad:
+        elif call.edge is None:
             recording.misfits[call.name] = "no gradient reaches its weight"
     recording.calls = [call for call in recording.calls if call.name not in recording.misfits]
     recording.normalizations = [
@@ -1056,7 +1078,7 @@ def _unfitness(
         if weight_name in cut_parameters(Network.of(model), recording.inputs):
             return "no gradient reaches its weight"
         return None
-    preactivations = [call.preactivation.grad_fn for call in calls]
+    preactivations = [call.node for call in calls]
     if recording.outputs.grad_fn in graph.dependents([leaf], avoiding=preactivations):
         return "its weight is also used outside the layer"
     return None
@@ -1225,11 +1247,7 @@ def _used_elsewhere(
     leaf: Tensor,
 ) -> bool:
     """Whether a parameter reaches the outputs other than through the modules that hold it."""
-    own = [
-        call.preactivation.grad_fn
-        for call in recording.calls
-        if leaf_names.get(id(call.module.bias)) == name
-    ]
+    own = [call.node for call in recording.calls if leaf_names.get(id(call.module.bias)) == name]
     own += [
         call.edge.node
         for call in recording.normalizations
@@ -1245,22 +1263,40 @@ def _judge(graph: RecordedGraph, uses: list[_Call], weight: Tensor) -> str | Non
     depends_on_weight = graph.dependents([get_gradient_edge(weight).node])
     if any(use.input_node in depends_on_weight for use in uses):
         return "an input of the layer depends on the layer's own weight"
-    return graph.obstacle([use.preactivation.grad_fn for use in uses])
+    return graph.obstacle([use.node for use in uses])
+
+
+@dataclass
+class _Rows:
+    """Room for what a backward pass for each output brings to one place of the graph.
+
+    Attributes
+    ----------
+    owner : str or None
+        The module's name; None for the network's input.
+    source : Tensor or GradientEdge
+        The place.
+    room : Tensor
+        Shape (n, C, …).
+    reduced : callable or None
+        What to keep of a gradient (n, …); by default all of it.
+    """
+
+    owner: str | None
+    source: Any
+    room: Tensor
+    reduced: Callable[[Tensor], Tensor] | None = None
+
+    def kept(self, gradient: Tensor) -> Tensor:
+        """Return what belongs into the room of a gradient."""
+        return gradient if self.reduced is None else self.reduced(gradient)
 
 
 def _fill(held: _Held, recording: _Recording, samples: slice, *, check_order: bool) -> None:
     """Run one backward pass for each output and store the results of this chunk."""
     counters = dict.fromkeys(held.layers, 0)
     by_weight = {layer.weight_name: name for name, layer in held.layers.items()}
-    owners: list[str | None] = []
-    sources: list[Any] = []
-    targets: list[Tensor] = []
-
-    def differentiate(owner: str | None, source: Any, target: Tensor) -> None:
-        owners.append(owner)
-        sources.append(source)
-        targets.append(target)
-
+    wanted: list[_Rows] = []
     uses: list[LayerUse] = []
     for call in recording.calls:
         name = by_weight[held.leaf_names[id(call.module.get_parameter("weight"))]]
@@ -1269,24 +1305,27 @@ def _fill(held: _Held, recording: _Recording, samples: slice, *, check_order: bo
         uses.append(use)
         use.inputs[samples] = call.inputs
         if use.output_jacobian.stride(0):  # else it is not wanted, and has no memory
-            differentiate(call.name, call.preactivation, use.output_jacobian[samples])
+            wanted.append(_Rows(call.name, call.edge, use.output_jacobian[samples]))
         if call.input_edge is not None:
             assert use.input_jacobian is not None
-            differentiate(call.name, call.input_edge, use.input_jacobian[samples])
+            wanted.append(_Rows(call.name, call.input_edge, use.input_jacobian[samples]))
     if held.input_jacobian is not None:
-        differentiate(None, recording.inputs, held.input_jacobian[samples])
-    pulled_back = []
+        wanted.append(_Rows(None, recording.inputs, held.input_jacobian[samples]))
+    affine = []
     for normalization in recording.normalizations:
-        outputs = recording.outputs
-        shape = (*outputs.shape, *normalization.normalized.shape[1:])
-        pulled_back.append(outputs.new_empty(shape))
-        differentiate(normalization.name, normalization.edge, pulled_back[-1])
-    if not sources:
+        # The sums alone are kept: all Jacobians in outputs of normalisations are as many as B.
+        sums = partial(affine_sums, normalization.module, normalization.normalized)
+        room = recording.outputs.new_empty(
+            *recording.outputs.shape, 2, num_affine(normalization.module)
+        )
+        affine.append(_Rows(normalization.name, normalization.edge, room, sums))
+    wanted += affine
+    if not wanted:
         return
-    _backward(recording.outputs, sources, targets, retain_graph=check_order)
+    _backward(recording.outputs, wanted, retain_graph=check_order)
     if check_order:
-        wrong = _out_of_order(recording.outputs, sources, targets)
-        strangers = {owner for owner, bad in zip(owners, wrong, strict=True) if bad}
+        wrong = _out_of_order(recording.outputs, wanted)
+        strangers = {rows.owner for rows, bad in zip(wanted, wrong, strict=True) if bad}
         if None in strangers:
             raise SamplesInteractError(
                 "model gives an output for a sample that depends on the input of another: it "
@@ -1294,14 +1333,13 @@ def _fill(held: _Held, recording: _Recording, samples: slice, *, check_order: bo
             )
         if strangers:
             raise _UnfitError({owner: _ORDER for owner in strangers if owner is not None})
-    _add_affine(held, recording, uses, pulled_back, samples)
+    _add_affine(held, recording, uses, [rows.room for rows in affine], samples)
 
 
-def _backward(
-    outputs: Tensor, sources: Sequence[Any], targets: Sequence[Tensor], *, retain_graph: bool
-) -> None:
-    """Write the gradient of each output in each source into ``target[:, c]``."""
+def _backward(outputs: Tensor, wanted: Sequence[_Rows], *, retain_graph: bool) -> None:
+    """Write what each output's gradient brings into ``room[:, c]``."""
     num_outputs = outputs.shape[1]
+    sources = [rows.source for rows in wanted]
     seed = torch.zeros_like(outputs)
     for c in range(num_outputs):
         seed.zero_()[:, c] = 1.0
@@ -1312,35 +1350,35 @@ def _backward(
             retain_graph=retain_graph or c + 1 < num_outputs,
             allow_unused=True,
         )
-        for target, gradient in zip(targets, gradients, strict=True):
-            target[:, c] = 0.0 if gradient is None else gradient
+        for rows, gradient in zip(wanted, gradients, strict=True):
+            rows.room[:, c] = 0.0 if gradient is None else rows.kept(gradient)
 
 
-def _out_of_order(outputs: Tensor, sources: Sequence[Any], targets: Sequence[Tensor]) -> list[bool]:
-    """Tell of each source whether row i of its gradients is due to another sample than i.
+def _out_of_order(outputs: Tensor, wanted: Sequence[_Rows]) -> list[bool]:
+    """Tell of each place whether row i of its gradients is due to another sample than i.
 
     For models whose operations do not show it. One more backward pass, whose seed is another
-    multiple of the same row for each sample: the gradients of a source that sees the samples in
+    multiple of the same row for each sample: the gradients of a place that sees the samples in
     their order are the same multiples of its rows.
     """
     n, num_outputs = outputs.shape
     if n == 1:
-        return [False] * len(sources)
+        return [False] * len(wanted)
     generator = torch.Generator(device="cpu").manual_seed(0)
     row = torch.randn(num_outputs, generator=generator, dtype=torch.float64, device="cpu")
     # The fractional parts of multiples of the golden section: neighbours differ, and so do others.
     multiples = 1.0 + torch.arange(n, dtype=torch.float64, device="cpu") * _GOLDEN % 1.0
     row, multiples = row.to(outputs), multiples.to(outputs)
     gradients = torch.autograd.grad(
-        outputs, sources, torch.outer(multiples, row), allow_unused=True
+        outputs, [rows.source for rows in wanted], torch.outer(multiples, row), allow_unused=True
     )
     found = []
-    for target, gradient in zip(targets, gradients, strict=True):
+    for rows, gradient in zip(wanted, gradients, strict=True):
         if gradient is None:
             found.append(False)
             continue
-        expected = (row @ target.flatten(2)) * multiples.unsqueeze(1)
-        differences = (gradient.flatten(1).to(expected) - expected).norm(dim=1)
+        expected = (row @ rows.room.flatten(2)) * multiples.unsqueeze(1)
+        differences = (rows.kept(gradient).flatten(1).to(expected) - expected).norm(dim=1)
         sizes = expected.norm(dim=1)
         eps = torch.finfo(expected.dtype).eps
         # A row far smaller than the others may be nothing but their round-off.
@@ -1353,25 +1391,23 @@ def _add_affine(
     held: _Held,
     recording: _Recording,
     uses: list[LayerUse],
-    pulled_back: list[Tensor],
+    sums: list[Tensor],
     samples: slice,
 ) -> None:
     """Add what biases, scales and shifts follow from the Jacobians of their modules' outputs."""
 
-    def add(parameter: Any, jacobian: Tensor) -> None:
+    def add(parameter: Any, jacobian: Callable[[], Tensor]) -> None:
         name = held.leaf_names.get(id(parameter))
         if name in held.parameters and name not in held.differentiated:
-            held.parameters[name][samples] += jacobian
+            held.parameters[name][samples] += jacobian()
 
     for call, use in zip(recording.calls, uses, strict=True):
         bias = call.module.bias
         if bias is not None:
-            add(bias, use.layer_type.summed(use.output_jacobian[samples]))
-    for normalization, jacobian in zip(recording.normalizations, pulled_back, strict=True):
-        module = normalization.module
-        add(module.bias, affine_sum(module, jacobian))
-        scaled = jacobian * normalization.normalized.unsqueeze(1)
-        add(module.weight, affine_sum(module, scaled))
+            add(bias, partial(use.layer_type.summed, use.output_jacobian[samples]))
+    for normalization, both in zip(recording.normalizations, sums, strict=True):
+        add(normalization.module.weight, partial(both.select, 2, 0))
+        add(normalization.module.bias, partial(both.select, 2, 1))
 
 
 def _verify(

@@ -10,6 +10,7 @@ the list counts as not piecewise linear: unknown means not exact.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -38,6 +39,8 @@ _PIECEWISE_LINEAR = frozenset(
     Maximum Minimum Clamp ClampMin ClampMax Sort Topk Kthvalue Median
     """.split()
 )
+
+_ALWAYS = _LINEAR | _PIECEWISE_LINEAR
 
 # Products: the positions of the factors among the recorded operands. At most one factor may depend
 # on z; an operand at any other position is a summand.
@@ -68,7 +71,12 @@ def operation_name(node: Node) -> str:
     A hand-written ``autograd.Function`` has no number in its suffix and keeps it, so that a
     function that happens to be called Relu is not taken for the real one.
     """
-    return re.sub(r"Backward\d+$", "", node.name())
+    return _without_suffix(node.name())
+
+
+@functools.cache
+def _without_suffix(name: str) -> str:
+    return re.sub(r"Backward\d+$", "", name)
 
 
 class RecordedGraph:
@@ -92,6 +100,10 @@ class RecordedGraph:
                     self.consumers[operand] = []
                     stack.append(operand)
                 self.consumers[operand].append(node)
+        # Insertion order runs from the outputs inwards; the obstacle nearest the layer is reported.
+        self._doubtful = [
+            node for node in reversed(self.consumers) if operation_name(node) not in _ALWAYS
+        ]
 
     def dependents(self, sources: Iterable[Node], avoiding: Iterable[Node] = ()) -> set[Node]:
         """Return the nodes that depend on one of the sources, the sources included.
@@ -123,8 +135,7 @@ class RecordedGraph:
         """
         sources = set(preactivations)
         dependent = self.dependents(sources)
-        # Insertion order runs from the outputs inwards; report the obstacle nearest the layer.
-        for node in reversed(list(self.consumers)):
+        for node in self._doubtful:
             if node in dependent and node not in sources:
                 reason = _operation_obstacle(node, dependent)
                 if reason is not None:
@@ -135,8 +146,6 @@ class RecordedGraph:
 def _operation_obstacle(node: Node, dependent: set[Node]) -> str | None:
     name = operation_name(node)
     depends = [operand in dependent for operand, _ in node.next_functions]
-    if name in _LINEAR or name in _PIECEWISE_LINEAR:
-        return None
     if name in _PRODUCT_FACTORS:
         factors = [p for p in _PRODUCT_FACTORS[name] if p < len(depends) and depends[p]]
         if len(factors) > 1:

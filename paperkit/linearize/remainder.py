@@ -73,14 +73,38 @@ def normalized_input(module: nn.Module, inputs: Tensor) -> Tensor:
     )
 
 
-def affine_sum(module: nn.Module, jacobian: Tensor) -> Tensor:
-    r"""Sum (n, C, \*output shape) over positions: (n, C, entries of the normalisation's bias)."""
+def num_affine(module: nn.Module) -> int:
+    """Return the number of a normalisation's scales, which is that of its shifts."""
+    return max((p.numel() for p in module.parameters(recurse=False)), default=0)
+
+
+def affine_sums(module: nn.Module, normalized: Tensor, gradient: Tensor) -> Tensor:
+    r"""Return the gradients in a normalisation's scales and shifts, sample by sample.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The layer.
+    normalized, gradient : Tensor
+        What its scales multiply, and the gradient in its output, (n, …).
+
+    Returns
+    -------
+    Tensor
+        Shape (n, 2, entries).
+    """
+    if num_affine(module) == 0:
+        return gradient.new_empty(len(gradient), 2, 0)
+    parts = (gradient * normalized, gradient)
+    return torch.stack([_over_positions(module, part) for part in parts], dim=1)
+
+
+def _over_positions(module: nn.Module, gradient: Tensor) -> Tensor:
+    """Sum (n, …) over positions: (n, entries)."""
     if isinstance(module, nn.LayerNorm):
-        positions = jacobian.ndim - 2 - len(module.normalized_shape)
-        if positions:
-            jacobian = jacobian.flatten(2, 1 + positions).sum(2)
-        return jacobian.flatten(2)
-    return jacobian.flatten(3).sum(3) if jacobian.ndim > 3 else jacobian
+        positions = gradient.ndim - 1 - len(module.normalized_shape)
+        return (gradient.flatten(1, positions).sum(1) if positions else gradient).flatten(1)
+    return gradient.flatten(2).sum(2) if gradient.ndim > 2 else gradient
 
 
 def per_sample_jacobians(

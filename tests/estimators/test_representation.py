@@ -88,6 +88,28 @@ def test_norms_agree_with_the_singular_values(shape) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e-12, 1e25])
+@pytest.mark.parametrize("shape", [(3, 5, 3000), (2, 3000, 4)])
+def test_largest_singular_values_of_large_float32_jacobians_are_those_of_their_entries(
+    shape, size
+) -> None:
+    jacobian = (standard_normal(*shape) * size).float()
+    jacobian[0] = 0.0  # a sample whose outputs do not move
+    expected = torch.linalg.svdvals(jacobian.double())[:, 0]
+    found = largest_singular_values(jacobian)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=3e-7, atol=0.0)
+    alone = largest_singular_values(jacobian[1:2])
+    torch.testing.assert_close(alone, found[1:2], rtol=1e-13, atol=0.0)
+
+
+def test_an_entry_that_is_not_finite_is_refused_in_a_large_float32_jacobian() -> None:
+    jacobian = standard_normal(2, 3, 3000).float()
+    jacobian[1, 2, 7] = math.nan
+    with pytest.raises(ValueError, match=r"jacobian.*NaN or infinite"):
+        largest_singular_values(jacobian)
+
+
 def test_singular_values_eleven_orders_below_the_largest_keep_four_digits() -> None:
     spectrum = [1.0, 1e-5, 1e-11]
     values = singular_values(with_singular_values(spectrum, 40)[None])[0]

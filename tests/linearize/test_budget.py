@@ -29,7 +29,7 @@ from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
 from paperkit.linearize.budget import FORWARD, Chunks, footprint
 from paperkit.linearize.evaluation import SavedStorages, evaluation
 from paperkit.linearize.interaction import SamplesInteractError
-from paperkit.linearize.linearize import linearize
+from paperkit.linearize.linearize import linearize, linearize_in_chunks
 from paperkit.linearize.operators import HessianOperator
 
 BY_NAME = {case.name: case for case in CASES}
@@ -288,3 +288,23 @@ def test_every_storage_that_a_pass_saves_counts_also_where_another_was_freed_bef
     with saved.noted():
         model(inputs)
     assert saved.bytes() == 10 * inputs.nbytes  # a tanh saves what it returns
+
+
+def test_a_loop_that_deletes_its_chunks_gets_larger_ones() -> None:
+    hidden = [part for _ in range(4) for part in (nn.Linear(32, 32), nn.ReLU())]
+    model = nn.Sequential(*hidden, nn.Linear(32, 8)).double()
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(200, 32, generator=generator, dtype=torch.float64)
+    data, budget = (inputs, torch.arange(200) % 8), 10**6
+    outputs = model(inputs).detach()
+    kept, deleted = [], []
+    for chunk, _ in linearize_in_chunks(model, data, memory_budget=budget):
+        kept.append(chunk.outputs)
+    for chunk, _ in linearize_in_chunks(model, data, memory_budget=budget):
+        deleted.append(chunk.outputs)
+        del chunk
+    torch.testing.assert_close(torch.cat(kept), outputs, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(torch.cat(deleted), outputs, rtol=1e-13, atol=1e-14)
+    # Half of the budget for one chunk, or a quarter for each of two.
+    assert len(kept[0]) == len(deleted[0])
+    assert len(kept[1]) <= 0.6 * len(kept[0]) < len(deleted[1])

@@ -22,7 +22,7 @@ from paperkit.linearize import (
     operator_norm,
 )
 from paperkit.linearize.layer_types import WeightLayout, layer_type
-from paperkit.linearize.linearize import Linearization, _backward, _out_of_order
+from paperkit.linearize.linearize import Linearization, _backward, _out_of_order, _Rows
 from paperkit.linearize.problem import CutGraphError
 
 
@@ -416,8 +416,9 @@ def test_the_order_of_samples_is_seen_in_the_gradients_where_none_can_be_left_ou
     model.embed.register_forward_hook(lambda _, arguments, output: reads.append(output))
     outputs = model(inputs)
     jacobian = torch.empty(5, 3, 4, dtype=torch.float64)
-    _backward(outputs, reads, [jacobian], retain_graph=True)
-    assert _out_of_order(outputs, reads, [jacobian]) == [turned]
+    wanted = [_Rows("embed", reads[0], jacobian)]
+    _backward(outputs, wanted, retain_graph=True)
+    assert _out_of_order(outputs, wanted) == [turned]
 
 
 def test_a_weight_shared_between_layers_of_other_types_takes_the_general_way() -> None:
