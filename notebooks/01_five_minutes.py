@@ -61,9 +61,10 @@ import torch
 
 from paperkit import plotting
 from paperkit.estimators import layer_spectra, renyi_entropy, renyi_sharpness
-from paperkit.experiments import run_study, show_verdicts
-from paperkit.experiments.intervals import prediction_interval
+from paperkit.experiments import run_study
+from paperkit.ledger import show_verdicts
 from paperkit.linearize import dense_hessian
+from paperkit.statistics.intervals import prediction_interval
 from paperkit.training import evaluate
 
 plotting.book_style()

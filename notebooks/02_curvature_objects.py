@@ -43,8 +43,9 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from paperkit.experiments import records_of, show_verdicts
+from paperkit.experiments import records_of
 from paperkit.experiments.studies import curvature_blocks as study
+from paperkit.ledger import show_verdicts
 from paperkit.linearize import (
     dense_empirical_fisher,
     dense_gauss_newton,

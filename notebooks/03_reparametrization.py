@@ -51,8 +51,9 @@ from matplotlib.colors import LogNorm
 from torch import Tensor, nn
 
 from paperkit.estimators import renyi_entropy
-from paperkit.experiments import render, run_study, show_verdicts, verdicts
+from paperkit.experiments import run_study
 from paperkit.experiments.studies import reparametrization as study
+from paperkit.ledger import render, show_verdicts, verdicts
 from paperkit.linearize import dense_hessian
 from paperkit.plotting import book_style
 

@@ -12,7 +12,11 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-ROOMS = ("paperkit.experiments.commands", "paperkit.publishing.commands")
+ROOMS = (
+    "paperkit.experiments.commands",
+    "paperkit.ledger.commands",
+    "paperkit.publishing.commands",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -40,6 +40,8 @@ PACKAGES = (
     "models",
     "training",
     "experiments",
+    "ledger",
+    "statistics",
     "plotting",
 )
 
@@ -76,7 +78,7 @@ def _is_result(value: type) -> bool:
     return dataclasses.is_dataclass(value) and value.__name__ not in BUILT_BY_USERS
 
 
-BUILT_BY_USERS = {"Bound", "Split", "Study"}
+BUILT_BY_USERS = {"Approximation", "Identity", "Inequality", "Split", "Study"}
 
 
 # --- what is valid ------------------------------------------------------------------------------
@@ -331,10 +333,10 @@ CALLS: dict[str, Call] = {
             "network_log_volume",
             "network_maximum_local_sensitivity",
             "normalized_maximum_local_sensitivity",
-            "kendall_tau",
-            "kendall_tau_by_group",
         )
     },
+    "statistics.kendall_tau": _call(),
+    "statistics.kendall_tau_by_group": _call(),
     **{
         f"estimators.{name}": _call(kinds={"jacobian": "jacobian"})
         for name in ("local_dimensions", "log_volumes", "singular_values")
@@ -367,7 +369,7 @@ CALLS: dict[str, Call] = {
     ),
     "estimators.pac_bayes_flatness": _call(draws=2, max_bisections=2),
     "estimators.parameter_norm": _call(kinds={"parameters": "choice or names"}),
-    "estimators.permutation_test": _call(
+    "statistics.permutation_test": _call(
         measures=make(lambda: {"a": [1.0, 2.0, 3.0, 4.0]}),
         gap=make(lambda: [1.0, 3.0, 2.0, 4.0]),
         permutations=20,
@@ -380,9 +382,16 @@ CALLS: dict[str, Call] = {
         kinds={"curvature": "choice", "max_dense": "index"}
     ),
     # bounds
-    "bounds.Bound": _call(
-        statement="a ≤ b", source="here", left=1.0, right=2.0, kinds={"tolerance": "nonnegative"}
-    ),
+    **{
+        f"bounds.{kind}": _call(
+            statement="a and b",
+            source="here",
+            left=1.0,
+            right=2.0,
+            kinds={"tolerance": "nonnegative"},
+        )
+        for kind in ("Approximation", "Identity", "Inequality")
+    },
     "bounds.compression.average_sharpness_bound": _call(
         average=1.0,
         limit=1.0,
@@ -599,12 +608,12 @@ CALLS: dict[str, Call] = {
         runs=False,
         kinds={"device": "experiment's device", "rerun": "strings", "study": "choice"},
     ),
-    "experiments.show_verdicts": _call(
+    "ledger.show_verdicts": _call(
         chapter="05_one_linearization",
         profile="smoke",
         kinds={"chapter": "anything named", "root": "anything named"},
     ),
-    "experiments.verdicts": _call(
+    "ledger.verdicts": _call(
         claims=make(list),
         kinds={"claims": "instances", "anchor": "anything named", "paper": "choice"},
     ),

@@ -1,6 +1,15 @@
 """Both sides of identities and inequalities of the four papers, with what they assume."""
 
 from paperkit.bounds import compression, information_geometry, renyi, smoothness
-from paperkit.bounds.statement import Bound
+from paperkit.bounds.statement import Approximation, Identity, Inequality, Statement
 
-__all__ = ["Bound", "compression", "information_geometry", "renyi", "smoothness"]
+__all__ = [
+    "Approximation",
+    "Identity",
+    "Inequality",
+    "Statement",
+    "compression",
+    "information_geometry",
+    "renyi",
+    "smoothness",
+]

@@ -1,27 +1,26 @@
-"""Both sides of an inequality, with what was checked of its hypotheses."""
+"""Both sides of an inequality, an identity or an approximation, computed on given data."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from typing_extensions import override
+
 from paperkit import arguments
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """Left and right side of a claim ``left ≤ right`` on given data.
-
-    ``holds`` compares the numbers; ``certified`` says that the theorem applies. A bound may hold
-    without being certified, by luck; a certified bound that does not hold refutes the theorem or
-    the code.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Statement(ABC):
+    """Left and right side of a claim, and whether the theorem behind it applies.
 
     Attributes
     ----------
     statement : str
-        The inequality, in words or symbols.
+        The claim, in words or symbols.
     source : str
         Paper and statement number.
     left, right : float
@@ -31,9 +30,9 @@ class Bound:
         The theorem's hypotheses by name: True (checked, met), False (checked, violated) or None
         (could not be checked). Kept as a read-only copy.
     tolerance, absolute_tolerance : float
-        A slack of no less than minus (tolerance times the larger finite magnitude of the two sides,
-        plus absolute_tolerance) is round-off and still counts as holding. The absolute part is for
-        sides that are logarithms or differences, whose round-off does not shrink with them.
+        Round-off of the sides: ``tolerance`` times the larger finite magnitude of the two, plus
+        ``absolute_tolerance``. The absolute part is for sides that are logarithms or differences,
+        because their round-off does not shrink with them.
 
     Raises
     ------
@@ -61,20 +60,25 @@ class Bound:
         object.__setattr__(self, "assumptions", MappingProxyType(assumptions))
 
     @property
-    def slack(self) -> float:
+    def difference(self) -> float:
         """``right − left``; zero where both sides are the same infinity."""
         return 0.0 if self.left == self.right else self.right - self.left
 
     @property
-    def holds(self) -> bool:
-        """Whether left ≤ right, up to the stated round-off."""
+    def round_off(self) -> float:
+        """How far apart equal sides may lie."""
         finite = [abs(side) for side in (self.left, self.right) if math.isfinite(side)]
-        return self.slack >= -(self.tolerance * max(finite, default=0.0) + self.absolute_tolerance)
+        return self.tolerance * max(finite, default=0.0) + self.absolute_tolerance
 
     @property
     def certified(self) -> bool:
-        """Whether every hypothesis was checked and is met."""
+        """Whether every hypothesis was checked and is met, so that the theorem applies."""
         return all(met is True for met in self.assumptions.values())
+
+    @property
+    @abstractmethod
+    def relation(self) -> str:
+        """The sign between the two numbers: one of ≤, ≰, =, ≠ and ≈."""
 
     def __repr__(self) -> str:
         unmet = ", ".join(
@@ -82,9 +86,85 @@ class Bound:
             for name, met in self.assumptions.items()
             if met is not True
         )
-        relation = "≤" if self.holds else "≰"
         status = "certified" if self.certified else f"not certified: {unmet}"
         return (
-            f"Bound({self.source}: {self.statement}: "
-            f"{self.left:.6g} {relation} {self.right:.6g}, {status})"
+            f"{type(self).__name__}({self.source}: {self.statement}: "
+            f"{self.left:.6g} {self.relation} {self.right:.6g}, {status})"
         )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Inequality(Statement):
+    """A claim ``left ≤ right`` on given data; for the attributes see :class:`Statement`.
+
+    ``holds`` compares the numbers; ``certified`` says that the theorem applies. An inequality may
+    hold without being certified, by luck; a certified one that does not hold refutes the theorem or
+    the code.
+
+    Examples
+    --------
+    >>> Inequality(statement="a ≤ b", source="an example", left=1.0, right=1.5).holds
+    True
+    >>> Inequality(statement="a ≤ b", source="an example", left=1.0, right=0.5)
+    Inequality(an example: a ≤ b: 1 ≰ 0.5, certified)
+    """
+
+    @property
+    def slack(self) -> float:
+        """``right − left``; zero where both sides are the same infinity."""
+        return self.difference
+
+    @property
+    def holds(self) -> bool:
+        """Whether left ≤ right, up to round-off."""
+        return self.difference >= -self.round_off
+
+    @property
+    @override
+    def relation(self) -> str:
+        return "≤" if self.holds else "≰"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Identity(Statement):
+    """A claim ``left = right`` on given data; for the attributes see :class:`Statement`.
+
+    Examples
+    --------
+    >>> Identity(statement="a = b", source="an example", left=1.0, right=1.0 + 1e-12).holds
+    True
+    >>> Identity(statement="a = b", source="an example", left=0.0, right=1.0)
+    Identity(an example: a = b: 0 ≠ 1, certified)
+    """
+
+    @property
+    def holds(self) -> bool:
+        """Whether left = right, up to round-off: moving either side makes it fail."""
+        return abs(self.difference) <= self.round_off
+
+    @property
+    @override
+    def relation(self) -> str:
+        return "=" if self.holds else "≠"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Approximation(Statement):
+    """A claim ``left ≈ right`` up to terms of a stated order; see :class:`Statement`.
+
+    One pair of numbers cannot refute it, so that it has no verdict: what can be tested is how the
+    difference shrinks with the small quantity that its ``statement`` names.
+
+    Examples
+    --------
+    >>> def sine(x):
+    ...     text = "sin x ≈ x, difference O(x³)"
+    ...     return Approximation(statement=text, source="Taylor", left=math.sin(x), right=x)
+    >>> round(sine(0.2).difference / sine(0.1).difference)
+    8
+    """
+
+    @property
+    @override
+    def relation(self) -> str:
+        return "≈"

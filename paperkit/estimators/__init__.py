@@ -11,7 +11,6 @@ from paperkit.estimators.baselines import (
     mean_exponential_loss,
     mean_loss,
 )
-from paperkit.estimators.correlation import kendall_tau, kendall_tau_by_group, permutation_test
 from paperkit.estimators.entropy import EntropyEstimate, renyi_entropy, renyi_entropy_estimate
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace, layer_gauss_newton_traces
 from paperkit.estimators.hessian import (
@@ -85,8 +84,6 @@ __all__ = [
     "hessian_trace",
     "information_geometric_sharpness",
     "input_invariant_local_sensitivity",
-    "kendall_tau",
-    "kendall_tau_by_group",
     "layer_gauss_newton_traces",
     "layer_spectra",
     "local_dimension",
@@ -102,7 +99,6 @@ __all__ = [
     "normalized_maximum_local_sensitivity",
     "pac_bayes_flatness",
     "parameter_norm",
-    "permutation_test",
     "rangamani_sharpness",
     "relative_flatness",
     "renyi_entropy",

@@ -18,12 +18,12 @@ import torch
 
 from paperkit.experiments import provenance
 from paperkit.experiments.fingerprint import fingerprint
-from paperkit.experiments.intervals import prediction_interval
 from paperkit.experiments.paths import store_folder
 from paperkit.experiments.published import read_published, write_published
 from paperkit.experiments.records import Record
 from paperkit.experiments.running import Session
 from paperkit.experiments.study import Study, require_profile, study_named
+from paperkit.statistics.intervals import prediction_interval
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The commands of studies, audits and verdicts: ``paperkit study | audit | verdict``."""
+"""The commands of studies and audits: ``paperkit study | audit``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from paperkit.experiments.fingerprint import fingerprint
 from paperkit.experiments.published import publish, publish_checkpoint, records_of
 from paperkit.experiments.running import RERUN, run_study
 from paperkit.experiments.study import PROFILES, configurations, study_named, study_names
-from paperkit.experiments.verdict import verdicts
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,11 +24,6 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--seed", help="draws the sample (the date)")
     parser.add_argument("--profile", choices=PROFILES[1:], default="laptop")
     _add_store_and_device(parser)
-
-    parser = _command(subparsers, "verdict", _verdict, "compute the verdicts of the claims")
-    parser.add_argument("--paper", help="only the claims of this paper")
-    parser.add_argument("--anchor", help="only the claims of this chapter or target")
-    parser.add_argument("--store", help="the working store")
 
 
 def _add_study_commands(
@@ -149,16 +143,3 @@ def _audit(arguments: argparse.Namespace) -> int:
     elif outcome.stale:
         print(f"{outcome.stale} records stay stale.")
     return 0 if outcome.passed else 1
-
-
-def _verdict(arguments: argparse.Namespace) -> int:
-    found = verdicts(arguments.paper, arguments.anchor, arguments.store)
-    for verdict in found:
-        stale = " (stale)" if verdict.stale else ""
-        print(f"{verdict.word}{stale}: {verdict.claim.id}, {verdict.claim.place}")
-        print(f"    {verdict.evidence}")
-    counts: dict[str, int] = {}
-    for verdict in found:
-        counts[verdict.word] = counts.get(verdict.word, 0) + 1
-    print(", ".join(f"{count} {word}" for word, count in counts.items()) or "no claim")
-    return 0

@@ -23,6 +23,7 @@ from paperkit.experiments.study import Study, study_named
 # does not change their metrics: a better sentence in a verdict must not make them stale.
 FRAMEWORK = (
     "paperkit.experiments",
+    "paperkit.ledger",
     "paperkit.publishing",
     "paperkit.plotting",
     "paperkit.cli",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paperkit.experiments.study import Configuration
+Configuration = dict[str, Any]
 
 FIELDS = ("key", "study", "profile", "configuration", "metrics", "provenance")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from typing_extensions import override
 
 from paperkit import arguments
 from paperkit.experiments import provenance
@@ -31,6 +32,7 @@ from paperkit.experiments.store import (
 )
 from paperkit.experiments.study import (
     Configuration,
+    RunContext,
     Study,
     configurations,
     require_profile,
@@ -41,21 +43,8 @@ RERUN = ("stale", "dirty")
 
 
 @dataclass(frozen=True)
-class RunContext:
-    """What a run may know besides its configuration.
-
-    Attributes
-    ----------
-    device : torch.device
-        Where to compute.
-    store : Path
-        The working store.
-    checkpoint : Path
-        Where this run keeps its checkpoint; the folder exists. A file that is there is this
-        very run's, killed before it finished, and made by the same code: resume from it.
-    progress : bool
-        Whether to show progress bars.
-    """
+class _RunContext(RunContext):
+    """The context of a run in a session, which notes the records that the run was given."""
 
     device: torch.device
     store: Path
@@ -66,32 +55,15 @@ class RunContext:
     _watch: provenance.Stopwatch = field(repr=False)
     _given: dict[str, Record] = field(repr=False)
 
+    @override
     def record_of(self, study: str, configuration: Configuration) -> Record:
-        """Return the record of another study's run; if it is missing, that run comes first.
-
-        Parameters
-        ----------
-        study : str
-            One of the names in this study's ``needs``.
-        configuration : dict
-            The configuration of the other study.
-
-        Raises
-        ------
-        ValueError
-            If the study is not among ``needs``, or its record is stale.
-        """
         record = self._needed(study).finished(study_named(study), configuration)
         if record is None:
             record = self._run_first(study, configuration)
         return self._accept(record)
 
+    @override
     def checkpoint_of(self, study: str, configuration: Configuration) -> Path:
-        """Return the checkpoint of another study's run; if it is missing, that run comes first.
-
-        It is looked for in the working store, then among the published checkpoints. See
-        `record_of` for the parameters and errors.
-        """
         session = self._needed(study)
         found = session.finished_checkpoint(study_named(study), configuration)
         if found is None:
@@ -199,7 +171,7 @@ class Session:
         given: dict[str, Record] = {}
         provenance.reset_peak_memory(self.device)
         watch = provenance.Stopwatch()
-        context = RunContext(
+        context = _RunContext(
             self.device,
             self.store,
             checkpoint_path(self.store, study.name, key),

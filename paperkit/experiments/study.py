@@ -6,19 +6,66 @@ import difflib
 import importlib
 import math
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from paperkit import arguments
 from paperkit.experiments import studies
-
-if TYPE_CHECKING:
-    from paperkit.experiments.running import RunContext
+from paperkit.experiments.records import Configuration, Record
 
 PROFILES = ("smoke", "laptop", "paper")
 
-Configuration = dict[str, Any]
+
+class RunContext(ABC):
+    """What a run may know besides its configuration.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where to compute.
+    store : Path
+        The working store.
+    checkpoint : Path
+        Where this run keeps its checkpoint; the folder exists. A file that is there is this
+        very run's, killed before it finished, and made by the same code: resume from it.
+    progress : bool
+        Whether to show progress bars.
+    """
+
+    device: torch.device
+    store: Path
+    checkpoint: Path
+    progress: bool
+
+    @abstractmethod
+    def record_of(self, study: str, configuration: Configuration) -> Record:
+        """Return the record of another study's run; if it is missing, that run comes first.
+
+        Parameters
+        ----------
+        study : str
+            One of the names in this study's ``needs``.
+        configuration : dict
+            The configuration of the other study.
+
+        Raises
+        ------
+        ValueError
+            If the study is not among ``needs``, or its record is stale.
+        """
+
+    @abstractmethod
+    def checkpoint_of(self, study: str, configuration: Configuration) -> Path:
+        """Return the checkpoint of another study's run; if it is missing, that run comes first.
+
+        It is looked for in the working store, then among the published checkpoints. See
+        `record_of` for the parameters and errors.
+        """
 
 
 @dataclass(frozen=True)

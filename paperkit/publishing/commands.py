@@ -165,7 +165,7 @@ def _build(root: Path, staged: Path, executed: list[Path]) -> Path:
 
 
 def _print_scoreboard() -> None:
-    from paperkit.experiments import render, verdicts
+    from paperkit.ledger import render, verdicts
 
     print("\n" + re.sub(r"<[^>]+>", "", render.scoreboard(verdicts())) + "\n")
 

@@ -68,7 +68,7 @@ class Scoreboard(MarkdownDirective):
 
     def markdown(self, argument: str | None) -> str:
         """Render the scoreboard of the paper named by the argument, or of all."""
-        from paperkit.experiments import render, verdicts
+        from paperkit.ledger import render, verdicts
 
         return render.scoreboard(verdicts(paper=argument))
 
@@ -78,7 +78,7 @@ class Ledger(MarkdownDirective):
 
     def markdown(self, argument: str | None) -> str:
         """Render the ledger of the paper named by the argument, or of all."""
-        from paperkit.experiments import render, verdicts
+        from paperkit.ledger import render, verdicts
 
         return render.ledger(verdicts(paper=argument))
 
@@ -91,7 +91,7 @@ class Verdicts(MarkdownDirective):
 
     def markdown(self, argument: str | None) -> str:
         """Render the table of the chapter named by the argument."""
-        from paperkit.experiments import render, verdicts
+        from paperkit.ledger import render, verdicts
 
         return render.table(verdicts(anchor=argument))
 

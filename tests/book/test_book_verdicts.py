@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from paperkit.experiments.claims import load_claims
-from paperkit.experiments.criteria import CRITERIA, WORDS
-from paperkit.experiments.render import badge
+from paperkit.ledger.claims import load_claims
+from paperkit.ledger.criteria import CRITERIA, WORDS
+from paperkit.ledger.render import badge
 
 TEXT = (Path(__file__).parents[2] / "book" / "how_to_read_a_verdict.md").read_text(encoding="utf-8")
 

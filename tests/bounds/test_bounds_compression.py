@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paperkit.bounds.compression import (
-    SHARING,
     CompressionTerms,
     average_sharpness_bound,
     compression_bounds,
@@ -32,7 +31,8 @@ from paperkit.bounds.compression import (
     volume_bounds,
     volume_lemma,
 )
-from paperkit.bounds.statement import Bound
+from paperkit.bounds.compression.terms import SHARING
+from paperkit.bounds.statement import Inequality
 from paperkit.estimators.representation import (
     input_invariant_local_sensitivity,
     maximum_local_sensitivity,
@@ -94,45 +94,6 @@ def scalar_convolution(weight: float, bias: float | None, head: list[float]) -> 
 
 
 TWO_ONES = torch.ones(1, 1, 2, dtype=torch.float64)
-
-
-# --- the object ---------------------------------------------------------------------------------
-
-
-def test_a_bound_says_whether_it_holds_and_whether_it_must() -> None:
-    bound = Bound(statement="a ≤ b", source="here", left=1.0, right=3.0, assumptions={"x": True})
-    assert (bound.slack, bound.holds, bound.certified) == (2.0, True, True)
-    lucky = Bound(statement="", source="", left=1.0, right=3.0, assumptions={"x": None, "y": True})
-    assert lucky.holds and not lucky.certified
-    assert "x=unchecked" in repr(lucky) and "y" not in repr(lucky).split("not certified")[1]
-    broken = Bound(statement="", source="", left=2.0, right=1.0, assumptions={"x": False})
-    assert not broken.holds and not broken.certified and "≰" in repr(broken)
-
-
-def test_round_off_is_no_violation_and_infinite_sides_compare() -> None:
-    def bound(left: float, right: float, **tolerances: float) -> Bound:
-        return Bound(statement="", source="", left=left, right=right, assumptions={}, **tolerances)
-
-    assert bound(1.0 + 1e-10, 1.0).holds
-    assert not bound(1.0 + 1e-8, 1.0).holds
-    assert not bound(1e-17, 0.0).holds
-    assert bound(1e-17, 0.0, absolute_tolerance=1e-15).holds
-    assert bound(-math.inf, 0.0).holds and bound(0.0, math.inf).holds
-    assert bound(-math.inf, -math.inf).slack == 0.0 and bound(-math.inf, -math.inf).holds
-    assert not bound(math.inf, 1.0).holds
-    with pytest.raises(ValueError, match="left=nan"):
-        bound(math.nan, 1.0)
-    with pytest.raises(ValueError, match="tolerance"):
-        bound(0.0, 1.0, tolerance=-1.0)
-
-
-def test_a_bound_cannot_be_changed_afterwards() -> None:
-    assumptions = {"x": True}
-    bound = Bound(statement="", source="", left=0.0, right=1.0, assumptions=assumptions)
-    assumptions["x"] = False
-    assert bound.certified
-    with pytest.raises(TypeError):
-        bound.assumptions["x"] = False  # type: ignore[index]
 
 
 # --- equation 4 ---------------------------------------------------------------------------------
@@ -820,7 +781,7 @@ def test_a_network_piecewise_linear_in_each_weight_has_no_residual_term() -> Non
 # --- normalized and adaptive sharpness ----------------------------------------------------------
 
 
-def chain_for(seed: int) -> tuple[tuple[Bound, ...], dict[str, Tensor], float]:
+def chain_for(seed: int) -> tuple[tuple[Inequality, ...], dict[str, Tensor], float]:
     generator = torch.Generator().manual_seed(seed)
 
     def positive(size: int) -> Tensor:

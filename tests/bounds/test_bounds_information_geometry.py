@@ -35,7 +35,7 @@ from paperkit.bounds.information_geometry import (
     takeuchi_prediction,
     transformation_invariance,
 )
-from paperkit.bounds.statement import Bound
+from paperkit.bounds.statement import Approximation, Identity, Statement
 from paperkit.estimators.information_geometry import information_geometric_sharpness
 from paperkit.experiments.studies.reparametrization import (
     nodewise,
@@ -67,11 +67,11 @@ def softmax_regression(n: int, classes: int = 3) -> tuple[nn.Module, Data]:
     return model, (gaussian(n, 4), targets)
 
 
-def equal(bound: Bound, tolerance: float = 1e-9) -> bool:
+def equal(bound: Statement, tolerance: float = 1e-9) -> bool:
     return bound.left == pytest.approx(bound.right, rel=tolerance)
 
 
-def order(bound_at: Callable[[float], Bound], step: float) -> float:
+def order(bound_at: Callable[[float], Approximation], step: float) -> float:
     """The power of the step with which the sides come together, from a step and a tenth of it."""
     gaps = [abs(bound_at(t).left - bound_at(t).right) for t in (step, 0.1 * step)]
     return math.log10(gaps[0] / gaps[1])
@@ -170,7 +170,8 @@ def test_the_sharpness_has_a_dual_and_a_bound(loss: str, n: int) -> None:
         bound = sharpness_loss_bound(model, (inputs, targets), loss)
         assert bound.holds
         assert bound.certified
-        assert ("=" in bound.statement) == (bound.slack <= 1e-9 * bound.right)
+        assert isinstance(bound, Identity) == (bound.difference <= 1e-9 * bound.right)
+        assert isinstance(bound, Identity) == ("=" in bound.statement) == (n == 4)
 
 
 @pytest.mark.parametrize("n", [4, 40])

@@ -8,10 +8,10 @@ import torch
 
 from paperkit.estimators import LayerSpectrum
 from paperkit.experiments import records_of, run_study
-from paperkit.experiments.claims import load_claims
-from paperkit.experiments.criteria import values_of
 from paperkit.experiments.studies import mnist5k_spectra as spectra_study
 from paperkit.experiments.studies import mnist5k_training as training
+from paperkit.ledger.claims import load_claims
+from paperkit.ledger.criteria import values_of
 
 CLAIMS = Path(__file__).parents[2] / "claims"
 

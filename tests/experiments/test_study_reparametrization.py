@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from paperkit.experiments.criteria import matches
 from paperkit.experiments.studies import entropy_facts, reparametrization, reparametrization_digits
 from paperkit.experiments.studies.reparametrization import (
     CASES,
@@ -33,6 +32,7 @@ from paperkit.experiments.studies.reparametrization import (
     spectrum,
     weight_names,
 )
+from paperkit.ledger.criteria import matches
 from paperkit.linearize import dense_hessian
 
 FACTORS = (3.0, 1 / 2, 2 / 3)

@@ -1,0 +1,222 @@
+"""Appendix E: normalized and adaptive sharpness."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from paperkit import arguments
+from paperkit.bounds.compression.shares import check_terms, inequality
+from paperkit.bounds.compression.terms import PAPER, ROUND_OFF, CompressionTerms
+from paperkit.bounds.statement import Inequality
+
+
+def normalized_sharpness_objective(
+    curvature: Tensor, weight: Tensor, sigma: Tensor, sigma_input: Tensor, lam: float
+) -> float:
+    r"""Return the objective whose infimum over positive scales is the normalized sharpness.
+
+    .. math:: \sum_{kp} H_{kp,kp}(\sigma_k\sigma'_p)^2
+        + \frac{W_{kp}^2}{4\lambda^2(\sigma_k\sigma'_p)^2}
+
+    Source: compression paper, equation 36, after Tsuzuku et al. (2019).
+
+    Parameters
+    ----------
+    curvature, weight : Tensor
+        H's diagonal and W, shape (h, M).
+    sigma, sigma_input : Tensor
+        Positive, shapes (h,) and (M,).
+    lam : float
+        λ > 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the shapes do not fit, or a scale is not positive.
+    """
+    arguments.tensor("curvature", curvature, shape=("h", "M"), finite=True)
+    arguments.tensor("weight", weight, shape=tuple(curvature.shape), finite=True)
+    lam = _check_scales(sigma, sigma_input, lam, weight)
+    square = torch.outer(sigma, sigma_input).square()
+    return float((curvature * square + weight.square() / (4 * lam**2 * square)).sum())
+
+
+def _check_scales(sigma: Tensor, sigma_input: Tensor, lam: float, weight: Tensor) -> float:
+    for name, scale, size in zip(
+        ("sigma", "sigma_input"), (sigma, sigma_input), weight.shape, strict=True
+    ):
+        arguments.tensor(name, scale, shape=(size,), finite=True)
+        if not bool((scale > 0).all()):
+            raise ValueError(f"{name}={arguments.shown(scale)} has entries that are not positive.")
+    return arguments.number("lam", lam, above=0)
+
+
+def normalized_sharpness_bounds(
+    cotangent: Tensor,
+    weight: Tensor,
+    inputs: Tensor,
+    sigma: Tensor,
+    sigma_input: Tensor,
+    lam: float,
+) -> tuple[Inequality, ...]:
+    r"""Return the chain from normalized sharpness down to an input-invariant sensitivity.
+
+    For one sample, :math:`f = g(Wx)`, :math:`B = \partial f/\partial(Wx)`, D = diag(σ), D' =
+    diag(σ'):
+
+    .. math:: \text{(36)} \ge \frac1\lambda\|BD\|_F\,\|D'x\|\,\|D^{-1}WD'^{-1}\|_F
+        \ge \frac1\lambda\|J_xD'^{-1}\|_F\,\|D'x\| \ge \frac1\lambda\|J_x x\| .
+
+    Source: compression paper, equation 37, where the second relation is an equality, printed as an
+    inequality. The paper calls (36) the minimization of an upper bound of a scale-invariant
+    quantity, the third expression. At a fixed σ' that one is not invariant, only its minimum over
+    σ' is, and the minimizer of a bound need not minimize what it bounds. The last expression, ours,
+    does not change when the input is rescaled and the layer scaled back, for any σ.
+
+    Parameters
+    ----------
+    cotangent : Tensor
+        B, shape (C, h).
+    weight : Tensor
+        W, shape (h, M).
+    inputs : Tensor
+        x, shape (M,).
+    sigma, sigma_input, lam
+        As in :func:`normalized_sharpness_objective`.
+
+    Returns
+    -------
+    tuple of Inequality
+        The three inequalities, from the last to the first: the leftmost value is the smallest.
+
+    Raises
+    ------
+    ValueError
+        If a scale is not positive.
+    """
+    weight = arguments.tensor("weight", weight, shape=("h", "M"), finite=True).double()
+    h, m = weight.shape
+    cotangent = arguments.tensor("cotangent", cotangent, shape=("C", h), finite=True).double()
+    inputs = arguments.tensor("inputs", inputs, shape=(m,), finite=True).double()
+    lam = _check_scales(sigma, sigma_input, lam, weight)
+    jacobian = cotangent @ weight
+    curvature = torch.outer(cotangent.square().sum(dim=0), inputs.square())
+    scaled_input = float((sigma_input * inputs).norm()) / lam
+    scaled_weight = weight / torch.outer(sigma, sigma_input)
+    values = [
+        float((jacobian @ inputs).norm()) / lam,
+        float((jacobian / sigma_input).norm()) * scaled_input,
+        float((cotangent * sigma).norm()) * scaled_input * float(scaled_weight.norm()),
+        normalized_sharpness_objective(curvature, weight, sigma, sigma_input, lam),
+    ]
+    texts = [
+        "‖Jx x‖/λ ≤ ‖Jx D'⁻¹‖_F ‖D'x‖/λ",
+        "‖Jx D'⁻¹‖_F ‖D'x‖/λ ≤ ‖BD‖_F ‖D'x‖ ‖D⁻¹WD'⁻¹‖_F/λ",
+        "‖BD‖_F ‖D'x‖ ‖D⁻¹WD'⁻¹‖_F/λ ≤ Σ H (σσ')² + W²/(4λ²(σσ')²)",
+    ]
+    return tuple(
+        Inequality(statement=text, source=f"{PAPER}, equation 37", left=left, right=right)
+        for text, (left, right) in zip(texts, itertools.pairwise(values), strict=True)
+    )
+
+
+def input_invariant_bounds(terms: CompressionTerms) -> tuple[Inequality, Inequality]:
+    r"""Compare the input-invariant sensitivity with the adaptive sharpness.
+
+    .. math:: \frac1h\,\frac1n\sum_i\|J_x\operatorname{diag}(x_i)\|_F^2 \le
+        \frac1n\sum_i\sum_{j\in W}\theta_j^2\|\partial_j f_i\|^2 \le
+        \frac1n\sum_i\sum_j\theta_j^2\|\partial_j f_i\|^2
+
+    h is the number of outputs of the first layer, the d that the paper does not define; the factor
+    is sharp. No interpolation is needed, but W must be unshared. Source: compression paper,
+    Proposition E.4 (equations 44 and 45).
+
+    Parameters
+    ----------
+    terms : CompressionTerms
+        Of the network.
+
+    Returns
+    -------
+    tuple of Inequality
+        The two inequalities.
+    """
+    check_terms(terms)
+    source = "Proposition E.4 (equation 44)"
+    layer = float(terms.scaled_first_gradient.mean())
+    return (
+        inequality(
+            terms,
+            "mean ‖Jx diag(x)‖_F²/h ≤ mean Σ_W θ² ‖∂f/∂θ‖²",
+            source,
+            float(terms.input_invariant.mean()) / terms.network.num_cotangents,
+            layer,
+            {
+                "single_reader": terms.network.single_reader,
+                "unshared_weights": terms.network.unshared,
+            },
+        ),
+        inequality(
+            terms,
+            "mean Σ_W θ² ‖∂f/∂θ‖² ≤ mean Σ θ² ‖∂f/∂θ‖²",
+            source,
+            layer,
+            float(terms.scaled_gradient.mean()),
+            {},
+        ),
+    )
+
+
+def average_sharpness_bound(
+    average: float, limit: float, parameters: Tensor, rho: float, fourth_derivative: float
+) -> Inequality:
+    r"""Compare average-case adaptive sharpness with its limit at small perturbations.
+
+    Gaussian perturbations have no odd moments, so with a fourth derivative of norm at most K
+
+    .. math:: \bigl|S^\rho_{avg} - S_{adaptive}\bigr| \le
+        \frac{\rho^2 K}{12}\,\mathbb E\|\xi\|^4 =
+        \frac{\rho^2 K}{12}\Bigl(\bigl(\textstyle\sum_j\theta_j^2\bigr)^2 +
+        2\sum_j\theta_j^4\Bigr),
+
+    with ξ ~ N(0, diag θ²): O(ρ²), where the compression paper's equation 39 says O(ρ).
+
+    Parameters
+    ----------
+    average, limit : float
+        :math:`S^\rho_{avg}` (equation 38) and :math:`S_{adaptive}` (equation 40).
+    parameters : Tensor
+        θ, any shape.
+    rho : float
+        ρ > 0.
+    fourth_derivative : float
+        K, a bound of the loss's fourth derivative as a form on unit vectors, wherever the
+        perturbed parameters can be.
+
+    Returns
+    -------
+    Inequality
+        Uncertified unless the caller's K is right, which cannot be checked: ``None``.
+
+    Raises
+    ------
+    ValueError
+        If ρ is not positive.
+    """
+    average, limit = arguments.number("average", average), arguments.number("limit", limit)
+    arguments.tensor("parameters", parameters, finite=True)
+    rho = arguments.number("rho", rho, above=0)
+    fourth_derivative = arguments.number("fourth_derivative", fourth_derivative, at_least=0)
+    squares = parameters.double().square()
+    moment = float(squares.sum() ** 2 + 2 * squares.square().sum())
+    return Inequality(
+        statement="|S_avg − S_adaptive| ≤ ρ² K E‖ξ‖⁴ / 12",
+        source=f"{PAPER}, equation 39, sharper",
+        left=abs(average - limit),
+        right=rho * rho * fourth_derivative / 12 * moment,
+        assumptions={"fourth_derivative_bounded": None},
+        absolute_tolerance=ROUND_OFF * abs(limit),
+    )

@@ -1,0 +1,246 @@
+"""Equations 11 to 15 and 35: local sensitivities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from paperkit.bounds.compression.shares import (
+    check_terms,
+    chosen_sharpness,
+    inequality,
+    root_mean_square,
+    share_of,
+    share_of_calls,
+)
+from paperkit.bounds.compression.terms import CompressionTerms
+from paperkit.bounds.statement import Inequality
+
+
+def sensitivity_bound(
+    terms: CompressionTerms,
+    *,
+    sharing: str = "tied",
+    norm: str = "operator",
+    bias: bool = False,
+    sharpness: float | None = None,
+) -> Inequality:
+    r"""Compare the maximum local sensitivity with the sharpness.
+
+    .. math:: \mathrm{MLS} \le \|W\|_2 \sqrt{\frac1n\sum_i\frac1{\|x_i\|^2}}\; S^{1/2}
+
+    With ``sharing="operator"``, S is that of the first layer's operator alone. Source: compression
+    paper, Proposition 3.8 (equation 11).
+
+    Parameters
+    ----------
+    terms, sharing, norm, bias
+        As in :func:`linear_stability_bounds`.
+    sharpness : float, optional
+        As in :func:`volume_bounds`.
+
+    Returns
+    -------
+    Inequality
+        Certified where the first layer is fully connected, unshared and the input's one reader; or
+        with ``sharing="operator"`` where it is the one reader.
+
+    Raises
+    ------
+    ValueError
+        As :func:`linear_stability_bounds`.
+    """
+    return sensitivity_chain(
+        terms, sharing=sharing, norm=norm, bias=bias, sharpness=sharpness
+    ).whole
+
+
+@dataclass(frozen=True)
+class SensitivityChain:
+    """Equation 48, A ≤ B ≤ C ≤ D, link by link, and A ≤ D."""
+
+    to_layer_gradient: Inequality
+    cauchy_schwarz: Inequality
+    to_all_parameters: Inequality
+    whole: Inequality
+
+
+def sensitivity_chain(
+    terms: CompressionTerms,
+    *,
+    sharing: str = "tied",
+    norm: str = "operator",
+    bias: bool = False,
+    sharpness: float | None = None,
+) -> SensitivityChain:
+    r"""Return the links A ≤ B ≤ C ≤ D of :func:`sensitivity_bound`.
+
+    A is the sensitivity, :math:`B = \frac1n\sum_i \frac{\|W\|_2}{\|x_i\|}\|\nabla_W f_i\|_F`, C its
+    bound by the inequality of Cauchy and Schwarz, D has all parameters' gradients. Source:
+    compression paper, equation 48. B = C where the *product* of :math:`\|\nabla_W f_i\|_F` and
+    :math:`\|x_i\|` is the same for all samples, not the ratio, as the paper says.
+
+    Parameters
+    ----------
+    terms, sharing, norm, bias, sharpness
+        As in :func:`sensitivity_bound`.
+
+    Returns
+    -------
+    SensitivityChain
+        The three links, and A ≤ D.
+
+    Raises
+    ------
+    ValueError
+        As :func:`linear_stability_bounds`.
+    """
+    check_terms(terms)
+    share = share_of(terms.network, sharing, norm, bias)
+    value, needed = chosen_sharpness(terms, share, sharing, sharpness)
+    a = float(terms.network.sensitivity.mean())
+    b = float(share.product().mean())
+    ratio = root_mean_square(share.ratio)
+    c, d = (
+        math.inf if math.isinf(ratio) else ratio * gradient
+        for gradient in (root_mean_square(share.gradient), math.sqrt(value))
+    )
+    source, whole = "equation 48", "Proposition 3.8 (equation 11)"
+    everything = {**share.assumptions, **needed}
+    text = "mean ‖Jx‖₂ ≤ ‖W‖₂ (mean ‖x‖⁻² · S)^½"
+    return SensitivityChain(
+        inequality(terms, "A ≤ B", source, a, b, share.assumptions),
+        inequality(terms, "B ≤ C", source, b, c, {}),
+        inequality(terms, "C ≤ D", source, c, d, needed),
+        inequality(terms, text, whole, a, d, everything),
+    )
+
+
+def network_sensitivity_bound(
+    terms: CompressionTerms,
+    *,
+    sharing: str = "tied",
+    norm: str = "operator",
+    bias: bool = False,
+    sharpness: float | None = None,
+) -> Inequality:
+    r"""Compare the network maximum local sensitivity with the sharpness.
+
+    .. math:: \mathrm{NMLS} \le
+        \sqrt{\frac1n\sum_{i,l}\frac{\|W_l\|_2^2}{\|x_i^l\|^2}}\; S^{1/2}
+
+    Source: compression paper, Proposition 3.10 (equation 12). False where two layers read one
+    tensor, as well as for shared weights.
+
+    Parameters
+    ----------
+    terms, sharing, norm, bias, sharpness
+        As in :func:`sensitivity_bound`.
+
+    Returns
+    -------
+    Inequality
+        Certified where every layer is fully connected, unshared and the one reader of its input;
+        or with ``sharing="operator"`` where every layer is the one reader.
+
+    Raises
+    ------
+    ValueError
+        As :func:`linear_stability_bounds`.
+    """
+    check_terms(terms)
+    shares = share_of_calls(terms.calls, sharing, norm, bias)
+    value, needed = chosen_sharpness(terms, shares, sharing, sharpness)
+    ratio = math.sqrt(float(shares.ratio.square().sum()) / len(terms.gradient))
+    return inequality(
+        terms,
+        "Σ_l mean ‖∂f/∂x_l‖₂ ≤ (Σ_l ‖W_l‖₂² mean ‖x_l‖⁻² · S)^½",
+        "Proposition 3.10 (equation 12)",
+        sum(float(call.sensitivity.mean()) for call in terms.calls),
+        math.inf if math.isinf(ratio) else ratio * math.sqrt(value),
+        {**shares.assumptions, **needed},
+    )
+
+
+def matrix_normalized_bound(
+    terms: CompressionTerms, *, sharing: str = "tied", norm: str = "operator", bias: bool = False
+) -> Inequality:
+    r"""Compare the layers' sensitivities with the matrix-normalized sharpness.
+
+    .. math:: \sum_l \bar x^l\,\mathrm{MLS}^l \le
+        \sum_l \|W_l\|_2 \sqrt{\tfrac1n\sum_i\|\nabla_{W_l} f_i\|_F^2}, \qquad
+        \bar x = \bigl(\tfrac1n\sum_i \|x_i\|^{-2}\bigr)^{-1/2}
+
+    Scaling one layer up and the next one down changes neither side. Source: compression paper,
+    equations 34 and 35.
+
+    Parameters
+    ----------
+    terms, sharing, norm, bias
+        As in :func:`linear_stability_bounds`.
+
+    Returns
+    -------
+    Inequality
+        Certified as :func:`network_sensitivity_bound`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`linear_stability_bounds`.
+    """
+    check_terms(terms)
+    left = right = 0.0
+    for call in terms.calls:
+        share = share_of(call, sharing, norm, bias)
+        left += float(call.sensitivity.mean()) / root_mean_square(1.0 / share.scale)
+        right += float(share.norm[0]) * root_mean_square(share.gradient)
+    return inequality(
+        terms,
+        "Σ_l x̄_l MLS_l ≤ Σ_l ‖W_l‖₂ (mean ‖∇_{W_l} f‖²)^½",
+        "equation 35",
+        left,
+        right,
+        share_of_calls(terms.calls, sharing, norm, bias).assumptions,
+    )
+
+
+def normalized_sensitivity_bounds(
+    terms: CompressionTerms, *, sharing: str = "tied", norm: str = "operator"
+) -> tuple[Inequality, Inequality]:
+    r"""Compare the normalized sensitivity, Definition F.1, with the sharpness.
+
+    :math:`\frac1n\sum\|x_i\|^2\|J_x\|_2^2 \le \|W\|_2^2\,\frac1n\sum\|\nabla_W f_i\|_F^2 \le
+    \|W\|_2^2\,S`. It is not in the compression paper, whose Figure 3 sets this sensitivity against
+    adaptive sharpness, which does not bound it: :math:`f(x) = x_2` at (1, 0) has normalized
+    sensitivity 1 and adaptive sharpness 0.
+
+    Parameters
+    ----------
+    terms, sharing, norm
+        As in :func:`linear_stability_bounds`. With ``sharing="operator"`` both right sides agree.
+
+    Returns
+    -------
+    tuple of Inequality
+        The two inequalities.
+
+    Raises
+    ------
+    ValueError
+        As :func:`linear_stability_bounds`.
+    """
+    check_terms(terms)
+    share = share_of(terms.network, sharing, norm, bias=False)
+    # At a zero input the left side is zero too: no input has to be excluded.
+    assumptions = {k: v for k, v in share.assumptions.items() if k != "nonzero_inputs"}
+    left = float((terms.network.input_norm * terms.network.sensitivity).square().mean())
+    squared_norm = float(share.norm[0]) ** 2
+    middle = squared_norm * float(share.gradient.square().mean())
+    value, needed = chosen_sharpness(terms, share, sharing, None)
+    source = "on Definition F.1 (ours)"
+    text = "mean ‖x‖² ‖Jx‖₂² ≤ ‖W‖₂² mean ‖∇_W f‖_F²"
+    return (
+        inequality(terms, text, source, left, middle, assumptions),
+        inequality(terms, "… ≤ ‖W‖₂² S", source, middle, squared_norm * value, needed),
+    )

@@ -1,0 +1,142 @@
+"""Equations 5 and 6: the linear stability trick."""
+
+from __future__ import annotations
+
+import math
+
+from paperkit import arguments
+from paperkit.bounds.compression.shares import check_terms, inequality, share_of, worst_sample
+from paperkit.bounds.compression.terms import CompressionTerms
+from paperkit.bounds.statement import Inequality
+
+
+def linear_stability_bounds(
+    terms: CompressionTerms,
+    *,
+    sharing: str = "tied",
+    norm: str = "operator",
+    bias: bool = False,
+    printed: bool = False,
+) -> tuple[Inequality, Inequality]:
+    r"""Compare the input Jacobian with the first layer's gradient, each at the tightest sample.
+
+    Corrected: :math:`\|J_x\|_2 \le \|J_x\|_F \le \frac{\|W\|_2}{\|x\|} \|\nabla_W f\|_F`. The
+    middle term that is printed is :math:`\|\nabla_W f\|_F`. With it the first inequality is sure
+    only where :math:`\|W\|_2 \le \|x\|`, and the second is true only where :math:`\|W\|_2 \ge
+    \|x\|` (or the gradient is zero). Source: compression paper, equation 5; its Appendix C,
+    equation 20, uses the corrected form.
+
+    Parameters
+    ----------
+    terms : CompressionTerms
+        Of the network.
+    sharing : str
+        Which gradient: ``"tied"``, in the weight as the paper has it; ``"operator"``, in the
+        entries of the layer's operator, which holds for convolutions too.
+    norm : str
+        Which norm of the layer: ``"operator"``, :math:`\|T\|_2`; ``"matrix"``, the spectral norm
+        of the reshaped weight; ``"frobenius"``, :math:`\sqrt P\,\|W\|_F`, the public code's choice
+        for convolutions.
+    bias : bool
+        Count the bias in the gradient and replace :math:`\|x\|^2` by :math:`\|x\|^2 + 1`, which is
+        tighter, in layers that have one.
+    printed : bool
+        Return the two inequalities as printed, certified only where :math:`\|W\|_2` and
+        :math:`\|x\|` are in that order.
+
+    Returns
+    -------
+    tuple of Inequality
+        The two inequalities.
+
+    Raises
+    ------
+    ValueError
+        If ``sharing`` or ``norm`` is unknown.
+    """
+    check_terms(terms)
+    printed = arguments.flag("printed", printed)
+    share = share_of(terms.network, sharing, norm, bias)
+    right = share.product()
+    if not printed:
+        middle = terms.network.frobenius
+        sides = [(terms.network.sensitivity, middle), (middle, right)]
+        texts = ["‖Jx‖₂ ≤ ‖Jx‖_F", "‖Jx‖_F ≤ (‖W‖₂/‖x‖) ‖∇_W f‖_F"]
+        needs: list[dict[str, bool | None]] = [{}, share.assumptions]
+    else:
+        sides = [(terms.network.sensitivity, share.gradient), (share.gradient, right)]
+        texts = ["‖Jx‖₂ ≤ ‖∇_W f‖_F", "‖∇_W f‖_F ≤ (‖W‖₂/‖x‖) ‖∇_W f‖_F"]
+        needs = [
+            {**share.assumptions, "norm_at_most_input_norm": bool((share.ratio <= 1).all())},
+            {"norm_at_least_input_norm": bool((share.ratio >= 1).all())},
+        ]
+    first, second = (
+        inequality(terms, text, "equation 5", *worst_sample(*both), assumptions)
+        for text, both, assumptions in zip(texts, sides, needs, strict=True)
+    )
+    return first, second
+
+
+def input_smoothness_bounds(
+    terms: CompressionTerms,
+    k: float = 2.0,
+    *,
+    sharing: str = "tied",
+    norm: str = "operator",
+    bias: bool = False,
+    printed: bool = False,
+) -> tuple[Inequality, ...]:
+    r"""Compare mean k-th powers of the input Jacobian's norm with those of the gradient.
+
+    Corrected, for any k > 0: :math:`\frac1n\sum\|J_x\|_2^k \le \frac1n\sum\|J_x\|_F^k \le
+    \frac{\|W\|_2^k}{\min_i\|x_i\|^k}\frac1n\sum\|\nabla_W f\|_F^k`, and the same with all
+    parameters; the last is S for k = 2. Printed is :math:`\|\nabla_W f\|_F^k` in the middle, as in
+    equation 5. Source: compression paper, equation 6.
+
+    Parameters
+    ----------
+    terms, sharing, norm, bias, printed
+        As in :func:`linear_stability_bounds`.
+    k : float
+        The power, positive.
+
+    Returns
+    -------
+    tuple of Inequality
+        Three inequalities, with ``sharing="operator"`` or as printed two: there the last is left
+        out.
+
+    Raises
+    ------
+    ValueError
+        If k is not positive, or as :func:`linear_stability_bounds`.
+    """
+    check_terms(terms)
+    k, printed = arguments.number("k", k, above=0), arguments.flag("printed", printed)
+    share = share_of(terms.network, sharing, norm, bias)
+    factor = float(share.ratio.max().pow(k))
+    gradient = float(share.gradient.pow(k).mean())
+    sensitivity = float(terms.network.sensitivity.pow(k).mean())
+    frobenius = float(terms.network.frobenius.pow(k).mean())
+    layer = math.inf if math.isinf(factor) else factor * gradient
+    if math.isnan(layer):
+        raise ValueError(f"k={k} is too large: the powers leave the range of float64.")
+    source = "equation 6"
+    if printed:
+        small = {**share.assumptions, "norm_at_most_input_norm": factor <= 1}
+        large: dict[str, bool | None] = {"norm_at_least_input_norm": factor >= 1}
+        return (
+            inequality(
+                terms, "mean ‖Jx‖₂ᵏ ≤ mean ‖∇_W f‖_Fᵏ", source, sensitivity, gradient, small
+            ),
+            inequality(terms, "mean ‖∇_W f‖_Fᵏ ≤ its multiple", source, gradient, layer, large),
+        )
+    text = "(‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ"
+    bounds = (
+        inequality(terms, "mean ‖Jx‖₂ᵏ ≤ mean ‖Jx‖_Fᵏ", source, sensitivity, frobenius, {}),
+        inequality(terms, f"mean ‖Jx‖_Fᵏ ≤ {text}, W", source, frobenius, layer, share.assumptions),
+    )
+    if sharing == "operator":
+        return bounds
+    total = math.inf if math.isinf(factor) else factor * float(terms.gradient.pow(k).mean())
+    return (*bounds, inequality(terms, f"{text}, W ≤ θ", source, layer, total, {}))

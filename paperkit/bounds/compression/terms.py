@@ -1,0 +1,306 @@
+"""What the two sides of the statements are made of, from one linearization."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from paperkit import arguments
+from paperkit.estimators.gauss_newton_trace import gradient_squares_from, weight_gradient_squares
+from paperkit.estimators.representation import (
+    frobenius_norms,
+    input_invariant_sensitivities,
+    largest_singular_values,
+    log_volumes,
+)
+from paperkit.linearize.batches import as_batch
+from paperkit.linearize.layer import LayerLinearization, LayerUse
+from paperkit.linearize.layer_operator import (
+    OperatorNorm,
+    apply_adjoint,
+    operator_norm,
+    weight_matrices,
+    weight_matrix_norm,
+)
+from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize
+
+SHARING = ("tied", "operator")
+
+NORMS = ("operator", "matrix", "frobenius")
+
+# Round-off that a float64 bound may lose; less precise models are allowed 100 units of theirs.
+ROUND_OFF = 1e-9
+
+PAPER = "compression paper"
+
+JACOBIAN_SHAPE = ("n", "C", "d", "…")
+
+
+@dataclass(frozen=True)
+class CallTerms:
+    r"""One call of one layer: x its input, z = T x its pre-activation, :math:`J_x`, B.
+
+    Attributes
+    ----------
+    name : str
+        The layer; or ``"input"`` for :math:`J_x` in the network's input.
+    sensitivity, frobenius, log_volume : Tensor
+        :math:`\|J_x\|_2`, :math:`\|J_x\|_F`, :math:`\log d\mathrm{Vol}`, shape (n,), float64.
+    input_norm, cotangent_norm : Tensor
+        :math:`\|x\|`, :math:`\|B\|_F`, shape (n,).
+    weight_gradient, bias_gradient : Tensor
+        Of the layer's parameters with all their uses, :math:`\|\partial f/\partial W\|_F` and
+        :math:`\|\partial f/\partial b\|_F`, shape (n,); the second zero without a bias.
+    operator : OperatorNorm
+        :math:`\|T\|_2`.
+    matrix_norm, frobenius_norm : float
+        :math:`\|W\|_2` of the reshaped weight, and :math:`\sqrt P\,\|W\|_F \ge \|T\|_F`.
+    num_cotangents : int
+        h, the number of entries of z.
+    has_bias : bool
+        Whether the layer adds a bias.
+    unshared : bool
+        Whether W acts once: one call, one position that sees the whole input, one group.
+    single_reader : bool
+        Whether :math:`J_x = B T`: nothing else reads x.
+    """
+
+    name: str
+    sensitivity: Tensor
+    frobenius: Tensor
+    log_volume: Tensor
+    input_norm: Tensor
+    cotangent_norm: Tensor
+    weight_gradient: Tensor
+    bias_gradient: Tensor
+    operator: OperatorNorm
+    matrix_norm: float
+    frobenius_norm: float
+    num_cotangents: int
+    has_bias: bool
+    unshared: bool
+    single_reader: bool
+
+
+@dataclass(frozen=True)
+class CompressionTerms:
+    r"""What the paper's inequalities say of a network on n samples is made of.
+
+    Attributes
+    ----------
+    network : CallTerms
+        At the network's input; its layer is the first one called, and ``single_reader`` says
+        whether that layer alone reads the input, unchanged.
+    calls : tuple of CallTerms
+        Every call of every layer.
+    gradient : Tensor
+        :math:`\|\partial f/\partial\theta\|_F`, all parameters, shape (n,), float64.
+    scaled_gradient, scaled_first_gradient : Tensor
+        :math:`\sum_j \theta_j^2 \|\partial f/\partial\theta_j\|^2` over all parameters, and over
+        the first layer's weight, shape (n,).
+    input_invariant : Tensor
+        :math:`\|J_x \operatorname{diag}(x)\|_F^2` at the network's input, shape (n,).
+    linearization : Linearization
+        Where they come from.
+    """
+
+    network: CallTerms
+    calls: tuple[CallTerms, ...]
+    gradient: Tensor
+    scaled_gradient: Tensor
+    scaled_first_gradient: Tensor
+    input_invariant: Tensor
+    linearization: Linearization
+
+    @property
+    def num_outputs(self) -> int:
+        """C, the exponent of the volume bounds."""
+        return self.linearization.outputs.shape[1]
+
+    @property
+    def sharpness(self) -> float:
+        """S, the Gauss–Newton trace over all parameters."""
+        return float(self.gradient.square().mean())
+
+    @property
+    def tolerance(self) -> float:
+        """The relative round-off that the model's dtype explains."""
+        return max(ROUND_OFF, 100.0 * torch.finfo(self.linearization.outputs.dtype).eps)
+
+
+def compression_terms(
+    model: nn.Module, data: object, *, memory_budget: int = GIBIBYTE
+) -> CompressionTerms:
+    """Linearize a network once and collect what all bounds of this module need.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them; the targets are not used.
+    memory_budget : int
+        Bytes for the pairs and temporaries.
+
+    Returns
+    -------
+    CompressionTerms
+        Of all layers and all samples.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model or the budget, or no gradient reaches a layer's input.
+    """
+    memory_budget = arguments.memory_budget("memory_budget", memory_budget)
+    inputs, _ = as_batch(data)
+    linearization = linearize(
+        model,
+        inputs,
+        "half_squared_error",
+        input_jacobians=True,
+        all_parameters=True,
+        memory_budget=memory_budget,
+    )
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    return compression_terms_from(linearization, inputs, parameters)
+
+
+def compression_terms_from(
+    linearization: Linearization, inputs: Tensor, parameters: dict[str, Tensor]
+) -> CompressionTerms:
+    """Return :func:`compression_terms` of a linearization.
+
+    Parameters
+    ----------
+    linearization : Linearization
+        With input Jacobians and all parameters.
+    inputs : Tensor
+        The network's inputs, shape (n, …).
+    parameters : dict of str to Tensor
+        The network's parameters by name.
+
+    Raises
+    ------
+    ValueError
+        If the linearization lacks a Jacobian.
+    """
+    arguments.instance("linearization", linearization, Linearization, "linearize returns one")
+    arguments.tensor(
+        "inputs", inputs, shape=(linearization.num_samples, "…"), floating=True, finite=True
+    )
+    parameters = arguments.mapping("parameters", parameters, "a mapping from names to Tensors")
+    if linearization.input_jacobian is None:
+        raise ValueError("linearization has no input Jacobian: set input_jacobians=True.")
+    if not linearization.layers:
+        raise ValueError(
+            "model: none of its linear or convolution layers could be linearized, and the bounds "
+            "are about their weights: pass a network with one."
+        )
+    calls = [
+        _call_terms(linearization, name, layer, use)
+        for name, layer in linearization.layers.items()
+        for use in layer.uses
+    ]
+    if not calls:
+        raise ValueError("model has no linear or convolution layer, which the bounds are about.")
+    first = next(iter(linearization.layers.values()))
+    jacobian = linearization.input_jacobian.flatten(2)
+    network = replace(
+        calls[0],
+        name="input",
+        sensitivity=largest_singular_values(jacobian),
+        frobenius=frobenius_norms(jacobian),
+        log_volume=log_volumes(jacobian),
+        single_reader=same_tensor(jacobian, through_layer(first.uses[0]))
+        and same_tensor(inputs.flatten(1), first.uses[0].inputs.flatten(1)),
+    )
+    missing = [name for name, _ in linearization.jacobian_blocks() if name not in parameters]
+    if missing:
+        raise ValueError(f"parameters lacks {', '.join(missing)}: pass all of the network's.")
+    scaled = {
+        name: (block.double() * parameters[name].flatten().double()).square().sum(dim=(1, 2))
+        for name, block in linearization.jacobian_blocks()
+    }
+    return CompressionTerms(
+        network=network,
+        calls=tuple(calls),
+        gradient=gradient_squares_from(linearization).sqrt(),
+        scaled_gradient=torch.stack(list(scaled.values())).sum(dim=0),
+        scaled_first_gradient=scaled[first.weight_name],
+        input_invariant=input_invariant_sensitivities(jacobian, inputs),
+        linearization=linearization,
+    )
+
+
+def _call_terms(
+    linearization: Linearization, name: str, layer: LayerLinearization, use: LayerUse
+) -> CallTerms:
+    if use.input_jacobian is None:
+        raise ValueError(f"linearization has no Jacobian in the input of layer {name}.")
+    jacobian = use.input_jacobian.flatten(2)
+    weights = weight_matrices(use.module)
+    bias = _bias_jacobian(linearization, use.module)
+    return CallTerms(
+        name=name,
+        sensitivity=largest_singular_values(jacobian),
+        frobenius=frobenius_norms(jacobian),
+        log_volume=log_volumes(jacobian),
+        input_norm=_norms(use.inputs),
+        cotangent_norm=_norms(use.output_jacobian),
+        weight_gradient=weight_gradient_squares(layer).sqrt(),
+        bias_gradient=torch.zeros_like(_norms(use.inputs)) if bias is None else _norms(bias),
+        operator=operator_norm(use.module, use.inputs.shape[1:]),
+        matrix_norm=weight_matrix_norm(use.module),
+        frobenius_norm=math.sqrt(use.positions()) * float(weights.norm()),
+        num_cotangents=use.output_jacobian[0, 0].numel(),
+        has_bias=bias is not None,
+        unshared=len(layer.uses) == 1 and _acts_once(use),
+        single_reader=same_tensor(jacobian, through_layer(use)),
+    )
+
+
+def _bias_jacobian(linearization: Linearization, module: nn.Module) -> Tensor | None:
+    """Return ∂f/∂b, None where the layer has no bias of its own."""
+    if module.bias is None:
+        return None
+    owners = [
+        layer
+        for layer in linearization.layers.values()
+        if any(use.module.bias is module.bias for use in layer.uses)
+    ]
+    if len(owners) > 1:
+        return None
+    name = owners[0].weight_name.removesuffix("weight") + "bias"
+    return (linearization.parameter_jacobians or {}).get(name)
+
+
+def _acts_once(use: LayerUse) -> bool:
+    """Whether one patch holds every input entry once: then ∂f/∂W = B xᵀ."""
+    if use.positions() > 1 or use.groups > 1:
+        return False
+    columns = use.columns(slice(None)).flatten(1)
+    return same_tensor(_norms(columns), _norms(use.inputs))
+
+
+def through_layer(use: LayerUse) -> Tensor:
+    """Return B T, (n, C, M)."""
+    shape = use.inputs.shape[1:]
+    rows = apply_adjoint(use.module, use.output_jacobian.flatten(0, 1), shape)
+    return rows.reshape(*use.output_jacobian.shape[:2], -1)
+
+
+def same_tensor(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors agree up to round-off of their largest entry."""
+    if one.shape != other.shape:
+        return False
+    scale = float(torch.maximum(one.abs().max(), other.abs().max()))
+    eps = torch.finfo(torch.promote_types(one.dtype, other.dtype)).eps
+    return float((one - other).abs().max()) <= eps**0.5 * scale
+
+
+def _norms(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1).norm(dim=1, dtype=torch.float64)

@@ -1,0 +1,83 @@
+"""All statements that follow from one linearization."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypedDict
+
+from torch import nn
+
+from paperkit import arguments
+from paperkit.bounds.compression.adaptive import input_invariant_bounds
+from paperkit.bounds.compression.sensitivities import (
+    matrix_normalized_bound,
+    network_sensitivity_bound,
+    sensitivity_bound,
+)
+from paperkit.bounds.compression.stability import input_smoothness_bounds, linear_stability_bounds
+from paperkit.bounds.compression.terms import NORMS, SHARING, compression_terms
+from paperkit.bounds.compression.volumes import network_volume_bounds, volume_bounds
+from paperkit.bounds.statement import Inequality
+from paperkit.linearize.linearize import GIBIBYTE
+
+
+def compression_bounds(
+    model: nn.Module,
+    data: object,
+    *,
+    sharing: str = "tied",
+    norm: str = "operator",
+    bias: bool = False,
+    memory_budget: int = GIBIBYTE,
+) -> dict[str, Inequality]:
+    """Return every bound of the paper that ties a representation to the sharpness.
+
+    Parameters
+    ----------
+    model, data, memory_budget
+        As in :func:`compression_terms`.
+    sharing, norm, bias
+        As in :func:`linear_stability_bounds`.
+
+    Returns
+    -------
+    dict of str to Inequality
+        By the paper's equation number: ``"5"``, ``"6"``, ``"9"``, ``"10"``, ``"11"``, ``"12"``,
+        ``"35"`` and ``"44"``, each between the statement's outermost sides.
+
+    Raises
+    ------
+    ValueError
+        As :func:`compression_terms` and :func:`linear_stability_bounds`.
+    """
+    sharing = arguments.choice("sharing", sharing, SHARING)
+    norm, bias = arguments.choice("norm", norm, NORMS), arguments.flag("bias", bias)
+    terms = compression_terms(model, data, memory_budget=memory_budget)
+    options = _Options(sharing=sharing, norm=norm, bias=bias)
+    chains: dict[str, tuple[Inequality, ...]] = {
+        # Its links are at different samples; the second implies the whole.
+        "5": linear_stability_bounds(terms, **options)[1:],
+        "6": input_smoothness_bounds(terms, **options),
+        "9": volume_bounds(terms, **options),
+        "10": network_volume_bounds(terms, **options),
+        "11": (sensitivity_bound(terms, **options),),
+        "12": (network_sensitivity_bound(terms, **options),),
+        "35": (matrix_normalized_bound(terms, **options),),
+        "44": input_invariant_bounds(terms),
+    }
+    return {number: _whole(chain) for number, chain in chains.items()}
+
+
+class _Options(TypedDict):
+    sharing: str
+    norm: str
+    bias: bool
+
+
+def _whole(chain: tuple[Inequality, ...]) -> Inequality:
+    """Join the links a ≤ b, b ≤ c, … into a ≤ c."""
+    assumptions: dict[str, bool | None] = {}
+    for link in chain:
+        assumptions.update(link.assumptions)
+    statement = " ≤ ".join([chain[0].statement, *(link.statement for link in chain[1:])])
+    return replace(chain[0], statement=statement, right=chain[-1].right, assumptions=assumptions)

@@ -1,0 +1,221 @@
+"""Equations 1 to 5: the Fisher matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from paperkit import arguments
+from paperkit.bounds.information_geometry.geometry import (
+    PAPER,
+    ROUND_OFF,
+    FisherGeometry,
+    check_output,
+    check_sample,
+    fisher_geometry,
+    flattened,
+    outputs_of_vector,
+    random_direction,
+)
+from paperkit.bounds.statement import Approximation, Identity, Inequality
+from paperkit.linearize import dense_gauss_newton, get_loss
+from paperkit.linearize.batches import as_batch
+from paperkit.linearize.evaluation import evaluation
+
+
+def cross_entropy_identity(model: nn.Module, data: object) -> Identity:
+    """Equation 1: the loss is the mean negative log-probability of the labels."""
+    geometry = fisher_geometry(model, data)
+    log_p = torch.log_softmax(geometry.outputs, dim=1)
+    picked = log_p.gather(1, geometry.targets.unsqueeze(1))
+    value = get_loss("cross_entropy").value(geometry.outputs, geometry.targets)
+    return Identity(
+        statement="L(θ) = mean of −log p(y_i | x_i)",
+        source=f"{PAPER}, equation 1",
+        left=float(value),
+        right=-float(picked.mean()),
+    )
+
+
+def fisher_identity(model: nn.Module, data: object, seed: int = 0) -> Identity:
+    """Equation 2: the second moment of the gradients at the model's own labels is Σ JᵀΛJ / n.
+
+    The labels are enumerated on the left.
+    """
+    seed = arguments.seed("seed", seed)
+    geometry = fisher_geometry(model, data)
+    inputs, _ = as_batch(data)
+    _, num_outputs, dimension = geometry.jacobian.shape
+    v = random_direction(geometry.jacobian, dimension, seed)
+    probabilities = torch.softmax(geometry.outputs, dim=1)
+    left = 0.0
+    for label in range(num_outputs):
+        targets = torch.full_like(geometry.targets, label)
+        relabelled = FisherGeometry(geometry.outputs, targets, geometry.jacobian, geometry.loss)
+        left += float((probabilities[:, label] * (relabelled.gradients @ v).square()).mean())
+    fisher = dense_gauss_newton(model, inputs).double()
+    return Identity(
+        statement="vᵀ E_y[g gᵀ] v = vᵀ F v",
+        source=f"{PAPER}, equation 2",
+        left=left,
+        right=float(v @ fisher @ v),
+    )
+
+
+def kullback_leibler_expansion(
+    model: nn.Module, data: object, step: float, seed: int = 0
+) -> Approximation:
+    """Equation 3: KL(p_{θ+tv} ‖ p_θ) ≈ ½ t² vᵀFv along a random unit vector, up to O(t³)."""
+    step = arguments.number("step", step)
+    seed = arguments.seed("seed", seed)
+    inputs, _ = as_batch(data)
+    geometry = fisher_geometry(model, data)
+    v = random_direction(geometry.jacobian, geometry.jacobian.shape[2], seed)
+    with evaluation(model) as parameters, torch.no_grad():
+        theta = flattened(parameters)
+        moved = outputs_of_vector(model, parameters, inputs)(theta + step * v.to(theta)).double()
+    log_new, log_old = (torch.log_softmax(f, dim=1) for f in (moved, geometry.outputs))
+    divergence = (log_new.exp() * (log_new - log_old)).sum(dim=1).mean()
+    curvature = (geometry.rows @ v).square().sum() / geometry.num_samples
+    return Approximation(
+        statement="KL(p_{θ+tv} ‖ p_θ) ≈ ½ t² vᵀFv, difference O(t³)",
+        source=f"{PAPER}, equation 3",
+        left=float(divergence),
+        right=float(0.5 * step * step * curvature),
+        assumptions={"infinitesimal step": None},
+    )
+
+
+def _softmax_factor(outputs: Tensor) -> Tensor:
+    """M = diag(√p)(I − 1pᵀ) of equation 4, (n, C, C)."""
+    p = torch.softmax(outputs, dim=1)
+    identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+    return p.sqrt().unsqueeze(2) * (identity - p.unsqueeze(1))
+
+
+def fisher_factor_identity(outputs: Tensor, seed: int = 0) -> Identity:
+    """Equation 4: diag(p) − ppᵀ = MᵀM with M = diag(√p)(I − 1pᵀ); logits (n, C)."""
+    arguments.tensor("outputs", outputs, shape=("n", "C"), floating=True, finite=True)
+    outputs = outputs.double()
+    p = torch.softmax(outputs, dim=1)
+    v = random_direction(outputs, outputs.shape[1], seed)
+    variance = p @ v.square() - (p @ v).square()
+    return Identity(
+        statement="vᵀ(diag(p) − ppᵀ)v = ‖Mv‖², summed over samples",
+        source=f"{PAPER}, equation 4",
+        left=float(variance.sum()),
+        right=float((_softmax_factor(outputs) @ v).square().sum()),
+        tolerance=ROUND_OFF,
+    )
+
+
+def logit_gradient_identity(model: nn.Module, data: object, sample: int, output: int) -> Identity:
+    """Equation 5: row j of M_i J_i is √p_j (J_j − Σ p_j' J_j'), read along a random vector."""
+    sample = check_sample(data, sample)
+    arguments.integer("output", output, at_least=0)
+    geometry = fisher_geometry(model, data)
+    output = check_output("output", output, geometry)
+    v = random_direction(geometry.jacobian, geometry.jacobian.shape[2], sample)
+    response = geometry.jacobian[sample] @ v
+    p = torch.softmax(geometry.outputs[sample], dim=0)
+    return Identity(
+        statement="(M_i J_i)_j v = √p_j (J_ij − Σ p_j' J_ij') v",
+        source=f"{PAPER}, equation 5",
+        left=float(_softmax_factor(geometry.outputs)[sample, output] @ response),
+        right=float(p[output].sqrt() * (response[output] - p @ response)),
+    )
+
+
+def fisher_rank_bound(model: nn.Module, data: object, head: str | None = None) -> Inequality:
+    """Structural null directions: rank F ≤ n(C−1), and ≤ d − (h+1) (Section 2.2).
+
+    Parameters
+    ----------
+    model, data
+        As in :func:`fisher_geometry`.
+    head : str, optional
+        Name of a linear layer with bias, over h features, whose outputs are the logits. Adding one
+        vector to all its rows shifts all logits alike, which the softmax does not see.
+
+    Raises
+    ------
+    ValueError
+        If ``head`` is not a linear layer.
+    """
+    arguments.module("model", model)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if head is not None:
+        head = arguments.choice("head", head, linear)
+    geometry = fisher_geometry(model, data)
+    eigenvalues, _ = geometry.eigenpairs()
+    n, num_outputs, dimension = geometry.jacobian.shape
+    right = min(n * (num_outputs - 1), dimension)
+    assumptions: dict[str, bool | None] = {}
+    if head is not None:
+        layer = linear[head]
+        right = min(right, dimension - layer.in_features - (layer.bias is not None))
+        assumptions["head gives the logits"] = None
+    return Inequality(
+        statement="rank F ≤ min(n(C−1), d − dimension of the logits' common shift)",
+        source=f"{PAPER}, Section 2.2 (ours)",
+        left=len(eigenvalues),
+        right=right,
+        assumptions=assumptions,
+    )
+
+
+def class_difference_identity(
+    model: nn.Module, data: object, reference: int, seed: int = 0
+) -> Identity:
+    """Appendix A (ours): F_i = Σ p_j Δ_jᵀΔ_j − (Σ p_jΔ_j)ᵀ(Σ p_jΔ_j), Δ_j = J_j − J_c, exactly."""
+    seed = arguments.seed("seed", seed)
+    arguments.integer("reference", reference, at_least=0)
+    geometry = fisher_geometry(model, data)
+    reference = check_output("reference", reference, geometry)
+    v = random_direction(geometry.jacobian, geometry.jacobian.shape[2], seed)
+    response = geometry.jacobian @ v
+    difference = response - response[:, reference : reference + 1]
+    p = torch.softmax(geometry.outputs, dim=1)
+    spread = (p * difference.square()).sum(dim=1) - (p * difference).sum(dim=1).square()
+    return Identity(
+        statement="vᵀFv = mean of Σ p_j (Δ_j v)² − (Σ p_j Δ_j v)²",
+        source=f"{PAPER}, Appendix A (ours)",
+        left=float((geometry.rows @ v).square().sum() / geometry.num_samples),
+        right=float(spread.mean()),
+    )
+
+
+def balanced_prediction_expansion(
+    jacobian: Tensor, reference: int, epsilon: float, seed: int = 0
+) -> Approximation:
+    """Appendix A (ours): where all classes but c have probability ε, F_i ≈ ε Σ Δ_jᵀΔ_j.
+
+    Parameters
+    ----------
+    jacobian : Tensor
+        One sample's, (C, d).
+    reference : int
+        c.
+    epsilon : float
+        ε, below 1/(C−1). The difference is O(ε²).
+    seed : int
+        Of the direction along which the matrices are compared.
+    """
+    arguments.tensor("jacobian", jacobian, shape=("C", "d"), floating=True, finite=True)
+    num_outputs, dimension = jacobian.shape
+    reference = arguments.integer("reference", reference, at_least=0, at_most=num_outputs - 1)
+    epsilon = arguments.number("epsilon", epsilon, above=0)
+    rest = 1.0 - (num_outputs - 1) * epsilon
+    if not rest > 0:
+        raise ValueError(f"epsilon={epsilon} must lie between 0 and 1/(C−1).")
+    p = torch.full_like(jacobian[:, 0], epsilon)
+    p[reference] = rest
+    response = jacobian @ random_direction(jacobian, dimension, seed)
+    difference = response - response[reference]
+    return Approximation(
+        statement="vᵀF_i v ≈ ε Σ (Δ_j v)², difference O(ε²)",
+        source=f"{PAPER}, Appendix A (ours)",
+        left=float(p @ difference.square() - (p @ difference).square()),
+        right=float(epsilon * difference.square().sum()),
+        assumptions={"epsilon small": None},
+    )

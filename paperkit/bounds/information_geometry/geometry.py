@@ -1,0 +1,196 @@
+"""The Fisher matrix and all gradients at one point, written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paperkit import arguments
+from paperkit.estimators.information_geometry import DualGradients, dual_gradients
+from paperkit.linalg.probes import generator_of
+from paperkit.linalg.row_space import default_tolerance, row_factors
+from paperkit.linearize import get_loss
+from paperkit.linearize.batches import as_batch
+from paperkit.linearize.dense import select_parameters
+from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.linearize.network import Network, network_outputs, own_parameters
+
+PAPER = "information-geometric paper"
+
+VERSIONS = ("printed", "exact")
+
+# Relative; two ways to compute one matrix in float64 agree to this.
+ROUND_OFF = 1e-8
+
+# Relative to the mean gradient of a single sample: below it the point counts as stationary.
+STATIONARY = 1e-4
+
+
+@dataclass(frozen=True)
+class FisherGeometry:
+    """The Fisher matrix and all samples' gradients at one point, written out.
+
+    Attributes
+    ----------
+    outputs : Tensor
+        (n, C), float64.
+    targets : Tensor
+        Labels (n,), or (n, C) for the squared errors.
+    jacobian : Tensor
+        (n, C, d), float64.
+    loss : str
+        The loss's name.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    jacobian: Tensor
+    loss: str
+
+    @property
+    def num_samples(self) -> int:
+        """The number n of samples."""
+        return len(self.outputs)
+
+    @property
+    def dual(self) -> DualGradients:
+        """The gradients in the rows of the Fisher factor."""
+        return dual_gradients(self.outputs, self.targets, self.loss)
+
+    @property
+    def rows(self) -> Tensor:
+        """G, (n r, d), with F = Gᵀ G / n."""
+        return (self.dual.factor @ self.jacobian).flatten(0, 1)
+
+    @property
+    def gradients(self) -> Tensor:
+        """Each sample's loss gradient, (n, d)."""
+        residual = get_loss(self.loss).gradient(self.outputs, self.targets)
+        return torch.einsum("nc,ncd->nd", residual, self.jacobian)
+
+    def eigenpairs(self) -> tuple[Tensor, Tensor]:
+        """Return the nonzero eigenvalues of F, descending, and eigenvectors (d, k)."""
+        rows = self.rows
+        _, values, right = torch.linalg.svd(rows, full_matrices=False)
+        kept = values > rank_tolerance(rows) * values.max()
+        return values[kept].square() / self.num_samples, right[kept].T
+
+    def inverse_norms(self, vectors: Tensor) -> Tensor:
+        """Return vᵀ F† v of vectors (k, d) in the range of F."""
+        eigenvalues, directions = self.eigenpairs()
+        return ((vectors @ directions).square() / eigenvalues).sum(dim=1)
+
+    def gradient_gram(self) -> Tensor:
+        """Return g_iᵀ F† g_j of all samples, (n, n), through the dual."""
+        dual = self.dual
+        rows, scales = self.rows, self.rows.norm(dim=1)
+        space = row_factors(lambda: [(rows, scales)]).space(rank_tolerance(rows))
+        basis = space.basis(rows, scales)
+        r = dual.directions.shape[1]
+        coordinates = torch.einsum("nrk,nr->nk", basis.unflatten(0, (-1, r)), dual.dual_vectors)
+        return self.num_samples * coordinates @ coordinates.T
+
+
+def fisher_geometry(
+    model: nn.Module, data: object, loss: str = "cross_entropy", theta: Tensor | None = None
+) -> FisherGeometry:
+    """Write out Jacobian and outputs of a small model, at its own or other parameters.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them.
+    loss : str
+        A name from :data:`paperkit.linearize.LOSSES`.
+    theta : Tensor, optional
+        All parameters as one vector, in the order of ``named_parameters``.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the model.
+    """
+    loss = get_loss(loss).name
+    model = Network.of(model)
+    select_parameters(own_parameters(model), None)
+    inputs, targets = as_batch(data)
+    check_inputs(inputs)
+    with evaluation(model) as parameters:
+        point = flattened(parameters) if theta is None else _point(parameters, theta)
+        with torch.no_grad():
+            outputs = network_outputs(model, parameters, inputs)
+        check_outputs(outputs, len(inputs))
+        get_loss(loss).check(outputs, targets)
+        function = outputs_of_vector(model, parameters, inputs)
+        if theta is not None:
+            outputs = function(point)
+            check_outputs(outputs, len(inputs))
+        jacobian = torch.func.jacrev(function)(point)
+    return FisherGeometry(outputs.detach().double(), targets, jacobian.detach().double(), loss)
+
+
+def _point(parameters: dict[str, Tensor], theta: Tensor) -> Tensor:
+    size = sum(parameter.numel() for parameter in parameters.values())
+    return arguments.tensor("theta", theta, shape=(size,), floating=True, finite=True).detach()
+
+
+def check_sample(data: object, sample: int) -> int:
+    """Return the index of a sample, checked before anything is computed."""
+    n = len(as_batch(data)[1])
+    return arguments.integer("sample", sample, at_least=0, at_most=n - 1)
+
+
+def check_output(name: str, index: int, geometry: FisherGeometry) -> int:
+    """Return the number of an output that exists."""
+    last = geometry.outputs.shape[1] - 1
+    return arguments.integer(name, index, at_least=0, at_most=last)
+
+
+def flat_parameters(model: nn.Module) -> Tensor:
+    """Return all parameters as one detached vector, in the order of ``named_parameters``."""
+    network = Network.of(model)
+    select_parameters(own_parameters(network), None)
+    return flattened(dict(network.named_parameters()))
+
+
+def flattened(parameters: dict[str, Tensor]) -> Tensor:
+    """Return all parameters as one vector."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in parameters.values()])
+
+
+def outputs_of_vector(
+    model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Return the outputs as a function of one parameter vector."""
+    shapes = [parameter.shape for parameter in parameters.values()]
+
+    def function(vector: Tensor) -> Tensor:
+        pieces = vector.split([shape.numel() for shape in shapes])
+        values = {
+            name: piece.view(shape)
+            for name, piece, shape in zip(parameters, pieces, shapes, strict=True)
+        }
+        return network_outputs(model, values, inputs)
+
+    return function
+
+
+def rank_tolerance(matrix: Tensor) -> float:
+    """Return what counts as zero beside a matrix's largest singular value."""
+    return default_tolerance(matrix.shape[0], matrix.shape[1], matrix.dtype)
+
+
+def random_direction(like: Tensor, size: int, seed: int) -> Tensor:
+    """A random unit vector."""
+    vector = torch.randn(size, generator=generator_of(seed), dtype=torch.float64, device="cpu")
+    return (vector / vector.norm()).to(like)
+
+
+def agree(left: Tensor, right: Tensor) -> bool:
+    """Whether two matrices are equal up to round-off."""
+    return float((left - right).norm()) <= ROUND_OFF * float(right.norm())

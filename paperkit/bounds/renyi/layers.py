@@ -1,0 +1,428 @@
+"""Appendix F: the entropy of a Hessian and those of its layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from paperkit import arguments
+from paperkit.bounds.arguments import (
+    Values,
+    check_nonnegative,
+    eigenvalues_of,
+    exponential,
+    is_semidefinite,
+    nonzero_vector,
+    symmetric_matrix,
+)
+from paperkit.bounds.renyi.entropy import power_sum
+from paperkit.bounds.renyi.versions import VERSIONS
+from paperkit.bounds.statement import Identity, Inequality
+from paperkit.estimators.entropy import renyi_entropy
+
+
+def _blocks(matrix: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    if sum(sizes) != len(matrix):
+        raise ValueError(f"sizes={list(sizes)} must add up to {len(matrix)}, the hessian's size.")
+    edges = [0, *torch.tensor(sizes, device="cpu").cumsum(0).tolist()]
+    blocks = [matrix[a:b, a:b] for a, b in pairwise(edges)]
+    if not all(bool(block.any()) for block in blocks):
+        raise ValueError("hessian has a block that is entirely zero: leave that layer out.")
+    return blocks
+
+
+class _Partition:
+    """A Hessian, its diagonal blocks, and both spectra."""
+
+    def __init__(self, hessian: Tensor, sizes: Sequence[int], name: str = "hessian"):
+        self.sizes = arguments.integers("sizes", sizes, at_least=1)
+        self.matrix = symmetric_matrix(hessian, name)
+        self.blocks = _blocks(self.matrix, self.sizes)
+        self.coupling = self.matrix - torch.block_diag(*self.blocks)
+        self.layers = [eigenvalues_of(block) for block in self.blocks]
+        self.pinched = torch.cat(self.layers).sort().values
+        self.eigenvalues = eigenvalues_of(self.matrix)
+
+    @property
+    def dimension(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def trace(self) -> float:
+        return float(self.matrix.trace())
+
+    @property
+    def weights(self) -> Tensor:
+        """w_l, each layer's share of the trace."""
+        traces = torch.stack([layer.abs().sum() for layer in self.layers])
+        return traces / traces.sum()
+
+    @property
+    def positive_semidefinite(self) -> bool:
+        return is_semidefinite(self.eigenvalues)
+
+    @property
+    def block_diagonal(self) -> bool:
+        return bool(self.coupling.abs().max() <= 1e-14 * self.matrix.abs().max())
+
+    @property
+    def uniform(self) -> bool:
+        """Whether H is a multiple of the identity."""
+        scale = float(self.matrix.abs().max())
+        identity = torch.eye(self.dimension, dtype=torch.float64, device="cpu")
+        mean = self.trace / self.dimension
+        return mean > 0 and bool((self.matrix - mean * identity).abs().max() <= 1e-12 * scale)
+
+
+def block_decomposition(hessian: Tensor, sizes: Sequence[int], alpha: float) -> Identity:
+    r"""Compare :math:`R_\alpha(H)` with :math:`\sum_l w_l^\alpha \sigma_\alpha(H_{ll})`.
+
+    Source: Rényi paper, Lemma F.2 (equation 58); an identity for block-diagonal H.
+
+    Parameters
+    ----------
+    hessian : Tensor
+        Symmetric, (d, d).
+    sizes : sequence of int
+        Of the layers' diagonal blocks, in order; they add up to d.
+    alpha : float
+        Positive.
+
+    Raises
+    ------
+    ValueError
+        If alpha is not positive, the matrix is unusable, or the sizes do not fit.
+    """
+    alpha = arguments.order("alpha", alpha)
+    whole = _Partition(hessian, sizes)
+    shares = torch.tensor(
+        [power_sum(layer, alpha) for layer in whole.layers], dtype=torch.float64, device="cpu"
+    )
+    return Identity(
+        statement="R_α(H) = Σ w_l^α σ_α(H_ll)",
+        source="Rényi paper, Lemma F.2",
+        left=power_sum(whole.eigenvalues, alpha),
+        right=float((whole.weights**alpha * shares).sum()),
+        assumptions={
+            "positive_semidefinite": whole.positive_semidefinite,
+            "block_diagonal": whole.block_diagonal,
+        },
+    )
+
+
+def power_sum_range(eigenvalues: Values, alpha: float) -> tuple[Inequality, Inequality]:
+    r"""Return both bounds of :math:`R_\alpha`, which lies between 1 and :math:`d^{1-\alpha}`.
+
+    Source: Rényi paper, Lemma F.3, which states the side that the uniform spectrum attains:
+    :math:`d^{1-\alpha} \le R_\alpha` for α > 1, :math:`R_\alpha \le d^{1-\alpha}` for α < 1.
+
+    Raises
+    ------
+    ValueError
+        If alpha is not positive, or the spectrum is empty, not finite or zero.
+    """
+    return power_sum_bounds(nonzero_vector(eigenvalues, "eigenvalues"), alpha, "R_α", "Lemma F.3")
+
+
+def power_sum_bounds(
+    values: Tensor, alpha: float, name: str, place: str
+) -> tuple[Inequality, Inequality]:
+    """Return both bounds of a power sum that the statement calls ``name``, of ``place``."""
+    ratio = power_sum(values, alpha)
+    uniform = len(values) ** (1.0 - alpha)
+    low, high = ("d^(1−α)", "1") if alpha > 1 else ("1", "d^(1−α)")
+    assumptions = {"positive_semidefinite": is_semidefinite(values)}
+    source = f"Rényi paper, {place}"
+    return (
+        Inequality(
+            statement=f"{low} ≤ {name}",
+            source=source,
+            left=min(uniform, 1.0),
+            right=ratio,
+            assumptions=assumptions,
+        ),
+        Inequality(
+            statement=f"{name} ≤ {high}",
+            source=source,
+            left=ratio,
+            right=max(uniform, 1.0),
+            assumptions=assumptions,
+        ),
+    )
+
+
+def layerwise_lower_bounds(
+    hessian: Tensor, sizes: Sequence[int], alpha: float
+) -> tuple[Inequality, Inequality]:
+    r"""Return :math:`\sum_l w_l^\alpha d_l^{1-\alpha} \le R_\alpha(H)` and its own lower bound.
+
+    The second is :math:`d^{1-\alpha} \le \sum_l w_l^\alpha d_l^{1-\alpha}`. Source: Rényi paper,
+    Theorem F.4 (equation 59), for α > 1. The paper asks for block-diagonal H; by pinching both
+    hold for every positive semidefinite one. Both are equalities exactly for multiples of the
+    identity, where the division into layers plays no part, and which no singular H is.
+
+    Parameters
+    ----------
+    hessian, sizes
+        As in :func:`block_decomposition`.
+    alpha : float
+        Positive; the bounds are certified for α > 1 only.
+
+    Raises
+    ------
+    ValueError
+        As :func:`block_decomposition`.
+    """
+    alpha = arguments.order("alpha", alpha)
+    whole = _Partition(hessian, sizes)
+    dimensions = torch.tensor(whole.sizes, dtype=torch.float64, device="cpu")
+    middle = float((whole.weights**alpha * dimensions ** (1.0 - alpha)).sum())
+    assumptions = {
+        "positive_semidefinite": whole.positive_semidefinite,
+        "order_above_one": alpha > 1,
+    }
+    return (
+        Inequality(
+            statement="Σ w_l^α d_l^(1−α) ≤ R_α(H)",
+            source="Rényi paper, Thm. F.4",
+            left=middle,
+            right=power_sum(whole.eigenvalues, alpha),
+            assumptions=assumptions,
+        ),
+        Inequality(
+            statement="d^(1−α) ≤ Σ w_l^α d_l^(1−α)",
+            source="Rényi paper, Thm. F.4",
+            left=whole.dimension ** (1.0 - alpha),
+            right=middle,
+            assumptions=assumptions,
+        ),
+    )
+
+
+def layers_are_uniform(
+    hessian: Tensor, sizes: Sequence[int], beta: float
+) -> tuple[Inequality, ...]:
+    """Compare each layer's entropy of any order with its maximum, the logarithm of its size.
+
+    Source: Rényi paper, Corollary F.5: where the whole Hessian's sharpness is at its minimum
+    (H a multiple of the identity, the assumption), every layer's is, at every order.
+
+    Parameters
+    ----------
+    hessian, sizes
+        As in :func:`block_decomposition`.
+    beta : float
+        The order, positive.
+
+    Raises
+    ------
+    ValueError
+        As :func:`block_decomposition`.
+    """
+    beta = arguments.order("beta", beta)
+    whole = _Partition(hessian, sizes)
+    return tuple(
+        Inequality(
+            statement=f"log d_l ≤ H_β(H_ll), layer {index}",
+            source="Rényi paper, Cor. F.5",
+            left=math.log(len(layer)),
+            right=renyi_entropy(layer, beta),
+            assumptions={"global_minimum_is_attained": whole.uniform},
+        )
+        for index, layer in enumerate(whole.layers)
+    )
+
+
+def layerwise_consequence(
+    before: Tensor, after: Tensor, sizes: Sequence[int], alpha: float
+) -> tuple[Inequality, ...]:
+    r"""Compare each layer's sharpness after the whole Hessian's has fallen with the one before.
+
+    Source: Rényi paper, Proposition F.1: lowering the global sharpness lowers that of the layers.
+    False: blocks {1, 1}, {10, 10} that become {1.2, 0.8}, {3, 3} lower the global sharpness, by
+    balancing the traces, and raise the first layer's. True only where the minimum itself is
+    attained, when it is :func:`layers_are_uniform`.
+
+    Parameters
+    ----------
+    before, after : Tensor
+        Two Hessians, (d, d), over the same layers.
+    sizes, alpha
+        As in :func:`block_decomposition`.
+
+    Returns
+    -------
+    tuple of Inequality
+        One a layer. The first four assumptions are the paper's, the last is what it lacks.
+
+    Raises
+    ------
+    ValueError
+        As :func:`block_decomposition`.
+    """
+    alpha = arguments.order("alpha", alpha)
+    old, new = _Partition(before, sizes, "before"), _Partition(after, sizes, "after")
+    assumptions = {
+        "positive_semidefinite": old.positive_semidefinite and new.positive_semidefinite,
+        "block_diagonal": old.block_diagonal and new.block_diagonal,
+        "order_above_one": alpha > 1,
+        "global_sharpness_falls": renyi_entropy(new.eigenvalues, alpha)
+        > renyi_entropy(old.eigenvalues, alpha),
+        "global_minimum_is_attained": new.uniform,
+    }
+    return tuple(
+        Inequality(
+            statement=f"−H_α(H_ll) after ≤ before, layer {index}",
+            source="Rényi paper, Prop. F.1",
+            left=-renyi_entropy(late, alpha),
+            right=-renyi_entropy(early, alpha),
+            assumptions=assumptions,
+        )
+        for index, (early, late) in enumerate(zip(old.layers, new.layers, strict=True))
+    )
+
+
+def pinching(hessian: Tensor, sizes: Sequence[int], alpha: float) -> Inequality:
+    r"""Compare the entropy of H with that of its diagonal blocks, which is never smaller.
+
+    :math:`H_\alpha(H) \le H_\alpha(B)` at every order, because the spectrum of H majorizes that of
+    B (Schur, Horn); so a block-diagonal or diagonal proxy over-estimates the entropy. It gives
+    Proposition F.6 of the Rényi paper a sign. Blocks of size 1 give the diagonal.
+
+    Parameters
+    ----------
+    hessian, sizes, alpha
+        As in :func:`block_decomposition`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`block_decomposition`.
+    """
+    alpha = arguments.order("alpha", alpha)
+    whole = _Partition(hessian, sizes)
+    return Inequality(
+        statement="H_α(H) ≤ H_α(blocks of H)",
+        source="derived; sign of Rényi paper, Prop. F.6",
+        left=renyi_entropy(whole.eigenvalues, alpha),
+        right=renyi_entropy(whole.pinched, alpha),
+        assumptions={"positive_semidefinite": whole.positive_semidefinite},
+    )
+
+
+def coupling_perturbation(
+    hessian: Tensor, sizes: Sequence[int], alpha: float, version: str = "printed"
+) -> Inequality:
+    r"""Bound :math:`|R_\alpha(H) - R_\alpha(B)|`, B the block diagonal of H and :math:`E = H - B`.
+
+    Source: Rényi paper, Proposition F.6 (equation 60), for α > 1:
+    :math:`\alpha (\Lambda_*/T)^{\alpha-1} \sqrt d \|E\|_F / T`. By pinching
+    :math:`\Lambda_* = \lambda_{\max}(H)`. The paper calls this :math:`O(\|E\|_F/T)`, which hides
+    :math:`\sqrt d`; ``"sharper"`` has the nuclear norm of E instead of :math:`\sqrt d\|E\|_F`.
+
+    Parameters
+    ----------
+    hessian, sizes
+        As in :func:`block_decomposition`.
+    alpha : float
+        Positive; the bound is certified for α > 1 only.
+    version : str
+        ``"printed"`` or ``"sharper"``.
+
+    Raises
+    ------
+    ValueError
+        As :func:`block_decomposition`, or if the trace is not positive.
+    """
+    alpha = arguments.order("alpha", alpha)
+    version = arguments.choice("version", version, VERSIONS)
+    whole = _with_positive_trace(hessian, sizes)
+    largest = float(torch.maximum(whole.eigenvalues.max(), whole.pinched.max()))
+    norm = (
+        math.sqrt(whole.dimension) * float(whole.coupling.norm())
+        if version == "printed"
+        else float(torch.linalg.eigvalsh(whole.coupling).abs().sum())
+    )
+    log_power = (alpha - 1.0) * math.log(largest / whole.trace)
+    name = "√d ‖E‖_F" if version == "printed" else "‖E‖_*"
+    return Inequality(
+        statement=f"|R_α(H) − R_α(B)| ≤ α (Λ/T)^(α−1) {name} / T",
+        source=f"Rényi paper, Prop. F.6, {version}",
+        left=_power_sum_change(whole, alpha),
+        right=alpha * exponential(log_power) * norm / whole.trace,
+        assumptions={
+            "positive_semidefinite": whole.positive_semidefinite,
+            "order_above_one": alpha > 1,
+        },
+    )
+
+
+def coupling_perturbation_below_one(
+    hessian: Tensor,
+    sizes: Sequence[int],
+    alpha: float,
+    version: str = "printed",
+    *,
+    constant: float = 1.0,
+) -> Inequality:
+    r"""Bound :math:`|R_\alpha(H) - R_\alpha(B)|` for α < 1.
+
+    Source: Rényi paper, Appendix F, remark on 0 < α < 1: :math:`O(\|E\|_F/T)`, by continuity.
+    False for every constant and every α < 1: two eigenvalues s of B that the coupling turns into
+    2s and 0 change :math:`R_\alpha` by :math:`(2 - 2^\alpha) s^\alpha` at a norm
+    :math:`\|E\|_F = \sqrt2 s`, and the ratio grows without bound as s → 0 beside an eigenvalue 1.
+    ``"corrected"`` is what a concave power allows, :math:`d^{1-\alpha} (\|E\|_*/T)^\alpha`.
+
+    Parameters
+    ----------
+    hessian, sizes
+        As in :func:`block_decomposition`.
+    alpha : float
+        Positive; certified for α < 1 only, and never as printed.
+    version : str
+        ``"printed"`` or ``"corrected"``.
+    constant : float
+        That of the printed O; the paper gives none.
+
+    Raises
+    ------
+    ValueError
+        As :func:`coupling_perturbation`.
+    """
+    alpha = arguments.order("alpha", alpha)
+    version = arguments.choice("version", version, ("printed", "corrected"))
+    constant = check_nonnegative("constant", constant)
+    whole = _with_positive_trace(hessian, sizes)
+    nuclear = float(torch.linalg.eigvalsh(whole.coupling).abs().sum()) / whole.trace
+    assumptions: dict[str, bool | None] = {
+        "positive_semidefinite": whole.positive_semidefinite,
+        "order_below_one": alpha < 1,
+    }
+    if version == "printed":
+        right = constant * float(whole.coupling.norm()) / whole.trace
+        assumptions["power_is_lipschitz_at_zero"] = alpha >= 1
+    else:
+        right = whole.dimension ** (1.0 - alpha) * nuclear**alpha
+    return Inequality(
+        statement="|R_α(H) − R_α(B)| ≤ "
+        + ("constant · ‖E‖_F / T" if version == "printed" else "d^(1−α) (‖E‖_* / T)^α"),
+        source=f"Rényi paper, Appendix F, remark on α < 1, {version}",
+        left=_power_sum_change(whole, alpha),
+        right=right,
+        assumptions=assumptions,
+    )
+
+
+def _with_positive_trace(hessian: Tensor, sizes: Sequence[int]) -> _Partition:
+    whole = _Partition(hessian, sizes)
+    if whole.trace <= 0:
+        raise ValueError(f"hessian has trace {whole.trace:.3g}: the bound needs a positive one.")
+    return whole
+
+
+def _power_sum_change(whole: _Partition, alpha: float) -> float:
+    return abs(power_sum(whole.eigenvalues, alpha) - power_sum(whole.pinched, alpha))

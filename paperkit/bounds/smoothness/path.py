@@ -1,0 +1,126 @@
+"""Equations 3 to 6: smoothness along a path, and the rate that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from paperkit import arguments
+from paperkit.bounds.arguments import assumptions_of, check_positive
+from paperkit.bounds.statement import Inequality
+
+
+def local_smoothness(points: Tensor, gradients: Tensor) -> Tensor:
+    r"""Return :math:`\beta_t = \|\Delta g_t\| / \|\Delta w_t\|` between consecutive iterates.
+
+    Source: SA-SAM paper, equation 6.
+
+    Parameters
+    ----------
+    points, gradients : Tensor
+        Shape (T + 1, d).
+
+    Returns
+    -------
+    Tensor
+        Shape (T,), float64, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there are fewer than two points, an entry is not finite, or two
+        consecutive points are equal.
+    """
+    arguments.tensor("points", points, shape=("T + 1", "d"), finite=True)
+    arguments.tensor("gradients", gradients, shape=tuple(points.shape), finite=True)
+    if len(points) < 2:
+        raise ValueError(f"points={arguments.shown(points)} must be two or more.")
+    w, g = (rows.detach().to(device="cpu", dtype=torch.float64) for rows in (points, gradients))
+    moves = w.diff(dim=0).norm(dim=1)
+    if not bool((moves > 0).all()):
+        raise ValueError("points has equal consecutive rows: drop one of them.")
+    return g.diff(dim=0).norm(dim=1) / moves
+
+
+def smoothness_along_path(
+    points: Tensor, gradients: Tensor, beta: float, known: Mapping[str, bool] | None = None
+) -> Inequality:
+    r"""Compare the largest local smoothness of a path with the global constant.
+
+    Source: SA-SAM paper, equations 3 and 6: :math:`\beta_t \le \beta`.
+
+    Parameters
+    ----------
+    points, gradients
+        As in :func:`local_smoothness`.
+    beta : float
+        A Lipschitz constant of the gradient.
+    known : mapping of str to bool, optional
+        The answer to ``loss_is_smooth``, with this constant.
+
+    Raises
+    ------
+    ValueError
+        As :func:`local_smoothness`, or if beta is not positive.
+    """
+    beta = check_positive("beta", beta)
+    return Inequality(
+        statement="max_t ‖Δg_t‖ / ‖Δw_t‖ ≤ β",
+        source="SA-SAM paper, eqs. 3 and 6",
+        left=float(local_smoothness(points, gradients).max()),
+        right=beta,
+        assumptions=assumptions_of(dict.fromkeys(("loss_is_smooth",)), known),
+    )
+
+
+def gradient_descent_rate(
+    excess_loss: float,
+    distance: float,
+    beta: float,
+    steps: int,
+    version: str = "sharper",
+    known: Mapping[str, bool] | None = None,
+) -> Inequality:
+    r"""Bound the excess loss after N steps of gradient descent with step size 1/β.
+
+    :math:`L(w_N) - L^* \le \beta\|w_0 - w^*\|^2 / 2(2N+1)`, attained by a Huber-like loss (Drori
+    and Teboulle 2014). Source: SA-SAM paper, equation 4, which prints :math:`2t+1` for the iterate
+    :math:`w_{t+1}`, that is N − 1 for N: true, and weaker by one step.
+
+    Parameters
+    ----------
+    excess_loss : float
+        L(w_N) − L(w*).
+    distance : float
+        ‖w_0 − w*‖.
+    beta : float
+        Lipschitz constant of the gradient.
+    steps : int
+        N, at least 1.
+    version : str
+        ``"sharper"`` or ``"printed"``.
+    known : mapping of str to bool, optional
+        Answers to ``loss_is_convex``, ``loss_is_smooth`` and ``step_is_one_over_beta``.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range or the version unknown.
+    """
+    beta = check_positive("beta", beta)
+    excess_loss = arguments.number("excess_loss", excess_loss)
+    distance = arguments.number("distance", distance, at_least=0)
+    steps = arguments.integer("steps", steps, at_least=1)
+    version = arguments.choice("version", version, ("printed", "sharper"))
+    count, name = (steps, "2N + 1") if version == "sharper" else (steps - 1, "2(N − 1) + 1")
+    return Inequality(
+        statement=f"L(w_N) − L* ≤ β‖w₀ − w*‖² / 2({name})",
+        source=f"SA-SAM paper, eq. 4, {version}",
+        left=excess_loss,
+        right=0.5 * beta * distance * distance / (2 * count + 1),
+        assumptions=assumptions_of(
+            dict.fromkeys(("loss_is_convex", "loss_is_smooth", "step_is_one_over_beta")), known
+        ),
+    )

@@ -1,0 +1,189 @@
+"""Equation 5: the step sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from paperkit import arguments
+from paperkit.bounds.arguments import Values, assumptions_of, check_positive
+from paperkit.bounds.smoothness.path import local_smoothness
+from paperkit.bounds.statement import Inequality
+
+
+def curvature_step_range(
+    points: Tensor,
+    gradients: Tensor,
+    smallest: float,
+    largest: float,
+    factor: float = 2.0,
+    known: Mapping[str, bool] | None = None,
+) -> tuple[Inequality, Inequality]:
+    r"""Return both bounds of the first branch, :math:`\|\Delta w\| / (c\|\Delta g\|)`.
+
+    On quadratics it lies between :math:`1/(c\lambda_{\max})` and :math:`1/(c\lambda_{\min})`.
+    Source: SA-SAM paper, equation 5. The lower bound needs smoothness alone, with β for
+    :math:`\lambda_{\max}`.
+
+    Parameters
+    ----------
+    points, gradients
+        As in :func:`local_smoothness`.
+    smallest, largest : float
+        Extreme eigenvalues of the Hessian, positive.
+    factor : float
+        c: 2 in the paper, 1 in its released code.
+    known : mapping of str to bool, optional
+        The answer to ``loss_is_quadratic``, with these eigenvalues.
+
+    Raises
+    ------
+    ValueError
+        As :func:`local_smoothness`, or if a number is not positive, or smallest > largest.
+    """
+    smallest, largest = check_positive("smallest", smallest), check_positive("largest", largest)
+    factor = check_positive("factor", factor)
+    if smallest > largest:
+        raise ValueError(f"smallest={smallest} exceeds largest={largest}: exchange them.")
+    branch = 1.0 / (factor * local_smoothness(points, gradients))
+    assumptions = assumptions_of(dict.fromkeys(("loss_is_quadratic",)), known)
+    source = "SA-SAM paper, eq. 5"
+    return (
+        Inequality(
+            statement="1/(c λ_max) ≤ min_t ‖Δw‖ / (c ‖Δg‖)",
+            source=source,
+            left=1.0 / (factor * largest),
+            right=float(branch.min()),
+            assumptions=assumptions,
+        ),
+        Inequality(
+            statement="max_t ‖Δw‖ / (c ‖Δg‖) ≤ 1/(c λ_min)",
+            source=source,
+            left=float(branch.max()),
+            right=1.0 / (factor * smallest),
+            assumptions=assumptions,
+        ),
+    )
+
+
+def step_lower_bound(
+    step_sizes: Values,
+    beta: float,
+    factor: float = 2.0,
+    version: str = "corrected",
+    *,
+    initial_step: float | None = None,
+    known: Mapping[str, bool] | None = None,
+) -> Inequality:
+    r"""Bound the step sizes of equation 5 from below.
+
+    :math:`\eta_t \ge 1/(c\beta)` for t ≥ 1, by induction, because the growth branch never
+    decreases: with the paper's c = 2, :math:`1/(2\beta)`. Source: SA-SAM paper, Section 2, which
+    prints :math:`1/\beta`; that is false, a quadratic along its top eigenvector has
+    :math:`1/(2\beta)`.
+
+    Parameters
+    ----------
+    step_sizes : Tensor or sequence of float
+        η_1, …, η_T.
+    beta : float
+        Lipschitz constant of the gradient.
+    factor : float
+        c.
+    version : str
+        ``"corrected"`` or ``"printed"``.
+    initial_step : float, optional
+        η_0, for an implementation whose θ_0 is finite, so that η_1 is capped by a multiple of it:
+        the bound is then the smaller of η_0 and 1/(cβ). None for the paper's θ_0 = ∞.
+    known : mapping of str to bool, optional
+        Answers to ``loss_is_smooth`` (with β; the same batch in both gradients) and
+        ``steps_follow_equation_5``.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive, or the version is unknown.
+    """
+    beta, factor = check_positive("beta", beta), check_positive("factor", factor)
+    version = arguments.choice("version", version, ("printed", "corrected"))
+    smallest = float(arguments.vector("step_sizes", step_sizes, above=0).min())
+    names = ("loss_is_smooth", "steps_follow_equation_5")
+    if version == "printed":
+        return Inequality(
+            statement="1/β ≤ min_t η_t",
+            source="SA-SAM paper, Section 2, printed",
+            left=1.0 / beta,
+            right=smallest,
+            assumptions={
+                **assumptions_of(dict.fromkeys(names), known),
+                "factor_at_most_one": factor <= 1,
+            },
+        )
+    floor = 1.0 / (factor * beta)
+    if initial_step is not None:
+        floor = min(check_positive("initial_step", initial_step), floor)
+    return Inequality(
+        statement="1/(cβ) ≤ min_t η_t" if initial_step is None else "min(η₀, 1/(cβ)) ≤ min_t η_t",
+        source="SA-SAM paper, Section 2, corrected",
+        left=floor,
+        right=smallest,
+        assumptions=assumptions_of(dict.fromkeys(names), known),
+    )
+
+
+def growth_limit(delta: float = 1.0) -> float:
+    r"""Return the fixed point of :math:`r^2 = 1 + \delta r`: 1.618 at δ = 1, 1.01005 at δ = 0.02.
+
+    Source: SA-SAM paper, equation 5, second branch, with the δ of its experiments.
+
+    Raises
+    ------
+    ValueError
+        If delta is negative or not finite.
+    """
+    delta = arguments.number("delta", delta, at_least=0)
+    return 0.5 * (delta + math.sqrt(delta * delta + 4.0))
+
+
+def step_growth(
+    step_sizes: Values,
+    first_ratio: float,
+    delta: float = 1.0,
+    known: Mapping[str, bool] | None = None,
+) -> Inequality:
+    r"""Bound the ratio of consecutive step sizes of equation 5.
+
+    If one ratio is at most r with :math:`r^2 = 1 + \delta r`, so is the next. Source: SA-SAM paper,
+    equation 5. After the paper's θ_0 = ∞ the first ratios may exceed r.
+
+    Parameters
+    ----------
+    step_sizes : Tensor or sequence of float
+        η_t, η_{t+1}, …, at least two.
+    first_ratio : float
+        θ_t = η_t/η_{t−1}, the ratio before the first of them.
+    delta : float
+        δ.
+    known : mapping of str to bool, optional
+        The answer to ``steps_follow_equation_5``.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two step sizes, or a number is out of range.
+    """
+    steps = arguments.vector("step_sizes", step_sizes, above=0, at_least=2)
+    first_ratio = check_positive("first_ratio", first_ratio)
+    limit = growth_limit(delta)
+    return Inequality(
+        statement="max_t η_{t+1}/η_t ≤ r, r² = 1 + δr",
+        source="SA-SAM paper, eq. 5",
+        left=float((steps[1:] / steps[:-1]).max()),
+        right=limit,
+        assumptions={
+            **assumptions_of(dict.fromkeys(("steps_follow_equation_5",)), known),
+            "first_ratio_at_most_r": first_ratio <= limit,
+        },
+    )

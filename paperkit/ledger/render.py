@@ -1,0 +1,255 @@
+"""Verdicts as Markdown: the scoreboard, a chapter's table, the ledger.
+
+The Markdown is read by MyST and by Jupyter alike; a badge is a ``span`` of the classes
+``verdict`` and ``verdict-WORD`` with hyphens for blanks. The same verdicts give the same text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from paperkit import arguments
+from paperkit.experiments.paths import store_folder
+from paperkit.experiments.published import published_path
+from paperkit.experiments.study import require_profile
+from paperkit.ledger.claims import Claim
+from paperkit.ledger.criteria import CRITERIA, WORDS, PaperValue
+from paperkit.ledger.formatting import interval, number
+from paperkit.ledger.verdict import Verdict, verdicts
+
+NOTHING = "–"
+
+
+def badge(word: str) -> str:
+    """Return a word as a badge, ``<span class="verdict verdict-not-run">not run</span>``."""
+    return f'<span class="verdict verdict-{word.replace(" ", "-")}">{word}</span>'
+
+
+def badges(verdict: Verdict) -> str:
+    """Return the verdict's badge, with one for stale evidence and one for a changed criterion."""
+    words = [verdict.word]
+    if verdict.stale:
+        words.append("stale")
+    if verdict.claim.changed:
+        words.append("criterion changed")
+    return " ".join(map(badge, words))
+
+
+def scoreboard(verdicts: Sequence[Verdict]) -> str:
+    """Return how many claims of each paper have each verdict, as a Markdown table.
+
+    Parameters
+    ----------
+    verdicts : sequence of Verdict
+
+    Returns
+    -------
+    str
+        One row a paper, in the order in which the papers come, and one for all.
+    """
+    if not verdicts:
+        return "No claim has been entered yet."
+    words = [word for word in WORDS if any(v.word == word for v in verdicts)]
+    rows = [_count_row(paper, own, words) for paper, own in _by_paper(verdicts)]
+    if len(rows) > 1:
+        rows.append(_count_row("all", verdicts, words))
+    lines = [_table(["paper", *map(badge, words), "claims"], rows)]
+    stale = sum(v.stale for v in verdicts)
+    if stale:
+        lines.append(f"{stale} of {len(verdicts)} verdicts rest on {badge('stale')} records.")
+    return "\n\n".join(lines)
+
+
+def table(verdicts: Sequence[Verdict], root: str = "..") -> str:
+    """Return a chapter's verdicts as a Markdown table, one row a claim.
+
+    Parameters
+    ----------
+    verdicts : sequence of Verdict
+    root : str
+        The way from the page to the repository's root, for the links to the records.
+
+    Returns
+    -------
+    str
+    """
+    if not verdicts:
+        return "This chapter has no claim in the ledger yet."
+    rows = [
+        [
+            f"{v.claim.statement} ({v.claim.place})",
+            _paper_text(v.claim.paper_value),
+            _ours_text(v),
+            badges(v),
+            v.scale or NOTHING,
+            _records_link(v, root),
+        ]
+        for v in verdicts
+    ]
+    header = ["claim", "paper", "ours", "verdict", "scale", "records"]
+    # Identities and inequalities have no number of the paper's: a column of dashes says nothing.
+    filled = [i for i in range(len(header)) if any(row[i] != NOTHING for row in rows)]
+    return _table([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
+
+
+def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
+    """Return the body of the ledger page: a section a paper, with a table and each claim.
+
+    Parameters
+    ----------
+    verdicts : sequence of Verdict
+    root : str
+        The way from the page to the repository's root, for links to records and chapters.
+
+    Returns
+    -------
+    str
+        MyST Markdown that begins with second-level headings.
+    """
+    sections = []
+    for paper, own in _by_paper(verdicts):
+        rows = [
+            [f"[{v.claim.id}](#{target(v.claim)})", v.claim.place, v.claim.kind, badges(v)]
+            for v in own
+        ]
+        sections.append(f"## {paper}")
+        sections.append(_table(["claim", "place", "kind", "verdict"], rows))
+        sections.extend(_details(v, root) for v in own)
+    return "\n\n".join(sections) + "\n" if sections else "No claim has been entered yet.\n"
+
+
+def target(claim: Claim) -> str:
+    """Return the label of a claim on the ledger page."""
+    return "claim-" + re.sub(r"[^a-z0-9]+", "-", claim.id.lower()).strip("-")
+
+
+def show_verdicts(
+    chapter: str, profile: str = "laptop", store: str | Path | None = None, root: str = ".."
+) -> None:
+    """Display a chapter's verdicts in its notebook.
+
+    Parameters
+    ----------
+    chapter : str
+        The notebook's name, ``03_reparametrization``.
+    profile : {"smoke", "laptop", "paper"}
+        The profile of the notebook's run; at smoke a sentence says that it earns no verdict.
+    store : path, optional
+        The working store that is read beside the published records.
+    root : str
+        The way from the notebook's folder to the repository's root.
+    """
+    from IPython.display import Markdown, display
+
+    arguments.instance("chapter", chapter, str, "as in the anchors of claims")
+    arguments.instance("root", root, str, "the way to the book's top folder")
+    require_profile(profile)
+    store_folder(store)
+    if profile == "smoke":
+        text = "A smoke run only exercises the code: it earns no verdict."
+    else:
+        text = table(verdicts(anchor=chapter, store=store), root)
+    display(Markdown(text))
+
+
+def _by_paper(verdicts: Iterable[Verdict]) -> list[tuple[str, list[Verdict]]]:
+    papers: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        papers.setdefault(verdict.claim.paper, []).append(verdict)
+    return list(papers.items())
+
+
+def _count_row(name: str, verdicts: Sequence[Verdict], words: Sequence[str]) -> list[str]:
+    counts = [sum(v.word == word for v in verdicts) for word in words]
+    return [name, *(str(count) if count else NOTHING for count in counts), str(len(verdicts))]
+
+
+def _details(verdict: Verdict, root: str) -> str:
+    claim = verdict.claim
+    items = [
+        ("Verdict", badges(verdict)),
+        ("Place", claim.place),
+        ("Kind", claim.kind),
+        ("Criterion", criterion_text(claim)),
+        ("Paper", _paper_text(claim.paper_value)),
+        ("Ours", _ours_text(verdict)),
+        ("Evidence", f"{verdict.evidence}."),
+        ("Scale", verdict.scale or NOTHING),
+        ("Records", _records_link(verdict, root)),
+        ("Derived in", _chapter_link(claim, root)),
+    ]
+    items += [
+        ("Criterion changed", f"on {change.date}; it was: {change.was}; because: {change.why}")
+        for change in claim.changed
+    ]
+    lines = [f"* **{name}**: {text}" for name, text in items if text != NOTHING]
+    heading = f"({target(claim)})=\n### {claim.place}: {claim.id}"
+    return "\n\n".join([heading, claim.statement, "\n".join(lines)])
+
+
+def criterion_text(claim: Claim) -> str:
+    """Return the criterion as it was fixed: its sentence, then its arguments."""
+    call = claim.criterion
+    document = CRITERIA[call.name].function.__doc__ or ""
+    arguments = {**call.arguments, **({"where": call.where} if call.where else {})}
+    shown = ", ".join(f"{name} = {_argument(value)}" for name, value in arguments.items())
+    return (
+        f"{document.partition(chr(10))[0]} `{call.name}`: {shown}; study `{call.study}`, "
+        f"{claim.profile} profile"
+    ).replace("``", "`")
+
+
+def _argument(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_argument(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"`{value}`"
+
+
+def _paper_text(value: PaperValue | None) -> str:
+    if value is None:
+        return NOTHING
+    error = f" ± {number(value.standard_error)}" if value.standard_error else ""
+    return f"{number(value.value)}{error} {value.unit}".strip()
+
+
+def _ours_text(verdict: Verdict) -> str:
+    if not verdict.value_text:
+        return NOTHING
+    unit = verdict.claim.paper_value.unit if verdict.claim.paper_value else ""
+    text = f"{verdict.value_text} {unit}".strip()
+    return f"{text} ({interval(*verdict.interval)})" if verdict.interval else text
+
+
+def _records_link(verdict: Verdict, root: str) -> str:
+    study = verdict.claim.criterion.study
+    if not verdict.records:
+        return NOTHING
+    name = str(len(verdict.records))
+    if not published_path(study).is_file():
+        return f"{name} of `{study}`"
+    return f"[{name}]({root}/results/{study}.jsonl)"
+
+
+def _chapter_link(claim: Claim, root: str) -> str:
+    if not claim.anchor:
+        return NOTHING
+    document, hash_, label = claim.anchor.partition("#")
+    # The built page's address: MyST resolves no label of a theorem or proof block.
+    return (
+        f'<a href="{root}/{document.removesuffix(".ipynb")}.html{hash_}{label}">{claim.chapter}</a>'
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

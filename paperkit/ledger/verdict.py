@@ -1,0 +1,211 @@
+"""Verdicts: a claim's criterion applied to the records that its profile demands."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paperkit import arguments
+from paperkit.experiments.fingerprint import fingerprint
+from paperkit.experiments.paths import store_folder
+from paperkit.experiments.published import records_of
+from paperkit.experiments.records import Record, key_of
+from paperkit.experiments.study import Configuration, configurations, study_named
+from paperkit.ledger.claims import Claim, chapter_of, load_claims
+from paperkit.ledger.criteria import CRITERIA, NOT_RUN, REFUTED, Finding, matches
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A computed verdict.
+
+    Attributes
+    ----------
+    claim : Claim
+    word : str
+        One of `paperkit.ledger.criteria.WORDS`.
+    evidence : str
+        One sentence.
+    scale : str
+        Data set, model, samples and seeds of the records that are the evidence.
+    value : float or None
+        Our value.
+    interval : tuple of float or None
+        Its interval; an end may be infinite.
+    value_text : str
+        Our value as it is shown; empty if there is none.
+    records : tuple of Record
+        The records that are the evidence.
+    stale : bool
+        Whether the code behind one of them has changed since it was made.
+    """
+
+    claim: Claim
+    word: str
+    evidence: str
+    scale: str = ""
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    value_text: str = ""
+    records: tuple[Record, ...] = ()
+    stale: bool = False
+
+
+def verdicts(
+    paper: str | None = None,
+    anchor: str | None = None,
+    store: str | Path | None = None,
+    *,
+    claims: Sequence[Claim] | None = None,
+) -> list[Verdict]:
+    """Compute the verdicts of the claims, in the order of the claims.
+
+    A claim needs a clean record of every configuration that it selects from its study's grid at
+    its profile. While some are missing the verdict is *not run*, unless what there is refutes.
+
+    Parameters
+    ----------
+    paper : str, optional
+        Keep the claims of this paper.
+    anchor : str, optional
+        Keep the claims of this chapter (``03_reparametrization``), or of one target in it
+        (``notebooks/03_reparametrization#prop-2-2``).
+    store : path, optional
+        The working store that is read beside the published records.
+    claims : sequence of Claim, optional
+        By default those of ``claims/`` in the repository.
+
+    Returns
+    -------
+    list of Verdict
+    """
+    if claims is None:
+        chosen = load_claims()
+    else:
+        chosen = list(arguments.iterable("claims", claims, "claims"))
+        for claim in chosen:
+            arguments.instance("claims", claim, Claim)
+    store_folder(store)  # refuses what is no path
+    if anchor is not None:
+        arguments.instance("anchor", anchor, str, "as in a claim")
+    if paper is not None:
+        arguments.choice("paper", paper, dict.fromkeys(claim.paper for claim in chosen))
+        chosen = [claim for claim in chosen if claim.paper == paper]
+    if anchor is not None:
+        chosen = [claim for claim in chosen if _is_at(claim, anchor)]
+    evidence = {(claim.criterion.study, claim.profile) for claim in chosen}
+    records = {(name, profile): records_of(name, profile, store) for name, profile in evidence}
+    codes = {name: fingerprint(study_named(name)) for name, _ in evidence}
+    return [
+        _judge(
+            claim,
+            records[claim.criterion.study, claim.profile],
+            codes[claim.criterion.study],
+        )
+        for claim in chosen
+    ]
+
+
+def _is_at(claim: Claim, anchor: str) -> bool:
+    target = anchor.partition("#")[2]
+    same_target = not target or claim.anchor.partition("#")[2] == target
+    return same_target and claim.chapter == chapter_of(anchor)
+
+
+def _judge(claim: Claim, records: Sequence[Record], code: str) -> Verdict:
+    selected = _selected(claim)
+    keys = {key_of(claim.criterion.study, configuration) for configuration in selected}
+    found = [record for record in records if record.key in keys]
+    clean = [record for record in found if record.clean]
+    complete = len(clean) == len(selected)
+    # One counterexample refutes; nothing else can be said of an unfinished grid.
+    refutable = bool(clean) and claim.kind in ("identity", "inequality")
+    finding = _finding(claim, clean) if complete or refutable else None
+    if finding is None or (not complete and finding.word != REFUTED):
+        return Verdict(claim, NOT_RUN, _missing(claim, len(selected), len(found), len(clean)))
+    evidence = finding.evidence
+    if not complete:
+        evidence += f"; {len(clean)} of {len(selected)} runs are finished"
+    return Verdict(
+        claim,
+        finding.word,
+        evidence,
+        scale_of(claim, clean),
+        finding.value,
+        finding.interval,
+        finding.value_text,
+        tuple(clean),
+        any(record.fingerprint != code for record in clean),
+    )
+
+
+def _selected(claim: Claim) -> list[Configuration]:
+    grid = configurations(study_named(claim.criterion.study), claim.profile)
+    selected = [c for c in grid if matches(c, claim.criterion.where)]
+    if not selected:
+        raise ValueError(
+            f"claim {claim.id!r} selects no configuration of study {claim.criterion.study!r} at "
+            f"the {claim.profile} profile; correct its where or its profile."
+        )
+    return selected
+
+
+def _finding(claim: Claim, records: Sequence[Record]) -> Finding:
+    arguments = dict(claim.criterion.arguments)
+    if claim.paper_value is not None:
+        arguments["paper_value"] = claim.paper_value
+    try:
+        return CRITERIA[claim.criterion.name].function(records, **arguments)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"claim {claim.id!r}: {error}") from error
+
+
+def _missing(claim: Claim, selected: int, found: int, clean: int) -> str:
+    sentence = f"{clean} of {selected} runs of the {claim.profile} profile are finished"
+    if found > clean:
+        sentence += f"; {found - clean} more come from uncommitted code and earn no verdict"
+    if claim.paper_value is not None and claim.paper_value.measured:
+        sentence += "; a smaller scale does not decide a number that the paper measured"
+    return sentence
+
+
+def scale_of(claim: Claim, records: Sequence[Record]) -> str:
+    """Return the scale of the evidence: the claim's template filled in, or what is known.
+
+    Raises
+    ------
+    ValueError
+        If the template names something that is in no configuration.
+    """
+    entries = _entries(records)
+    if not claim.scale:
+        named = [entries[name] for name in ("dataset", "model") if name in entries]
+        if "n" in entries:
+            named.append(f"n = {entries['n']}")
+        return ", ".join(
+            [*named, _counted(entries["runs"], "run"), _counted(entries["seeds"], "seed")]
+        )
+    for _, name, _, _ in string.Formatter().parse(claim.scale):
+        if name is not None and name not in entries:
+            known = ", ".join(sorted(entries))
+            raise ValueError(f"claim {claim.id!r}: scale names {{{name}}}; there is {known}.")
+    return claim.scale.format_map(entries)
+
+
+def _entries(records: Sequence[Record]) -> dict[str, Any]:
+    """Return for each entry of the configurations its values, joined, and the counts."""
+    values: dict[str, list[Any]] = {}
+    for record in records:
+        for name, value in record.configuration.items():
+            known = values.setdefault(name, [])
+            if value not in known:
+                known.append(value)
+    entries: dict[str, Any] = {n: ", ".join(map(str, known)) for n, known in values.items()}
+    return entries | {"seeds": len(values["seed"]), "runs": len(records)}
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -1,0 +1,234 @@
+import math
+import random
+
+import pytest
+
+from paperkit.experiments import Record
+from paperkit.ledger.criteria import (
+    CRITERIA,
+    PaperValue,
+    counterexample_exists,
+    fraction_at_least,
+    identity_holds,
+    inequality_holds,
+    number_matches,
+    ordering_holds,
+    select,
+    trend_holds,
+    values_of,
+)
+from paperkit.ledger.formatting import bound, interval
+from paperkit.statistics.intervals import (
+    fraction_bounds,
+    one_sided_bounds,
+    prediction_interval,
+)
+
+
+def records(metric, values, **configuration):
+    return [
+        Record("study", "laptop", {"seed": seed, **configuration}, {metric: value}, {})
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_one_sided_bounds_are_student_t():
+    # Values 1, 2, 3: mean 2, error 1/sqrt(3), t(0.95, 2) = 2.919986.
+    low, high = one_sided_bounds([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 2.919986 / 3**0.5, 2 + 2.919986 / 3**0.5), rel=1e-6)
+    assert one_sided_bounds([1.0]) == (-math.inf, math.inf)
+
+
+def test_the_prediction_interval_is_student_t_with_room_for_one_more_value():
+    # t(0.995, 2) = 9.924843; s = 1; sqrt(1 + 1/3).
+    low, high = prediction_interval([1.0, 2.0, 3.0])
+    assert high - 2 == pytest.approx(9.924843 * (4 / 3) ** 0.5, rel=1e-6)
+    assert 2 - low == pytest.approx(high - 2)
+    with pytest.raises(ValueError, match="at least 3 seeds, there are 2"):
+        prediction_interval([1.0, 2.0])
+
+
+def test_fraction_bounds_are_those_of_clopper_and_pearson():
+    # All of 10: the lower bound solves p**10 = 0.05.
+    assert fraction_bounds(10, 10) == pytest.approx((0.05**0.1, 1.0))
+    assert fraction_bounds(0, 10) == pytest.approx((0.0, 1 - 0.05**0.1))
+
+
+def test_the_one_sided_bound_misses_five_times_in_a_hundred():
+    generator = random.Random(0)
+    trials = 2000
+    missed = sum(
+        one_sided_bounds([generator.gauss(0, 1) for _ in range(5)])[0] > 0 for _ in range(trials)
+    )
+    # Four standard errors of a binomial fraction of 0.05.
+    assert abs(missed / trials - 0.05) < 4 * (0.05 * 0.95 / trials) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "word"), [([1e-15, -1e-11], "verified"), ([1e-15, -1e-3], "refuted")]
+)
+def test_an_identity_is_verified_unless_one_record_exceeds_the_bound(values, word):
+    assert identity_holds(records("error", values), metric="error", at_most=1e-10).word == word
+
+
+def test_an_identity_names_where_it_fails_and_hides_round_off():
+    failed = identity_holds(records("error", [0.0, 0.25], model="mlp"), metric="error")
+    assert failed.evidence == ("`error` is 0.25 at model = mlp, seed = 1 (at most 1e-10 allowed)")
+    assert identity_holds(records("error", [3e-15]), metric="error").evidence == (
+        "largest `error` below 1e-12 in 1 run (at most 1e-10 allowed)"
+    )
+
+
+def test_an_identity_looks_at_every_entry_of_a_list_or_dictionary():
+    nested = records("error", [{"conv": 0.0, "fc": [0.0, 1.0]}])
+    assert identity_holds(nested, metric="error").word == "refuted"
+    assert identity_holds(nested, metric="error.conv").word == "verified"
+
+
+@pytest.mark.parametrize(
+    ("values", "word"), [([0.0, 0.3], "refuted"), ([0.0, 0.1], "inconclusive")]
+)
+def test_one_counterexample_refutes_and_none_verifies_nothing(values, word):
+    found = counterexample_exists(records("change", values), metric="change", at_least=0.2)
+    assert found.word == word
+
+
+@pytest.mark.parametrize(("values", "word"), [([0.0, 2.0], "verified"), ([2.0, -1e-9], "refuted")])
+def test_an_inequality_is_verified_unless_a_slack_is_negative(values, word):
+    found = inequality_holds(records("slack", values), metric="slack", tolerance=1e-12)
+    assert found.word == word
+
+
+PAPER = PaperValue(1.0, standard_error=0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        # Standard error 0.1: two combined ones are 0.2828.
+        ([1.25 - 0.1 * 2**0.5, 1.25, 1.25 + 0.1 * 2**0.5], "reproduced"),
+        ([1.35 - 0.1 * 2**0.5, 1.35, 1.35 + 0.1 * 2**0.5], "reproduced with deviation"),
+        ([8.9, 9.0, 9.1], "reproduced with deviation"),
+        ([10.9, 11.0, 11.1], "not reproduced"),
+        ([0.08, 0.09, 0.1], "not reproduced"),
+        ([-1.1, -1.0, -0.9], "not reproduced"),
+        ([0.0, 1.0, 2.0], "inconclusive"),
+        ([1.0], "inconclusive"),
+    ],
+)
+def test_a_number_is_judged_by_combined_errors_then_sign_and_magnitude(values, word):
+    found = number_matches(records("gap", values), paper_value=PAPER, metric="gap")
+    assert found.word == word
+
+
+def test_a_number_of_one_record_uses_the_error_that_the_record_states():
+    stated = records("gap", [{"value": 1.2, "stderr": 0.05, "count": 64}])
+    assert number_matches(stated, paper_value=PAPER, metric="gap").word == "reproduced"
+
+
+def test_a_deterministic_number_agrees_within_the_papers_rounding():
+    exact = PaperValue(3.14, measured=False)
+    for value, word in ((3.1416, "reproduced"), (3.2, "reproduced with deviation")):
+        found = number_matches(
+            records("x", [value]), paper_value=exact, metric="x", rounding=0.005, deterministic=True
+        )
+        assert found.word == word
+
+
+SIDES = {"larger": {"where": {"optimizer": "a"}}, "smaller": {"where": {"optimizer": "b"}}}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "word"),
+    [
+        ([2.0, 3.1, 4.0], [1.0, 2.0, 3.0], "reproduced"),
+        ([1.0, 2.0, 3.0], [2.0, 3.1, 4.0], "not reproduced"),
+        ([1.0, 5.0, 1.0], [2.0, 2.0, 2.0], "inconclusive"),
+        ([2.0], [1.0], "inconclusive"),
+    ],
+)
+def test_an_ordering_is_judged_by_differences_seed_by_seed(a, b, word):
+    both = records("loss", a, optimizer="a") + records("loss", b, optimizer="b")
+    assert ordering_holds(both, metric="loss", **SIDES).word == word
+
+
+def test_an_ordering_of_two_metrics_of_the_same_runs():
+    runs = [
+        Record("s", "laptop", {"seed": seed}, {"a": 1.0 + seed, "b": 0.1 * seed}, {})
+        for seed in range(3)
+    ]
+    found = ordering_holds(runs, larger={"metric": "a"}, smaller={"metric": "b"})
+    assert found.word == "reproduced"
+    assert found.value == pytest.approx(1.9)
+
+
+def trend_records(slopes):
+    return [
+        Record("s", "laptop", {"seed": seed, "n": n}, {"entropy": slope * n + seed}, {})
+        for seed, slope in enumerate(slopes)
+        for n in (1, 2, 4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("slopes", "direction", "word"),
+    [
+        ([1.0, 1.1, 0.9], "increasing", "reproduced"),
+        ([1.0, 1.1, 0.9], "decreasing", "not reproduced"),
+        ([1.0, -1.1, 0.9], "increasing", "inconclusive"),
+    ],
+)
+def test_a_trend_is_judged_by_slopes_seed_by_seed(slopes, direction, word):
+    found = trend_holds(trend_records(slopes), metric="entropy", against="n", direction=direction)
+    assert found.word == word
+
+
+def test_a_trend_over_one_value_is_refused():
+    runs = [run for run in trend_records([1.0]) if run.configuration["n"] == 1]
+    with pytest.raises(ValueError, match="one value of 'n'; a trend needs at least two"):
+        trend_holds(runs, metric="entropy", against="n", direction="increasing")
+
+
+@pytest.mark.parametrize(
+    ("true", "word"), [(60, "reproduced"), (45, "inconclusive"), (10, "not reproduced")]
+)
+def test_a_fraction_is_judged_by_its_one_sided_bounds(true, word):
+    runs = records("holds", [True] * true + [False] * (60 - true))
+    assert fraction_at_least(runs, metric="holds", fraction=0.8).word == word
+
+
+def test_a_missing_metric_is_named_with_those_there_are():
+    with pytest.raises(ValueError, match="has no metric 'los'; it has loss"):
+        values_of(records("loss", [1.0])[0], "los")
+
+
+def test_a_metric_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="is not a number"):
+        values_of(records("loss", ["low"])[0], "loss")
+
+
+def test_records_are_selected_by_value_or_by_list():
+    runs = records("x", [1.0, 2.0, 3.0])
+    assert [r.seed for r in select(runs, {"seed": [0, 2]})] == [0, 2]
+    assert [r.seed for r in select(runs, {"seed": 1})] == [1]
+    assert select(runs, {"colour": "red"}) == []
+
+
+def test_the_promised_criteria_exist():
+    assert set(CRITERIA) >= {
+        "identity_holds",
+        "counterexample_exists",
+        "inequality_holds",
+        "number_matches",
+        "ordering_holds",
+        "trend_holds",
+        "fraction_at_least",
+    }
+
+
+def test_numbers_are_written_with_four_digits_and_round_off_as_a_bound():
+    assert [bound(x) for x in (0.0, 3e-15, -2e-13, 0.123456)] == [*["below 1e-12"] * 3, "0.1235"]
+    assert interval(0.5, math.inf) == "above 0.5"
+    assert interval(-math.inf, 0.5) == "below 0.5"
+    assert interval(1.0, 2.0) == "1 to 2"
+    assert interval(-math.inf, math.inf) == "unbounded"
