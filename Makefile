@@ -122,6 +122,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN) -m pip install --disable-pip-version-check --progress-bar on --no-deps -r requirements.lock | { grep --line-buffered -v '^Requirement already satisfied' || true; } || { echo "make: the installation failed; see the message above, then run the same command again." >&2; exit 1; }
 	@$(BIN) -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable .
+	@mkdir -p _build
 	@printf %s '$(CURDIR)' > $(STAMP)
 	@echo "== environment: ready"
 

@@ -28,6 +28,7 @@ from paperkit import arguments
 from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
+from paperkit.linalg.gram import sums_of_squares
 from paperkit.linalg.probes import generator_of
 from paperkit.linearize.batches import batches
 from paperkit.linearize.budget import BACKWARD, Chunks
@@ -92,8 +93,7 @@ def weight_gradient_squares(layer: LayerLinearization, factor: Tensor | None = N
         columns = _joined([use.columns(samples) for use in layer.uses])
         left = cotangents.transpose(1, 2).flatten(2, 3)  # (n, g, r·o, P)
         if through_rows:
-            # In the weights' format, because a float64 copy takes as long as the product.
-            return (left @ columns.mT).norm(dim=3).double().square().sum(dim=(1, 2))
+            return sums_of_squares(left @ columns.mT)
         # Here the sum over pairs can cancel, to the square of what the rows can.
         left, right = left.double(), columns.double()
         return ((left.mT @ left) * (right.mT @ right)).sum(dim=(1, 2, 3)).clamp(min=0.0)
@@ -247,7 +247,7 @@ def _jacobian_squares(jacobian: Tensor, factor: Tensor | None, memory_budget: in
     bytes_each = 2 * len(jacobian) * jacobian.shape[1] * jacobian.element_size()
     for columns in jacobian.split(max(1, memory_budget // (4 * bytes_each)), 2):
         rows = columns if factor is None else factor @ columns
-        total += rows.flatten(1).norm(dim=1, dtype=torch.float64).square()
+        total += sums_of_squares(rows)
     return total
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from paperkit import arguments
 from paperkit.estimators.gauss_newton_trace import linearize_samples
 from paperkit.estimators.result import Measurement
+from paperkit.linalg.gram import float32_sums_are_safe
 from paperkit.linalg.lanczos import Lanczos
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linalg.row_space import default_tolerance
@@ -62,9 +63,6 @@ _ENTRIES = 2**22
 
 # Columns of a Gram matrix that float32 multiplies at once; fewer are cheap in float64.
 _COLUMNS = 1024
-
-# Squares that underflow in float32, each below 1e-38, are nothing beside such a sum of squares.
-_LEAST_TRACE = 1e-24
 
 
 # --- of given Jacobians -------------------------------------------------------------------------
@@ -237,9 +235,8 @@ def _largest_in_blocks(rows: Tensor) -> Tensor:
     gram = torch.zeros(*wide.shape[:2], wide.shape[1], dtype=torch.float64, device=wide.device)
     for columns in wide.split(_COLUMNS, dim=2):
         gram += columns @ columns.mT
-    # Outside, squares may have underflowed or overflowed, and entries that are not finite show.
-    traces = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
-    lost = ~((traces > _LEAST_TRACE) & (traces < 1.0 / _LEAST_TRACE))
+    # Entries that are not finite show here too.
+    lost = ~float32_sums_are_safe(gram.diagonal(dim1=1, dim2=2).sum(dim=1))
     if bool(lost.any()):
         _check_jacobian(rows)
         gram[lost] = _gram(wide[lost].to(torch.float64))

@@ -21,6 +21,35 @@ _EPSILON = torch.finfo(torch.float64).eps
 _UNITS = 10.0
 
 
+# Squares that underflow in float32, each below 1e-38, are nothing beside such a sum of squares.
+_LEAST_SUM = 1e-24
+
+
+def float32_sums_are_safe(sums: Tensor) -> Tensor:
+    """Tell of sums of float32 squares whether none that matters can have under- or overflowed."""
+    return (sums > _LEAST_SUM) & (sums < 1.0 / _LEAST_SUM)
+
+
+def sums_of_squares(rows: Tensor) -> Tensor:
+    """Return the sum of the squares of (n, …, d) over all axes but the first, (n,), float64.
+
+    Each row of float32 entries is added in float32, which is as exact as the entries and takes no
+    float64 copy; where its squares could be lost, the copy is made.
+
+    Parameters
+    ----------
+    rows : Tensor
+        Any floating format.
+    """
+    if rows.dtype != torch.float32:
+        return rows.flatten(1).norm(dim=1, dtype=torch.float64).square()
+    sums = rows.norm(dim=-1).double().square().flatten(1).sum(dim=1)
+    lost = ~float32_sums_are_safe(sums)
+    if bool(lost.any()):
+        sums[lost] = rows[lost].flatten(1).norm(dim=1, dtype=torch.float64).square()
+    return sums
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """The eigenvalues of a positive semidefinite d × d matrix.

@@ -508,7 +508,7 @@ def linearize_in_chunks(
             _refuse_cut_anywhere(model, inputs, options)
         with evaluation(model) as parameters:
             costs = _costs(model, chosen, parameters, inputs, options)
-        start = 0
+        start, looked = 0, False
         while start < len(inputs):
             # A loop may still hold the last chunk while the next is made: both fit then.
             room = memory_budget // (2 if last is None or last() is None else 4)
@@ -517,11 +517,11 @@ def linearize_in_chunks(
                 _chunk(room, costs.held, left), _chunk(memory_budget // 4, costs.graph, left)
             )
             step = _possible(step, costs, left, memory_budget)
-            if step == 1 and start == 0:
+            if step == 1 and not looked:
                 with evaluation(model) as parameters:
-                    _refuse_unseen(model, parameters, inputs, costs, memory_budget)
-            chunk = _pieces(left, step)[0]
-            chunk = slice(start, start + chunk.stop)
+                    _refuse_unseen(model, parameters, inputs[start:], costs, memory_budget)
+                looked = True
+            chunk = slice(start, start + _pieces(left, step)[0].stop)
             start = chunk.stop
             labels = targets[chunk] if with_targets else None
             linearization = _linearized(

@@ -72,8 +72,6 @@ class Network(nn.Module):
         object.__setattr__(self, "cut", None)
         # Those without any influence on the outputs.
         object.__setattr__(self, "unused", ())
-        # Whether it was seen to take two samples at a time.
-        object.__setattr__(self, "takes_two", False)
         formats = formats_of(module)
         if is_mixed(formats) and isinstance(model, nn.parallel.DistributedDataParallel):
             raise ValueError(
@@ -88,7 +86,6 @@ class Network(nn.Module):
     user_forward: Forward | None
     cut: tuple[str, ...] | None
     unused: tuple[str, ...]
-    takes_two: bool
     # Of the weights; and the narrowest that a pass was seen to compute in.
     formats: tuple[torch.dtype, ...]
     narrowest: torch.dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paperkit.linalg.gram import add_gram, gram_spectrum
+from paperkit.linalg.gram import add_gram, gram_spectrum, sums_of_squares
 
 
 def known_matrix(rows: int, columns: int, singular_values: torch.Tensor) -> torch.Tensor:
@@ -40,3 +40,19 @@ def test_lower_half_of_the_gram_matrix_is_complete() -> None:
     total = torch.zeros(23, 23, dtype=torch.float64)
     add_gram(total, rows, block=5)
     torch.testing.assert_close(total.tril(), (rows @ rows.T).tril())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e-12, 1e25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_squares_lose_nothing_to_the_range_of_float32(
+    dtype: torch.dtype, size: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = (torch.randn(4, 3, 2, 500, generator=generator) * size).to(dtype)
+    rows[1] = 0.0
+    rows[2, 1:] *= 1e-6
+    expected = rows.double().square().sum(dim=(1, 2, 3))
+    # A row's norm in float32 is off by no more than some units of its own round-off.
+    torch.testing.assert_close(sums_of_squares(rows), expected, rtol=1e-6, atol=0.0)
+    rows[3, 0, 0, 0] = float("nan")
+    assert sums_of_squares(rows).isnan().tolist() == [False, False, False, True]

@@ -1,4 +1,4 @@
-"""Appendix E: normalized and adaptive sharpness."""
+"""Equations 36, 37, 39 and 44: normalized, average and adaptive sharpness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Residual layers, and convolutions with their patches."""
+"""Equations 16 and 17: residual layers; and convolutions with their patches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Equations 11 to 15 and 35: local sensitivities."""
+"""Equations 11, 12, 35 and 48, and Definition F.1: local sensitivities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 2: the entropy as a matrix function, its curvature and its order."""
+"""Section 2: the entropy of a matrix, its concavity, and its decrease in the order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 6: the regularizer, its gradient, and the perturbation of RSAM."""
+"""Equations 9 to 12: the gradient's entropy, the regularizer, and what the optimizer descends."""
 
 from __future__ import annotations
 

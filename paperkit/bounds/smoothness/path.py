@@ -1,4 +1,4 @@
-"""Equations 3 to 6: smoothness along a path, and the rate that it gives."""
+"""Equations 3, 4 and 6: smoothness along a path, and the rate that it gives."""
 
 from __future__ import annotations
 
