@@ -83,6 +83,14 @@ class Target:
             return "not judged"
         return "met" if self.value <= self.ceiling else "NOT MET"
 
+    @property
+    def shown(self) -> str:
+        """The measured value, with as many digits as tell it from a ceiling that it misses."""
+        text, decimals = number(self.value), 3
+        while text == f"{self.ceiling:.{decimals - 1}f}" and self.value > self.ceiling:
+            text, decimals = f"{self.value:.{decimals}f}", decimals + 1
+        return text
+
 
 def targets(record: Row) -> list[Target]:
     """Return every ceiling beside what the record, or the part that was run, says."""
@@ -267,8 +275,7 @@ def console_summary(record: Row) -> str:
     if "rows" in record:
         lines.append(f"the unit varied by a factor of {drift(record):.2f} during the run")
     lines += [
-        f"{target.verdict:11s} {number(target.value):>8s} (at most {number(target.ceiling)})  "
-        f"{target.what}"
+        f"{target.verdict:11s} {target.shown:>8s} (at most {number(target.ceiling)})  {target.what}"
         for target in targets(record)
     ]
     return "\n".join(lines)
@@ -359,7 +366,7 @@ def _mebibytes(row: Row) -> str:
 
 def _target_rows(record: Row) -> str:
     return "\n".join(
-        f"| {target.what} | {number(target.value)} | {number(target.ceiling)} | {target.verdict} |"
+        f"| {target.what} | {target.shown} | {number(target.ceiling)} | {target.verdict} |"
         for target in targets(record)
     )
 

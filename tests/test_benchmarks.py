@@ -133,6 +133,9 @@ def test_ceilings_are_judged_at_their_own_size_only() -> None:
 def test_a_ceiling_is_met_up_to_its_own_value() -> None:
     assert render.Target("", 2.0, 2.0, True).verdict == "met"
     assert render.Target("", 2.01, 2.0, True).verdict == "NOT MET"
+    assert render.Target("", 2.0041, 2.0, True).shown == "2.004"
+    assert render.Target("", 2.01, 2.0, True).shown == "2.01"
+    assert render.Target("", 1.999, 2.0, True).shown == "2.00"
     assert render.Target("", math.nan, 2.0, True).verdict == "NOT MET"
 
 

@@ -78,7 +78,7 @@ class Statement(ABC):
     @property
     @abstractmethod
     def relation(self) -> str:
-        """The sign between the two numbers: one of ≤, ≰, =, ≠ and ≈."""
+        """The sign between the two numbers, one of ≤, ≰, =, ≠ and ≈."""
 
     def __repr__(self) -> str:
         unmet = ", ".join(
@@ -103,10 +103,10 @@ class Inequality(Statement):
 
     Examples
     --------
-    >>> Inequality(statement="a ≤ b", source="an example", left=1.0, right=1.5).holds
+    >>> Inequality(statement="a ≤ b", source="example", left=1.0, right=1.5).holds
     True
-    >>> Inequality(statement="a ≤ b", source="an example", left=1.0, right=0.5)
-    Inequality(an example: a ≤ b: 1 ≰ 0.5, certified)
+    >>> Inequality(statement="a ≤ b", source="example", left=1.0, right=0.5)
+    Inequality(example: a ≤ b: 1 ≰ 0.5, certified)
     """
 
     @property
@@ -131,15 +131,15 @@ class Identity(Statement):
 
     Examples
     --------
-    >>> Identity(statement="a = b", source="an example", left=1.0, right=1.0 + 1e-12).holds
+    >>> Identity(statement="a = b", source="example", left=0.3, right=0.1 + 0.2).holds
     True
-    >>> Identity(statement="a = b", source="an example", left=0.0, right=1.0)
-    Identity(an example: a = b: 0 ≠ 1, certified)
+    >>> Identity(statement="a = b", source="example", left=0.0, right=1.0)
+    Identity(example: a = b: 0 ≠ 1, certified)
     """
 
     @property
     def holds(self) -> bool:
-        """Whether left = right, up to round-off: moving either side makes it fail."""
+        """Whether left = right, up to round-off; moving either side makes it fail."""
         return abs(self.difference) <= self.round_off
 
     @property
@@ -159,7 +159,8 @@ class Approximation(Statement):
     --------
     >>> def sine(x):
     ...     text = "sin x ≈ x, difference O(x³)"
-    ...     return Approximation(statement=text, source="Taylor", left=math.sin(x), right=x)
+    ...     left = math.sin(x)
+    ...     return Approximation(statement=text, source="Taylor", left=left, right=x)
     >>> round(sine(0.2).difference / sine(0.1).difference)
     8
     """

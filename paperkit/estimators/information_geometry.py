@@ -212,7 +212,7 @@ class InformationGeometricSharpness(Measurement):
 
     @property
     def criterion(self) -> float:
-        """The value over n: Takeuchi's criterion with the Fisher matrix for the Hessian."""
+        """The value over n, Takeuchi's criterion with the Fisher matrix for the Hessian."""
         return self.value / self.n
 
 

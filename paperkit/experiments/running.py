@@ -131,7 +131,7 @@ class Session:
 
     @cached_property
     def tree(self) -> provenance.TreeState:
-        """State of the code when the session began to run: it is imported by then."""
+        """State of the code when the session began to run; it is imported by then."""
         return provenance.tree_state()
 
     def code(self, study: Study) -> str:

@@ -94,7 +94,7 @@ class Tridiagonal:
 
     @property
     def exhausted(self) -> Tensor:
-        """Shape (k,), bool: whether a starting vector's Krylov space is invariant."""
+        """Whether a starting vector's Krylov space is invariant."""
         last = self.off_diagonal.gather(1, self.steps.unsqueeze(1) - 1)
         return last.squeeze(1) == 0
 

@@ -88,7 +88,7 @@ class WeightLayout:
 
     @property
     def matrix_shape(self) -> tuple[int, int, int]:
-        """(g, o, i): groups, outputs, and inputs that an output sees."""
+        """Groups g, outputs o, and inputs i that an output sees."""
         g = self.groups
         outputs = self.shape[1] if self.transposed else self.shape[0] // g
         return g, outputs, self.shape.numel() // (g * outputs)

@@ -245,7 +245,7 @@ class CurvatureOperator(ABC):
 
     @property
     def round_off(self) -> float:
-        """Relative round-off of a product: that of the narrowest format the model computes in."""
+        """Relative round-off of a product, that of the narrowest format the model computes in."""
         return torch.finfo(self.model.narrowest).eps
 
     def split(self, vector: Tensor) -> Parameters:

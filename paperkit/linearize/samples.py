@@ -120,7 +120,7 @@ class Samples:
 
     @property
     def ndim(self) -> int:
-        """At least 1: samples come first."""
+        """At least 1, because samples come first."""
         return len(self.shape)
 
     @property
