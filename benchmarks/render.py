@@ -40,7 +40,7 @@ from benchmarks.quantities import (
     Quantity,
 )
 from benchmarks.references import REST_PROBES
-from paperkit.linearize.linearize import GIBIBYTE
+from paperkit.memory import GIBIBYTE
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "results" / "benchmarks.json"

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from benchmarks.problems import digits_network
 from benchmarks.quantities import OURS, TRACE_PRODUCTS
+from paperkit.curvature import HessianOperator, ResidualOperator, dense_hessian
 from paperkit.estimators.gauss_newton_trace import gradient_squares_from
 from paperkit.estimators.hessian import block_probe_trace, hessian_trace
 from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, xtrace
-from paperkit.linearize import HessianOperator, ResidualOperator, dense_hessian, linearize
+from paperkit.linearize import linearize
 
 _AGREEMENT = 1e-8
 """Relative; between the library's own call and its estimator as it is timed here."""

@@ -23,6 +23,7 @@ from benchmarks.quantities import (
     TOP_EIGENVALUES,
 )
 from benchmarks.references import dimension, direction
+from paperkit.curvature.operators import HessianOperator
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace
 from paperkit.estimators.hessian import (
     hessian_top_eigenvalues,
@@ -39,7 +40,6 @@ from paperkit.estimators.representation import (
 )
 from paperkit.linalg.lanczos import lanczos
 from paperkit.linearize import LayerLinearization, Linearization, linearize
-from paperkit.linearize.operators import HessianOperator
 
 
 def _value(result: object) -> Tensor:

@@ -60,10 +60,10 @@ import pandas as pd
 import torch
 
 from paperkit import plotting
+from paperkit.curvature import dense_hessian
 from paperkit.estimators import layer_spectra, renyi_entropy, renyi_sharpness
 from paperkit.experiments import run_study
 from paperkit.ledger import show_verdicts
-from paperkit.linearize import dense_hessian
 from paperkit.statistics.intervals import prediction_interval
 from paperkit.training import evaluate
 

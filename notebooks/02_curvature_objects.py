@@ -43,16 +43,16 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from paperkit.experiments import records_of
-from paperkit.experiments.studies import curvature_blocks as study
-from paperkit.ledger import show_verdicts
-from paperkit.linearize import (
+from paperkit.curvature import (
     dense_empirical_fisher,
     dense_gauss_newton,
     dense_hessian,
     dense_jacobian,
-    linearize,
 )
+from paperkit.experiments import records_of
+from paperkit.experiments.studies import curvature_blocks as study
+from paperkit.ledger import show_verdicts
+from paperkit.linearize import linearize
 from paperkit.plotting import book_style
 
 book_style()

@@ -50,11 +50,11 @@ from IPython.display import Markdown, display
 from matplotlib.colors import LogNorm
 from torch import Tensor, nn
 
+from paperkit.curvature import dense_hessian
 from paperkit.estimators import renyi_entropy
 from paperkit.experiments import run_study
 from paperkit.experiments.studies import reparametrization as study
 from paperkit.ledger import render, show_verdicts, verdicts
-from paperkit.linearize import dense_hessian
 from paperkit.plotting import book_style
 
 book_style()

@@ -53,18 +53,11 @@ from torch.nn import functional
 
 from paperkit import estimators
 from paperkit.bounds import compression
+from paperkit.curvature import FisherOperator, dense_gauss_newton, dense_hessian, dense_jacobian
 from paperkit.estimators import PASS_MEASURES, measure
 from paperkit.experiments.studies import curvature_blocks as study
 from paperkit.linalg.probes import draw_probes, generator_of
-from paperkit.linearize import (
-    FisherOperator,
-    dense_gauss_newton,
-    dense_hessian,
-    dense_jacobian,
-    ekfac,
-    kfac,
-    linearize,
-)
+from paperkit.linearize import ekfac, kfac, linearize
 from paperkit.plotting import book_style, layer_styles
 
 book_style()

@@ -56,8 +56,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from paperkit import estimators
 from paperkit.bounds.renyi import regularizer_descent
+from paperkit.curvature import dense_gauss_newton
 from paperkit.experiments.studies import curvature_blocks as study
-from paperkit.linearize import dense_gauss_newton, linearize
+from paperkit.linearize import linearize
 from paperkit.optim import (
     ASAM,
     IGSAM,

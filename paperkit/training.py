@@ -28,7 +28,7 @@ from paperkit import arguments
 from paperkit import checkpoint as checkpoints
 from paperkit.data import Split
 from paperkit.data import augment as crop_and_flip
-from paperkit.linearize.network import Network, called
+from paperkit.network.network import Network, called
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 EpochRecord = dict[str, float]

@@ -18,6 +18,7 @@ from hypothesis import assume, given, settings
 from torch import Tensor, nn
 
 from paperkit.bounds import renyi
+from paperkit.curvature import dense_hessian, hessian_product
 from paperkit.estimators import renyi_entropy
 from paperkit.experiments.studies.reparametrization import (
     layerwise,
@@ -28,7 +29,7 @@ from paperkit.experiments.studies.reparametrization import (
     random_problem,
     rescale,
 )
-from paperkit.linearize import dense_hessian, hessian_product, layers_of
+from paperkit.linearize import layers_of
 
 ORDERS = (0.25, 0.5, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0)
 

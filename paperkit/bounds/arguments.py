@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.linearize.evaluation import check_inputs, check_outputs
-from paperkit.linearize.losses import get_loss
-from paperkit.linearize.network import network_outputs
+from paperkit.network.evaluation import check_inputs, check_outputs
+from paperkit.network.losses import get_loss
+from paperkit.network.network import network_outputs
 
 Values = Tensor | Sequence[float]
 

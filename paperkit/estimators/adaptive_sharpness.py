@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.curvature.operators import HessianOperator
 from paperkit.estimators.relative_flatness import (
     VECTORS_AT_ONCE,
     unit_vectors,
@@ -30,15 +31,16 @@ from paperkit.estimators.relative_flatness import (
 )
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import draw_probes, generator_of
-from paperkit.linearize.budget import FORWARD, Chunks
-from paperkit.linearize.evaluation import check_outputs, evaluation
 from paperkit.linearize.layer import LayerLinearization
-from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize_in_chunks
-from paperkit.linearize.losses import Loss, LossLike
-from paperkit.linearize.network import network_outputs
-from paperkit.linearize.operators import HessianOperator
-from paperkit.linearize.problem import measure_of
+from paperkit.linearize.linearization import Linearization
+from paperkit.linearize.linearize import linearize_in_chunks
 from paperkit.linearize.weights import chosen_weights
+from paperkit.memory import GIBIBYTE
+from paperkit.network.evaluation import check_outputs, evaluation
+from paperkit.network.footprint import FORWARD, Chunks
+from paperkit.network.losses import Loss, LossLike
+from paperkit.network.network import network_outputs
+from paperkit.network.problem import measure_of
 
 # Tensors of the parameters' size that a pair of losses holds, the last pair's included: 4.00
 # measured.
@@ -83,7 +85,7 @@ def adaptive_sharpness(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     parameters : sequence of str, optional
         Names from ``model.named_parameters()``; default all, biases and normalisation included.
     max_products : int
@@ -314,7 +316,7 @@ def mean_loss(
 ) -> tuple[float, int]:
     """Return the mean loss over all samples at some parameters, and the number of samples.
 
-    To be called within :func:`paperkit.linearize.evaluation.evaluation`; sums in float64, over as
+    To be called within :func:`paperkit.network.evaluation.evaluation`; sums in float64, over as
     many samples at a time as ``chunks`` lets pass.
 
     Raises

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from paperkit import arguments
 from paperkit.estimators.result import Measurement
-from paperkit.linearize.budget import FORWARD, Chunks
-from paperkit.linearize.evaluation import check_outputs, evaluation
-from paperkit.linearize.linearize import GIBIBYTE
-from paperkit.linearize.losses import (
+from paperkit.memory import GIBIBYTE
+from paperkit.network.evaluation import check_outputs, evaluation
+from paperkit.network.footprint import FORWARD, Chunks
+from paperkit.network.losses import (
     CrossEntropy,
     Loss,
     LossLike,
@@ -26,8 +26,8 @@ from paperkit.linearize.losses import (
     get_loss,
     log_odds_against,
 )
-from paperkit.linearize.network import network_outputs
-from paperkit.linearize.problem import measure_of, settled
+from paperkit.network.network import network_outputs
+from paperkit.network.problem import measure_of, settled
 
 
 def sample_losses(outputs: Tensor, targets: Tensor, loss: LossLike = "cross_entropy") -> Tensor:
@@ -40,7 +40,7 @@ def sample_losses(outputs: Tensor, targets: Tensor, loss: LossLike = "cross_entr
     targets : Tensor
         Labels (n,) for ``"cross_entropy"``, else (n, C).
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     """
     return fitted(loss, outputs, targets).sample_losses(outputs, targets)
 
@@ -95,7 +95,7 @@ def mean_loss(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     memory_budget : int
         Bytes above the model and its data.
 

@@ -25,26 +25,24 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from paperkit import arguments
+from paperkit.curvature.jacobian_products import reverse_pass
 from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
 from paperkit.linalg.gram import sums_of_squares
 from paperkit.linalg.probes import generator_of
-from paperkit.linearize.batches import batches
-from paperkit.linearize.budget import BACKWARD, Chunks
-from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
-from paperkit.linearize.jacobian_products import reverse_pass
 from paperkit.linearize.layer import LayerLinearization, LayerUse
-from paperkit.linearize.linearize import (
-    GIBIBYTE,
-    Linearization,
-    linearize_in_chunks,
-)
-from paperkit.linearize.losses import LOSSES, Loss, LossLike, get_loss
-from paperkit.linearize.network import network_outputs
-from paperkit.linearize.problem import cut_parameters, measure_of, refuse_cut
-from paperkit.linearize.samples import Inputs
+from paperkit.linearize.linearization import Linearization
+from paperkit.linearize.linearize import linearize_in_chunks
 from paperkit.linearize.weights import Weight, chosen_weights
+from paperkit.memory import GIBIBYTE
+from paperkit.network.batches import batches
+from paperkit.network.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.network.footprint import BACKWARD, Chunks
+from paperkit.network.losses import LOSSES, Loss, LossLike, get_loss
+from paperkit.network.network import network_outputs
+from paperkit.network.problem import cut_parameters, measure_of, refuse_cut
+from paperkit.network.samples import Inputs
 
 METHODS = ("auto", "exact", "hutchinson")
 
@@ -205,7 +203,7 @@ def gradient_squares_from(
     parameters : "all" or sequence of str
         All parameters, biases and normalisation included; or the weights of the layers named.
     loss : str
-        A name from :data:`paperkit.linearize.losses.LOSSES`; it may differ from the
+        A name from :data:`paperkit.network.losses.LOSSES`; it may differ from the
         linearization's own.
 
     Returns
@@ -336,7 +334,7 @@ def gauss_newton_trace(
     parameters : "all" or sequence of str
         As in ``gradient_squares_from``.
     loss : str
-        A name from :data:`paperkit.linearize.losses.LOSSES`.
+        A name from :data:`paperkit.network.losses.LOSSES`.
     method : str
         ``"exact"`` (C backward passes), ``"hutchinson"`` (one backward pass a probe: for signs v,
         independent and equally likely, :math:`\|\partial (v^\top R f)/\partial\theta\|^2` has the

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.curvature.operators import CurvatureOperator, HessianOperator, ResidualOperator
 from paperkit.estimators.gauss_newton_trace import gradient_squares_from
 from paperkit.estimators.plan import PRODUCT, Gradient
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
 from paperkit.linalg import density
 from paperkit.linalg.eigenpairs import top_eigenpairs
-from paperkit.linalg.probes import MemoryBudgetError, chunk_sizes, generator_of
+from paperkit.linalg.probes import generator_of
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
 from paperkit.linalg.traces import (
     TraceEstimate,
@@ -25,11 +26,11 @@ from paperkit.linalg.traces import (
     hutchinson,
     xtrace,
 )
-from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
-from paperkit.linearize.losses import LossLike
-from paperkit.linearize.network import own_parameters
-from paperkit.linearize.operators import CurvatureOperator, HessianOperator, ResidualOperator
-from paperkit.linearize.problem import measure_of
+from paperkit.linearize.linearize import linearize_in_chunks
+from paperkit.memory import GIBIBYTE, MemoryBudgetError, chunk_sizes
+from paperkit.network.losses import LossLike
+from paperkit.network.network import own_parameters
+from paperkit.network.problem import measure_of
 
 TRACE_METHODS = ("auto", "exact", "split", "block_probes", "xtrace", "hutch++", "hutchinson")
 
@@ -38,7 +39,7 @@ def block_probe_trace(operator: CurvatureOperator, products: int, *, seed: int) 
     r"""Estimate the trace of a mean over samples, each block of samples with probes of its own.
 
     Hutchinson's probes average over random vectors only; here the samples average as well. For the
-    variance see :meth:`paperkit.linearize.CurvatureOperator.block_quadratic_forms`.
+    variance see :meth:`paperkit.curvature.CurvatureOperator.block_quadratic_forms`.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def hessian_trace(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
     loss : str
-        A name from :data:`paperkit.linearize.LOSSES`; the value scales with it.
+        A name from :data:`paperkit.network.LOSSES`; the value scales with it.
     parameters : sequence of str, optional
         Names from ``model.named_parameters()``; default all, biases included.
     method : str

@@ -28,6 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.curvature import dense_empirical_fisher, dense_hessian
+from paperkit.curvature.dense import select_parameters
+from paperkit.curvature.jacobian_products import JacobianProduct
 from paperkit.estimators.baselines import exponential_losses, sample_losses
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.gram import add_gram
@@ -37,21 +40,15 @@ from paperkit.linalg.row_space import (
     row_factors,
     triangular_factor,
 )
-from paperkit.linearize import (
-    Linearization,
-    dense_empirical_fisher,
-    dense_hessian,
-    linearize,
-)
-from paperkit.linearize.batches import as_batch, batches
-from paperkit.linearize.budget import FORWARD, GRADIENT_GRAPH, TANGENT, Chunks, Footprint
-from paperkit.linearize.dense import select_parameters
-from paperkit.linearize.evaluation import check_outputs, evaluation
-from paperkit.linearize.jacobian_products import JacobianProduct
-from paperkit.linearize.linearize import GIBIBYTE, linearize_in_chunks
-from paperkit.linearize.losses import CrossEntropy, Loss, LossLike, fitted
-from paperkit.linearize.network import Network, network_outputs, own_parameters
-from paperkit.linearize.problem import measure_of, refuse_cut
+from paperkit.linearize import Linearization, linearize
+from paperkit.linearize.linearize import linearize_in_chunks
+from paperkit.memory import GIBIBYTE
+from paperkit.network.batches import as_batch, batches
+from paperkit.network.evaluation import check_outputs, evaluation
+from paperkit.network.footprint import FORWARD, GRADIENT_GRAPH, TANGENT, Chunks, Footprint
+from paperkit.network.losses import CrossEntropy, Loss, LossLike, fitted
+from paperkit.network.network import Network, network_outputs, own_parameters
+from paperkit.network.problem import measure_of, refuse_cut
 
 CURVATURES = ("fisher", "hessian")
 LABELS = ("model", "observed")
@@ -114,7 +111,7 @@ def dual_gradients(
     targets : Tensor
         Labels (n,), or (n, C) for the squared errors.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`. The squared errors count as Gaussian
+        See :func:`paperkit.network.get_loss`. The squared errors count as Gaussian
         likelihoods: of unit variance for ``"half_squared_error"`` (derived here; the
         information-geometric paper's Appendix F was not at hand), of variance C/2 for ``"mse"``.
 
@@ -271,7 +268,7 @@ def information_geometric_sharpness(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; F and the gradients come from all n samples.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     batch_size : int, optional
         b, from 1 to n; default 1, which is equation 6. The Fisher matrix is that of all data.
     replacement : bool
@@ -796,7 +793,7 @@ def fisher_rao_norm(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     labels : str
         ``"model"`` or ``"observed"``.
     memory_budget : int

@@ -25,12 +25,12 @@ from paperkit.estimators.adaptive_sharpness import gaussian_like, select_paramet
 from paperkit.estimators.parameter_norm import parameter_norm
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import generator_of
-from paperkit.linearize.budget import FORWARD, Chunks
-from paperkit.linearize.evaluation import check_outputs, evaluation
-from paperkit.linearize.linearize import GIBIBYTE
-from paperkit.linearize.losses import LOSSES
-from paperkit.linearize.network import network_outputs
-from paperkit.linearize.problem import measure_of
+from paperkit.memory import GIBIBYTE
+from paperkit.network.evaluation import check_outputs, evaluation
+from paperkit.network.footprint import FORWARD, Chunks
+from paperkit.network.losses import LOSSES
+from paperkit.network.network import network_outputs
+from paperkit.network.problem import measure_of
 
 FORMS = ("flat", "original")
 

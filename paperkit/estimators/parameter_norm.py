@@ -7,7 +7,7 @@ from torch import nn
 
 from paperkit import arguments
 from paperkit.estimators.result import Measurement
-from paperkit.linearize.network import Network
+from paperkit.network.network import Network
 
 CHOICES = ("weights", "all")
 

@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 from paperkit import arguments
 from paperkit.linalg.lanczos import Operator
-from paperkit.linearize.batches import Batches
-from paperkit.linearize.evaluation import evaluation
 from paperkit.linearize.layer import LayerLinearization
 from paperkit.linearize.layer_types import layer_type
-from paperkit.linearize.losses import Loss
-from paperkit.linearize.network import Network, network_outputs
-from paperkit.linearize.problem import smallest_batch
 from paperkit.linearize.remainder import is_normalization
+from paperkit.network.batches import Batches
+from paperkit.network.evaluation import evaluation
+from paperkit.network.losses import Loss
+from paperkit.network.network import Network, network_outputs
+from paperkit.network.problem import smallest_batch
 
 CEILING = 20.0
 """Gradients that one of a report's measures takes where nobody asks for more."""

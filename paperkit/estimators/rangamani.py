@@ -16,14 +16,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from paperkit.curvature.operators import HessianOperator
 from paperkit.estimators.adaptive_sharpness import select_parameters
 from paperkit.estimators.parameter_norm import weight_names
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.eigenpairs import top_eigenpairs
-from paperkit.linearize.linearize import GIBIBYTE
-from paperkit.linearize.losses import LossLike
-from paperkit.linearize.operators import HessianOperator
-from paperkit.linearize.problem import measure_of
+from paperkit.memory import GIBIBYTE
+from paperkit.network.losses import LossLike
+from paperkit.network.problem import measure_of
 
 
 @measure_of
@@ -47,7 +47,7 @@ def rangamani_sharpness(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     parameters : sequence of str, optional
         Names from ``model.named_parameters()``; default the weight tensors
         (:func:`paperkit.estimators.weight_names`). Biases and normalisation have

@@ -33,19 +33,21 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.curvature.operators import HessianOperator
 from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.traces import hutchinson
-from paperkit.linearize.batches import batches
 from paperkit.linearize.blocks import last_layer
 from paperkit.linearize.layer import LayerLinearization
 from paperkit.linearize.layer_types import WeightLayout
-from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize_in_chunks
-from paperkit.linearize.losses import Loss, LossLike
-from paperkit.linearize.operators import HessianOperator
-from paperkit.linearize.problem import measure_of
+from paperkit.linearize.linearization import Linearization
+from paperkit.linearize.linearize import linearize_in_chunks
 from paperkit.linearize.weights import Weight, chosen_weights, layout_of
+from paperkit.memory import GIBIBYTE
+from paperkit.network.batches import batches
+from paperkit.network.losses import Loss, LossLike
+from paperkit.network.problem import measure_of
 
 VECTORS_AT_ONCE = 64
 """Hessian products asked for together; more only cost memory."""
@@ -79,7 +81,7 @@ def relative_flatness(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     layers : sequence of str, optional
         Module names, or names of the matrices of recurrent and attention layers
         (``"rnn.weight_hh_l0"``); default the last linear or convolution layer of the forward pass.

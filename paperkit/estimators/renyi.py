@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.curvature.dense import dense_hessian_and_round_off
+from paperkit.curvature.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
 from paperkit.estimators.entropy import (
     POLICIES,
     UndefinedEntropyError,
@@ -32,14 +34,12 @@ from paperkit.linalg.gram import Spectrum
 from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
 from paperkit.linearize import LayerLinearization
-from paperkit.linearize.batches import as_batch
 from paperkit.linearize.blocks import Block, Blocks
-from paperkit.linearize.dense import dense_hessian_and_round_off
-from paperkit.linearize.linearize import GIBIBYTE, MemoryBudgetError
-from paperkit.linearize.losses import Loss, LossLike
-from paperkit.linearize.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
-from paperkit.linearize.problem import measure_of
 from paperkit.linearize.weights import WeightBlock
+from paperkit.memory import GIBIBYTE, MemoryBudgetError
+from paperkit.network.batches import as_batch
+from paperkit.network.losses import Loss, LossLike
+from paperkit.network.problem import measure_of
 
 METHODS = ("auto", "exact", "lanczos")
 
@@ -130,7 +130,7 @@ def renyi_sharpness(
     alpha : float or sequence of float
         One order or several; they share one set of spectra. Positive; α = 1 is the Shannon limit.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     layers : sequence of str, optional
         Module names, or names of parameters with two axes or more that are no module's ``weight``
         (``"rnn.weight_hh_l0"``); default all, without biases and normalisation.

@@ -42,23 +42,20 @@ from paperkit.estimators.relative_flatness import relative_flatness, relative_fl
 from paperkit.estimators.renyi import RenyiSharpness, renyi_sharpness, renyi_sharpness_from
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
-from paperkit.linearize.batches import Batches
 from paperkit.linearize.blocks import Blocks, last_layer
-from paperkit.linearize.linearize import (
-    GIBIBYTE,
-    Gathered,
-    Linearization,
-    held_bytes,
-    linearize_in_chunks,
-)
-from paperkit.linearize.losses import Loss, LossLike, get_loss
-from paperkit.linearize.network import Network
-from paperkit.linearize.problem import (
+from paperkit.linearize.costs import held_bytes
+from paperkit.linearize.linearization import Linearization, LinearizationBuffer
+from paperkit.linearize.linearize import linearize_in_chunks
+from paperkit.linearize.weights import LeftOutWarning, Weight, chosen_weights
+from paperkit.memory import GIBIBYTE
+from paperkit.network.batches import Batches
+from paperkit.network.losses import Loss, LossLike, get_loss
+from paperkit.network.network import Network
+from paperkit.network.problem import (
     UnusedParameterWarning,
     cut_parameters,
     measure_of,
 )
-from paperkit.linearize.weights import LeftOutWarning, Weight, chosen_weights
 
 # Of the representation: they need the Jacobians in the layers' inputs.
 _NETWORK_INPUT = (
@@ -278,7 +275,7 @@ def measure(
     ----------
     model : nn.Module
         Any model, measured in evaluation mode and left as found; with several inputs or outputs
-        see :class:`paperkit.linearize.Network`.
+        see :class:`paperkit.network.Network`.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them, of any sizes; all samples count equally.
     measures : sequence of str, or "all"
@@ -289,7 +286,7 @@ def measure(
         ``layer_gauss_newton_traces`` and ``gauss_newton_trace`` are those of equation 3 of the
         compression paper, for ½‖f − y‖².
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     layers : sequence of str, optional
         Restricts the measures of single layers, and sums over them, to these; default all.
     alpha : sequence of float
@@ -515,7 +512,7 @@ def _together(call: _Call, wanted: set[str], collected: _Collected) -> None:
     held = held_bytes(model, inputs, all_parameters=others)
     keep = bool(wanted & set(_JOINT)) and held <= budget // 2
     sums = _Sums(call, wanted, collected)
-    gathered: Gathered | None = None
+    gathered: LinearizationBuffer | None = None
     start = 0
     for chunk, labels in linearize_in_chunks(
         model,
@@ -531,7 +528,7 @@ def _together(call: _Call, wanted: set[str], collected: _Collected) -> None:
         sums.add(_Chunk(chunk, inputs[samples], labels, call))
         start = samples.stop
         if keep:
-            gathered = gathered or Gathered(chunk, len(inputs))
+            gathered = gathered or LinearizationBuffer(chunk, len(inputs))
             gathered.add(chunk)
         del chunk  # or it would live on while the next is made
     sums.collect()

@@ -22,22 +22,23 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.curvature.jacobian_products import pull_back_is_linear
+from paperkit.curvature.second_derivatives import custom_functions
 from paperkit.estimators.gauss_newton_trace import linearize_samples
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.gram import float32_sums_are_safe
 from paperkit.linalg.lanczos import Lanczos
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linalg.row_space import default_tolerance
-from paperkit.linearize.batches import batches
-from paperkit.linearize.budget import REPEATED, Chunks, Footprint
-from paperkit.linearize.evaluation import check_outputs, evaluation
-from paperkit.linearize.interaction import separate_outputs
-from paperkit.linearize.jacobian_products import pull_back_is_linear
-from paperkit.linearize.linearize import GIBIBYTE, Linearization
-from paperkit.linearize.network import Network
-from paperkit.linearize.problem import measure_of, refuse_cut_inputs
-from paperkit.linearize.second_derivatives import custom_functions
+from paperkit.linearize.linearization import Linearization
 from paperkit.linearize.weights import warn_left_out
+from paperkit.memory import GIBIBYTE
+from paperkit.network.batches import batches
+from paperkit.network.evaluation import check_outputs, evaluation
+from paperkit.network.footprint import REPEATED, Chunks, Footprint
+from paperkit.network.interaction import separate_outputs
+from paperkit.network.network import Network
+from paperkit.network.problem import measure_of, refuse_cut_inputs
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ _EXACT_OUTPUTS = 100
 _STEPS_BETWEEN_CHECKS = 5
 
 # Peak bytes of the Lanczos steps in units of what a forward pass saves: a backward pass's graph is
-# kept beside the forward pass's. The most that was measured, as in paperkit.linearize.budget.
+# kept beside the forward pass's. The most that was measured, as in paperkit.network.footprint.
 _LANCZOS = 6.5
 
 # Float64 numbers that a function of Jacobians holds for each entry beside it: 2.54 measured.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from paperkit.linearize.losses import Loss
+from paperkit.network.losses import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Measurement:
         Samples.
     loss : str or None
         The name of the loss, with its reduction; None where the measure has no loss in it. A
-        :class:`paperkit.linearize.Loss` may be given.
+        :class:`paperkit.network.Loss` may be given.
     layer : str or None
         The module's name, for a measure of a single layer.
     standard_error : float or None

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paperkit.curvature.dense import dense_hessian_and_round_off
 from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.linalg.gram import Spectrum
 from paperkit.linearize import LayerLinearization
-from paperkit.linearize.batches import as_batch
 from paperkit.linearize.blocks import Block, Blocks
-from paperkit.linearize.dense import dense_hessian_and_round_off
-from paperkit.linearize.linearize import GIBIBYTE
-from paperkit.linearize.losses import LossLike
-from paperkit.linearize.problem import measure_of
 from paperkit.linearize.weights import WeightBlock
+from paperkit.memory import GIBIBYTE
+from paperkit.network.batches import as_batch
+from paperkit.network.losses import LossLike
+from paperkit.network.problem import measure_of
 
 MAX_DENSE = 2048
 """The largest matrix that is written out where no other exact way is known."""
@@ -46,7 +46,7 @@ class LayerSpectrum(Spectrum):
         Why the Gauss–Newton block need not be the Hessian block; None where the proposition makes
         them equal.
     loss : str
-        With its reduction: see :data:`paperkit.linearize.LOSSES`.
+        With its reduction: see :data:`paperkit.network.LOSSES`.
     """
 
     layer: str
@@ -93,7 +93,7 @@ def layer_spectra(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     layers : sequence of str, optional
         Module names, or names of parameters with two axes or more that are no module's ``weight``
         (``"rnn.weight_hh_l0"``); default all. Biases and the parameters of normalisation layers do

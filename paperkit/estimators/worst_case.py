@@ -22,13 +22,13 @@ from paperkit import arguments
 from paperkit.estimators.adaptive_sharpness import loss_value, select_parameters
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import generator_of
-from paperkit.linearize.batches import batches
-from paperkit.linearize.budget import BACKWARD, Chunks
-from paperkit.linearize.evaluation import check_outputs, evaluation
-from paperkit.linearize.linearize import GIBIBYTE
-from paperkit.linearize.losses import Loss, LossLike
-from paperkit.linearize.network import displaced, network_outputs
-from paperkit.linearize.problem import measure_of, refuse_cut
+from paperkit.memory import GIBIBYTE
+from paperkit.network.batches import batches
+from paperkit.network.evaluation import check_outputs, evaluation
+from paperkit.network.footprint import BACKWARD, Chunks
+from paperkit.network.losses import Loss, LossLike
+from paperkit.network.network import displaced, network_outputs
+from paperkit.network.problem import measure_of, refuse_cut
 
 SCALED = ("all", "weight")
 
@@ -71,7 +71,7 @@ def sam_sharpness(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
     loss : str, nn.Module or callable
-        See :func:`paperkit.linearize.get_loss`.
+        See :func:`paperkit.network.get_loss`.
     parameters : sequence of str, optional
         Which to perturb, names from ``model.named_parameters()``; default all.
     rho : float

@@ -4,7 +4,7 @@ from paperkit.linalg.density import SpectralDensity, spectral_density
 from paperkit.linalg.eigenpairs import Eigenpairs, top_eigenpairs
 from paperkit.linalg.gram import Spectrum, gram_spectrum
 from paperkit.linalg.lanczos import Lanczos, Tridiagonal, lanczos
-from paperkit.linalg.probes import MemoryBudgetError, draw_probes
+from paperkit.linalg.probes import draw_probes
 from paperkit.linalg.quadrature import (
     Estimate,
     Rule,
@@ -25,6 +25,7 @@ from paperkit.linalg.traces import (
     krylov_deflation,
     xtrace,
 )
+from paperkit.memory import MemoryBudgetError
 
 __all__ = [
     "Deflation",

@@ -32,8 +32,9 @@ from paperkit.linalg.lanczos import (
     project_out,
     relative_round_off,
 )
-from paperkit.linalg.probes import GIBIBYTE, MemoryBudgetError, draw_probes, generator_of
+from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linalg.traces import Deflation
+from paperkit.memory import GIBIBYTE, MemoryBudgetError
 
 ORDERS = ("magnitude", "algebraic")
 """Largest absolute value first; largest value first."""

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from paperkit import arguments
 
-GIBIBYTE = 2**30
-
 DISTRIBUTIONS = ("rademacher", "sphere", "normal")
 """Random signs; uniform on the sphere of radius √d; independent standard normal entries."""
 
@@ -22,10 +20,6 @@ def generator_of(seed: int) -> torch.Generator:
         If ``seed`` is no integer of at most 64 bits.
     """
     return torch.Generator(device="cpu").manual_seed(arguments.seed("seed", seed))
-
-
-class MemoryBudgetError(ValueError):
-    """What was asked for does not fit the memory budget."""
 
 
 def draw_probes(
@@ -79,32 +73,3 @@ def draw_probes(
             row = torch.randn(dimension, generator=generator, dtype=torch.float64, device="cpu")
         rows.append(row * (dimension**0.5 / row.norm()) if distribution == "sphere" else row)
     return torch.stack(rows).to(device).to(dtype)
-
-
-def chunk_sizes(
-    count: int, elements_each: int, dtype: torch.dtype, memory_budget: int
-) -> list[int]:
-    """Split ``count`` vectors into chunks whose temporaries fit a memory budget.
-
-    Parameters
-    ----------
-    count : int
-        Vectors in all.
-    elements_each : int
-        Numbers to store for one of them.
-    dtype : torch.dtype
-        Of these numbers.
-    memory_budget : int
-        Bytes.
-
-    Returns
-    -------
-    list of int
-        Sizes that sum to ``count``; at least two each where ``count`` allows it, however small
-        the budget, because one vector has no spread.
-    """
-    fitting = memory_budget // (elements_each * dtype.itemsize)
-    pieces = -(-count // max(2, fitting))
-    while pieces > 1 and count // pieces < 2:
-        pieces -= 1
-    return [count // pieces + (index < count % pieces) for index in range(pieces)]

@@ -60,7 +60,8 @@ from paperkit.linalg.lanczos import (
     lanczos,
     tridiagonal_matrices,
 )
-from paperkit.linalg.probes import GIBIBYTE, chunk_sizes, draw_probes, generator_of
+from paperkit.linalg.probes import draw_probes, generator_of
+from paperkit.memory import GIBIBYTE, chunk_sizes
 
 _EPSILON = torch.finfo(torch.float64).eps
 # Nodes below this many units of round-off of the largest are zero.

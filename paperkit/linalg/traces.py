@@ -20,7 +20,8 @@ from torch import Tensor
 
 from paperkit import arguments
 from paperkit.linalg.lanczos import Operator, apply, lanczos
-from paperkit.linalg.probes import GIBIBYTE, chunk_sizes, draw_probes, generator_of
+from paperkit.linalg.probes import draw_probes, generator_of
+from paperkit.memory import GIBIBYTE, chunk_sizes
 
 # Directions of a sketch below this many units of round-off of its largest are noise.
 _RANK_TOLERANCE = 100.0

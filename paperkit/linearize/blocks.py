@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperkit.linearize.evaluation import evaluation
+from paperkit.linearize.costs import grouped_layers
 from paperkit.linearize.layer import LayerLinearization
 from paperkit.linearize.layer_types import layer_type, layout_like
-from paperkit.linearize.linearize import GIBIBYTE, Linearization, grouped_layers, linearize
-from paperkit.linearize.losses import LossLike
-from paperkit.linearize.network import Network, network_outputs
-from paperkit.linearize.problem import smallest_batch
+from paperkit.linearize.linearization import Linearization
+from paperkit.linearize.linearize import linearize
 from paperkit.linearize.weights import Weight, WeightBlock, chosen_weights
+from paperkit.memory import GIBIBYTE
+from paperkit.network.evaluation import evaluation
+from paperkit.network.losses import LossLike
+from paperkit.network.network import Network, network_outputs
+from paperkit.network.problem import smallest_batch
 
 Block = LayerLinearization | WeightBlock
 

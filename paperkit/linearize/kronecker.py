@@ -32,7 +32,7 @@ from torch import Tensor
 from paperkit import arguments
 from paperkit.linearize.layer import LayerLinearization, contract_positions
 from paperkit.linearize.layer_types import WeightLayout
-from paperkit.linearize.linearize import Linearization
+from paperkit.linearize.linearization import Linearization
 from paperkit.linearize.weights import warn_left_out
 
 

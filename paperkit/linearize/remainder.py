@@ -18,8 +18,8 @@ from torch.func import jacrev, vmap
 from torch.nn import functional
 
 from paperkit.linearize.layer_types import is_unmodified
-from paperkit.linearize.network import network_outputs
-from paperkit.linearize.samples import Inputs
+from paperkit.network.network import network_outputs
+from paperkit.network.samples import Inputs
 
 _NORMALIZATION_TYPES = (
     nn.BatchNorm1d,
@@ -120,7 +120,7 @@ def per_sample_jacobians(
     model : nn.Module
         In evaluation mode.
     parameters : dict of str to Tensor
-        All of its parameters, as yielded by :func:`paperkit.linearize.evaluation.evaluation`.
+        All of its parameters, as yielded by :func:`paperkit.network.evaluation.evaluation`.
     names : sequence of str
         Which to differentiate.
     inputs : Tensor or Samples

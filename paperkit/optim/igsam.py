@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from paperkit import arguments
-from paperkit.linearize import Network, get_loss, linearize
+from paperkit.linearize import linearize
 from paperkit.linearize.kronecker import KroneckerFactors, ekfac
-from paperkit.linearize.linearize import GIBIBYTE
+from paperkit.memory import GIBIBYTE
+from paperkit.network import Network, get_loss
 from paperkit.optim.core import Closure, Passes
 from paperkit.optim.vector import Vector
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
@@ -62,7 +63,7 @@ class IGSAM(WrappedOptimizer):
     samples : int, optional
         Inputs of the batch that F is computed from; default all.
     loss : str
-        A name from :data:`paperkit.linearize.LOSSES`; what the closure adds to it, such as label
+        A name from :data:`paperkit.network.LOSSES`; what the closure adds to it, such as label
         smoothing, does not enter F.
     mode : str
         ``"paper"``; or a control: ``"gradient"`` has :math:`\delta = (\rho / \lambda) g` in all

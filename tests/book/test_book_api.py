@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from paperkit import data, linearize, models
+from paperkit import data, models, network
 
 PAGE = Path(__file__).parents[2] / "book" / "api.md"
 
@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "book" / "api.md"
         ("paperkit.data.datasets.NAMES", data.NAMES),
         ("paperkit.models.registry.NAMES", models.NAMES),
         ("paperkit.models.activations.ACTIVATIONS", models.ACTIVATIONS),
-        ("paperkit.linearize.losses.LOSSES", linearize.LOSSES),
+        ("paperkit.network.losses.LOSSES", network.LOSSES),
     ],
 )
 def test_the_page_lists_the_names_that_the_library_knows(constant, known):

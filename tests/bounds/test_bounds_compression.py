@@ -33,13 +33,13 @@ from paperkit.bounds.compression import (
 )
 from paperkit.bounds.compression.terms import SHARING
 from paperkit.bounds.statement import Inequality
+from paperkit.curvature import dense_hessian, dense_jacobian
 from paperkit.estimators.representation import (
     input_invariant_local_sensitivity,
     maximum_local_sensitivity,
     network_maximum_local_sensitivity,
     normalized_maximum_local_sensitivity,
 )
-from paperkit.linearize import dense_hessian, dense_jacobian
 
 
 def standard_normal(*shape: int, seed: int = 0) -> Tensor:

@@ -9,12 +9,14 @@ import torch
 from networks import CASES, Case
 from torch import Tensor, nn
 
+from paperkit.curvature import dense_hessian, dense_jacobian
 from paperkit.estimators.adaptive_sharpness import (
     adaptive_sharpness,
     adaptive_sharpness_from,
     average_adaptive_sharpness,
 )
-from paperkit.linearize import LOSSES, dense_hessian, dense_jacobian, linearize
+from paperkit.linearize import linearize
+from paperkit.network import LOSSES
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 # All networks under cross-entropy, some under the squared errors.

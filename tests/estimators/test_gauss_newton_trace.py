@@ -7,6 +7,7 @@ import torch
 from networks import CASES
 from torch import Tensor, nn
 
+from paperkit.curvature import dense_gauss_newton, dense_hessian, dense_jacobian
 from paperkit.estimators.gauss_newton_trace import (
     SHARING,
     gauss_newton_trace,
@@ -18,13 +19,8 @@ from paperkit.estimators.gauss_newton_trace import (
     position_gradient_squares,
     weight_gradient_squares,
 )
-from paperkit.linearize import (
-    LOSSES,
-    dense_gauss_newton,
-    dense_hessian,
-    dense_jacobian,
-    linearize,
-)
+from paperkit.linearize import linearize
+from paperkit.network import LOSSES
 
 
 def case_named(name: str):

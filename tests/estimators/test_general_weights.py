@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paperkit.curvature import dense_hessian, dense_jacobian
 from paperkit.estimators import (
     LeftOutWarning,
     adaptive_sharpness,
@@ -22,8 +23,7 @@ from paperkit.estimators import (
     renyi_sharpness,
 )
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace
-from paperkit.linearize import dense_hessian, dense_jacobian
-from paperkit.linearize.problem import CutGraphError
+from paperkit.network.problem import CutGraphError
 
 
 class Tokens(nn.Module):

@@ -5,10 +5,10 @@ import torch
 from networks import CASES, Case
 from torch import nn
 
+from paperkit.curvature import dense_gauss_newton, dense_hessian
+from paperkit.curvature.operators import HessianOperator
 from paperkit.estimators import hessian_top_eigenvalues, hessian_trace, spectral_density
 from paperkit.estimators.hessian import block_probe_trace
-from paperkit.linearize import dense_gauss_newton, dense_hessian
-from paperkit.linearize.operators import HessianOperator
 
 SOME = [CASES[0], CASES[4], CASES[7], CASES[10]]
 

@@ -13,6 +13,12 @@ from networks import CASES, Case
 from round_off import moves_of_model
 from torch import Tensor, nn
 
+from paperkit.curvature import (
+    dense_empirical_fisher,
+    dense_gauss_newton,
+    dense_hessian,
+    dense_jacobian,
+)
 from paperkit.estimators.baselines import (
     exponential_losses,
     generalization_gap,
@@ -30,14 +36,8 @@ from paperkit.estimators.information_geometry import (
     takeuchi_information_criterion,
 )
 from paperkit.experiments.studies import curvature_blocks
-from paperkit.linearize import (
-    dense_empirical_fisher,
-    dense_gauss_newton,
-    dense_hessian,
-    dense_jacobian,
-    get_loss,
-    linearize,
-)
+from paperkit.linearize import linearize
+from paperkit.network import get_loss
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_loss = pytest.mark.parametrize("loss", ["cross_entropy", "half_squared_error", "mse"])

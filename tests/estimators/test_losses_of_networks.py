@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from paperkit.curvature import (
+    EmpiricalFisherOperator,
+    FisherOperator,
+    GaussNewtonOperator,
+    HessianOperator,
+    ResidualOperator,
+)
 from paperkit.estimators import (
     adaptive_sharpness,
     fisher_rao_norm,
@@ -31,15 +38,8 @@ from paperkit.estimators import (
     renyi_sharpness,
     sam_sharpness,
 )
-from paperkit.linearize import (
-    EmpiricalFisherOperator,
-    FisherOperator,
-    GaussNewtonOperator,
-    HessianOperator,
-    Network,
-    ResidualOperator,
-    linearize,
-)
+from paperkit.linearize import linearize
+from paperkit.network import Network
 
 N, C = 7, 3
 generator = torch.Generator().manual_seed(3)

@@ -10,7 +10,7 @@ from torch import nn
 
 from paperkit.estimators import CostWarning, renyi_sharpness
 from paperkit.estimators.plan import Gradient
-from paperkit.linearize import get_loss
+from paperkit.network import get_loss
 
 LOSS = get_loss("cross_entropy")
 

@@ -9,9 +9,10 @@ import torch
 from networks import CASES, Case
 from torch import Tensor, nn
 
+from paperkit.curvature import dense_hessian
 from paperkit.estimators.parameter_norm import weight_names
 from paperkit.estimators.rangamani import rangamani_sharpness
-from paperkit.linearize import LOSSES, dense_hessian
+from paperkit.network import LOSSES
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 # All networks under cross-entropy, some under the squared errors.

@@ -10,8 +10,10 @@ import torch
 from networks import CASES, Case
 from torch import Tensor, nn
 
+from paperkit.curvature import dense_hessian
 from paperkit.estimators.relative_flatness import relative_flatness, relative_flatness_from
-from paperkit.linearize import LOSSES, dense_hessian, linearize
+from paperkit.linearize import linearize
+from paperkit.network import LOSSES
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 # All networks under cross-entropy, some under the squared errors.

@@ -11,14 +11,14 @@ from hypothesis import given
 from networks import CASES
 from torch import nn
 
+from paperkit.curvature import dense_hessian
 from paperkit.estimators import (
     global_renyi_sharpness,
     layer_spectra,
     renyi_entropy,
     renyi_sharpness,
 )
-from paperkit.linearize import dense_hessian
-from paperkit.linearize.linearize import held_bytes
+from paperkit.linearize.costs import held_bytes
 
 ORDERS = (0.0, 0.25, 0.5, 0.99, 1.0, 1.01, 1.5, 2.0, 5.0, math.inf)
 spectra = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30)

@@ -8,7 +8,7 @@ from torch import nn
 
 import paperkit.estimators as estimators
 from paperkit.estimators import DEFAULT_MEASURES, MEASURES, PASS_MEASURES, measure, plan
-from paperkit.linearize.linearize import held_bytes
+from paperkit.linearize.costs import held_bytes
 
 # What differs from the function of the same name.
 SPECIAL = {"adaptive_weight_sharpness", "relative_flatness"}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from paperkit.curvature import dense_hessian
 from paperkit.experiments.studies import entropy_facts, reparametrization, reparametrization_digits
 from paperkit.experiments.studies.reparametrization import (
     CASES,
@@ -33,7 +34,6 @@ from paperkit.experiments.studies.reparametrization import (
     weight_names,
 )
 from paperkit.ledger.criteria import matches
-from paperkit.linearize import dense_hessian
 
 FACTORS = (3.0, 1 / 2, 2 / 3)
 

@@ -8,7 +8,7 @@ from known_spectra import EVERY, Counted, D, power_law, rotated
 from round_off import moves_of
 
 from paperkit.linalg.eigenpairs import ORDERS, top_eigenpairs
-from paperkit.linalg.probes import MemoryBudgetError
+from paperkit.memory import MemoryBudgetError
 
 SPECTRA = EVERY | {"four copies": torch.tensor([2.0] * 4 + [-1.9] * 3 + [1.0, 0.5] * 10).double()}
 

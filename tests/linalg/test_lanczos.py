@@ -8,7 +8,8 @@ from known_spectra import EVERY, POSITIVE, Counted, D, power_law, rotated
 from round_off import moves_of
 
 from paperkit.linalg.lanczos import Lanczos, Tridiagonal, lanczos
-from paperkit.linalg.probes import chunk_sizes, draw_probes, generator_of
+from paperkit.linalg.probes import draw_probes, generator_of
+from paperkit.memory import chunk_sizes
 
 EPSILON = torch.finfo(torch.float64).eps
 every_spectrum = pytest.mark.parametrize("name", EVERY)

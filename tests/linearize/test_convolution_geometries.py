@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paperkit.linearize import HessianOperator, operators
+from paperkit.curvature import HessianOperator, operators
 
 _SIZE = 8
 

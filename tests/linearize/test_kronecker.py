@@ -7,7 +7,8 @@ import torch
 from networks import CASES, Case
 from torch import Tensor, nn
 
-from paperkit.linearize import dense_empirical_fisher, dense_gauss_newton, linearize
+from paperkit.curvature import dense_empirical_fisher, dense_gauss_newton
+from paperkit.linearize import linearize
 from paperkit.linearize.kronecker import KroneckerFactors, ekfac, kfac
 from paperkit.linearize.weights import LeftOutWarning
 

@@ -12,18 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+from paperkit.curvature import dense_gauss_newton, dense_hessian, dense_jacobian
 from paperkit.estimators import adaptive_sharpness, layer_gauss_newton_traces, relative_flatness
-from paperkit.linearize import (
-    dense_gauss_newton,
-    dense_hessian,
-    dense_jacobian,
-    ekfac,
-    linearize,
-    operator_norm,
-)
+from paperkit.linearize import ekfac, linearize, operator_norm
+from paperkit.linearize.backward import OutputRows, backward_for_each_output, rows_out_of_order
 from paperkit.linearize.layer_types import WeightLayout, layer_type
-from paperkit.linearize.linearize import Linearization, _backward, _out_of_order, _Rows
-from paperkit.linearize.problem import CutGraphError
+from paperkit.linearize.linearization import Linearization
+from paperkit.network.problem import CutGraphError
 
 
 def jacobian_of(linearization: Linearization, model: nn.Module) -> Tensor:
@@ -416,9 +411,9 @@ def test_the_order_of_samples_is_seen_in_the_gradients_where_none_can_be_left_ou
     model.embed.register_forward_hook(lambda _, arguments, output: reads.append(output))
     outputs = model(inputs)
     jacobian = torch.empty(5, 3, 4, dtype=torch.float64)
-    wanted = [_Rows("embed", reads[0], jacobian)]
-    _backward(outputs, wanted, retain_graph=True)
-    assert _out_of_order(outputs, wanted) == [turned]
+    wanted = [OutputRows("embed", reads[0], jacobian)]
+    backward_for_each_output(outputs, wanted, retain_graph=True)
+    assert rows_out_of_order(outputs, wanted) == [turned]
 
 
 def test_a_weight_shared_between_layers_of_other_types_takes_the_general_way() -> None:

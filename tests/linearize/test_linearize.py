@@ -10,13 +10,8 @@ from networks import CASES, Case, Residual
 from round_off import moves_of_model
 from torch import nn
 
-from paperkit.linearize import (
-    dense_gauss_newton,
-    dense_hessian,
-    dense_jacobian,
-    layers_of,
-    linearize,
-)
+from paperkit.curvature import dense_gauss_newton, dense_hessian, dense_jacobian
+from paperkit.linearize import layers_of, linearize
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 LOSSES = ("cross_entropy", "half_squared_error", "mse")

@@ -6,14 +6,14 @@ import pytest
 import torch
 from networks import CASES, Case
 
-from paperkit.estimators import layer_spectra
-from paperkit.linearize import (
+from paperkit.curvature import (
     dense_empirical_fisher,
     dense_gauss_newton,
     dense_hessian,
     hessian_product,
-    linearize,
 )
+from paperkit.estimators import layer_spectra
+from paperkit.linearize import linearize
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

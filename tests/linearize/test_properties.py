@@ -22,16 +22,14 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+import paperkit.curvature
 import paperkit.estimators
 import paperkit.linearize
-from paperkit.linearize import (
-    LOSSES,
-    dense_gauss_newton,
-    dense_hessian,
-    dense_jacobian,
-    linearize,
-)
-from paperkit.linearize.evaluation import evaluation
+import paperkit.network
+from paperkit.curvature import dense_gauss_newton, dense_hessian, dense_jacobian
+from paperkit.linearize import linearize
+from paperkit.network import LOSSES
+from paperkit.network.evaluation import evaluation
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -221,11 +219,17 @@ INNER = {
     "problem.refuse_cut",
     "problem.cut_parameters",
     "evaluation.evaluation",
+    "costs.sample_costs",
+    "pairs.allocate",
+    "recording.candidate_layers",
+    "recording.record",
+    "recording.calls_by_layer",
+    "sample_order.refuse_unseen",
     "remainder.per_sample_jacobians",
     "adaptive_sharpness.mean_loss",
     "adaptive_sharpness.select_parameters",
-    "budget.footprint",
-    "budget.Chunks",
+    "footprint.footprint",
+    "footprint.Chunks",
 }
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "linearize.linearize": [{"input_jacobians": True, "all_parameters": True}],
@@ -246,7 +250,7 @@ CHEAPER: dict[str, dict[str, Any]] = {
 def _public_functions() -> dict[str, Callable[..., Any]]:
     """All functions and concrete classes whose first argument is ``model``."""
     found: dict[str, Callable[..., Any]] = {}
-    for package in (paperkit.linearize, paperkit.estimators):
+    for package in (paperkit.network, paperkit.curvature, paperkit.linearize, paperkit.estimators):
         for info in pkgutil.iter_modules(package.__path__):
             module = importlib.import_module(f"{package.__name__}.{info.name}")
             for name, member in vars(module).items():
@@ -274,7 +278,7 @@ NO_FORWARD_PASS = {
     "network.own_parameters",
     "precision.formats_of",
     "problem.settled",
-    "linearize.layers_of",
+    "recording.layers_of",
     "weights.weights_of",
     "weights.chosen_weights",
     "parameter_norm.weight_names",

@@ -19,7 +19,7 @@ from paperkit.bounds.renyi import (
 )
 from paperkit.linearize import linearize
 from paperkit.linearize.kronecker import ekfac
-from paperkit.linearize.linearize import MemoryBudgetError
+from paperkit.memory import MemoryBudgetError
 from paperkit.optim import IGSAM, RSAM, SAM, GradientRegularization, Vector
 from paperkit.optim.wrapped import WrappedOptimizer
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import paperkit
+from paperkit.curvature import HessianOperator
 from paperkit.estimators import (
     DEFAULT_MEASURES,
     hessian_top_eigenvalues,
@@ -32,7 +33,6 @@ from paperkit.estimators import (
     measure,
     renyi_sharpness,
 )
-from paperkit.linearize import HessianOperator
 
 # Processor seconds of one default report.
 REPORT_SECONDS = 20.0

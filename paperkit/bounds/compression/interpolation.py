@@ -11,11 +11,11 @@ from torch.func import jacrev, jvp, vmap
 from paperkit import arguments
 from paperkit.bounds.compression.terms import PAPER
 from paperkit.bounds.statement import Inequality
-from paperkit.linearize.batches import as_batch
-from paperkit.linearize.dense import dense_hessian, dense_jacobian, select_parameters
-from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
-from paperkit.linearize.losses import get_loss
-from paperkit.linearize.network import Network, network_outputs, own_parameters
+from paperkit.curvature.dense import dense_hessian, dense_jacobian, select_parameters
+from paperkit.network.batches import as_batch
+from paperkit.network.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.network.losses import get_loss
+from paperkit.network.network import Network, network_outputs, own_parameters
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from paperkit.estimators.representation import (
     largest_singular_values,
     log_volumes,
 )
-from paperkit.linearize.batches import as_batch
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.layer_operator import (
     OperatorNorm,
@@ -25,7 +24,10 @@ from paperkit.linearize.layer_operator import (
     weight_matrices,
     weight_matrix_norm,
 )
-from paperkit.linearize.linearize import GIBIBYTE, Linearization, linearize
+from paperkit.linearize.linearization import Linearization
+from paperkit.linearize.linearize import linearize
+from paperkit.memory import GIBIBYTE
+from paperkit.network.batches import as_batch
 
 SHARING = ("tied", "operator")
 

@@ -18,7 +18,7 @@ from paperkit.bounds.compression.stability import input_smoothness_bounds, linea
 from paperkit.bounds.compression.terms import NORMS, SHARING, compression_terms
 from paperkit.bounds.compression.volumes import network_volume_bounds, volume_bounds
 from paperkit.bounds.statement import Inequality
-from paperkit.linearize.linearize import GIBIBYTE
+from paperkit.memory import GIBIBYTE
 
 
 def compression_bounds(

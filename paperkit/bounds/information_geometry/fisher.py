@@ -18,9 +18,10 @@ from paperkit.bounds.information_geometry.geometry import (
     random_direction,
 )
 from paperkit.bounds.statement import Approximation, Identity, Inequality
-from paperkit.linearize import dense_gauss_newton, get_loss
-from paperkit.linearize.batches import as_batch
-from paperkit.linearize.evaluation import evaluation
+from paperkit.curvature import dense_gauss_newton
+from paperkit.network import get_loss
+from paperkit.network.batches import as_batch
+from paperkit.network.evaluation import evaluation
 
 
 def cross_entropy_identity(model: nn.Module, data: object) -> Identity:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.curvature.dense import select_parameters
 from paperkit.estimators.information_geometry import DualGradients, dual_gradients
 from paperkit.linalg.probes import generator_of
 from paperkit.linalg.row_space import default_tolerance, row_factors
-from paperkit.linearize import get_loss
-from paperkit.linearize.batches import as_batch
-from paperkit.linearize.dense import select_parameters
-from paperkit.linearize.evaluation import check_inputs, check_outputs, evaluation
-from paperkit.linearize.network import Network, network_outputs, own_parameters
+from paperkit.network import get_loss
+from paperkit.network.batches import as_batch
+from paperkit.network.evaluation import check_inputs, check_outputs, evaluation
+from paperkit.network.network import Network, network_outputs, own_parameters
 
 PAPER = "information-geometric paper"
 
@@ -106,7 +106,7 @@ def fisher_geometry(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them.
     loss : str
-        A name from :data:`paperkit.linearize.LOSSES`.
+        A name from :data:`paperkit.network.LOSSES`.
     theta : Tensor, optional
         All parameters as one vector, in the order of ``named_parameters``.
 

@@ -17,9 +17,10 @@ from paperkit.bounds.information_geometry.geometry import (
     random_direction,
 )
 from paperkit.bounds.statement import Approximation
-from paperkit.linearize import dense_hessian, get_loss
-from paperkit.linearize.batches import as_batch
-from paperkit.linearize.evaluation import evaluation
+from paperkit.curvature import dense_hessian
+from paperkit.network import get_loss
+from paperkit.network.batches import as_batch
+from paperkit.network.evaluation import evaluation
 
 
 def _natural_gradient(geometry: FisherGeometry) -> tuple[Tensor, Tensor]:

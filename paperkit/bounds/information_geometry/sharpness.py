@@ -21,9 +21,10 @@ from paperkit.bounds.information_geometry.geometry import (
     rank_tolerance,
 )
 from paperkit.bounds.statement import Identity, Inequality, Statement
+from paperkit.curvature import dense_empirical_fisher, dense_gauss_newton
 from paperkit.estimators.information_geometry import information_geometric_sharpness_from_jacobian
-from paperkit.linearize import dense_empirical_fisher, dense_gauss_newton, get_loss
-from paperkit.linearize.batches import as_batch
+from paperkit.network import get_loss
+from paperkit.network.batches import as_batch
 
 
 def span_identity(

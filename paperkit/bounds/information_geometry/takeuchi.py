@@ -7,10 +7,10 @@ from torch import nn
 
 from paperkit.bounds.information_geometry.geometry import PAPER, STATIONARY, fisher_geometry
 from paperkit.bounds.statement import Approximation
+from paperkit.curvature import dense_hessian
 from paperkit.estimators.baselines import generalization_gap
 from paperkit.estimators.information_geometry import takeuchi_information_criterion
-from paperkit.linearize import dense_hessian
-from paperkit.linearize.batches import as_batch
+from paperkit.network.batches import as_batch
 
 
 def takeuchi_prediction(

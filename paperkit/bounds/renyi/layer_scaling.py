@@ -13,10 +13,10 @@ from paperkit import arguments
 from paperkit.bounds.statement import Identity
 from paperkit.estimators.entropy import renyi_entropy
 from paperkit.estimators.spectra import layer_spectra
-from paperkit.linearize.batches import as_batch
-from paperkit.linearize.evaluation import evaluation
-from paperkit.linearize.linearize import layers_of
-from paperkit.linearize.network import network_outputs
+from paperkit.linearize.recording import layers_of
+from paperkit.network.batches import as_batch
+from paperkit.network.evaluation import evaluation
+from paperkit.network.network import network_outputs
 
 # Degree-one positively homogeneous in their inputs, whatever their settings.
 _HOMOGENEOUS = (
@@ -51,7 +51,7 @@ def layer_scaling_invariance(
     alpha : float
         Positive.
     loss : str
-        A name from :data:`paperkit.linearize.losses.LOSSES`.
+        A name from :data:`paperkit.network.losses.LOSSES`.
 
     Returns
     -------

@@ -18,11 +18,11 @@ from paperkit.bounds.arguments import (
 from paperkit.bounds.renyi.entropy import power_sum
 from paperkit.bounds.renyi.layers import power_sum_bounds
 from paperkit.bounds.statement import Approximation, Identity, Inequality
+from paperkit.curvature.dense import select_parameters
 from paperkit.estimators.entropy import renyi_entropy
-from paperkit.linearize.batches import as_batch
-from paperkit.linearize.dense import select_parameters
-from paperkit.linearize.evaluation import evaluation
-from paperkit.linearize.network import Network, own_parameters
+from paperkit.network.batches import as_batch
+from paperkit.network.evaluation import evaluation
+from paperkit.network.network import Network, own_parameters
 
 
 def gradient_power_ratio(gradient: Values, alpha: float) -> float:
@@ -180,7 +180,7 @@ def regularized_loss(
     rho, alpha : float
         Of the perturbation; alpha is not 1.
     loss : str
-        A name from :data:`paperkit.linearize.losses.LOSSES`.
+        A name from :data:`paperkit.network.losses.LOSSES`.
 
     Raises
     ------

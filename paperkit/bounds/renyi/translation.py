@@ -18,8 +18,8 @@ from paperkit.bounds.arguments import (
 )
 from paperkit.bounds.statement import Identity, Inequality
 from paperkit.linalg.probes import generator_of
-from paperkit.linearize.batches import as_batch
-from paperkit.linearize.evaluation import evaluation
+from paperkit.network.batches import as_batch
+from paperkit.network.evaluation import evaluation
 
 
 def haar_matrices(dimension: int, draws: int, seed: int = 0) -> Tensor:
@@ -69,7 +69,7 @@ def translated_losses(
     rho : float
         Their size.
     loss : str
-        A name from :data:`paperkit.linearize.losses.LOSSES`.
+        A name from :data:`paperkit.network.losses.LOSSES`.
 
     Returns
     -------

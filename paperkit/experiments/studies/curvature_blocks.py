@@ -14,15 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paperkit.curvature import dense_gauss_newton, dense_hessian
 from paperkit.data import load
 from paperkit.experiments.running import RunContext
 from paperkit.experiments.study import Study
-from paperkit.linearize import (
-    SamplesInteractError,
-    dense_gauss_newton,
-    dense_hessian,
-    linearize,
-)
+from paperkit.linearize import linearize
+from paperkit.network import SamplesInteractError
 
 SAMPLES = 20
 CLASSES = 10

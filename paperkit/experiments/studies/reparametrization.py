@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from paperkit.curvature import dense_hessian
 from paperkit.estimators import renyi_entropy
 from paperkit.experiments import RunContext, Study
-from paperkit.linearize import dense_hessian, get_loss
+from paperkit.network import get_loss
 
 ALPHAS = (0.5, 1.0, 1.5, 2.0)
 SAME_FUNCTION = 1e-10

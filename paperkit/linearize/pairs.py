@@ -1,0 +1,213 @@
+"""Room for the pairs of all samples, and the backward passes that fill it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from paperkit.linearize.backward import OutputRows, backward_for_each_output, rows_out_of_order
+from paperkit.linearize.exactness import RecordedGraph, block_obstacle
+from paperkit.linearize.layer import LayerLinearization, LayerUse
+from paperkit.linearize.recording import LayerCall, Recording, UnfitError, Wanted, calls_by_layer
+from paperkit.linearize.remainder import (
+    affine_sums,
+    num_affine,
+)
+from paperkit.linearize.sample_order import OUT_OF_ORDER
+from paperkit.memory import GIBIBYTE
+from paperkit.network.interaction import (
+    SamplesInteractError,
+)
+
+
+@dataclass
+class Results:
+    """Room for the results of all samples, and which parameter is filled how."""
+
+    layers: dict[str, LayerLinearization]
+    input_jacobian: Tensor | None
+    parameters: dict[str, Tensor]
+    differentiated: list[str]
+    leaf_names: dict[int, str]
+    exact_parameters: frozenset[str]
+    left_out: dict[str, str]
+    normalizations: list[str]
+
+
+def allocate(
+    model: nn.Module,
+    recording: Recording,
+    parameters: dict[str, Tensor],
+    chosen: dict[str, nn.Module],
+    n: int,
+    options: Wanted,
+) -> Results:
+    """Reserve room for all samples and judge each layer."""
+    outputs = recording.outputs
+    num_outputs = outputs.shape[1]
+    graph = RecordedGraph(outputs.grad_fn)
+    leaf_names = {id(p): name for name, p in model.named_parameters()}
+    layers: dict[str, LayerLinearization] = {}
+    groups, left_out = calls_by_layer(model, recording, chosen, graph)
+    recording.calls = [call for calls in groups.values() for call in calls]
+    for name, uses in groups.items():
+        weight_name = leaf_names[id(chosen[name].get_parameter("weight"))]
+        weight = parameters[weight_name]
+        obstacle = block_obstacle(
+            graph, weight, [use.input_node for use in uses], [use.node for use in uses]
+        )
+        layer = LayerLinearization(
+            name, weight_name, weight.shape, outputs.new_zeros(0, 0, 0), obstacle, GIBIBYTE
+        )
+        for use in uses:
+            inputs = use.inputs.new_empty(n, *use.inputs.shape[1:])
+            shape = (n, num_outputs, *use.preactivation.shape[1:])
+            jacobian = outputs.new_empty(shape)
+            if not options.output_jacobians:
+                jacobian = outputs.new_full((), math.nan).expand(shape)
+            pulled_back = None
+            if use.input_edge is not None:
+                pulled_back = outputs.new_empty(n, num_outputs, *use.inputs.shape[1:])
+            layer.uses.append(LayerUse(use.module, inputs, jacobian, pulled_back))
+        layers[name] = layer
+    input_jacobian = None
+    if recording.inputs.requires_grad:
+        input_jacobian = outputs.new_empty(n, num_outputs, *recording.inputs.shape[1:])
+    exact = frozenset(
+        name
+        for name, leaf in parameters.items()
+        if graph.obstacle([get_gradient_edge(leaf).node]) is None
+    )
+    normalizations = [call.name for call in recording.normalizations]
+    held = Results(layers, input_jacobian, {}, [], leaf_names, exact, left_out, normalizations)
+    if options.all_parameters:
+        weights = {layer.weight_name for layer in layers.values()}
+        for name, leaf in parameters.items():
+            if name not in weights and options.wants(name):
+                held.parameters[name] = outputs.new_zeros(n, num_outputs, leaf.numel())
+                if used_elsewhere(graph, recording, leaf_names, name, leaf):
+                    held.differentiated.append(name)
+    return held
+
+
+def keep_calls(held: Results, recording: Recording) -> None:
+    """Keep the calls of those layers that are held, which must be called as on other samples."""
+    by_weight = {layer.weight_name: name for name, layer in held.layers.items()}
+    seen: dict[str, list[LayerCall]] = {name: [] for name in held.layers}
+    kept = []
+    for call in recording.calls:
+        name = by_weight.get(held.leaf_names[id(call.module.get_parameter("weight"))])
+        if name is not None:
+            seen[name].append(call)
+            kept.append(call)
+    recording.calls = kept
+    changed = {
+        name
+        for name, layer in held.layers.items()
+        if [use.module for use in layer.uses] != [call.module for call in seen[name]]
+        or any(
+            use.inputs.shape[1:] != call.inputs.shape[1:]
+            for use, call in zip(layer.uses, seen[name], strict=False)
+        )
+    }
+    names = [call.name for call in recording.normalizations]
+    if names != held.normalizations:
+        changed |= {
+            name
+            for name in (*names, *held.normalizations)
+            if names.count(name) != held.normalizations.count(name)
+        }
+    if changed:
+        raise UnfitError(dict.fromkeys(changed, "other samples are not passed to it alike"))
+
+
+def used_elsewhere(
+    graph: RecordedGraph,
+    recording: Recording,
+    leaf_names: dict[int, str],
+    name: str,
+    leaf: Tensor,
+) -> bool:
+    """Whether a parameter reaches the outputs other than through the modules that hold it."""
+    own = [call.node for call in recording.calls if leaf_names.get(id(call.module.bias)) == name]
+    own += [
+        call.edge.node
+        for call in recording.normalizations
+        if call.edge is not None
+        and name in (leaf_names.get(id(call.module.weight)), leaf_names.get(id(call.module.bias)))
+    ]
+    source = get_gradient_edge(leaf).node
+    return recording.outputs.grad_fn in graph.dependents([source], avoiding=own)
+
+
+def fill(held: Results, recording: Recording, samples: slice, *, check_order: bool) -> None:
+    """Run one backward pass for each output and store the results of this chunk."""
+    counters = dict.fromkeys(held.layers, 0)
+    by_weight = {layer.weight_name: name for name, layer in held.layers.items()}
+    wanted: list[OutputRows] = []
+    uses: list[LayerUse] = []
+    for call in recording.calls:
+        name = by_weight[held.leaf_names[id(call.module.get_parameter("weight"))]]
+        use = held.layers[name].uses[counters[name]]
+        counters[name] += 1
+        uses.append(use)
+        use.inputs[samples] = call.inputs
+        if use.output_jacobian.stride(0):  # else it is not wanted, and has no memory
+            wanted.append(OutputRows(call.name, call.edge, use.output_jacobian[samples]))
+        if call.input_edge is not None:
+            assert use.input_jacobian is not None
+            wanted.append(OutputRows(call.name, call.input_edge, use.input_jacobian[samples]))
+    if held.input_jacobian is not None:
+        wanted.append(OutputRows(None, recording.inputs, held.input_jacobian[samples]))
+    affine = []
+    for normalization in recording.normalizations:
+        # The sums alone are kept: all Jacobians in outputs of normalisations are as many as B.
+        sums = partial(affine_sums, normalization.module, normalization.normalized)
+        room = recording.outputs.new_empty(
+            *recording.outputs.shape, 2, num_affine(normalization.module)
+        )
+        affine.append(OutputRows(normalization.name, normalization.edge, room, sums))
+    wanted += affine
+    if not wanted:
+        return
+    backward_for_each_output(recording.outputs, wanted, retain_graph=check_order)
+    if check_order:
+        wrong = rows_out_of_order(recording.outputs, wanted)
+        strangers = {rows.owner for rows, bad in zip(wanted, wrong, strict=True) if bad}
+        if None in strangers:
+            raise SamplesInteractError(
+                "model gives an output for a sample that depends on the input of another: it "
+                "mixes samples or changes their order; measure it in a form that does not."
+            )
+        if strangers:
+            raise UnfitError({owner: OUT_OF_ORDER for owner in strangers if owner is not None})
+    _add_affine(held, recording, uses, [rows.room for rows in affine], samples)
+
+
+def _add_affine(
+    held: Results,
+    recording: Recording,
+    uses: list[LayerUse],
+    sums: list[Tensor],
+    samples: slice,
+) -> None:
+    """Add what biases, scales and shifts follow from the Jacobians of their modules' outputs."""
+
+    def add(parameter: Any, jacobian: Callable[[], Tensor]) -> None:
+        name = held.leaf_names.get(id(parameter))
+        if name in held.parameters and name not in held.differentiated:
+            held.parameters[name][samples] += jacobian()
+
+    for call, use in zip(recording.calls, uses, strict=True):
+        bias = call.module.bias
+        if bias is not None:
+            add(bias, partial(use.layer_type.summed, use.output_jacobian[samples]))
+    for normalization, both in zip(recording.normalizations, sums, strict=True):
+        add(normalization.module.weight, partial(both.select, 2, 0))
+        add(normalization.module.bias, partial(both.select, 2, 1))
