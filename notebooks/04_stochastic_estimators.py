@@ -54,6 +54,7 @@ from paperkit.estimators.entropy import renyi_entropy_estimate
 from paperkit.linalg.density import spectral_density
 from paperkit.linalg.eigenpairs import top_eigenpairs
 from paperkit.linalg.lanczos import lanczos
+from paperkit.linalg.operator import FunctionOperator, as_operator
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linalg.quadrature import gauss_rule, power, stochastic_lanczos_quadrature, t_log_t
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation, xtrace
@@ -133,9 +134,7 @@ assert torch.isclose(samples.mean(), A.trace(), rtol=1e-12)
 assert torch.isclose(samples.var(unbiased=False), variance, rtol=1e-12)
 
 probes = draw_probes(50, 10, generator_of(7))
-assert math.isclose(
-    hutchinson(lambda v: v @ A, 10, 50, seed=7).value, float(((probes @ A) * probes).sum(1).mean())
-)
+assert math.isclose(hutchinson(A, 50, seed=7).value, float(((probes @ A) * probes).sum(1).mean()))
 
 # %% [markdown]
 # Our probes and vectors are *rows*, many at a time: an operator takes and returns a matrix of shape $(k, d)$.
@@ -177,7 +176,7 @@ def lanczos_matrix(H: Tensor, v: Tensor, m: int) -> Tensor:
 
 v = draw_probes(1, d, generator_of(0))
 T = lanczos_matrix(H, v[0], 15)
-found = lanczos(lambda v: v @ H, v, 15)
+found = lanczos(H, v, 15)
 assert torch.allclose(found.matrices()[0], T, rtol=0, atol=1e-10)
 
 # %% [markdown]
@@ -207,7 +206,7 @@ for degree in range(2 * m + 1):
     assert agrees if degree < 2 * m else not agrees
     vector = H @ vector
 
-library = gauss_rule(lanczos(lambda v: v @ H, v, m))
+library = gauss_rule(lanczos(H, v, m))
 assert torch.allclose(library.nodes[0], theta, atol=1e-12)
 assert torch.allclose(library.weights[0], d * w, rtol=1e-8)
 
@@ -238,7 +237,8 @@ def estimate(H: Tensor, alpha: float, k: int = 100, m: int = 15) -> float:
     return math.log(numerator / denominator**alpha) / (1 - alpha)
 
 
-quadrature = stochastic_lanczos_quadrature(lambda v: v @ H, d, positive_semidefinite=True)
+operator = as_operator(H, positive_semidefinite=True)
+quadrature = stochastic_lanczos_quadrature(operator)
 library = {alpha: renyi_entropy_estimate(quadrature, alpha) for alpha in orders}
 assert abs(estimate(H, 0.5) - library[0.5].value) < 1e-8
 
@@ -318,9 +318,8 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 # %% tags=["nbval-rtol=1e-6"]
 def without_noise(m: int):
     """Return the rules of m steps on the diagonal matrix."""
-    return stochastic_lanczos_quadrature(
-        lambda v: v * eigenvalues, d, probes=2, steps=m, positive_semidefinite=True
-    )
+    diagonal = FunctionOperator(lambda v: v * eigenvalues, d, positive_semidefinite=True)
+    return stochastic_lanczos_quadrature(diagonal, probes=2, steps=m)
 
 
 rows = []
@@ -363,9 +362,7 @@ small = torch.arange(1, 201, dtype=torch.float64) ** -1.5
 M, truth = matrix_with(small), renyi_entropy(small, 0.5)
 inside = {"with the bracket": 0, "without": 0}
 for run in range(p.repeats):
-    q = stochastic_lanczos_quadrature(
-        lambda v: v @ M, 200, steps=5, positive_semidefinite=True, seed=run
-    )
+    q = stochastic_lanczos_quadrature(as_operator(M, positive_semidefinite=True), steps=5, seed=run)
     e = renyi_entropy_estimate(q, 0.5)
     low, high = e.bracket
     inside["with the bracket"] += low - 3 * e.standard_error < truth < high + 3 * e.standard_error
@@ -384,11 +381,9 @@ pd.Series(inside, name=f"runs of {p.repeats} that cover").to_frame()
 rows = []
 for alpha in (0.3, 0.5, 1.0, 1.5):
     q = stochastic_lanczos_quadrature(
-        lambda v: v @ H,
-        d,
+        operator,
         steps=None,
         targets=[lambda q, alpha=alpha: renyi_entropy_estimate(q, alpha)],
-        positive_semidefinite=True,
     )
     e = renyi_entropy_estimate(q, alpha)
     assert q.converged and e.bracket[1] - e.bracket[0] <= e.standard_error
@@ -411,10 +406,7 @@ pd.DataFrame(rows, columns=columns).set_index("order").round(4)
 # $$ (eq-est-independent)
 
 # %% tags=["nbval-rtol=1e-6"]
-runs = [
-    stochastic_lanczos_quadrature(lambda v: v @ M, 200, probes=10, seed=run)
-    for run in range(2 * p.repeats)
-]
+runs = [stochastic_lanczos_quadrature(M, probes=10, seed=run) for run in range(2 * p.repeats)]
 rows = []
 for alpha in (0.5, 0.9, 0.99, 1.1, 1.5):
     common, independent = [], []
@@ -447,9 +439,8 @@ assert abs(shannon.value - renyi_entropy_estimate(quadrature, 1.0001).value) < 1
 
 # %% tags=["nbval-rtol=1e-5"]
 singular = torch.cat([torch.linspace(0.001, 1, 50), torch.zeros(d - 50)]).double()
-low_rank = stochastic_lanczos_quadrature(
-    lambda v: v * singular, d, probes=2, positive_semidefinite=True
-)
+diagonal = FunctionOperator(lambda v: v * singular, d, positive_semidefinite=True)
+low_rank = stochastic_lanczos_quadrature(diagonal, probes=2)
 rows = []
 for alpha in (0.0001, 0.1, 0.3, 0.5, 1.5):
     e, truth = renyi_entropy_estimate(low_rank, alpha), renyi_entropy(singular, alpha)
@@ -489,15 +480,15 @@ for i in range(k):
     rest = probes[i] - Q @ (Q.T @ probes[i])
     rest = rest * math.sqrt(40 - k + 1) / rest.norm()  # on the sphere of what is left
     samples.append((Q.T @ A @ Q).trace() + rest @ A @ rest)
-library = xtrace(lambda v: v @ A, 40, 2 * k, seed=1)
+library = xtrace(A, 2 * k, seed=1)
 assert abs(library.value - float(sum(samples) / k)) < 1e-9 * float(A.norm())
 
 
 # %% tags=["nbval-rtol=1e-5"]
-def krylov(operator, dimension: int, products: int, seed: int):
+def krylov(A, products: int, seed: int):
     """Half of the products for a Krylov space, half for probes."""
-    Q = krylov_deflation(operator, dimension, products // 2, seed=10**6 + seed)
-    return hutchinson(operator, dimension, products, deflation=Q, distribution="sphere", seed=seed)
+    Q = krylov_deflation(A, products // 2, seed=10**6 + seed)
+    return hutchinson(A, products, deflation=Q, distribution="sphere", seed=seed)
 
 
 METHODS = {"Hutchinson": hutchinson, "Hutch++": hutch_plus_plus, "XTrace": xtrace, "Krylov": krylov}
@@ -505,7 +496,7 @@ budgets = (12, 24, 60)
 errors = pd.DataFrame(index=pd.Index(METHODS, name="products"), columns=budgets, dtype=float)
 for name, method in METHODS.items():
     for products in budgets:
-        runs = [method(lambda v: v @ M, 200, products, seed=run) for run in range(p.repeats)]
+        runs = [method(M, products, seed=run) for run in range(p.repeats)]
         found = torch.tensor([float(run) for run in runs], dtype=torch.float64)
         errors.loc[name, products] = float((found / small.sum() - 1).square().mean().sqrt())
 assert (errors.loc["XTrace"] < errors.loc["Hutchinson"]).all()
@@ -520,7 +511,7 @@ assert (errors.loc["XTrace"] < errors.loc["Hutchinson"]).all()
 flat = matrix_with(torch.linspace(-1, 1, 200, dtype=torch.float64))
 spread = {}
 for name, method in METHODS.items():
-    runs = [method(lambda v: v @ flat, 200, 60, seed=run) for run in range(p.repeats)]
+    runs = [method(flat, 60, seed=run) for run in range(p.repeats)]
     spread[name] = float(torch.tensor([float(run) for run in runs]).square().mean().sqrt())
 if p.profile != "smoke":
     assert spread["Hutchinson"] == min(spread.values())
@@ -533,7 +524,7 @@ pd.Series(spread, name="error of a trace that is 0").to_frame().round(2)
 # The same recurrences give a picture of the spectrum: put a narrow Gaussian on every node of a rule, with its weight. For a picture the averaged rule of Spalević is better than the Gauss rule it is made from: it has almost twice the nodes and takes no product more. Outliers are what the picture is least good at, and they can be computed exactly: restarted Lanczos from one vector returns the $k$ largest eigenvalues with a residual $\lVert H u - \lambda u \rVert$ each, which bounds their error. One vector meets a multiple eigenvalue only once, so a second search, in the complement of what was found, looks for further copies.
 
 # %%
-pairs = top_eigenpairs(lambda v: v @ H, d, 3)
+pairs = top_eigenpairs(H, 3)
 assert bool(pairs.converged.all())
 assert float((pairs.eigenvalues - eigenvalues[:3]).abs().max()) < 1e-6
 
@@ -544,7 +535,7 @@ cluster = 2 + 0.1 * torch.randn(50, generator=generator, dtype=torch.float64)
 both = torch.cat([bulk, cluster])
 grid = torch.linspace(-2.5, 3, 221, dtype=torch.float64)
 B = matrix_with(both)
-rules = stochastic_lanczos_quadrature(lambda v: v @ B, d, probes=20, steps=40)
+rules = stochastic_lanczos_quadrature(B, probes=20, steps=40)
 density = spectral_density(rules, grid, 0.1)
 exact_density = (-0.5 * ((grid[:, None] - both) / 0.1) ** 2).exp().mean(1) / (
     0.1 * math.sqrt(2 * math.pi)

@@ -4,6 +4,7 @@ from paperkit.linalg.density import SpectralDensity, spectral_density
 from paperkit.linalg.eigenpairs import Eigenpairs, top_eigenpairs
 from paperkit.linalg.gram import Spectrum, gram_spectrum
 from paperkit.linalg.lanczos import Lanczos, Tridiagonal, lanczos
+from paperkit.linalg.operator import FunctionOperator, SymmetricOperator, as_operator
 from paperkit.linalg.probes import draw_probes
 from paperkit.linalg.quadrature import (
     Estimate,
@@ -31,6 +32,7 @@ __all__ = [
     "Deflation",
     "Eigenpairs",
     "Estimate",
+    "FunctionOperator",
     "Lanczos",
     "MemoryBudgetError",
     "Rule",
@@ -38,8 +40,10 @@ __all__ = [
     "SpectralFunction",
     "SpectralQuadrature",
     "Spectrum",
+    "SymmetricOperator",
     "TraceEstimate",
     "Tridiagonal",
+    "as_operator",
     "averaged_rule",
     "draw_probes",
     "gauss_rule",

@@ -8,7 +8,6 @@ first components of its eigenvectors are the weights of a Gauss quadrature for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
+from paperkit.linalg.operator import SymmetricOperator, apply, as_operator
 
-Operator = Callable[[Tensor], Tensor]
-"""A symmetric matrix as a function: k vectors as rows, (k, d), to their k images, (k, d)."""
-
-_WANTED = "a function from (k, d) to (k, d), vectors as rows"
+Matrix = SymmetricOperator | Tensor | Callable[[Tensor], Tensor]
+"""A symmetric matrix, in any form that starting vectors complete."""
 
 # A residual below this many units of round-off of the operator's norm is no new direction.
 BREAKDOWN = 100.0
@@ -28,42 +26,6 @@ BREAKDOWN = 100.0
 CANCELLED = 0.5
 # Entries of long vectors that are summed at a time, in the vectors' own precision.
 COLUMNS = 2**18
-
-
-def apply(operator: Operator, vectors: Tensor) -> Tensor:
-    """Return the images of (k, d) vectors, checked.
-
-    Parameters
-    ----------
-    operator : callable
-        Maps (k, d) to (k, d); it is not called for k = 0.
-    vectors : Tensor
-        Shape (k, d).
-
-    Returns
-    -------
-    Tensor
-        Shape (k, d).
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the operator is no function, or the images have another shape, or NaN or infinite
-        entries.
-    """
-    arguments.function("operator", operator, _WANTED)
-    if len(vectors) == 0:
-        return vectors
-    images = operator(vectors)
-    if not isinstance(images, Tensor) or images.shape != vectors.shape:
-        raise ValueError(
-            f"operator maps shape {tuple(vectors.shape)} to {arguments.shown(images)}: it must "
-            "take and return vectors as rows."
-        )
-    # The norm is one pass over the numbers; it overflows before they do.
-    if not math.isfinite(float(images.norm())) and not bool(torch.isfinite(images).all()):
-        raise ValueError("operator returned NaN or infinite entries: check the model.")
-    return images
 
 
 @dataclass(frozen=True)
@@ -112,14 +74,6 @@ def tridiagonal_matrices(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
     )
 
 
-def relative_round_off(dtype: torch.dtype, round_off: float | None) -> float:
-    """Return that of a product: the format's own, or a larger one that it is said to have."""
-    own = torch.finfo(dtype).eps
-    if round_off is None:
-        return own
-    return max(own, arguments.number("round_off", round_off, at_least=0, below=1))
-
-
 class Lanczos:
     """A batch of Lanczos recurrences that can be continued: take steps, look, take more.
 
@@ -128,30 +82,37 @@ class Lanczos:
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (k, d) to (k, d), rows are vectors.
+    operator : SymmetricOperator, Tensor or callable
+        A symmetric matrix; see :func:`paperkit.linalg.as_operator`. A function of vectors will do,
+        since ``starts`` says what these are.
     starts : Tensor
         Shape (k, d), in the operator's dtype and on its device; need not be normalized.
-    round_off : float, optional
-        Relative error of a product, where it is larger than the dtype's round-off, as of a model in
-        double precision that computes parts in single.
 
     Raises
     ------
     TypeError, ValueError
-        If ``starts`` is not a stack of floating-point vectors, or one is zero or not finite.
+        If ``starts`` is not a stack of floating-point vectors, or one is zero or not finite; if the
+        operator is of another dimension, dtype or device.
     """
 
-    def __init__(
-        self, operator: Operator, starts: Tensor, *, round_off: float | None = None
-    ) -> None:
+    def __init__(self, operator: Matrix, starts: Tensor) -> None:
         arguments.tensor("starts", starts, shape=("k", "d"), floating=True, dense=True)
-        arguments.function("operator", operator, _WANTED)
+        self.operator = as_operator(operator, like=starts)
+        if starts.shape[1] != self.operator.dimension:
+            raise ValueError(
+                f"starts has vectors of {starts.shape[1]} entries, and the operator takes "
+                f"{self.operator.dimension}."
+            )
+        wanted = self.operator.dtype, self.operator.device
+        if (starts.dtype, starts.device) != wanted:
+            raise ValueError(
+                f"starts is {starts.dtype} on {starts.device}: convert it to {wanted[0]} on "
+                f"{wanted[1]}, as the operator's vectors."
+            )
         self.norm = norms(starts)
         if not bool((torch.isfinite(self.norm) & (self.norm > 0)).all()):
             raise ValueError("starts has a zero or infinite vector: draw the probes again.")
-        self.operator = operator
-        self._epsilon = relative_round_off(starts.dtype, round_off)
+        self._epsilon = self.operator.round_off
         self._diagonal: list[Tensor] = []
         self._off_diagonal: list[Tensor] = []
         self._blocks: list[Tensor] = []  # of the basis, each (k, steps of one advance, d)
@@ -299,7 +260,7 @@ def _orthogonalize(image: Tensor, seen: list[Tensor]) -> Tensor:
 
 
 def lanczos(
-    operator: Operator, starts: Tensor, steps: int, *, keep_basis: bool = False
+    operator: Matrix, starts: Tensor, steps: int, *, keep_basis: bool = False
 ) -> Tridiagonal:
     """Run Lanczos with full reorthogonalization from each starting vector.
 
@@ -309,8 +270,8 @@ def lanczos(
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (k, d) to (k, d), rows are vectors.
+    operator : SymmetricOperator, Tensor or callable
+        A symmetric matrix, as in :class:`Lanczos`.
     starts : Tensor
         Shape (k, d), in the operator's dtype and on its device; need not be normalized.
     steps : int

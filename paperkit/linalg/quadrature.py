@@ -52,14 +52,8 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
-from paperkit.linalg.lanczos import (
-    BREAKDOWN,
-    Lanczos,
-    Operator,
-    Tridiagonal,
-    lanczos,
-    tridiagonal_matrices,
-)
+from paperkit.linalg.lanczos import BREAKDOWN, Lanczos, Tridiagonal, lanczos, tridiagonal_matrices
+from paperkit.linalg.operator import SymmetricOperator, as_operator
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.memory import GIBIBYTE, chunk_sizes
 
@@ -509,20 +503,15 @@ def _between(
 
 
 def stochastic_lanczos_quadrature(
-    operator: Operator,
-    dimension: int,
+    operator: SymmetricOperator | Tensor,
     *,
     probes: int = 100,
     steps: int | None = 15,
     max_steps: int = 100,
     targets: Sequence[Callable[[SpectralQuadrature], Estimate]] = (),
-    positive_semidefinite: bool = False,
     distribution: str = "rademacher",
     probes_at_once: int | None = None,
-    round_off: float | None = None,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
     memory_budget: int = GIBIBYTE,
 ) -> SpectralQuadrature:
     """Run Lanczos from random probes and return the quadrature rules.
@@ -531,11 +520,10 @@ def stochastic_lanczos_quadrature(
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (k, d) to (k, d), rows are vectors. It is called with as many probes at once
-        as the memory budget allows.
-    dimension : int
-        d.
+    operator : SymmetricOperator or Tensor
+        A symmetric matrix; see :func:`paperkit.linalg.as_operator`. It is applied to as many probes
+        at once as the memory budget allows. Where it says that it is positive semidefinite, there
+        are Radau rules too, and so brackets of more functions.
     probes : int
         At least 2, for a standard error.
     steps : int, optional
@@ -546,19 +534,13 @@ def stochastic_lanczos_quadrature(
     targets : sequence of callable
         What the steps shall resolve, for ``steps=None`` and for ``converged``. Each maps a
         quadrature to an :class:`Estimate`, as ``lambda q: q.trace(power(0.5))`` does.
-    positive_semidefinite : bool
-        That the operator is; adds the Radau rules, and so brackets of more functions.
     distribution : str
         One of ``"rademacher"``, ``"sphere"``, ``"normal"``.
     probes_at_once : int, optional
         That the operator is called with; default as many as fit. One suits an operator that
         multiplies single vectors faster.
-    round_off : float, optional
-        As in :class:`paperkit.linalg.Lanczos`.
     seed : int
-        Of the probes.
-    dtype, device
-        The operator's.
+        Seed of the probes.
     memory_budget : int
         Bytes for the Lanczos bases of the probes that run at once (at least two of them, unless
         ``probes_at_once`` says otherwise). With
@@ -576,13 +558,13 @@ def stochastic_lanczos_quadrature(
         watch, the operator is not what it is said to be, or as
         :func:`paperkit.linalg.lanczos`.
     """
-    dimension = arguments.integer("dimension", dimension, at_least=1)
+    operator = as_operator(operator)
+    dimension, dtype, device = operator.dimension, operator.dtype, operator.device
+    positive_semidefinite = operator.positive_semidefinite
     spread = "one has no standard error"
     probes = arguments.integer("probes", probes, at_least=2, because=spread)
     max_steps = arguments.integer("max_steps", max_steps, at_least=1)
-    positive_semidefinite = arguments.flag("positive_semidefinite", positive_semidefinite)
     memory_budget = arguments.memory_budget("memory_budget", memory_budget)
-    dtype = arguments.dtype("dtype", dtype)
     targets = arguments.functions("targets", targets, "of a quadrature")
     if steps is None and not targets:
         raise ValueError("steps=None watches the brackets of targets: pass some, or a number.")
@@ -607,7 +589,7 @@ def stochastic_lanczos_quadrature(
         starts = draw_probes(
             count, dimension, generator, distribution=distribution, dtype=dtype, device=device
         )
-        process = Lanczos(operator, starts, round_off=round_off)
+        process = Lanczos(operator, starts)
         process.advance(min(_FIRST_STEPS, longest) if steps is None else longest)
         while (
             steps is None
@@ -632,8 +614,8 @@ def _quadrature(
     scale = float(gauss.nodes.abs().max())
     if positive_semidefinite and float(gauss.nodes.min()) < -(epsilon**0.5) * scale:
         raise ValueError(
-            f"positive_semidefinite=True, but the operator has an eigenvalue below "
-            f"{float(gauss.nodes.min()):.3g}: pass False."
+            f"operator says positive_semidefinite=True, but it has an eigenvalue below "
+            f"{float(gauss.nodes.min()):.3g}: say False."
         )
 
     def without_round_off(rule: Rule) -> Rule:
