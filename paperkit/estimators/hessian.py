@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.curvature.operators import CurvatureOperator, HessianOperator, ResidualOperator
+from paperkit.curvature import CurvatureOperator, HessianOperator, ResidualOperator
 from paperkit.estimators.gauss_newton_trace import gradient_squares_from
 from paperkit.estimators.plan import PRODUCT, Gradient
 from paperkit.estimators.result import Measurement

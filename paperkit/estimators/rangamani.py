@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator
 from paperkit.estimators.adaptive_sharpness import select_parameters
 from paperkit.estimators.parameter_norm import weight_names
 from paperkit.estimators.result import Measurement

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator
 from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.operator import FunctionOperator

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.curvature import CurvatureOperator, GaussNewtonOperator, HessianOperator
 from paperkit.curvature.dense import dense_hessian_and_round_off
-from paperkit.curvature.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
 from paperkit.estimators.entropy import (
     POLICIES,
     UndefinedEntropyError,

@@ -5,8 +5,7 @@ import torch
 from networks import CASES, Case
 from torch import nn
 
-from paperkit.curvature import dense_gauss_newton, dense_hessian
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator, dense_gauss_newton, dense_hessian
 from paperkit.estimators import hessian_top_eigenvalues, hessian_trace, spectral_density
 from paperkit.estimators.hessian import block_probe_trace
 

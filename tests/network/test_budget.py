@@ -14,7 +14,7 @@ import torch
 from networks import CASES
 from torch import Tensor, nn
 
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator
 from paperkit.estimators.adaptive_sharpness import average_adaptive_sharpness
 from paperkit.estimators.baselines import generalization_gap, mean_exponential_loss, mean_loss
 from paperkit.estimators.information_geometry import fisher_rao_norm
