@@ -56,7 +56,9 @@ from paperkit.linalg.eigenpairs import top_eigenpairs
 from paperkit.linalg.lanczos import lanczos
 from paperkit.linalg.operator import FunctionOperator, as_operator
 from paperkit.linalg.probes import draw_probes, generator_of
-from paperkit.linalg.quadrature import gauss_rule, power, stochastic_lanczos_quadrature, t_log_t
+from paperkit.linalg.quadrature import stochastic_lanczos_quadrature
+from paperkit.linalg.rules import gauss_rule
+from paperkit.linalg.spectral_functions import power, t_log_t
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation, xtrace
 from paperkit.plotting import book_style
 

@@ -6,18 +6,9 @@ from paperkit.linalg.gram import Spectrum, gram_spectrum
 from paperkit.linalg.lanczos import Lanczos, Tridiagonal, lanczos
 from paperkit.linalg.operator import FunctionOperator, SymmetricOperator, as_operator
 from paperkit.linalg.probes import draw_probes
-from paperkit.linalg.quadrature import (
-    Estimate,
-    Rule,
-    SpectralFunction,
-    SpectralQuadrature,
-    averaged_rule,
-    gauss_rule,
-    power,
-    radau_rule,
-    stochastic_lanczos_quadrature,
-    t_log_t,
-)
+from paperkit.linalg.quadrature import Estimate, SpectralQuadrature, stochastic_lanczos_quadrature
+from paperkit.linalg.rules import Rule, averaged_rule, gauss_rule, radau_rule
+from paperkit.linalg.spectral_functions import SpectralFunction, power, t_log_t
 from paperkit.linalg.traces import (
     Deflation,
     TraceEstimate,

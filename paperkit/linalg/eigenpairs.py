@@ -32,7 +32,7 @@ ORDERS = ("magnitude", "algebraic")
 
 # The basis is cut back when it would exceed so many vectors for each pair, or so many in all.
 _VECTORS_EACH, _SMALLEST_BASIS = 6, 40
-# Vectors beside the basis: the newest, its image, what a product makes on its way, the result.
+# Vectors beside the basis: the newest, its image, the product's own temporaries, the result.
 _BESIDE = 6
 # The probability that a search of the complement may end too early.
 _DOUBT = 1e-3
@@ -244,7 +244,7 @@ class _Search:
         self._kept = min((longest + k) // 2, longest - 1)
         self._basis = start.new_empty(longest, dimension)
         self._projected = _float64(longest, longest)
-        # Of the images, along the known vectors.
+        # Components of the images along the known vectors.
         self._outside = _float64(len(known), longest)
         self._size = self._steps = 0
         self._scale = self._coupling = 0.0

@@ -22,9 +22,10 @@ Matrix = SymmetricOperator | Tensor | Callable[[Tensor], Tensor]
 
 # A residual below this many units of round-off of the operator's norm is no new direction.
 BREAKDOWN = 100.0
-# What loses more than this share in an orthogonalization gets another one.
+# A vector that loses more than this share in an orthogonalization is orthogonalized again.
 CANCELLED = 0.5
-# Entries of long vectors that are summed at a time, in the vectors' own precision.
+# Long vectors are summed by so many entries at a time in their own precision, because that is
+# faster than a sum in float64 and errs less than one over all entries.
 COLUMNS = 2**18
 
 
@@ -172,14 +173,15 @@ class Lanczos:
             image.addcmul_(coupling, self._previous, value=-1)
         before = norms(image)
         leaked = _orthogonalize(image, seen)
-        # What the recurrence leaves along earlier vectors is round-off if A = A^T.
+        # The recurrence of a symmetric A leaves nothing but round-off along earlier vectors.
         if bool((leaked > self._epsilon**0.5 * self._scale).any()):
             raise ValueError(
                 "operator is not symmetric, or gives different results at each call: pass a "
                 "symmetric, deterministic one."
             )
         beta = norms(image)
-        # The recurrence was the first pass over the basis; twice is enough where little is left.
+        # A second pass over the basis is needed where little of the image is left, because its
+        # round-off was relative to the longer vector. Two passes are always enough.
         if bool((beta < CANCELLED * before).any()):
             _orthogonalize(image, seen)
             beta = norms(image)
@@ -217,7 +219,7 @@ def norms(vectors: Tensor) -> Tensor:
     """Return Euclidean norms, (k, d) → (k,), float64, whatever the size of the entries."""
     limits = torch.finfo(vectors.dtype)
     squares = inner(vectors, vectors)
-    # Squares below the format's smallest number are lost, and together no more than this.
+    # Squares below the format's smallest number are lost; all of them add up to at most this.
     lost = vectors.shape[1] * limits.tiny / limits.eps
     if bool((torch.isfinite(squares) & (squares >= lost)).all()):
         return squares.sqrt()

@@ -65,7 +65,7 @@ class Deflation:
     trace : float
         :math:`\operatorname{Tr} Q^\top A Q` over them; for Ritz vectors, the sum of Ritz values.
     products : int
-        What it cost.
+        Number of operator-vector products that it took.
     """
 
     basis: Tensor
@@ -179,8 +179,8 @@ def hutchinson(
             if distribution == "sphere":
                 probes = _on_sphere(probes, dimension - len(deflation.basis))
         samples.append(_quadratic_forms(operator, probes))
-    known = deflation.trace if deflation else 0.0
-    return _estimate(known + torch.cat(samples), products, "hutchinson")
+    deflated = deflation.trace if deflation else 0.0
+    return _estimate(deflated + torch.cat(samples), products, "hutchinson")
 
 
 def hutch_plus_plus(
@@ -218,14 +218,14 @@ def hutch_plus_plus(
     products = arguments.integer("products", products, at_least=4, because=reason)
     rank = min(products // 3, operator.dimension)
     generator = generator_of(seed)
-    # Few random signs can be dependent, normal vectors cannot.
+    # Normal vectors are used because a few random sign vectors can be dependent.
     sketch = _draw(operator, rank, generator, "normal")
     basis, _ = _row_basis(apply(operator, sketch))
-    known = float(_quadratic_forms(operator, basis).sum())
+    sketched = float(_quadratic_forms(operator, basis).sum())
     count = products - rank - len(basis)
     probes = _draw(operator, count, generator, "rademacher")
     samples = _quadratic_forms(operator, _project(probes, basis))
-    return _estimate(known + samples, products, "hutch++")
+    return _estimate(sketched + samples, products, "hutch++")
 
 
 def xtrace(
@@ -277,18 +277,17 @@ def xtrace(
     generator = generator_of(seed)
     probes = _draw(operator, count, generator, "sphere")
     images = apply(operator, probes)
-    basis, left_out = _row_basis(images)
-    compressed = (apply(operator, basis) @ basis.T).to(torch.float64)
-    # Rows are probes from here on: W, R and S are the transposes of those above.
-    inner = (probes @ basis.T).to(torch.float64)
-    triangle = (images @ basis.T).to(torch.float64)
-    rest = inner - left_out * (left_out * inner).sum(dim=1, keepdim=True)
-    removed = (left_out @ compressed * left_out).sum(dim=1)
-    form = ((inner - 2 * rest) * triangle).sum(dim=1) + (rest @ compressed * rest).sum(dim=1)
-    dimensions = dimension - len(basis) + left_out.square().sum(dim=1)
-    length = probes.square().sum(dim=1, dtype=torch.float64) - rest.square().sum(dim=1)
-    samples = compressed.diagonal().sum() - removed + dimensions / length * form
-    return _estimate(samples, count + len(basis), "xtrace")
+    # The rows of w, r, s and w_bar are the vectors w_i, r_i, s_i and w̄_i of the probes.
+    Q, s = _row_basis(images)
+    M = (apply(operator, Q) @ Q.T).to(torch.float64)
+    w = (probes @ Q.T).to(torch.float64)
+    r = (images @ Q.T).to(torch.float64)
+    w_bar = w - s * (s * w).sum(dim=1, keepdim=True)
+    form = ((w - 2 * w_bar) * r).sum(dim=1) + (w_bar @ M * w_bar).sum(dim=1)
+    dimensions = dimension - len(Q) + s.square().sum(dim=1)
+    length = probes.square().sum(dim=1, dtype=torch.float64) - w_bar.square().sum(dim=1)
+    samples = M.diagonal().sum() - (s @ M * s).sum(dim=1) + dimensions / length * form
+    return _estimate(samples, count + len(Q), "xtrace")
 
 
 def _row_basis(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -305,7 +304,7 @@ def _row_basis(images: Tensor) -> tuple[Tensor, Tensor]:
     rank = int((sizes > tolerance).sum())
     if rank < len(images):
         return right[:rank], torch.zeros_like(left[:, :rank], dtype=torch.float64)
-    # Rows are U S V^T: the pseudo-inverse's columns are U S^{-1} in the basis V^T.
+    # The rows are U S Vᵀ, so that the columns of their pseudo-inverse are U S⁻¹ in the basis Vᵀ.
     dual = left.to(torch.float64) / sizes.to(torch.float64)
     return right, dual / dual.norm(dim=1, keepdim=True)
 
@@ -341,6 +340,6 @@ def _quadratic_forms(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
 
 
 def _estimate(samples: Tensor, products: int, method: str) -> TraceEstimate:
-    # One sample is left in dimension one, where XTrace is exact.
+    # In dimension one a single sample is left, and XTrace is exact.
     error = float(samples.std()) / len(samples) ** 0.5 if len(samples) > 1 else 0.0
     return TraceEstimate(float(samples.mean()), error, products, method)

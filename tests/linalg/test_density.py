@@ -10,7 +10,8 @@ from known_spectra import INDEFINITE, Counted, D, power_law, rotated
 from scipy.stats import wasserstein_distance
 
 from paperkit.linalg.density import spectral_density
-from paperkit.linalg.quadrature import Rule, SpectralQuadrature, stochastic_lanczos_quadrature
+from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
+from paperkit.linalg.rules import Rule
 
 EIGENVALUES = INDEFINITE["mostly positive"]
 GRID = torch.linspace(-1, 2, 301, dtype=torch.float64)

@@ -20,17 +20,9 @@ from known_spectra import (
 from paperkit.linalg.lanczos import lanczos
 from paperkit.linalg.operator import FunctionOperator, as_operator
 from paperkit.linalg.probes import draw_probes, generator_of
-from paperkit.linalg.quadrature import (
-    Rule,
-    SpectralFunction,
-    SpectralQuadrature,
-    averaged_rule,
-    gauss_rule,
-    power,
-    radau_rule,
-    stochastic_lanczos_quadrature,
-    t_log_t,
-)
+from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
+from paperkit.linalg.rules import Rule, averaged_rule, gauss_rule, radau_rule
+from paperkit.linalg.spectral_functions import SpectralFunction, power, t_log_t
 
 EPSILON = torch.finfo(torch.float64).eps
 FUNCTIONS = [power(0.5), power(0.9), power(1.3), power(1.7), power(2.5), power(3.5), t_log_t()]
