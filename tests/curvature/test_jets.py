@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import relative
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, weight_norm
@@ -266,10 +267,6 @@ def make(name: str, networks: dict = NETWORKS) -> tuple[nn.Module, Tensor, Tenso
 def vectors_for(operator: HessianOperator, count: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, operator.dimension, generator=generator, dtype=torch.float64)
-
-
-def relative(difference: Tensor, reference: Tensor) -> float:
-    return float(difference.norm() / reference.norm())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

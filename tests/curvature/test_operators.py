@@ -7,9 +7,9 @@ import itertools
 
 import pytest
 import torch
-from networks import CASES, Case
+from helpers import relative, targets_for
+from networks import CASES, NAMED, Case
 from torch import Tensor, nn
-from torch.nn import functional
 
 from paperkit.curvature import (
     CurvatureOperator,
@@ -125,7 +125,7 @@ class Centred(nn.Module):
         return self.head(inputs - inputs.mean(dim=0))
 
 
-OTHERS = (
+_OTHERS = (
     Case("attention", Attention, (3, 4)),
     Case("tied weights", Tied, (5,)),
     Case(
@@ -138,19 +138,10 @@ OTHERS = (
     Case("reverse mode only", ReverseOnly, (5,)),
     Case("one vector at a time", OneVectorOnly, (5,)),
 )
-SMALL = next(case for case in CASES if case.name == "tanh before the second layer")
-every_case = pytest.mark.parametrize("case", CASES + OTHERS, ids=lambda case: case.name)
+OTHERS = {case.name: case for case in _OTHERS}
+SMALL = NAMED["tanh before the second layer"]
+every_case = pytest.mark.parametrize("case", (*CASES, *OTHERS.values()), ids=lambda case: case.name)
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
-
-
-def relative(difference: Tensor, reference: Tensor) -> float:
-    return float(difference.norm() / reference.norm())
-
-
-def targets_for(loss: str, labels: Tensor) -> Tensor:
-    if loss == "cross_entropy":
-        return labels
-    return functional.one_hot(labels, 3).double()
 
 
 def dense(
@@ -225,7 +216,9 @@ def products_by(
         return route.products(chunk, vectors, operator.curvature) / len(inputs)
 
 
-@pytest.mark.parametrize("case", (CASES[4], CASES[6]), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", (NAMED["residual"], NAMED["positions"]), ids=lambda case: case.name
+)
 @pytest.mark.parametrize(
     ("operator", "route"),
     [
@@ -250,22 +243,22 @@ def test_each_route_gives_the_same_matrix(
     ("case", "operator", "fast"),
     [
         # The search ends at a way that serves single vectors as well.
-        (CASES[4], HessianOperator, [routes.JETS]),
+        (NAMED["residual"], HessianOperator, [routes.JETS]),
         (
-            OTHERS[0],
+            OTHERS["attention"],
             GaussNewtonOperator,
             [routes.VECTORIZED_REVERSE_OVER_FORWARD, routes.REVERSE_OVER_FORWARD],
         ),
         # The derivative of layer normalisation's forward rule is wrong.
-        (OTHERS[0], HessianOperator, [routes.VECTORIZED_DOUBLE_BACKWARD]),
-        (OTHERS[3], HessianOperator, [routes.VECTORIZED_DOUBLE_BACKWARD]),
+        (OTHERS["attention"], HessianOperator, [routes.VECTORIZED_DOUBLE_BACKWARD]),
+        (OTHERS["reverse mode only"], HessianOperator, [routes.VECTORIZED_DOUBLE_BACKWARD]),
         (
-            OTHERS[4],
+            OTHERS["one vector at a time"],
             HessianOperator,
             [routes.VECTORIZED_DOUBLE_BACKWARD, routes.REVERSE_OVER_FORWARD],
         ),
-        (OTHERS[3], GaussNewtonOperator, []),
-        (OTHERS[4], GaussNewtonOperator, [routes.REVERSE_OVER_FORWARD]),
+        (OTHERS["reverse mode only"], GaussNewtonOperator, []),
+        (OTHERS["one vector at a time"], GaussNewtonOperator, [routes.REVERSE_OVER_FORWARD]),
     ],
 )
 def test_only_routes_that_agree_with_double_backward_are_taken(
@@ -413,7 +406,7 @@ def test_frozen_parameters_are_measured_like_others(operator: type[CurvatureOper
 
 
 def test_tied_weights_count_once() -> None:
-    model, inputs, targets = OTHERS[1].make()
+    model, inputs, targets = OTHERS["tied weights"].make()
     product = HessianOperator(model, (inputs, targets))
     assert product.dimension == 25 + 5 + 15 + 3
     assert "second.weight" not in product.parameter_names
@@ -444,7 +437,7 @@ def snapshot(model: nn.Module) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("case", (CASES[4], *OTHERS), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", (NAMED["residual"], *OTHERS.values()), ids=lambda case: case.name)
 @every_operator
 def test_the_model_is_left_as_it_was_also_after_an_error(
     case: Case, operator: type[CurvatureOperator]
@@ -530,7 +523,7 @@ def test_samples_that_interact_are_refused() -> None:
         GaussNewtonOperator(model, [(inputs[:3], targets[:3])])
 
 
-@pytest.mark.parametrize("case", (CASES[4], *OTHERS), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", (NAMED["residual"], *OTHERS.values()), ids=lambda case: case.name)
 @every_operator
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_products_live_on_the_models_device(
@@ -573,7 +566,7 @@ def test_cached_products_equal_those_without_a_cache(
 
 
 def test_several_vectors_share_a_pass_through_the_graph_that_is_kept() -> None:
-    model, inputs, targets = OTHERS[0].make(6)
+    model, inputs, targets = OTHERS["attention"].make(6)
     product = HessianOperator(model, (inputs, targets))
     probes = probes_for(product)
     expected = product(probes)
@@ -623,7 +616,14 @@ def test_a_cache_that_does_not_fit_is_left_out_and_one_of_changed_weights_is_ref
 
 @every_operator
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("case", (CASES[4], CASES[7], *OTHERS[:3]), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    (
+        *(NAMED[name] for name in ("residual", "tanh before the second layer")),
+        *(OTHERS[name] for name in ("attention", "tied weights", "normalisation")),
+    ),
+    ids=lambda case: case.name,
+)
 def test_block_quadratic_forms_are_those_of_the_blocks_own_matrices(
     case: Case, operator: type[CurvatureOperator], loss: str, device: torch.device
 ) -> None:
