@@ -35,33 +35,34 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 Rule = Callable[..., Any]
 
-# Convolutions with fewer output channels leave most of a processor's vector units idle.
+# Number of output channels below which a convolution leaves most of a processor's vector units
+# idle.
 _FEW_CHANNELS = 16
 
 
 class NoRuleError(Exception):
-    """The network does something that has no rule here: its products must be computed otherwise."""
+    """An operation of the network has no rule here; products must be computed in another way."""
 
 
 class Jet:
-    """What a network computes with in place of a tensor: values and their k derivatives.
+    """Values and their k derivatives, with which a network computes in place of a tensor.
 
-    It can be passed to the functions of torch that have a rule, and has those attributes and
+    A jet can be passed to the functions of torch that have a rule, and has those attributes and
     methods of a tensor that a model's own code is likely to use.
 
     Parameters
     ----------
     source : Tensor or Layer
-        The stack ((1 + k) m, …), m samples' values and then their derivatives along each vector;
-        or a layer, which runs when its stack is first asked for.
+        Stack ((1 + k) m, …) of m samples' values and then their derivatives along each vector; or a
+        layer, which runs when its stack is first asked for.
     count : int
-        k.
+        Number k of derivatives.
 
     Raises
     ------
     NoRuleError
-        Where no gradients are recorded: in a part of the model that does so, or in the forward pass
-        of a custom Function, the jet would follow other derivatives than autograd.
+        If no gradients are recorded, as under no_grad or in the forward pass of a custom Function.
+        The jet would follow derivatives there that autograd does not.
     """
 
     __slots__ = ("_shared", "_source", "count")
@@ -71,12 +72,13 @@ class Jet:
             raise NoRuleError("what records no gradients has no rule for jets.")
         self._source = source
         self.count = count
-        # Whether its entries are also another's: what is done to them in place would be missed.
+        # Whether another jet shares the entries. An operation in place would change that one too,
+        # so it is refused.
         self._shared = False
 
     @property
     def layer(self) -> Layer | None:
-        """The layer that has still to run, if any."""
+        """The layer that has still to run; None if the stack exists."""
         return self._source if isinstance(self._source, Layer) else None
 
     @property
@@ -92,7 +94,7 @@ class Jet:
         return self.stack.unflatten(0, (1 + self.count, -1))
 
     def set_(self, other: Jet) -> Jet:
-        """Become the other, as the operand of an operation in place does."""
+        """Take the values of another jet, as the operand of an operation in place does."""
         if self._shared:
             raise NoRuleError("an operation in place on a view, or on what has one, has no rule.")
         self._source = other._source
@@ -118,7 +120,7 @@ class Jet:
         raise NoRuleError("a decision by the values of a jet has no rule.")
 
     def __getattr__(self, name: str) -> Any:
-        """Return what describes the stack, or a tensor's method if it has a rule."""
+        """Return an attribute of the stack such as its dtype, or a tensor's method with a rule."""
         if name in _DESCRIPTIONS:
             return getattr(self.stack, name)
         method = getattr(Tensor, name)
@@ -154,7 +156,8 @@ class Jet:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # Without these, Python would bind the name to a new object, which others do not see.
+    # Python would otherwise bind the name to a new jet, and other references to this one would keep
+    # the old values.
     def __iadd__(self, other: Any) -> Jet:
         return self.set_(self + other)
 
@@ -181,14 +184,14 @@ class ParameterJet(Tensor):
     Attributes
     ----------
     parts : Tensor
-        Shape (1 + k, …): the parameter, as a leaf that records gradients, and k vectors.
+        Parameter and k vectors, shape (1 + k, …), as a leaf that records gradients.
     """
 
     parts: Tensor
 
     @property
     def count(self) -> int:
-        """How many derivatives, k."""
+        """The number k of derivatives."""
         return len(self.parts) - 1
 
     @classmethod
@@ -216,7 +219,7 @@ def _apply_rule(function: Rule, *args: Any, **kwargs: Any) -> Any:
         raise NoRuleError(f"{name} has no rule for jets.")
     try:
         return _RULES[function](*args, **kwargs)
-    except TypeError as error:  # an argument that the rule does not know
+    except TypeError as error:  # the rule does not know some argument
         raise NoRuleError(f"arguments without a rule for jets: {error}") from error
 
 
@@ -237,12 +240,12 @@ def _count(*values: object) -> int:
 def _parts(value: Tensor | ParameterJet, dimensions: int | None = None) -> Tensor:
     """Return a parameter's parts, (1 + k, …), or a constant's, (1, …).
 
-    On request the shape is filled up to so many dimensions, as broadcasting does.
+    With ``dimensions`` the shape is filled up with ones in front, as broadcasting does.
     """
     parts = value.parts if isinstance(value, ParameterJet) else value.unsqueeze(0)
     missing = (dimensions or 0) + 1 - parts.ndim
     if missing <= 0:
-        return parts  # itself: a layer looks at whether its weight was computed from others
+        return parts  # not a view: _Affine checks whether the weight was computed from others
     return parts.reshape(len(parts), *(1,) * missing, *parts.shape[1:])
 
 
@@ -271,12 +274,12 @@ def _product_rule(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _multiply_parts(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply parts; those of a constant have one row."""
+    """Multiply parts; the parts of a constant are a single row, its value."""
     return a * b if 1 in (len(a), len(b)) else _Product.apply(a, b)
 
 
 def _add_parts(a: Tensor, b: Tensor) -> Tensor:
-    """Add parts; a constant, which has one row, changes the values alone."""
+    """Add parts; a constant, which has a single row, changes the values alone."""
     if len(a) == len(b):
         return a + b
     longer, constant = (a, b) if len(a) > len(b) else (b, a)
@@ -285,7 +288,7 @@ def _add_parts(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _entrywise(combine: Rule) -> Rule:
-    """Return the rule of an operation on two operands, of which a jet or both are jets."""
+    """Return the rule of an operation on two operands, at least one of them a jet."""
 
     def rule(a: Any, b: Any) -> Jet:
         jet = _samples(a if isinstance(a, Jet) else b)
@@ -300,7 +303,7 @@ def _entrywise(combine: Rule) -> Rule:
 
 
 def _as_parts(value: Any, jet: Jet) -> Tensor:
-    """Return the parts of an operand of a jet, with as many dimensions."""
+    """Return the parts of the other operand, with as many dimensions as the jet's."""
     if isinstance(value, Jet):
         if len(value) != len(jet):
             raise NoRuleError("jets of different numbers of samples have no rule.")
@@ -309,7 +312,7 @@ def _as_parts(value: Any, jet: Jet) -> Tensor:
 
 
 def _like(value: Any, jet: Jet) -> Tensor:
-    """Return a number as a tensor of the jet's dtype, as which an operation takes it."""
+    """Return a number as a tensor of the jet's dtype, as torch's type promotion would treat it."""
     if not isinstance(value, Tensor):
         return torch.as_tensor(value, dtype=jet.dtype, device=jet.device)
     if isinstance(value, ParameterJet) or value.ndim or value.is_complex():
@@ -343,7 +346,7 @@ def _divide(a: Any, b: Any) -> Any:
 
 
 class _Dense:
-    """The product of a linear layer, its transposes, and both for k weights or inputs at a time."""
+    """Product W x of a linear layer and its transposes, also for k weights or inputs at a time."""
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.linear(x, weight)
@@ -383,7 +386,7 @@ class _Dense:
 
 @dataclass(frozen=True)
 class _Convolution:
-    """The product of a convolution layer, its transposes, and both for k weights or inputs."""
+    """Product W ∗ x of a convolution and its transposes, also for k weights or inputs at a time."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -396,10 +399,10 @@ class _Convolution:
             x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups
         )
 
-    def _pull(self, g: Tensor, weight: Tensor, x: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
+    def _pull(self, g: Tensor, weight: Tensor, x: Tensor, needs: list[bool]) -> Sequence[Tensor]:
         zeros = (0,) * len(self.stride)
         geometry = (self.stride, self.padding, self.dilation, False, zeros, self.groups)
-        return torch.ops.aten.convolution_backward(g, x, weight, None, *geometry, wanted)
+        return torch.ops.aten.convolution_backward(g, x, weight, None, *geometry, needs)
 
     def pull_inputs(self, g: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         return self._pull(g, weight, x, [True, False, False])[0]
@@ -407,36 +410,36 @@ class _Convolution:
     def pull_weight(self, g: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         return self._pull(g, weight, x, [False, True, False])[1]
 
-    def _joins(self, x: Tensor, channels: int) -> bool:
-        """Whether one convolution with k times the channels is faster than k convolutions."""
+    def _is_joined(self, x: Tensor, channels: int) -> bool:
+        """Whether a single convolution with k times the channels is faster than k convolutions."""
         return self.groups == 1 and (channels < _FEW_CHANNELS or not _has_channels_last(x))
 
     def products(self, x: Tensor, weights: Tensor) -> Iterable[Tensor]:
         """Convolve x (m, in, …) with weights (k, out, in, …): (k, m, out, …)."""
-        if self._joins(x, weights.shape[1]):
-            return _apart(self(x, weights.flatten(0, 1)), len(weights))
+        if self._is_joined(x, weights.shape[1]):
+            return _split_channels(self(x, weights.flatten(0, 1)), len(weights))
         return (self(x, weight) for weight in weights)
 
     def pull_inputs_by_each(self, g: Tensor, weights: Tensor, x: Tensor) -> Iterable[Tensor]:
         """Pull g (m, out, …) back through weights (k, out, in, …): (k, m, in, …)."""
-        if self._joins(x, weights.shape[2]):
+        if self._is_joined(x, weights.shape[2]):
             k, inputs = len(weights), weights.shape[2]
             like = x.new_empty(len(x), k * inputs, *x.shape[2:])
-            return _apart(self.pull_inputs(g, _joined(weights), like), k)
+            return _split_channels(self.pull_inputs(g, _join_channels(weights), like), k)
         return (self.pull_inputs(g, weight, x) for weight in weights)
 
     def pull_weights(self, g: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         """Pull each of g (k, m, out, …) back to the weight at x (m, in, …): (k, out, in, …)."""
-        if self._joins(x, weight.shape[0]):
+        if self._is_joined(x, weight.shape[0]):
             weights = weight.repeat(len(g), *(1,) * (weight.ndim - 1))
-            return self.pull_weight(_joined(g), weights, x).unflatten(0, (len(g), -1))
+            return self.pull_weight(_join_channels(g), weights, x).unflatten(0, (len(g), -1))
         return torch.stack([self.pull_weight(part, weight, x) for part in g])
 
     def pull_weights_at_each(self, g: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         """Pull g (m, out, …) back to the weight at each of x (k, m, in, …): (k, out, in, …)."""
-        if self._joins(g, weight.shape[1]):
+        if self._is_joined(g, weight.shape[1]):
             weights = weight.repeat(1, len(x), *(1,) * (weight.ndim - 2))
-            return _apart(self.pull_weight(g, weights, _joined(x)), len(x))
+            return _split_channels(self.pull_weight(g, weights, _join_channels(x)), len(x))
         return torch.stack([self.pull_weight(g, weight, part) for part in x])
 
     def pull_bias(self, g: Tensor) -> Tensor:
@@ -465,21 +468,21 @@ def _accumulate(parts: Tensor, addends: Iterable[Tensor]) -> None:
             part.add_(addend)
 
 
-def _joined(parts: Tensor) -> Tensor:
+def _join_channels(parts: Tensor) -> Tensor:
     """Join the channels of k tensors: (k, m, C, …) → (m, k C, …)."""
     return parts.transpose(0, 1).flatten(1, 2)
 
 
-def _apart(joined: Tensor, count: int) -> Tensor:
-    """Take joined channels apart: (m, k C, …) → (k, m, C, …)."""
-    return joined.unflatten(1, (count, -1)).transpose(0, 1)
+def _split_channels(channels: Tensor, count: int) -> Tensor:
+    """Split joined channels: (m, k C, …) → (k, m, C, …)."""
+    return channels.unflatten(1, (count, -1)).transpose(0, 1)
 
 
 class _Affine(Function):
-    """The stack of a layer's output, W ∗ x + b.
+    """Compute the stack of a layer's output, W ∗ x + b, and pull its cotangents back.
 
-    The stacks of weight and bias have one dimension more than a constant weight or bias. The
-    inputs may be constant too, m samples without derivatives.
+    Weight and bias are parts (1 + k, …), or tensors without that axis if they are constant. The
+    inputs are a stack ((1 + k) m, …), or m samples if they are constant.
     """
 
     @staticmethod
@@ -494,26 +497,27 @@ class _Affine(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.kind, ctx.constant, ctx.count = kind, constant, count
-        # The value's gradient is of use only to what the weight was computed from.
+        # A gradient of the weight's value is needed only if the weight was computed from other
+        # tensors. For a leaf, only the gradients of its derivatives are Hessian products.
         ctx.first_row = 0 if weight.grad_fn is not None else 1
         x_constant, weight_constant, bias_constant = constant
         if x_constant and weight_constant:
             values = kind(x, weight)
-            out = torch.cat([values, values.new_zeros(count * len(x), *values.shape[1:])])
+            stack = torch.cat([values, values.new_zeros(count * len(x), *values.shape[1:])])
         elif x_constant:
-            out = torch.cat(list(kind.products(x, weight)))
+            stack = torch.cat(list(kind.products(x, weight)))
         elif weight_constant:
-            out = kind(x, weight)
+            stack = kind(x, weight)
         else:
-            out = kind(x, weight[0])
-        parts = out.unflatten(0, (1 + count, -1))
+            stack = kind(x, weight[0])
+        parts = stack.unflatten(0, (1 + count, -1))
         if not x_constant and not weight_constant:
             values = x[: parts.shape[1]]
             _accumulate(parts[1:], kind.products(values, weight[1:]))
         if bias is not None:
             rows = parts[:1] if bias_constant else parts
             rows.add_(kind.shaped_bias(bias.reshape(len(rows), -1), rows.ndim))
-        return out
+        return stack
 
     @staticmethod
     @once_differentiable
@@ -552,11 +556,11 @@ class Layer:
     Attributes
     ----------
     kind : _Dense or _Convolution
-        The product.
+        Product of weight and inputs.
     inputs : Tensor or Jet
-        What comes in; a tensor is constant.
+        Inputs of the layer; a tensor is constant.
     weight, bias : Tensor or None
-        Parts (1 + k, …), or (1, …) of a constant.
+        Parts (1 + k, …); those of a constant are (1, …).
     """
 
     kind: _Dense | _Convolution
@@ -578,11 +582,14 @@ class Layer:
 
     @property
     def has_channels_second(self) -> bool:
-        """Whether its output has them there, where normalisation expects them."""
+        """Whether channels are the output's second axis, where normalisation expects them."""
         return isinstance(self.kind, _Convolution) or self.inputs.dim() == 2
 
     def followed_by(self, factor: Tensor, shift: Tensor) -> Layer:
-        """Return the layer whose channels are multiplied and shifted: parts (1 or 1 + k, C)."""
+        """Return the layer with its channels multiplied by a factor and shifted.
+
+        Factor and shift are parts, (1, C) or (1 + k, C).
+        """
         shape = (len(factor), -1, *(1,) * (self.weight.ndim - 2))
         weight = _multiply_parts(self.weight, factor.reshape(shape))
         bias = shift if self.bias is None else _add_parts(_multiply_parts(self.bias, factor), shift)
@@ -621,10 +628,10 @@ def _convolution(dimensions: int) -> Rule:
         if padding == "valid":
             padding = 0
         elif padding == "same":
-            both = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
-            if any(total % 2 for total in both):
+            totals = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
+            if any(total % 2 for total in totals):
                 raise NoRuleError("padding that differs between the ends has no rule.")
-            padding = [total // 2 for total in both]
+            padding = [total // 2 for total in totals]
         kind = _Convolution(each(stride), each(padding), dilation, groups)
         return _layer(kind, input, weight, bias)
 
@@ -662,7 +669,7 @@ def _batch_norm(
 
 
 class _Pointwise(Function):
-    """The stack of a function of each entry, with its first two derivatives from autograd."""
+    """Compute the stack of a function of each entry; autograd gives φ' and φ''."""
 
     @staticmethod
     def forward(ctx: Any, stack: Tensor, function: Rule, count: int) -> Tensor:
@@ -675,7 +682,8 @@ class _Pointwise(Function):
             if first.requires_grad:
                 (second,) = torch.autograd.grad(first.sum(), x, allow_unused=True)
         first = first.detach()
-        # Of a piecewise linear function the second derivative is zero, or none.
+        # A piecewise linear function has a second derivative of zero, or autograd finds none. Then
+        # nothing of the second order has to be saved.
         ctx.save_for_backward(first, second, None if second is None else parts[1:])
         out = torch.empty_like(parts)
         out[0] = value.detach()
@@ -695,18 +703,19 @@ class _Pointwise(Function):
 
 def _pointwise(function: Rule) -> Rule:
     def rule(input: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Jet:
-        def applied(x: Tensor) -> Tensor:
+        def apply(x: Tensor) -> Tensor:
             return function(x, *args, **kwargs)
 
         jet = _samples(input)
-        result = Jet(_Pointwise.apply(jet.stack, applied, jet.count), jet.count)
+        result = Jet(_Pointwise.apply(jet.stack, apply, jet.count), jet.count)
         return jet.set_(result) if inplace else result
 
     return rule
 
 
 def _relu(input: Any, inplace: bool = False) -> Jet:
-    # The derivative of the rule in the stack is the rule again, with the same values x.
+    # The rule multiplies every part by the mask of positive values. This is linear in the stack, so
+    # autograd's pass back multiplies by the same mask, which is the rule for the way back.
     jet = _samples(input)
     parts = jet.parts
     rectified = torch.ops.aten.threshold_backward(parts, parts[:1].detach().expand_as(parts), 0)
@@ -720,7 +729,7 @@ def _relu(input: Any, inplace: bool = False) -> Jet:
 def _linear_in_samples(function: Rule, view: bool = False) -> Rule:
     """Return the rule of an operation that maps each sample linearly, all in the same way.
 
-    A view's entries are those of its operand.
+    With ``view`` the result shares its entries with the operand, and both are marked as shared.
     """
 
     def rule(*args: Any, **kwargs: Any) -> Any:
@@ -729,8 +738,8 @@ def _linear_in_samples(function: Rule, view: bool = False) -> Rule:
         if not jets or any(isinstance(leaf, Tensor) for leaf in leaves):
             raise NoRuleError("an operation on jets and tensors has no rule.")
         args, kwargs = tree_map_only(Jet, lambda jet: jet.stack, (args, kwargs))
-        found = function(*args, **kwargs)
-        results = tree_map_only(Tensor, lambda tensor: Jet(tensor, jets[0].count), found)
+        stacks = function(*args, **kwargs)
+        results = tree_map_only(Tensor, lambda tensor: Jet(tensor, jets[0].count), stacks)
         for jet in tree_leaves(results, is_leaf=_is_jet):
             if jet.stack.shape[:1] != jets[0].stack.shape[:1]:
                 raise NoRuleError("an operation across samples has no rule.")
@@ -743,15 +752,15 @@ def _linear_in_samples(function: Rule, view: bool = False) -> Rule:
 
 
 def _along_axes(function: Rule, axes: Callable[..., Iterable[int]], view: bool = False) -> Rule:
-    """Return the rule of a linear operation along some axes, which the samples' must not be.
+    """Return the rule of a linear operation along some axes other than the samples'.
 
-    ``axes`` returns them from the operation's arguments after the first.
+    ``axes`` is a function from the operation's arguments after the first to these axes.
     """
     linear = _linear_in_samples(function, view)
 
     def rule(input: Any, *args: Any, **kwargs: Any) -> Any:
-        found = axes(*args, **kwargs)
-        if any(axis % _samples(input).dim() == 0 for axis in found):
+        worked_axes = axes(*args, **kwargs)
+        if any(axis % _samples(input).dim() == 0 for axis in worked_axes):
             raise NoRuleError("an operation across samples has no rule.")
         return linear(input, *args, **kwargs)
 
@@ -776,7 +785,8 @@ def _reshape(input: Any, *shape: Any) -> Jet:
     jet = _samples(input)
     if not sizes or sizes[0] not in (-1, len(jet)):
         raise NoRuleError("an operation across samples has no rule.")
-    # Either the samples' axis keeps its length, or the check of the result finds that it does not.
+    # A length of -1 may turn out another than that of the samples' axis. The check of the result in
+    # _linear_in_samples then refuses it.
     first = -1 if sizes[0] == -1 else len(jet.stack)
     return _linear_in_samples(torch.reshape, view=True)(jet, (first, *sizes[1:]))
 
@@ -839,8 +849,8 @@ def _max_pool(pool: Rule, dimensions: int) -> Rule:
         parts = _samples(input).parts
         values, indices = pool(parts[0].detach(), *args, return_indices=True, **kwargs)
         indices = indices.flatten(2).expand(len(parts), *indices.shape[:2], -1)
-        taken = parts.flatten(3).gather(3, indices)
-        return Jet(taken.reshape(-1, *values.shape[1:]), input.count)
+        maxima = parts.flatten(3).gather(3, indices)
+        return Jet(maxima.reshape(-1, *values.shape[1:]), input.count)
 
     return rule
 
@@ -936,7 +946,8 @@ _RULES: dict[Rule, Rule] = {
     **{f: _permute for f in (torch.permute, Tensor.permute)},
     **{f: _squeeze for f in (torch.squeeze, Tensor.squeeze)},
     **{f: _unsqueeze for f in (torch.unsqueeze, Tensor.unsqueeze)},
-    # The stack's layout is not the one that the model's code expects: a view may need a copy.
+    # Tensor.view is done by reshape, because the stack may lie in memory in another order than the
+    # model's code expects, and then needs a copy.
     **{f: _reshape for f in (torch.reshape, Tensor.reshape, Tensor.view)},
     torch.cat: _cat,
     Tensor.__getitem__: _index,
