@@ -56,7 +56,7 @@ class HessianOperator(CurvatureOperator):
 
     positive_semidefinite = False
     _memory = (5.0, 3.2)
-    # What `cached` keeps: each batch with its gradient, and the weights' versions at that time.
+    # `cached` keeps each batch with its gradient, and the weights' versions at that time.
     _graphs: Sequence[tuple[Chunk, tuple[Tensor, ...]]] = ()
     _versions: Sequence[int] = ()
     _functions_kept: frozenset[Callable] = frozenset()

@@ -94,8 +94,8 @@ class CurvatureOperator(ABC):
         :class:`paperkit.network.Network`.
     memory_budget : int
         Bytes that a product may use for what autograd saves; samples and vectors are chunked to
-        stay within it, down to one sample and one vector. It is an estimate from what one sample's
-        forward pass saves.
+        stay within it, down to one sample and one vector. The need is estimated from what one
+        sample's forward pass saves.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class CurvatureOperator(ABC):
     parameter_names : list of str
         The chosen parameters in order.
     device, dtype
-        Of the vectors.
+        Device and floating format of the vectors.
     positive_semidefinite : bool
         Whether the matrix is so by construction.
     curvature : OutputCurvature

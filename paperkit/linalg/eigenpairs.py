@@ -53,8 +53,8 @@ class Eigenpairs:
     converged : Tensor
         Shape (k,), bool: whether the residual met the tolerance.
     complete : bool
-        Whether a search for further copies and for missed eigenvalues came to its end. One pair
-        needs none.
+        Whether a search for further copies and for missed eigenvalues came to its end; a
+        single pair needs no such search.
     products : int
         Operator-vector products.
     """
@@ -90,7 +90,7 @@ def top_eigenpairs(
     k : int
         At least 1, at most d.
     which : str
-        One of ``"magnitude"``, ``"algebraic"``.
+        Order: ``"magnitude"`` or ``"algebraic"``.
     tolerance : float
         A pair has converged when its residual is at most this times the largest magnitude seen.
         The error of an eigenvalue is then of the order of the square, divided by its gap. In

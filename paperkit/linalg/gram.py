@@ -148,7 +148,7 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     Returns
     -------
     Spectrum
-        Of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in float64,
+        Spectrum of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in float64,
         or what the round-off of the blocks' own dtype may add to an eigenvalue that is zero.
 
     Raises

@@ -116,7 +116,7 @@ class Lanczos:
         self._epsilon = self.operator.round_off
         self._diagonal: list[Tensor] = []
         self._off_diagonal: list[Tensor] = []
-        self._blocks: list[Tensor] = []  # of the basis, each (k, steps of one advance, d)
+        self._blocks: list[Tensor] = []  # parts of the basis, each (k, steps of one advance, d)
         self._previous = torch.zeros_like(starts)
         self._vector = starts / self.norm.to(starts.dtype).unsqueeze(1)
         self._scale = torch.zeros_like(self.norm)
@@ -163,7 +163,7 @@ class Lanczos:
             self._blocks.append(block)
 
     def _step(self, seen: list[Tensor]) -> None:
-        """One step of the three-term recurrence, and the orthogonalization against ``seen``."""
+        """Take a step of the three-term recurrence and orthogonalize against ``seen``."""
         image = apply(self.operator, self._vector)
         alpha = inner(image, self._vector)
         self._scale = torch.maximum(self._scale, norms(image))
@@ -181,7 +181,7 @@ class Lanczos:
             )
         beta = norms(image)
         # A second pass over the basis is needed where little of the image is left, because its
-        # round-off was relative to the longer vector. Two passes are always enough.
+        # round-off was relative to the longer vector. A third pass would find nothing.
         if bool((beta < CANCELLED * before).any()):
             _orthogonalize(image, seen)
             beta = norms(image)

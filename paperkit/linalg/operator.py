@@ -123,7 +123,7 @@ class FunctionOperator:
         Parameters
         ----------
         operator : SymmetricOperator
-            It gives dimension, dtype, device and round-off.
+            Operator that gives dimension, dtype, device and round-off.
         function : callable
             Maps k vectors as rows, (k, d), to their k images, (k, d).
         positive_semidefinite : bool, optional

@@ -216,9 +216,9 @@ def stochastic_lanczos_quadrature(
     Parameters
     ----------
     operator : SymmetricOperator or Tensor
-        A symmetric matrix; see :func:`paperkit.linalg.as_operator`. It is applied to as many probes
-        at once as the memory budget allows. Where it says that it is positive semidefinite, there
-        are Radau rules too, and so brackets of more functions.
+        A symmetric matrix, applied to as many probes at once as the memory budget allows; see
+        :func:`paperkit.linalg.as_operator`. A matrix that is known to be positive semidefinite has
+        Radau rules too, and so brackets of more functions.
     probes : int
         At least 2, for a standard error.
     steps : int, optional
@@ -230,7 +230,7 @@ def stochastic_lanczos_quadrature(
         Quantities that the steps shall resolve, for ``steps=None`` and for ``converged``. Each
         maps a quadrature to an :class:`Estimate`, as ``lambda q: q.trace(power(0.5))`` does.
     distribution : str
-        One of ``"rademacher"``, ``"sphere"``, ``"normal"``.
+        Distribution of the probes: ``"rademacher"``, ``"sphere"`` or ``"normal"``.
     probes_at_once : int, optional
         Number of probes that the operator is called with; default as many as fit. A single one
         suits an operator that multiplies single vectors faster.

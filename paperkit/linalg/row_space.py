@@ -188,10 +188,10 @@ class RowFactors:
     def _ranks(self, tolerance: float) -> list[int]:
         """Return the rank of the strata up to each one.
 
-        It is read off the rows together, never off what an earlier stratum leaves of a later one.
-        The directions found are only known to round-off over their smallest singular value, so the
-        remainder of a row in their span is larger than round-off by as much; the smallest singular
-        value of both together is not.
+        The rank is read off all rows together, never off the remainder that an earlier stratum
+        leaves of a later one. Directions are known only to round-off over their smallest singular
+        value, so that the remainder of a row in their span exceeds round-off by as much. The
+        smallest singular value of all rows together does not.
         """
         together: list[Tensor] = []
         for stratum in self.strata:

@@ -96,7 +96,7 @@ def krylov_deflation(
     Returns
     -------
     Deflation
-        Of at most ``products`` dimensions.
+        A subspace of at most ``products`` dimensions.
 
     Raises
     ------
@@ -133,10 +133,10 @@ def hutchinson(
     products : int
         Number of products in all. Random probes get the rest, at least 2, after the deflation.
     distribution : str
-        One of ``"rademacher"``, ``"sphere"``, ``"normal"``. Probes from the sphere are scaled back
+        Distribution of the probes: ``"rademacher"``, ``"sphere"`` or ``"normal"``. Probes from the sphere are scaled back
         to a sphere after the deflation, which removes the noise of their length.
     deflation : Deflation, optional
-        A subspace to take out first. It must not depend on these probes.
+        Subspace to take out first, which must not depend on these probes.
     seed : int
         Seed of the probes.
     memory_budget : int
@@ -293,9 +293,9 @@ def xtrace(
 def _row_basis(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return an orthonormal basis (r, d) of the rows of (k, d), and what leaving one out removes.
 
-    The second tensor, (k, r), holds the unit vector of the basis' coordinates that is orthogonal to
-    all rows but the i-th. It is zero where the rows are dependent to round-off, because then no
-    single one is missed.
+    The second tensor, (k, r), holds for each i the unit vector, in the basis' coordinates, that is
+    orthogonal to all rows but the i-th. Rows that are dependent to round-off get zeros, because
+    without one of them the others still span the same space.
     """
     orthonormal, triangle = torch.linalg.qr(images.T)
     left, sizes, right = torch.linalg.svd(triangle.T)
