@@ -148,8 +148,9 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     Returns
     -------
     Spectrum
-        Spectrum of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in float64,
-        or what the round-off of the blocks' own dtype may add to an eigenvalue that is zero.
+        Spectrum of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in
+        float64, or what the round-off of the blocks' own dtype may add to an eigenvalue that is
+        zero.
 
     Raises
     ------

@@ -133,8 +133,9 @@ def hutchinson(
     products : int
         Number of products in all. Random probes get the rest, at least 2, after the deflation.
     distribution : str
-        Distribution of the probes: ``"rademacher"``, ``"sphere"`` or ``"normal"``. Probes from the sphere are scaled back
-        to a sphere after the deflation, which removes the noise of their length.
+        Distribution of the probes: ``"rademacher"``, ``"sphere"`` or ``"normal"``. Probes from the
+        sphere are scaled back to a sphere after the deflation, which removes the noise of their
+        length.
     deflation : Deflation, optional
         Subspace to take out first, which must not depend on these probes.
     seed : int
