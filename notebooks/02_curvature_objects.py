@@ -53,6 +53,7 @@ from paperkit.experiments import records_of
 from paperkit.experiments.studies import curvature_blocks as study
 from paperkit.ledger import show_verdicts
 from paperkit.linearize import linearize
+from paperkit.models.small import build_digit_network
 from paperkit.plotting import book_style
 
 book_style()
@@ -115,7 +116,7 @@ def shown(value: float) -> str:
 
 
 # %%
-model = study.build_network("ReLU MLP", p.seed)
+model = build_digit_network("ReLU MLP", p.seed)
 inputs, targets = study.digits_batch(p.samples, p.seed)
 n, C = len(inputs), study.CLASSES
 

@@ -55,6 +55,7 @@ from paperkit.estimators import renyi_entropy
 from paperkit.experiments import run_study
 from paperkit.experiments.studies import reparametrization as study
 from paperkit.ledger import render, show_verdicts, verdicts
+from paperkit.models import symmetries
 from paperkit.plotting import book_style
 
 book_style()
@@ -313,8 +314,8 @@ _ = axes[1].legend()
 # %%
 problem = study.random_problem("relu", p.seed)
 network, batch = problem.model, (problem.inputs, problem.targets)
-layers, factors = study.weight_names(network), (3.0, 1 / 2, 2 / 3)
-scaled = study.rescale(network, study.layerwise(network, factors))
+layers, factors = symmetries.weight_names(network), (3.0, 1 / 2, 2 / 3)
+scaled = symmetries.rescale(network, symmetries.layerwise(network, factors))
 
 
 def block(model: nn.Module, *names: str) -> Tensor:
@@ -349,8 +350,8 @@ for name, c in zip(layers, factors, strict=True):
 # {prf:ref}`reparam-conformal` predicts a change; here it is.
 
 # %%
-factor_of = study.nodewise(network, [3.0])
-nodewise = study.rescale(network, factor_of)
+factor_of = symmetries.nodewise(network, [3.0])
+nodewise = symmetries.rescale(network, factor_of)
 assert (nodewise(batch[0]) - network(batch[0])).abs().max() < 1e-12
 print("weight     entropy of order ½ before and after, same function")
 for name in layers:
@@ -393,7 +394,7 @@ assert abs(joint[1] / joint[0] - 1) > 0.01
 
 # %%
 model = study.random_problem("relu_bias", p.seed).model
-moved = study.rescale(model, study.layerwise_with_biases(model, factors))
+moved = symmetries.rescale(model, symmetries.layerwise_with_biases(model, factors))
 assert (moved(batch[0]) - model(batch[0])).abs().max() < 1e-12
 print("layer   change for the weights   for weights and bias")
 for number, name in enumerate(layers, start=1):
@@ -436,8 +437,8 @@ print("      ε   scale   change of the outputs   of a layer's entropy")
 for epsilon in (0.0, 1e-5, 1e-3, 1e-2):
     model = study.random_problem("relu_norm", p.seed, epsilon).model
     for c in (3.0, 0.3, 0.05):
-        scales = study.layerwise(model, [c, 1, 1])
-        values, texts = compare(model, study.rescale(model, scales))
+        scales = symmetries.layerwise(model, [c, 1, 1])
+        values, texts = compare(model, symmetries.rescale(model, scales))
         print(f"{epsilon:7.0e}   {c:5.2f}   {texts[0]:>21}   {texts[1]:>20}")
         assert (max(values) < 1e-10) == (epsilon == 0)
 
@@ -453,8 +454,8 @@ for epsilon in (0.0, 1e-5, 1e-3, 1e-2):
 # %%
 model = study.random_problem("relu_residual", p.seed).model
 for text in ("3 1/2 2 1/3", "3 1/2 1 2/3"):  # trunk, branch, branch, trunk
-    scales = study.layerwise(model, study.parse_factors(text))
-    values, texts = compare(model, study.rescale(model, scales))
+    scales = symmetries.layerwise(model, study.parse_factors(text))
+    values, texts = compare(model, symmetries.rescale(model, scales))
     print(f"{text}: outputs {texts[0]}, entropy of a layer {texts[1]}")
     assert (max(values) < 1e-10) == (text == "3 1/2 2 1/3")
 
@@ -487,7 +488,7 @@ class Knob(nn.Module):
 
 gelu = study.random_problem("gelu", p.seed).model
 turned = nn.Sequential(gelu[0], Knob(2.0), gelu[2], Knob(2.0), gelu[4])
-halved = study.rescale(gelu, study.layerwise(gelu, (2.0, 1.0, 0.5)))
+halved = symmetries.rescale(gelu, symmetries.layerwise(gelu, (2.0, 1.0, 0.5)))
 for name, c in zip(layers, (2.0, 1.0, 0.5), strict=True):
     H, Ht = block(turned, name), block(halved, name)
     assert (Ht - H / c**2).norm() < 1e-12 * Ht.norm()
@@ -504,8 +505,8 @@ for name in ("gelu", "tanh", "relu", "leaky_relu"):
     problem_a = study.random_problem(name, p.seed)
     start, curves[name] = study.measure(problem_a), []
     for c in factors_c:
-        scales = study.layerwise(problem_a.model, [c, 1, 1 / c])
-        end = study.measure(study.Problem(study.rescale(problem_a.model, scales), *batch))
+        scales = symmetries.layerwise(problem_a.model, [c, 1, 1 / c])
+        end = study.measure(study.Problem(symmetries.rescale(problem_a.model, scales), *batch))
         curves[name].append(study.compare(start, end)["entropy_change"])
 assert max(*curves["relu"], *curves["leaky_relu"]) < 1e-10
 trained: dict[tuple, list[float]] = {}
@@ -585,14 +586,14 @@ display(Markdown("\n".join(lines)))
 # The simplest example acts on each coordinate by itself: $\eta = \sinh\theta$, so $\psi' = 1/\cosh\theta$ and $\psi'' = -\sinh\theta/\cosh^3\theta$.
 
 # %%
-theta, H = study.flat_parameters(network), dense_hessian(network, *batch)
+theta, H = symmetries.flat_parameters(network), dense_hessian(network, *batch)
 loss = nn.functional.cross_entropy(network(batch[0]), batch[1])
 gradients = torch.autograd.grad(loss, list(network.parameters()))
 g = torch.cat([gradient.flatten() for gradient in gradients])
 
 slope, bend = 1 / theta.cosh(), -theta.sinh() / theta.cosh() ** 3
 congruence = slope.outer(slope) * H
-Ht = dense_hessian(study.reparametrized_by_sinh(network), *batch)
+Ht = dense_hessian(symmetries.reparametrized_by_sinh(network), *batch)
 assert (congruence + torch.diag(g * bend) - Ht).norm() < 1e-12 * Ht.norm()
 print("the law for sinh: difference from automatic differentiation below 1e-12")
 missing = (congruence - Ht).norm() / Ht.norm()
@@ -636,8 +637,8 @@ def radial_law(H: Tensor, g: Tensor, delta: Tensor, a, b) -> Tensor:
 before_h = study.measure(problem)
 print("    a   centre   change of a layer's entropy, of all layers'")
 for a, distance in ((1.0, 0.0), (-0.25, 0.0), (1.0, 0.5), (-0.25, 0.5)):
-    radial = study.radial_map_at(theta, a, 0.5, distance, p.seed)
-    model = study.reparametrized_by(network, radial)
+    radial = symmetries.radial_map_at(theta, a, 0.5, distance, p.seed)
+    model = symmetries.reparametrized_by(network, radial)
     Ht = dense_hessian(model, *batch)
     law = radial_law(H, g, theta - radial.centre, a, 0.5)
     assert (Ht - law).norm() < 1e-10 * Ht.norm()

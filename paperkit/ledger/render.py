@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from paperkit import arguments
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.paths import store_folder
-from paperkit.experiments.published import published_path
 from paperkit.experiments.study import require_profile
 from paperkit.ledger.claims import Claim
 from paperkit.ledger.criteria import CRITERIA, WORDS, PaperValue
@@ -231,7 +231,7 @@ def _records_link(verdict: Verdict, root: str) -> str:
     if not verdict.records:
         return NOTHING
     name = str(len(verdict.records))
-    if not published_path(study).is_file():
+    if not Archive().published.path(study).is_file():
         return f"{name} of `{study}`"
     return f"[{name}]({root}/results/{study}.jsonl)"
 

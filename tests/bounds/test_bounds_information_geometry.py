@@ -37,12 +37,8 @@ from paperkit.bounds.information_geometry import (
 )
 from paperkit.bounds.statement import Approximation, Identity, Statement
 from paperkit.estimators.information_geometry import information_geometric_sharpness
-from paperkit.experiments.studies.reparametrization import (
-    nodewise,
-    radial_map_at,
-    random_problem,
-    rescale,
-)
+from paperkit.experiments.studies.reparametrization import random_problem
+from paperkit.models.symmetries import nodewise, radial_map_at, rescale
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 RELU_MLP = NAMED["relu MLP"]

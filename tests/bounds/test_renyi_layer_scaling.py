@@ -9,16 +9,15 @@ import pytest
 from paperkit.bounds import renyi
 from paperkit.curvature import dense_hessian
 from paperkit.estimators import renyi_entropy
-from paperkit.experiments.studies.reparametrization import (
+from paperkit.experiments.studies.reparametrization import measure, random_problem
+from paperkit.linearize import layers_of
+from paperkit.models.symmetries import (
     layerwise,
     layerwise_with_biases,
-    measure,
     nodewise,
     nodewise_uncompensated,
-    random_problem,
     rescale,
 )
-from paperkit.linearize import layers_of
 
 ORDERS = (0.25, 0.5, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0)
 

@@ -38,6 +38,7 @@ from paperkit.estimators.information_geometry import (
 )
 from paperkit.experiments.studies import curvature_blocks
 from paperkit.linearize import linearize
+from paperkit.models.small import build_digit_network
 from paperkit.network import get_loss
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -295,7 +296,7 @@ def test_a_precision_that_hides_every_direction_is_refused() -> None:
 
 def test_round_off_of_inputs_and_weights_leaves_rank_and_value() -> None:
     # A wide range of row lengths: long rows know their weakest directions to 1e-12 only.
-    model = curvature_blocks.build_network("residual, frozen batch norm", 0)
+    model = build_digit_network("residual, frozen batch norm", 0)
     inputs, targets = curvature_blocks.digits_batch(60, 0)
     dual = dual_gradients(model(inputs).detach(), targets)
     rows = (dual.factor @ dense_jacobian(model, inputs)).flatten(0, 1)
