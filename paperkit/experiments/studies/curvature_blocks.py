@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from paperkit.curvature import dense_gauss_newton, dense_hessian
 from paperkit.data import load
-from paperkit.experiments.running import RunContext
-from paperkit.experiments.study import Study
+from paperkit.experiments.study import RunContext, Study
 from paperkit.linearize import linearize
 from paperkit.network import SamplesInteractError
 
