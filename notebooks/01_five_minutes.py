@@ -83,7 +83,8 @@ show_verdicts("01_five_minutes", p.profile, p.store)
 # Symbols are those of the {doc}`notation page <../book/notation>`; {ref}`how to read a verdict <verdicts>` defines the words in the boxes.
 #
 # **Time and hardware.** Two cores and no GPU: about two minutes on the machine that the foot of the page names, most of them training.
-# A network is trained and measured while you watch. The digits on the page are those of a network that was trained once, in the same way, and kept, so that they are the same on every processor.
+# A network is trained and measured while you watch.
+# The digits on the page are those of a network that was trained once, in the same way, and kept, so that they are the same on every processor.
 # The verdicts rest on five networks, trained once with other seeds: their records are committed, and nothing of them is repeated here, except the measurements of the one that was kept.
 
 # %% [markdown]
@@ -91,7 +92,8 @@ show_verdicts("01_five_minutes", p.profile, p.store)
 #
 # The images are 28 × 28 pixels, the network is the residual network of eight layers in the family of He et al. {cite:p}`he2016`, the loss is the mean cross-entropy.
 # Plain stochastic gradient descent with momentum will do.
-# This cell runs on *your* machine, so its outcome is yours: another processor, or another number of threads, rounds differently, and training amplifies the difference. Whether it is like ours is asked {ref}`below <five-live>`.
+# This cell runs on *your* machine, so its outcome is yours: another processor, or another number of threads, rounds differently, and training amplifies the difference.
+# Whether it is like ours is asked {ref}`below <five-live>`.
 
 # %% tags=["hide-input"]
 setting = {name: getattr(p, name) for name in mnist5k_training.SETTINGS["laptop"]}
@@ -147,7 +149,8 @@ plt.show()
 # In a ReLU network the block is a Gauss–Newton matrix, exactly, and shares its nonzero eigenvalues with a small Gram matrix of $n(C-1)$ rows, where $C$ is the number of classes; {ref}`chapter 2 <chapter-curvature>` proves it.
 # One forward pass and $C$ backward passes give the spectra of all layers.
 #
-# Small eigenvalues drown in the noise of single precision, so we measure in double. How many of the smallest are lost in the round-off of double precision depends on the processor, so the table says how many there can be.
+# Small eigenvalues drown in the noise of single precision, so we measure in double.
+# How many of the smallest are lost in the round-off of double precision depends on the processor, so the table says how many there can be.
 
 # %%
 inputs, targets = precise.train.inputs[: p.samples], precise.train.targets[: p.samples]
@@ -290,8 +293,7 @@ for name, by_order in sharpness.items():
 # = -\frac{1}{(1-\alpha)^2} \sum_j z_j \log \frac{z_j}{q_j} \;\le\; 0,
 # $$
 #
-# because $\log z_j = \alpha \log q_j - \log S$, so that
-# $\sum_j z_j \log (z_j / q_j) = (\alpha - 1) \sum_j z_j \log q_j - \log S$.
+# because $\log z_j = \alpha \log q_j - \log S$, so that $\sum_j z_j \log (z_j / q_j) = (\alpha - 1) \sum_j z_j \log q_j - \log S$.
 # This sum is the Kullback–Leibler divergence of $z$ from $q$: never negative, and zero only for $z = q$.
 # At $\alpha = 1$ use continuity. ∎
 # ````
@@ -398,7 +400,8 @@ plt.show()
 # From their records comes, before your run, the interval in which one more network should lie.
 # It is the mean ± $t\, s \sqrt{1 + 1/k}$ over $k$ networks with standard deviation $s$, with Student's $t$ for a coverage of 99.9 %.
 # Five values can agree by luck, so no interval is made narrower than a floor: ± 2 percentage points for the accuracy, ± 0.2 nats for an entropy, which is a fifth in the effective number of directions.
-# An interval from five networks is wide. It catches a broken run, not a small difference.
+# An interval from five networks is wide.
+# It catches a broken run, not a small difference.
 
 # %%
 trained = run_study("mnist5k_training", study_profile, p.store)
@@ -523,9 +526,12 @@ plt.show()
 # Its claim that the entropy correlates with generalization is not touched here at all.
 #
 # **Deviations.**
-# * Another network, other data, fewer images: see the scale of each verdict. The `paper` profile has nothing of its own in this chapter, and runs what `laptop` runs.
-# * Exact spectra instead of Lanczos quadrature with random probes. What the estimate does to the value is a chapter of its own.
-# * One Hessian of the training loss without weight decay, with frozen statistics of batch normalisation, on images as they are. The paper does not say more than that it draws its images at random and does not augment them.
+# * Another network, other data, fewer images: see the scale of each verdict.
+#   The `paper` profile has nothing of its own in this chapter, and runs what `laptop` runs.
+# * Exact spectra instead of Lanczos quadrature with random probes.
+#   What the estimate does to the value is a chapter of its own.
+# * One Hessian of the training loss without weight decay, with frozen statistics of batch normalisation, on images as they are.
+#   The paper does not say more than that it draws its images at random and does not augment them.
 
 # %% [markdown]
 # ## What failed
@@ -574,7 +580,9 @@ pd.Series(bounds, name="error of the entropy (nats)").rename_axis("order").to_fr
 # That is the whole content of the paper's invariance; {ref}`chapter 3 <chapter-reparametrization>` finds its border.
 # ````
 #
-# 2. A spectrum has one eigenvalue $1$ and $k$ eigenvalues $\varepsilon$. At which $k$ does the entropy of order ½ reach that of two equal eigenvalues, for $\varepsilon = 10^{-6}$? And the entropy of order 2?
+# 2. A spectrum has one eigenvalue $1$ and $k$ eigenvalues $\varepsilon$.
+#    At which $k$ does the entropy of order ½ reach that of two equal eigenvalues, for $\varepsilon = 10^{-6}$?
+#    And the entropy of order 2?
 #
 # ````{dropdown} Solution
 # Order ½: $2 \log \big( (1 + k \sqrt\varepsilon) / \sqrt{1 + k \varepsilon} \big) = \log 2$ means $1 + 10^{-3} k = \sqrt{2\,(1 + 10^{-6} k)}$, so $k \approx 415$.
@@ -582,7 +590,8 @@ pd.Series(bounds, name="error of the entropy (nats)").rename_axis("order").to_fr
 # One order sees the dust a thousand times sooner than the other.
 # ````
 #
-# 3. The proof of {prf:ref}`five-halves` needs $\alpha \le 1$. Find two positive semidefinite $2 \times 2$ matrices whose mean has a *smaller* entropy of order $\infty$ than the weighted mean of theirs.
+# 3. The proof of {prf:ref}`five-halves` needs $\alpha \le 1$.
+#    Find two positive semidefinite $2 \times 2$ matrices whose mean has a *smaller* entropy of order $\infty$ than the weighted mean of theirs.
 #
 # ````{dropdown} Solution
 # Diagonal ones will do, with trace 1.
@@ -591,10 +600,13 @@ pd.Series(bounds, name="error of the entropy (nats)").rename_axis("order").to_fr
 # The mean of the entropies is $\frac12 \log 2 = 0.347$.
 # ````
 #
-# 4. Run this chapter on another data set: `papermill notebooks/01_five_minutes.ipynb out.ipynb -p dataset fashion-mnist`. Then with `-p model mlp`. Which feature of the spectra stays, and which goes?
+# 4. Run this chapter on another data set: `papermill notebooks/01_five_minutes.ipynb out.ipynb -p dataset fashion-mnist`.
+#    Then with `-p model mlp`.
+#    Which feature of the spectra stays, and which goes?
 #
 # ````{dropdown} Hint
-# Look at the first layer. In a fully connected network it sees whole images, most of whose border pixels never change.
+# Look at the first layer.
+# In a fully connected network it sees whole images, most of whose border pixels never change.
 # ````
 
 # %% [markdown]

@@ -177,20 +177,27 @@ print("these lines and paperkit.estimators.renyi_entropy: difference below 1e-12
 # 1. For no $\alpha > 0$ is $\mathcal H_\alpha$ convex.
 # 2. For $0 < \alpha \le 1$ it is concave.
 # 3. For $\alpha > 1$ it is not concave as soon as $d > 4^{\alpha/(\alpha-1)}$.
-# 4. For every $\alpha > 0$ it is Schur-concave: replacing $q$ by an average of permutations of $q$ does not lower it. Hence its maximum is at the uniform distribution, and only there.
+# 4. For every $\alpha > 0$ it is Schur-concave: replacing $q$ by an average of permutations of $q$ does not lower it.
+#    Hence its maximum is at the uniform distribution, and only there.
 # 5. It does not increase with $\alpha$; it decreases strictly unless $q$ is uniform on its support.
 # ```
 #
 # ```{prf:proof}
 # *1.* The entropy is $0$ at two vertices $e_1, e_2$ of the simplex and $\log 2$ at their midpoint, at every order.
 #
-# *2.* For $\alpha < 1$, $\sum_j q_j^\alpha$ is concave, $\log$ is concave and increasing, and $1/(1-\alpha) > 0$. For $\alpha = 1$, $-t \log t$ is concave.
+# *2.* For $\alpha < 1$, $\sum_j q_j^\alpha$ is concave, $\log$ is concave and increasing, and $1/(1-\alpha) > 0$.
+# For $\alpha = 1$, $-t \log t$ is concave.
 #
-# *3.* Take $e_1$ and the uniform distribution $u$. Their entropies average to $\frac12 \log d$. The midpoint's first entry exceeds $\frac12$, so $\sum_j q_j^\alpha > 2^{-\alpha}$ and its entropy is less than $\frac{\alpha}{\alpha-1}\log 2$, whatever $d$. It falls below the average when $d > 4^{\alpha/(\alpha-1)}$.
+# *3.* Take $e_1$ and the uniform distribution $u$.
+# Their entropies average to $\frac12 \log d$.
+# The midpoint's first entry exceeds $\frac12$, so $\sum_j q_j^\alpha > 2^{-\alpha}$ and its entropy is less than $\frac{\alpha}{\alpha-1}\log 2$, whatever $d$.
+# It falls below the average when $d > 4^{\alpha/(\alpha-1)}$.
 #
-# *4.* A sum of one concave (for $\alpha < 1$) or convex (for $\alpha > 1$) function of each entry does not decrease (increase) under such averaging, strictly so unless nothing changes but the order, and the sign of $1/(1-\alpha)$ turns both into the same statement; likewise $-t\log t$. Averaging over all permutations gives $u$.
+# *4.* A sum of one concave (for $\alpha < 1$) or convex (for $\alpha > 1$) function of each entry does not decrease (increase) under such averaging, strictly so unless nothing changes but the order, and the sign of $1/(1-\alpha)$ turns both into the same statement; likewise $-t\log t$.
+# Averaging over all permutations gives $u$.
 #
-# *5.* Write $S = \sum_j q_j^\alpha$ and $z_j = q_j^\alpha / S$, over the support. Then
+# *5.* Write $S = \sum_j q_j^\alpha$ and $z_j = q_j^\alpha / S$, over the support.
+# Then
 #
 # $$
 # \frac{d \mathcal H_\alpha}{d\alpha}
@@ -198,7 +205,8 @@ print("these lines and paperkit.estimators.renyi_entropy: difference below 1e-12
 # = -\frac{1}{(1-\alpha)^2} \sum_j z_j \log\frac{z_j}{q_j} \;\le\; 0,
 # $$
 #
-# because $\log z_j = \alpha \log q_j - \log S$. The sum is a Kullback–Leibler divergence; it vanishes only for $z = q$, that is, where $q_j^{\alpha - 1}$ is the same for all $j$ in the support.
+# because $\log z_j = \alpha \log q_j - \log S$.
+# The sum is a Kullback–Leibler divergence; it vanishes only for $z = q$, that is, where $q_j^{\alpha - 1}$ is the same for all $j$ in the support.
 # ```
 #
 # The bound in part 3 is small: $64$ at $\alpha = \frac32$ and $16$ at $\alpha = 2$, orders that the paper uses on spectra with many thousands of entries.
@@ -258,11 +266,14 @@ _ = axes[1].legend()
 # ```{prf:proposition} Scale and rotation, and nothing else (ours)
 # :label: reparam-conformal
 #
-# Let $S$ be invertible and $\alpha > 0$. The equality $\mathcal H_\alpha(S^\top H S) = \mathcal H_\alpha(H)$ holds for **every** symmetric $H \ne 0$ if and only if $S^\top S = \kappa I$ for some $\kappa > 0$, that is, if $S$ is a multiple of an orthogonal matrix (a *conformal* map).
+# Let $S$ be invertible and $\alpha > 0$.
+# The equality $\mathcal H_\alpha(S^\top H S) = \mathcal H_\alpha(H)$ holds for **every** symmetric $H \ne 0$ if and only if $S^\top S = \kappa I$ for some $\kappa > 0$, that is, if $S$ is a multiple of an orthogonal matrix (a *conformal* map).
 # ```
 #
 # ```{prf:proof}
-# If $S = \sqrt\kappa\, Q$, the spectrum of $S^\top H S = \kappa\, Q^\top H Q$ is $\kappa$ times that of $H$. Conversely take $H = I$. Its entropy is $\log d$, the maximum, so $S^\top S$ must attain it too, and by {prf:ref}`reparam-entropy-facts` it does so only if all its eigenvalues are equal.
+# If $S = \sqrt\kappa\, Q$, the spectrum of $S^\top H S = \kappa\, Q^\top H Q$ is $\kappa$ times that of $H$.
+# Conversely take $H = I$.
+# Its entropy is $\log d$, the maximum, so $S^\top S$ must attain it too, and by {prf:ref}`reparam-entropy-facts` it does so only if all its eigenvalues are equal.
 # ```
 #
 # So we need not compute Hessians to know what to expect: we look at $T_l$ and ask whether it is a multiple of a rotation.
@@ -275,7 +286,8 @@ _ = axes[1].legend()
 # ```{prf:theorem} Rényi paper, Proposition 2.2 (= E.1, and Corollary E.2)
 # :label: reparam-prop-2-2
 #
-# Let $f(x) = W_L\, \sigma(W_{L-1} \cdots \sigma(W_1 x))$ with $\sigma(ct) = c\,\sigma(t)$ for all $c > 0$, let $\tilde W_l = c_l W_l$ with $c_l > 0$ and $\prod_l c_l = 1$, and let the loss depend on the weights only through $f$. Where the Hessians exist, for every layer $l$ and every order $\alpha \in [0, \infty]$,
+# Let $f(x) = W_L\, \sigma(W_{L-1} \cdots \sigma(W_1 x))$ with $\sigma(ct) = c\,\sigma(t)$ for all $c > 0$, let $\tilde W_l = c_l W_l$ with $c_l > 0$ and $\prod_l c_l = 1$, and let the loss depend on the weights only through $f$.
+# Where the Hessians exist, for every layer $l$ and every order $\alpha \in [0, \infty]$,
 #
 # $$
 # \tilde H_l = c_l^{-2}\, H_l \qquad (\text{paper: eqs 52 and 53}),
@@ -287,28 +299,39 @@ _ = axes[1].legend()
 # ```
 #
 # ````{prf:proof}
-# Fix $l$. For a matrix $V$ of the shape of $W_l$, let $\Phi(V)$ be the loss with $V$ in the place of $W_l$ and the other weights as they are, and $\tilde\Phi(V)$ the loss with $V$ in that place and every other weight $W_k$ replaced by $c_k W_k$.
+# Fix $l$.
+# For a matrix $V$ of the shape of $W_l$, let $\Phi(V)$ be the loss with $V$ in the place of $W_l$ and the other weights as they are, and $\tilde\Phi(V)$ the loss with $V$ in that place and every other weight $W_k$ replaced by $c_k W_k$.
 #
-# Put $c_l V$ into the second network. By induction over the layers, each pre-activation is $c_1 \cdots c_k$ times that of the first network at $V$: the factor passes through $\sigma$ because it is positive, and layer $k+1$ contributes its own. At the output the factor is $\prod_k c_k = 1$. Hence
+# Put $c_l V$ into the second network.
+# By induction over the layers, each pre-activation is $c_1 \cdots c_k$ times that of the first network at $V$: the factor passes through $\sigma$ because it is positive, and layer $k+1$ contributes its own.
+# At the output the factor is $\prod_k c_k = 1$.
+# Hence
 #
 # $$
 # \tilde\Phi(c_l V) = \Phi(V) \qquad \text{for every } V .
 # $$
 #
-# Differentiate twice in $V$ at $W_l$: $c_l^2\, \nabla^2\tilde\Phi(c_l W_l) = \nabla^2\Phi(W_l)$, which is {eq}`eq-reparam-layer`. All eigenvalues are multiplied by one positive number, so the $q_j$ stay.
+# Differentiate twice in $V$ at $W_l$: $c_l^2\, \nabla^2\tilde\Phi(c_l W_l) = \nabla^2\Phi(W_l)$, which is {eq}`eq-reparam-layer`.
+# All eigenvalues are multiplied by one positive number, so the $q_j$ stay.
 # ````
 #
 # **The step that the paper leaves out.** Its eq. 51 says that the loss is equal at $\theta$ and at $\tilde\theta$, and infers eq. 52.
 # From the equality of two values nothing follows for derivatives; it is the equality *for every* $V$ that may be differentiated.
-# Read as an identity in $\theta$, eq. 51 is just that. The proof above says so, and at worst this is a gap and no error.
+# Read as an identity in $\theta$, eq. 51 is just that.
+# The proof above says so, and at worst this is a gap and no error.
 #
 # **How far it reaches.**
 #
 # * *Every order*, $\alpha = 1$ included, which the paper's statement leaves out.
-# * *Any sign of the eigenvalues.* The factor is positive, so it does not matter which convention for negative ones is used. But with these activations they hardly occur: a positively homogeneous $\sigma$ is linear on each side of zero, so $f$ is piecewise linear in $W_l$, and for a loss convex in $f$ the block is its Gauss–Newton block and positive semidefinite ([chapter 2](02_curvature_objects)). To see an indefinite block that is invariant all the same, the third row of the picture above uses the squared error of the softmax probabilities, which is not convex in the logits.
-# * *Almost everywhere* for ReLU: where no pre-activation sits on the kink. The scaling moves no pre-activation across it.
+# * *Any sign of the eigenvalues.* The factor is positive, so it does not matter which convention for negative ones is used.
+#   But with these activations they hardly occur: a positively homogeneous $\sigma$ is linear on each side of zero, so $f$ is piecewise linear in $W_l$, and for a loss convex in $f$ the block is its Gauss–Newton block and positive semidefinite ([chapter 2](02_curvature_objects)).
+#   To see an indefinite block that is invariant all the same, the third row of the picture above uses the squared error of the softmax probabilities, which is not convex in the logits.
+# * *Almost everywhere* for ReLU: where no pre-activation sits on the kink.
+#   The scaling moves no pre-activation across it.
 # * *Without biases*, and for losses *without weight decay*: $\frac{\lambda}{2}\lVert W_l \rVert^2$ adds $\lambda I$ to the block, and that does not scale.
-# * *Beyond homogeneous activations of feed-forward networks*: all that was used is that multiplying $W_l$ by $c_l$ multiplies $f$ by $c_l$. If it multiplies $f$ by $c_l^{k_l}$, the condition is $\prod_l c_l^{k_l} = 1$. Degree $0$ is a weight before batch normalisation, degree $2$ a matrix that is used twice along the depth.
+# * *Beyond homogeneous activations of feed-forward networks*: all that was used is that multiplying $W_l$ by $c_l$ multiplies $f$ by $c_l$.
+#   If it multiplies $f$ by $c_l^{k_l}$, the condition is $\prod_l c_l^{k_l} = 1$.
+#   Degree $0$ is a weight before batch normalisation, degree $2$ a matrix that is used twice along the depth.
 
 # %%
 problem = study.random_problem("relu", p.seed)
@@ -558,7 +581,8 @@ display(Markdown("\n".join(lines)))
 # ```{prf:proposition} Transformation law of the Hessian
 # :label: reparam-law
 #
-# Let $\Psi = \partial\psi/\partial\eta$ and $\Phi = \partial\varphi/\partial\theta = \Psi^{-1}$. Then $\tilde g = \Psi^\top g$ and
+# Let $\Psi = \partial\psi/\partial\eta$ and $\Phi = \partial\varphi/\partial\theta = \Psi^{-1}$.
+# Then $\tilde g = \Psi^\top g$ and
 #
 # $$
 # \tilde H = \Psi^\top H\, \Psi + \sum_k g_k\, \nabla^2 \psi_k
@@ -567,14 +591,18 @@ display(Markdown("\n".join(lines)))
 # ```
 #
 # ````{prf:proof}
-# $\partial_i \tilde L = \sum_k g_k\, \partial_i \psi_k$. Differentiating once more, the product rule gives
+# $\partial_i \tilde L = \sum_k g_k\, \partial_i \psi_k$.
+# Differentiating once more, the product rule gives
 #
 # $$
 # \partial_i \partial_j \tilde L
 # = \sum_{k,m} H_{km}\, \partial_i \psi_k\, \partial_j \psi_m + \sum_k g_k\, \partial_i\partial_j \psi_k ,
 # $$
 #
-# the first form. For the second, differentiate $\varphi_k(\psi(\eta)) = \eta_k$ twice: $\sum_m \partial_m\varphi_k\, \nabla^2\psi_m + \Psi^\top (\nabla^2\varphi_k)\, \Psi = 0$. Multiply by $\tilde g_k$ and sum over $k$. Since $\sum_k \tilde g_k\, \partial_m \varphi_k = (\Phi^\top \tilde g)_m = g_m$, the first term becomes $\sum_m g_m \nabla^2 \psi_m$.
+# the first form.
+# For the second, differentiate $\varphi_k(\psi(\eta)) = \eta_k$ twice: $\sum_m \partial_m\varphi_k\, \nabla^2\psi_m + \Psi^\top (\nabla^2\varphi_k)\, \Psi = 0$.
+# Multiply by $\tilde g_k$ and sum over $k$.
+# Since $\sum_k \tilde g_k\, \partial_m \varphi_k = (\Phi^\top \tilde g)_m = g_m$, the first term becomes $\sum_m g_m \nabla^2 \psi_m$.
 # ````
 #
 # The second term is what a Hessian has that a tensor has not; in geometry its coefficients are Christoffel symbols.
@@ -668,7 +696,9 @@ else:
 # %% [markdown]
 # ## Deviations
 #
-# * The paper states its proposition and measures on ResNet-18 and ResNet-34, on vision transformers, on CIFAR and Tiny ImageNet. An identity does not depend on size, and a counterexample needs only one network; so ours are small enough to write every Hessian out. The two rows on GELU are the exception: "approximately" is a matter of size and data, and their verdicts hold at the scale that stands beside them.
+# * The paper states its proposition and measures on ResNet-18 and ResNet-34, on vision transformers, on CIFAR and Tiny ImageNet.
+#   An identity does not depend on size, and a counterexample needs only one network; so ours are small enough to write every Hessian out.
+#   The two rows on GELU are the exception: "approximately" is a matter of size and data, and their verdicts hold at the scale that stands beside them.
 # * Eigenvalues below $d \cdot 2^{-52}$ times the largest are set to zero before an entropy is taken.
 # * Negative eigenvalues enter with their absolute value.
 # * The normalisation has no affine parameters and uses the batch's statistics in every mode; a network in evaluation mode has frozen ones (exercise 5).
@@ -676,45 +706,70 @@ else:
 #
 # ## What failed
 #
-# * The check of Proposition 2.2 to ten digits fails without the threshold on the eigenvalues. The last layer's block has an exact null space (adding one row to all outputs does nothing to a softmax); arithmetic returns its eigenvalues as $10^{-17}$ of the largest, and an entropy of order ½ takes the square roots.
-# * A first choice of trained networks had hidden layers of 12 units. With some seeds they stayed near chance on the pooled digits, so they were not "trained networks". They had been measured when this was noticed, and GELU exceeded 5 % there too; the width of 16 was then chosen by the test accuracy alone.
-# * We looked for an indefinite layer block in a network with homogeneous activations and cross-entropy, to test the proposition where the paper's definition is silent, and found none. There is none: see the remark on signs after {prf:ref}`reparam-prop-2-2`.
+# * The check of Proposition 2.2 to ten digits fails without the threshold on the eigenvalues.
+#   The last layer's block has an exact null space (adding one row to all outputs does nothing to a softmax); arithmetic returns its eigenvalues as $10^{-17}$ of the largest, and an entropy of order ½ takes the square roots.
+# * A first choice of trained networks had hidden layers of 12 units.
+#   With some seeds they stayed near chance on the pooled digits, so they were not "trained networks".
+#   They had been measured when this was noticed, and GELU exceeded 5 % there too; the width of 16 was then chosen by the test accuracy alone.
+# * We looked for an indefinite layer block in a network with homogeneous activations and cross-entropy, to test the proposition where the paper's definition is silent, and found none.
+#   There is none: see the remark on signs after {prf:ref}`reparam-prop-2-2`.
 #
 # ## Exercises
 #
-# **1. Concave a little longer.** For two outcomes the entropy is still concave at $\alpha = 2$. Show that for $\alpha > 2$ it is not.
+# **1. Concave a little longer.** For two outcomes the entropy is still concave at $\alpha = 2$.
+# Show that for $\alpha > 2$ it is not.
 #
 # ```{admonition} Solution
 # :class: dropdown
-# Let $q = (1 - t, t)$. As $t \to 0$ with $\alpha > 2$, $\log\big((1-t)^\alpha + t^\alpha\big) = -\alpha \left(t + \tfrac12 t^2\right) + o(t^2)$, so $\mathcal H_\alpha = \frac{\alpha}{\alpha - 1} \left(t + \tfrac12 t^2\right) + o(t^2)$. The coefficient of $t^2$ is positive: near a vertex the entropy is strictly convex. The midpoint of $t = 0$ and $t = \frac1{10}$ at $\alpha = 5$ shows it in numbers. (At $\alpha = 2$ the term $t^\alpha$ cancels the quadratic one, and the next, $-\frac43 t^3$, is concave.)
+# Let $q = (1 - t, t)$.
+# As $t \to 0$ with $\alpha > 2$, $\log\big((1-t)^\alpha + t^\alpha\big) = -\alpha \left(t + \tfrac12 t^2\right) + o(t^2)$, so $\mathcal H_\alpha = \frac{\alpha}{\alpha - 1} \left(t + \tfrac12 t^2\right) + o(t^2)$.
+# The coefficient of $t^2$ is positive: near a vertex the entropy is strictly convex.
+# The midpoint of $t = 0$ and $t = \frac1{10}$ at $\alpha = 5$ shows it in numbers.
+# (At $\alpha = 2$ the term $t^\alpha$ cancels the quadratic one, and the next, $-\frac43 t^3$, is concave.)
 # ```
 #
-# **2. Permutations.** Exchange two hidden units, with their incoming and outgoing weights. Which columns of the picture at the head of the chapter would change?
+# **2. Permutations.** Exchange two hidden units, with their incoming and outgoing weights.
+# Which columns of the picture at the head of the chapter would change?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# None. $T$ is a permutation matrix, hence orthogonal, on every layer and on all of them jointly. The Hessian's spectrum itself is unchanged, not only its shape.
+# None.
+# $T$ is a permutation matrix, hence orthogonal, on every layer and on all of them jointly.
+# The Hessian's spectrum itself is unchanged, not only its shape.
 # ```
 #
-# **3. As flat as you please.** Let $\hat\theta$ be a minimum with $H$ positive definite. Find linear parameters $\eta = T\theta$ in which its Rényi sharpness, of all layers jointly, is the smallest that any matrix of that size has. What does this say about measures that depend on the spectrum alone?
+# **3. As flat as you please.** Let $\hat\theta$ be a minimum with $H$ positive definite.
+# Find linear parameters $\eta = T\theta$ in which its Rényi sharpness, of all layers jointly, is the smallest that any matrix of that size has.
+# What does this say about measures that depend on the spectrum alone?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# $T = H^{1/2}$ gives $\tilde H = T^{-\top} H T^{-1} = I$ by {eq}`eq-reparam-linear`, with entropy $\log d$ at every order. Every such minimum looks like every other in suitable linear parameters. So a function of the spectrum that is invariant under all linear changes can only count signs; to be informative, a measure has to be tied to a choice of parameters, or to bring along a second object (the Fisher matrix, the weights) that transforms with the Hessian.
+# $T = H^{1/2}$ gives $\tilde H = T^{-\top} H T^{-1} = I$ by {eq}`eq-reparam-linear`, with entropy $\log d$ at every order.
+# Every such minimum looks like every other in suitable linear parameters.
+# So a function of the spectrum that is invariant under all linear changes can only count signs; to be informative, a measure has to be tied to a choice of parameters, or to bring along a second object (the Fisher matrix, the weights) that transforms with the Hessian.
 # ```
 #
-# **4. Weight decay.** Add $\frac12 \sum_l \lambda_l \lVert W_l \rVert^2$ to the loss. How must the $\lambda_l$ change under layer-wise scaling for the entropies to stay? Does training with one common $\lambda$ respect this?
+# **4. Weight decay.** Add $\frac12 \sum_l \lambda_l \lVert W_l \rVert^2$ to the loss.
+# How must the $\lambda_l$ change under layer-wise scaling for the entropies to stay?
+# Does training with one common $\lambda$ respect this?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# The block becomes $H_l + \lambda_l I$. With $\tilde\lambda_l = \lambda_l / c_l^2$ it is divided by $c_l^2$ as a whole, and the penalty is unchanged too, since $\tilde\lambda_l \lVert c_l W_l \rVert^2 = \lambda_l \lVert W_l \rVert^2$. One common $\lambda$ does not respect it: weight decay chooses a point on the orbit of the symmetry, for ReLU layers one where all $\lVert W_l \rVert$ are equal. That is why a measure that depends on the point still sees something systematic in trained networks.
+# The block becomes $H_l + \lambda_l I$.
+# With $\tilde\lambda_l = \lambda_l / c_l^2$ it is divided by $c_l^2$ as a whole, and the penalty is unchanged too, since $\tilde\lambda_l \lVert c_l W_l \rVert^2 = \lambda_l \lVert W_l \rVert^2$.
+# One common $\lambda$ does not respect it: weight decay chooses a point on the orbit of the symmetry, for ReLU layers one where all $\lVert W_l \rVert$ are equal.
+# That is why a measure that depends on the point still sees something systematic in trained networks.
 # ```
 #
-# **5. Frozen statistics.** In evaluation mode batch normalisation is $(z - m)/\sqrt{s + \epsilon}$ with constants $m$ and $s$. Which change of $m$ and $s$ must go with $W_l \mapsto c\, W_l$, and what is then true of $H_l$? What happens if they are forgotten?
+# **5. Frozen statistics.** In evaluation mode batch normalisation is $(z - m)/\sqrt{s + \epsilon}$ with constants $m$ and $s$.
+# Which change of $m$ and $s$ must go with $W_l \mapsto c\, W_l$, and what is then true of $H_l$?
+# What happens if they are forgotten?
 #
 # ```{admonition} Solution
 # :class: dropdown
-# $m \mapsto cm$ and $s \mapsto c^2 s$, which is what further training would make of running averages. For $\epsilon = 0$ the output is the same for every $W_l$, so $\tilde H_l = c^{-2} H_l$. With $m$ and $s$ as they were, the normalisation is an affine map with biases, the function changes, and we are in the first case of the section on biases.
+# $m \mapsto cm$ and $s \mapsto c^2 s$, which is what further training would make of running averages.
+# For $\epsilon = 0$ the output is the same for every $W_l$, so $\tilde H_l = c^{-2} H_l$.
+# With $m$ and $s$ as they were, the normalisation is an affine map with biases, the function changes, and we are in the first case of the section on biases.
 # ```
 #
 # ## How to cite
