@@ -37,17 +37,17 @@ device = "auto"  # auto, cpu or cuda
 store = None  # folder for new records; None: the repository's own
 
 # %% tags=["hide-input"]
-from paperkit.experiments import resolve
+from paperkit.chapter import setup, table
 from paperkit.experiments.studies import mnist5k_spectra, mnist5k_training
 
-p = resolve(
+p = setup(
     globals(),
     {
         "smoke": {**mnist5k_training.SETTINGS["smoke"], "samples": 8, "dense": 200},
         "laptop": {**mnist5k_training.SETTINGS["laptop"], "samples": 100, "dense": 1000},
         "paper": {**mnist5k_training.SETTINGS["laptop"], "samples": 100, "dense": 1000},
     },
-    allowed="profile dataset model images epochs samples seed device store".split(),
+    allowed="dataset model images epochs samples seed device".split(),
 )
 
 # %% tags=["hide-input"]
@@ -56,7 +56,6 @@ import math
 import statistics
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 
 from paperkit import plotting
@@ -66,9 +65,6 @@ from paperkit.experiments import run_study
 from paperkit.ledger import show_verdicts
 from paperkit.statistics.intervals import prediction_interval
 from paperkit.training import evaluate
-
-plotting.book_style()
-study_profile = "smoke" if p.profile == "smoke" else "laptop"
 
 # %% [markdown]
 # ## The question, and the verdicts
@@ -159,15 +155,12 @@ spectra = layer_spectra(measured, (inputs, targets))
 assert all(s.rank <= s.rank_bound for s in spectra.values())
 
 rank_bound = p.samples * (precise.num_classes - 1)
-pd.DataFrame(
-    {
-        "weights": {name: s.dimension for name, s in spectra.items()},
-        "nonzero eigenvalues, at most": {name: s.rank_bound for name, s in spectra.items()},
-        "trace": {name: f"{s.trace:.4g}" for name, s in spectra.items()},
-        "largest": {name: f"{s.eigenvalues[0]:.4g}" for name, s in spectra.items()},
-        "whose spectrum": {name: s.obstacle or "Hessian" for name, s in spectra.items()},
-    }
-)
+columns = ["layer", "weights", "nonzero eigenvalues, at most", "trace", "largest", "spectrum of"]
+rows = {
+    name: (s.dimension, s.rank_bound, s.trace, s.eigenvalues[0], s.obstacle or "Hessian")
+    for name, s in spectra.items()
+}
+table(columns, rows, spec=".4g")
 
 # %% [markdown]
 # Before we believe it: write the Hessian block out entry by entry, by automatic differentiation, for the layers that are small enough, on two images.
@@ -404,11 +397,13 @@ plt.show()
 # It catches a broken run, not a small difference.
 
 # %%
+study_profile = "smoke" if p.profile == "smoke" else "laptop"
 trained = run_study("mnist5k_training", study_profile, p.store)
 records = run_study("mnist5k_spectra", study_profile, p.store)
 per_n = {}
 for record in records:
     per_n.setdefault(record.configuration["n"], []).append(record)
+n_table = sorted(per_n)[len(per_n) // 2]
 
 
 def band(values: list[float], floor: float) -> tuple[float, float]:
@@ -426,15 +421,14 @@ def band(values: list[float], floor: float) -> tuple[float, float]:
 alike = setting == mnist5k_training.SETTINGS[study_profile] and p.samples in per_n
 compared = alike and len(trained) >= 3
 if compared:
-    live_spectra = layer_spectra(copy.deepcopy(network).double(), (inputs, targets))
+    live_spectra = layer_spectra(copy.deepcopy(network).double(), (inputs, targets)).values()
     low, high = band([r.metrics["test_accuracy"] for r in trained], floor=0.02)
     assert low <= live_test.accuracy <= high, "the accuracy lies outside the records' interval"
     print(f"test accuracy: between {low:.1%} and {min(high, 1):.1%}, as it should")
     for key in ("0.5", "1.5"):
         means = [statistics.fmean(r.metrics["entropy"][key].values()) for r in per_n[p.samples]]
         low, high = band(means, floor=0.2)
-        entropies = [renyi_entropy(s.eigenvalues, float(key)) for s in live_spectra.values()]
-        live = statistics.fmean(entropies)
+        live = statistics.fmean(renyi_entropy(s.eigenvalues, float(key)) for s in live_spectra)
         assert low <= live <= high, f"the mean entropy of order {key} lies outside its interval"
         print(f"mean entropy of order {key}: between {low:.3f} and {high:.3f}, as it should")
 else:
@@ -464,18 +458,15 @@ def spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.3f}{deviation}"
 
 
-n_table = sorted(per_n)[len(per_n) // 2]
 at_n = [record.metrics for record in per_n[n_table]]
 accuracies = [100 * record.metrics["test_accuracy"] for record in trained]
 print(f"{len(trained)} networks, test accuracy {spread(accuracies)} %; spectra at n = {n_table}")
 columns = {f"entropy, order {key}": [m["entropy"][key] for m in at_n] for key in ("0.5", "1.5")}
 columns["small, of all"] = [m["small_fraction"] for m in at_n]
 columns["small, of the unforced"] = [m["small_fraction_of_cap"] for m in at_n]
-rows = {
-    name: {title: spread([values[name] for values in column]) for title, column in columns.items()}
-    for name in at_n[0]["layers"]
-}
-pd.DataFrame(rows).T
+layers = at_n[0]["layers"]
+rows = {name: [spread([m[name] for m in own]) for own in columns.values()] for name in layers}
+table(["layer", *columns], rows)
 
 # %% [markdown]
 # And here one of these measurements is made again, from the weights that were kept.
@@ -493,7 +484,8 @@ recomputed = {k: v for k, v in mnist5k_spectra.entropies(again).items() if float
 for order, by_layer in recomputed.items():
     for name, value in by_layer.items():
         assert math.isclose(value, record.metrics["entropy"][order][name], rel_tol=1e-6)
-pd.DataFrame(recomputed).rename(columns="order {}".format).map("{:.6f}".format)
+rows = {name: [by_layer[name] for by_layer in recomputed.values()] for name in again}
+table(["layer", *(f"order {order}" for order in recomputed)], rows, spec=".6f")
 
 # %% [markdown]
 # ## Paper against ours
@@ -557,7 +549,7 @@ for alpha in (0.1, 0.25, 0.5, 0.75):
     assert alpha < 0.5 or max(errors) < 1e-3  # the tables show thousandths of a nat
     worst[alpha] = math.ceil(math.log10(max(1e-16, *errors)))
 bounds = {alpha: f"below 1e{exponent}" for alpha, exponent in worst.items()}
-pd.Series(bounds, name="error of the entropy (nats)").rename_axis("order").to_frame()
+table(["order", "error of the entropy (nats)"], bounds)
 
 # %% [markdown]
 # So an order near zero does not measure the network, it measures the arithmetic.

@@ -34,12 +34,13 @@ store = None  # folder for new records; None: the repository's own
 engine = "in-process"  # who runs what is missing of the studies
 
 # %% tags=["hide-input"]
-from paperkit.experiments import resolve
+from paperkit.chapter import distance, number, setup, table
 
-p = resolve(
+p = setup(
     globals(),
     {"smoke": {"points": 3}, "laptop": {"points": 9}, "paper": {"points": 17}},
-    allowed=["profile", "seed", "store", "engine"],
+    allowed=["seed", "engine"],
+    threads=1,
 )
 
 # %% tags=["hide-input"]
@@ -55,10 +56,6 @@ from paperkit.estimators import renyi_entropy
 from paperkit.experiments import run_study
 from paperkit.experiments.studies import reparametrization as study
 from paperkit.ledger import render, show_verdicts, verdicts
-from paperkit.plotting import book_style
-
-book_style()
-torch.set_num_threads(1)  # on matrices this small, sharing the work costs more than it saves
 
 # %% tags=["hide-input"]
 STUDIES = ("entropy_facts", "reparametrization", "reparametrization_digits")
@@ -79,21 +76,23 @@ COLUMNS = {
     "Rényi,\nlayer": "entropy_change",
     "Rényi,\nall layers": "joint_entropy_change",
 }
-rows: dict[str, list] = {}
+by_case: dict[str, list] = {}
 for record in records["reparametrization"] + records["reparametrization_digits"]:
-    rows.setdefault(record.configuration["case"], []).append(record.metrics)
-worst = np.array([[max(m[key] for m in own) for key in COLUMNS.values()] for own in rows.values()])
+    by_case.setdefault(record.configuration["case"], []).append(record.metrics)
+worst = [[max(m[key] for m in own) for key in COLUMNS.values()] for own in by_case.values()]
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map with one row for each of twenty-one changes of parameters and five columns: loss, trace, largest eigenvalue, Rényi entropy of a layer, Rényi entropy of all layers. The trace and the largest eigenvalue change in every row; the layer's Rényi entropy is unchanged for layer-wise scaling with ReLU, with biases transformed, under batch normalisation with epsilon zero, within residual branches and for the radial map at its centre, and changes elsewhere."}, "figure": {"caption": "Which measure changes under which change of parameters. Numbers are the largest relative change over layers, orders (½, 1, 3⁄2, 2), factors and seeds; “=” means unchanged to within round-off (below 1e-10). Darker is a larger change, on a logarithmic scale. Layer columns take the worst layer.", "name": "fig-reparam-map"}}
 fig, ax = plt.subplots(figsize=(7.6, 8.0), layout="constrained")
-image = ax.pcolormesh(worst.clip(1e-5), norm=LogNorm(1e-5, 1e4), cmap="YlGnBu", ec="white", lw=2)
+image = ax.pcolormesh(
+    np.clip(worst, 1e-5, None), norm=LogNorm(1e-5, 1e4), cmap="YlGnBu", ec="white", lw=2
+)
 for (i, j), value in np.ndenumerate(worst):
     text = np.format_float_positional(value, precision=1, fractional=False, trim="-")
     text = "=" if value < 1e-10 else text
     colour = "white" if value > 2 else "black"
     ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=colour)
 ax.set_xticks(np.arange(len(COLUMNS)) + 0.5, COLUMNS)
-ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
+ax.set_yticks(np.arange(len(by_case)) + 0.5, by_case)
 ax.tick_params(length=0, labeltop=True, labelbottom=False)
 ax.grid(visible=False)
 ax.invert_yaxis()
@@ -222,12 +221,12 @@ def above_chord(q: Tensor, r: Tensor, alpha: float) -> float:
     return renyi((q + r) / 2, alpha) - (renyi(q, alpha) + renyi(r, alpha)) / 2
 
 
-print("order   e1 to e2   e1 to uniform   (midpoint less mean of the ends)")
+rows = {}
 for alpha in (0.5, 1, 1.5, 2):
-    convex, concave = (above_chord(e1, end, alpha) for end in (e2, uniform))
-    print(f"{alpha:5}   {convex:8.4f}   {concave:13.4f}")
+    convex, concave = rows[alpha] = [above_chord(e1, end, alpha) for end in (e2, uniform)]
     assert convex > 0.5  # part 1: a convex function has no positive entry
     assert (concave > 0) == (alpha <= 1)  # parts 2 and 3
+table(["order", "above the chord, e1 to e2", "above the chord, e1 to uniform"], rows)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two line plots. On the left, four humps from zero to log two and back, one for each order. On the right, curves from zero to log 1000: concave for orders one half and one, strongly convex for orders three halves and two."}, "figure": {"caption": "The entropy along two segments of the simplex, for 1,000 outcomes. Left: between two vertices it rises above its chord (grey, at zero) at every order, so it is not convex. Right: from a vertex to the uniform distribution it runs above its chord (grey) for orders up to 1, and below it for larger orders.", "name": "fig-reparam-segments"}}
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.3), layout="constrained")
@@ -349,12 +348,13 @@ def entropy(matrix: Tensor) -> float:
 
 
 # %%
-print("factor   trace ratio   entropy of order ½ before and after")
+rows = {}
 for name, c in zip(layers, factors, strict=True):
     H, Ht = block(network, name), block(scaled, name)
-    assert (Ht - H / c**2).norm() < 1e-12 * Ht.norm()  # eq. 52
-    ratio = float(Ht.trace() / H.trace())
-    print(f"{c:6.4f}   {ratio:11.6f}   {entropy(H):.6f}   {entropy(Ht):.6f}")
+    assert distance(Ht, H / c**2) < 1e-12  # eq. 52
+    rows[name, f"{c:.4f}"] = Ht.trace() / H.trace(), entropy(H), entropy(Ht)
+columns = ["weight", "factor", "ratio of traces", "entropy of order ½ before", "after"]
+table(columns, rows, spec=".6f")
 
 # %% [markdown]
 # The traces move by the factors $c_l^{-2}$, and the entropies stay where they are.
@@ -375,13 +375,14 @@ for name, c in zip(layers, factors, strict=True):
 factor_of = study.nodewise(network, [3.0])
 nodewise = study.rescale(network, factor_of)
 assert (nodewise(batch[0]) - network(batch[0])).abs().max() < 1e-12
-print("weight     entropy of order ½ before and after, same function")
+rows = {}
 for name in layers:
     H, Ht = block(network, name), block(nodewise, name)
     t = factor_of[name].flatten()
-    assert (Ht - H / t.outer(t)).norm() < 1e-12 * Ht.norm()  # T = diag(t)
-    print(f"{name:8}   {entropy(H):.4f}   {entropy(Ht):.4f}")
-    assert abs(entropy(Ht) / entropy(H) - 1) > 0.01
+    assert distance(Ht, H / t.outer(t)) < 1e-12  # T = diag(t)
+    rows[name] = before, after = entropy(H), entropy(Ht)
+    assert abs(after / before - 1) > 0.01
+table(["weight", "entropy of order ½ before", "after, same function"], rows)
 
 # %% [markdown]
 # The title of the paper's proposition and of its Appendix E, "reparametrization invariance", has to be read as *invariance under one factor for each layer*.
@@ -418,15 +419,14 @@ assert abs(joint[1] / joint[0] - 1) > 0.01
 model = study.random_problem("relu_bias", p.seed).model
 moved = study.rescale(model, study.layerwise_with_biases(model, factors))
 assert (moved(batch[0]) - model(batch[0])).abs().max() < 1e-12
-print("layer   change for the weights   for weights and bias")
-for number, name in enumerate(layers, start=1):
-    changes = []
+rows = {}
+for layer, name in enumerate(layers, start=1):
+    changes = rows[layer] = []
     for names in ([name], [name, name.replace("weight", "bias")]):
         H, Ht = block(model, *names), block(moved, *names)
         changes.append(abs(entropy(Ht) / entropy(H) - 1))
-    alone, both = ("below 1e-12" if x < 1e-12 else f"{x:.4f}" for x in changes)
-    print(f"{number:5}   {alone:>22}   {both:>20}")
-    assert changes[0] < 1e-12 and (changes[1] < 1e-12) == (number == 1)
+    assert changes[0] < 1e-12 and (changes[1] < 1e-12) == (layer == 1)
+table(["layer", "change for the weights", "for weights and bias"], rows)
 
 # %% [markdown]
 # (batch-normalisation)=
@@ -447,22 +447,21 @@ for number, name in enumerate(layers, start=1):
 
 
 # %%
-def compare(before: nn.Module, after: nn.Module) -> tuple[list, list]:
+def compare(before: nn.Module, after: nn.Module) -> tuple[float, float]:
     """Change of the outputs; largest change of a layer's entropy."""
     pair = [study.Problem(model, *batch) for model in (before, after)]
     change = study.compare(*map(study.measure, pair))
-    values = [change["function_change"], change["entropy_change"]]
-    return values, ["below 1e-10" if x < 1e-10 else f"{x:.2e}" for x in values]
+    return change["function_change"], change["entropy_change"]
 
 
-print("      ε   scale   change of the outputs   of a layer's entropy")
+rows, columns = {}, ["change of the outputs", "of a layer's entropy"]
 for epsilon in (0.0, 1e-5, 1e-3, 1e-2):
     model = study.random_problem("relu_norm", p.seed, epsilon).model
     for c in (3.0, 0.3, 0.05):
         scales = study.layerwise(model, [c, 1, 1])
-        values, texts = compare(model, study.rescale(model, scales))
-        print(f"{epsilon:7.0e}   {c:5.2f}   {texts[0]:>21}   {texts[1]:>20}")
+        rows[epsilon, c] = values = compare(model, study.rescale(model, scales))
         assert (max(values) < 1e-10) == (epsilon == 0)
+table(["ε", "scale", *columns], rows, spec=".2e", round_off=1e-10)
 
 # %% [markdown]
 # (residual)=
@@ -474,12 +473,12 @@ for epsilon in (0.0, 1e-5, 1e-3, 1e-2):
 # Where a normalisation ends the branch, as in the residual networks that the paper measures, and its $\epsilon$ is 0, the branch's weights are free again, by the previous section.
 
 # %%
-model = study.random_problem("relu_residual", p.seed).model
-for text in ("3 1/2 2 1/3", "3 1/2 1 2/3"):  # trunk, branch, branch, trunk
+model, rows = study.random_problem("relu_residual", p.seed).model, {}
+for text in ("3 1/2 2 1/3", "3 1/2 1 2/3"):
     scales = study.layerwise(model, study.parse_factors(text))
-    values, texts = compare(model, study.rescale(model, scales))
-    print(f"{text}: outputs {texts[0]}, entropy of a layer {texts[1]}")
+    rows[text] = values = compare(model, study.rescale(model, scales))
     assert (max(values) < 1e-10) == (text == "3 1/2 2 1/3")
+table(["trunk, branch, branch, trunk", *columns], rows, spec=".2e", round_off=1e-10)
 
 # %% [markdown]
 # (smooth-activations)=
@@ -513,7 +512,7 @@ turned = nn.Sequential(gelu[0], Knob(2.0), gelu[2], Knob(2.0), gelu[4])
 halved = study.rescale(gelu, study.layerwise(gelu, (2.0, 1.0, 0.5)))
 for name, c in zip(layers, (2.0, 1.0, 0.5), strict=True):
     H, Ht = block(turned, name), block(halved, name)
-    assert (Ht - H / c**2).norm() < 1e-12 * Ht.norm()
+    assert distance(Ht, H / c**2) < 1e-12
 print("scaling the weights is turning the knob: difference below 1e-12")
 
 # %% [markdown]
@@ -557,15 +556,16 @@ _ = ax.legend(loc="upper center")
 # The same from the records, every run with its own factors and seed:
 
 # %% tags=["hide-input"]
-lines = ["| networks | runs | within 5 % | median change | largest change | test accuracy |", "|---|---|---|---|---|---|"]  # fmt: skip
-for case in ("layer-wise, GELU", "layer-wise, tanh", "trained, layer-wise, GELU", "trained, layer-wise, tanh", "trained, layer-wise, ReLU"):  # fmt: skip
-    own = np.array([metrics["entropy_change"] for metrics in rows[case]])
-    spread = ["below 1e-10" if v < 1e-10 else f"{v:.3f}" for v in (np.median(own), own.max())]
-    accuracy = [metrics.get("test_accuracy") for metrics in rows[case]]
-    shown = "–" if None in accuracy else f"{min(accuracy):.3f} to {max(accuracy):.3f}"
-    inside = int((own <= study.APPROXIMATELY).sum())
-    lines.append(f"| {case} | {len(own)} | {inside} | {spread[0]} | {spread[1]} | {shown} |")
-display(Markdown("\n".join(lines)))
+rows = {}
+for case, own in by_case.items():
+    if case.endswith(("layer-wise, GELU", "layer-wise, tanh", "trained, layer-wise, ReLU")):
+        changes = np.array([metrics["entropy_change"] for metrics in own])
+        inside = int((changes <= study.APPROXIMATELY).sum())
+        accuracy = [metrics["test_accuracy"] for metrics in own if "test_accuracy" in metrics]
+        ends = f"{min(accuracy):.3f} to {max(accuracy):.3f}" if accuracy else None
+        rows[case] = len(own), inside, np.median(changes), changes.max(), ends
+columns = ["networks", "runs", "within 5 %", "median change", "largest change", "test accuracy"]
+table(columns, rows, spec=".3f", round_off=1e-10)
 
 # %% [markdown]
 # Whether a change of that size matters depends on what the entropies are compared for, and that is a question for the chapters on the Rényi paper.
@@ -621,10 +621,9 @@ g = torch.cat([gradient.flatten() for gradient in gradients])
 slope, bend = 1 / theta.cosh(), -theta.sinh() / theta.cosh() ** 3
 congruence = slope.outer(slope) * H
 Ht = dense_hessian(study.reparametrized_by_sinh(network), *batch)
-assert (congruence + torch.diag(g * bend) - Ht).norm() < 1e-12 * Ht.norm()
+assert distance(Ht, congruence + torch.diag(g * bend)) < 1e-12
 print("the law for sinh: difference from automatic differentiation below 1e-12")
-missing = (congruence - Ht).norm() / Ht.norm()
-print(f"without the gradient's term: relative difference {missing:.4f}")
+print(f"without the gradient's term: relative difference {number(distance(Ht, congruence))}")
 print(f"all layers, order ½: {entropy(H):.4f} before, {entropy(Ht):.4f} after")
 
 # %% [markdown]
@@ -661,20 +660,20 @@ def radial_law(H: Tensor, g: Tensor, delta: Tensor, a, b) -> Tensor:
 
 
 # %%
-before_h = study.measure(problem)
-print("    a   centre   change of a layer's entropy, of all layers'")
-for a, distance in ((1.0, 0.0), (-0.25, 0.0), (1.0, 0.5), (-0.25, 0.5)):
-    radial = study.radial_map_at(theta, a, 0.5, distance, p.seed)
+before_h, rows = study.measure(problem), {}
+for a, off in ((1.0, 0.0), (-0.25, 0.0), (1.0, 0.5), (-0.25, 0.5)):
+    radial = study.radial_map_at(theta, a, 0.5, off, p.seed)
     model = study.reparametrized_by(network, radial)
     Ht = dense_hessian(model, *batch)
     law = radial_law(H, g, theta - radial.centre, a, 0.5)
-    assert (Ht - law).norm() < 1e-10 * Ht.norm()
+    assert distance(Ht, law) < 1e-10
     after_h = study.measure(study.Problem(model, *batch), original=network)
     change = study.compare(before_h, after_h)
-    values = [change["entropy_change"], change["joint_entropy_change"]]
-    texts = ["below 1e-10" if x < 1e-10 else f"{x:.4f}" for x in values]
-    print(f"{a:5.2f}   {'off' if distance else 'at':>6}   {texts[0]}, {texts[1]}")
-    assert (max(values) < 1e-10) == (distance == 0)
+    values = change["entropy_change"], change["joint_entropy_change"]
+    rows[a, "off" if off else "at"] = values
+    assert (max(values) < 1e-10) == (off == 0)
+columns = ["a", "centre", "change of a layer's entropy", "of all layers'"]
+table(columns, rows, round_off=1e-10)
 
 # %% [markdown]
 # (reparam-verdicts)=

@@ -56,7 +56,7 @@ def setup(
     own = arguments.strings("allowed", allowed, "a list of names of parameters")
     if threads is not None:
         threads = arguments.integer("threads", threads, at_least=1)
-    parameters = resolve(namespace, profiles, dict.fromkeys([*OF_EVERY_CHAPTER, *own]))
+    parameters = resolve(namespace, profiles, [*OF_EVERY_CHAPTER, *own])
     book_style()
     if threads is not None:
         torch.set_num_threads(threads)

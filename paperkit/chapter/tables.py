@@ -17,6 +17,7 @@ from paperkit import arguments
 from paperkit.ledger.formatting import NOTHING, ROUND_OFF, markdown_table
 
 # A column is set to the right if all its cells begin like a number.
+_SPEC = re.compile(r"\.\d{1,2}[efg]")
 _LIKE_A_NUMBER = re.compile(rf"[-+−]?(?:\d|\.\d|∞)|below |{NOTHING}$")
 
 
@@ -64,7 +65,7 @@ def table(
     header: Iterable[str],
     rows: Mapping[Any, Any] | Iterable[Sequence[Any]],
     *,
-    decimals: int | Mapping[str, int] = 4,
+    spec: str | Mapping[str, str] = ".4f",
     round_off: float = ROUND_OFF,
 ) -> Table:
     """Return rows of values as a table; a notebook shows it if it ends a cell.
@@ -79,8 +80,9 @@ def table(
         cells are a sequence, or one value. A label is printed as it is. Among the other cells a
         number that is no integer is printed by :func:`number`, a truth as yes or no, and None as a
         dash.
-    decimals : int or mapping of str to int
-        Decimals of the numbers, or those of single columns by name; the rest have four.
+    spec : str or mapping of str to str
+        Format of the numbers, as in :func:`number`, or of single columns by name; the rest have
+        ``".4f"``.
     round_off : float
         Size below which a number is round-off, as in :func:`number`.
 
@@ -93,7 +95,7 @@ def table(
     TypeError
         If a cell is neither text nor a number, or an argument is of another kind.
     ValueError
-        If a row has not one cell for each column, or ``decimals`` names none.
+        If a row has not one cell for each column, or ``spec`` is no format or names no column.
 
     Examples
     --------
@@ -104,7 +106,7 @@ def table(
     head      9  below 1e-12
     """
     names = tuple(arguments.strings("header", header, "a list of names of columns"))
-    places = _places(names, decimals)
+    specs = _specs(names, spec)
     round_off = arguments.number("round_off", round_off, at_least=0)
     lines = []
     for labels, cells in _split(rows):
@@ -113,23 +115,24 @@ def table(
                 f"rows has one of {len(labels) + len(cells)} cells, {arguments.shown(labels)} "
                 f"first: pass one for each of the {len(names)} columns of header."
             )
-        shown = [_text(cell, places[name], round_off) for name, cell in _beside(names, cells)]
+        beside = zip(names[len(labels) :], cells, strict=True)
+        shown = [_text(cell, specs[name], round_off) for name, cell in beside]
         lines.append((*map(_label, labels), *shown))
     return Table(names, tuple(lines))
 
 
-def number(value: Any, decimals: int = 4, round_off: float = ROUND_OFF) -> str:
+def number(value: Any, spec: str = ".4f", round_off: float = ROUND_OFF) -> str:
     """Return a number as the book prints it; round-off is printed as a bound, never as its value.
 
     Round-off differs between machines, so its value says nothing. A number that is larger, and of
-    which the decimals would leave only zeros, is printed with its exponent.
+    which the format would leave only zeros, is printed with its exponent.
 
     Parameters
     ----------
     value : float
         A number, or an object that is one to ``float``.
-    decimals : int
-        Digits after the point.
+    spec : str
+        Format specification of Python: a point, the number of digits, and ``f``, ``e`` or ``g``.
     round_off : float
         Size below which a number is round-off.
 
@@ -148,7 +151,7 @@ def number(value: Any, decimals: int = 4, round_off: float = ROUND_OFF) -> str:
     ('0.1593', 'below 1e-12', '2.50e-07', 'below 1e-10')
     """
     value = _real("value", value)
-    decimals = arguments.integer("decimals", decimals, at_least=0, at_most=17)
+    spec = _spec("spec", spec)
     round_off = arguments.number("round_off", round_off, at_least=0)
     if math.isnan(value):
         return NOTHING
@@ -156,7 +159,7 @@ def number(value: Any, decimals: int = 4, round_off: float = ROUND_OFF) -> str:
         return "∞" if value > 0 else "-∞"
     if abs(value) < round_off:
         return f"below {round_off:.0e}"
-    text = f"{value:.{decimals}f}"
+    text = format(value, spec)
     return f"{value:.2e}" if value and float(text) == 0 else text
 
 
@@ -171,17 +174,22 @@ def _real(name: str, value: Any) -> float:
         raise TypeError(sort) from None
 
 
-def _places(names: Sequence[str], decimals: int | Mapping[str, int]) -> dict[str, int]:
-    if not isinstance(decimals, Mapping):
-        return dict.fromkeys(names, arguments.integer("decimals", decimals, at_least=0, at_most=17))
-    chosen = arguments.mapping(
-        "decimals", decimals, "a number, or a mapping from columns to numbers"
-    )
-    for name, value in chosen.items():
+def _spec(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={arguments.shown(value)} must be a format such as '.4f'.")
+    if not _SPEC.fullmatch(value):
+        raise ValueError(f"{name}={value!r} is no format: pass one such as '.4f', '.2e' or '.4g'.")
+    return value
+
+
+def _specs(names: Sequence[str], spec: str | Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(spec, Mapping):
+        return dict.fromkeys(names, _spec("spec", spec))
+    for name in spec:
         if name not in names:
-            raise ValueError(f"decimals names the column {name!r}, which header does not have.")
-        arguments.integer(f"decimals[{name!r}]", value, at_least=0, at_most=17)
-    return dict.fromkeys(names, 4) | chosen
+            raise ValueError(f"spec names the column {name!r}, which header does not have.")
+    chosen = {name: _spec(f"spec[{name!r}]", one) for name, one in spec.items()}
+    return dict.fromkeys(names, ".4f") | chosen
 
 
 def _split(rows: Any) -> Iterable[tuple[tuple[Any, ...], tuple[Any, ...]]]:
@@ -200,15 +208,11 @@ def _several(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def _beside(names: Sequence[str], cells: Sequence[Any]) -> Iterable[tuple[str, Any]]:
-    return zip(names[len(names) - len(cells) :], cells, strict=True)
-
-
 def _label(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _text(value: Any, decimals: int, round_off: float) -> str:
+def _text(value: Any, spec: str, round_off: float) -> str:
     if value is None:
         return NOTHING
     if isinstance(value, str):
@@ -219,4 +223,4 @@ def _text(value: Any, decimals: int, round_off: float) -> str:
         return "yes" if value else "no"
     if isinstance(value, Integral):
         return str(value)
-    return number(_real("rows", value), decimals, round_off)
+    return number(_real("rows", value), spec, round_off)
