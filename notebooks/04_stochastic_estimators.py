@@ -34,19 +34,19 @@ seed = 0  # draws the eigenvectors; the probes have the seeds 0, 1, 2, …
 repeats = None  # repetitions of an experiment; None: the profile's own number
 
 # %% tags=["hide-input"]
-from paperkit.experiments import resolve
+from paperkit.chapter import setup, table
 
-p = resolve(
+p = setup(
     globals(),
     {"smoke": {"repeats": 10}, "laptop": {"repeats": 30}, "paper": {"repeats": 200}},
-    allowed=["profile", "seed", "repeats", "store"],
+    allowed=["seed", "repeats"],
+    threads=1,
 )
 
 # %% tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -59,10 +59,6 @@ from paperkit.linalg.operator import FunctionOperator, as_operator
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linalg.quadrature import gauss_rule, power, stochastic_lanczos_quadrature, t_log_t
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation, xtrace
-from paperkit.plotting import book_style
-
-book_style()
-torch.set_num_threads(1)  # on matrices this small, sharing the work costs more than it saves
 
 # %% [markdown]
 # **What to know first.** Eigenvalues of a symmetric matrix, the variance of a mean, and the symbols of the {doc}`notation page <../book/notation>`: $\lambda_j$ are eigenvalues, $d$ is the dimension, $k$ the number of probes and $m$ the number of Lanczos steps.
@@ -104,7 +100,7 @@ def matrix_with(eigenvalues: Tensor) -> Tensor:
 H = matrix_with(eigenvalues)
 orders = (0.5, 0.99, 1.5, 2.5)
 exact = {alpha: renyi_entropy(eigenvalues, alpha) for alpha in orders}
-pd.Series(exact, name="exact entropy").rename_axis("order").to_frame().round(4)
+table(["order", "exact entropy"], exact)
 
 # %% [markdown]
 # (est-hutchinson)=
@@ -252,10 +248,10 @@ library = {alpha: renyi_entropy_estimate(quadrature, alpha) for alpha in orders}
 assert abs(estimate(H, 0.5) - library[0.5].value) < 1e-8
 
 # %% tags=["hide-input", "nbval-rtol=1e-6"]
-pd.DataFrame(
-    [(alpha, exact[alpha], e.value, e.standard_error, *e.bracket) for alpha, e in library.items()],
-    columns=["order", "exact", "estimate", "standard error", "lower end", "upper end"],
-).set_index("order").round(4)
+rows = [
+    (alpha, exact[alpha], e.value, e.standard_error, *e.bracket) for alpha, e in library.items()
+]
+table(["order", "exact", "estimate", "standard error", "lower end", "upper end"], rows)
 
 # %% [markdown]
 # The standard error is that of the *ratio*.
@@ -344,8 +340,7 @@ for m in (5, 15, 40):
     assert e.standard_error < 1e-10
     assert e.bracket[0] < exact[0.5] < e.bracket[1] == e.value
     rows.append((m, e.bracket[0], exact[0.5], e.value, e.value - exact[0.5]))
-columns = ["steps m", "Radau", "exact", "Gauss", "bias of Gauss"]
-pd.DataFrame(rows, columns=columns).set_index("steps m").round(4)
+table(["steps m", "Radau", "exact", "Gauss", "bias of Gauss"], rows)
 
 # %% [markdown]
 # At the paper's $m = 15$ the bias at order ½ is about the standard error of 100 probes in the table before: neither may be neglected.
@@ -387,7 +382,7 @@ for run in range(p.repeats):
     inside["with the bracket"] += low - 3 * e.standard_error < truth < high + 3 * e.standard_error
     inside["without"] += abs(e.value - truth) < 3 * e.standard_error
 assert inside["with the bracket"] >= 0.97 * p.repeats > inside["without"]
-pd.Series(inside, name=f"runs of {p.repeats} that cover").to_frame()
+table(["interval", f"runs of {p.repeats} that cover"], inside)
 
 # %% [markdown]
 # (est-adaptive)=
@@ -407,8 +402,7 @@ for alpha in (0.3, 0.5, 1.0, 1.5):
     e = renyi_entropy_estimate(q, alpha)
     assert q.converged and e.bracket[1] - e.bracket[0] <= e.standard_error
     rows.append((alpha, int(q.steps.max()), e.value, e.standard_error, e.bracket_ratio))
-columns = ["order", "steps", "estimate", "standard error", "bracket / standard error"]
-pd.DataFrame(rows, columns=columns).set_index("order").round(4)
+table(["order", "steps", "estimate", "standard error", "bracket / standard error"], rows)
 
 # %% [markdown]
 # Where the cap `max_steps` comes first, the result says `converged=False`.
@@ -438,8 +432,7 @@ for alpha in (0.5, 0.9, 0.99, 1.1, 1.5):
     spread = [float(torch.tensor(values).std()) for values in (common, independent)]
     rows.append((alpha, *spread, spread[1] / spread[0]))
 assert all(row[3] > 1 for row in rows) and rows[2][3] > 10
-columns = ["order", "spread, common probes", "spread, second probe", "ratio"]
-pd.DataFrame(rows, columns=columns).set_index("order").round(3)
+table(["order", "spread, common probes", "spread, second probe", "ratio"], rows, spec=".3f")
 
 # %% [markdown]
 # The paper leaves out the orders from 0.9 to 1.2, where it reports numerical trouble.
@@ -471,9 +464,8 @@ rows = []
 for alpha in (0.0001, 0.1, 0.3, 0.5, 1.5):
     e, truth = renyi_entropy_estimate(low_rank, alpha), renyi_entropy(singular, alpha)
     assert e.bracket[0] - 1e-6 <= truth <= e.bracket[1] + 1e-6
-    rows.append((alpha, truth, *e.bracket, "yes" if e.reliable else "no"))
-columns = ["order", "exact", "lower end", "upper end", "reliable"]
-pd.DataFrame(rows, columns=columns).set_index("order").round(4)
+    rows.append((alpha, truth, *e.bracket, e.reliable))
+table(["order", "exact", "lower end", "upper end", "reliable"], rows)
 
 # %% [markdown]
 # Orders below 0.3 are flagged as unreliable unless the bracket is narrower than the standard error.
@@ -525,15 +517,14 @@ def krylov(A, products: int, seed: int):
 
 
 METHODS = {"Hutchinson": hutchinson, "Hutch++": hutch_plus_plus, "XTrace": xtrace, "Krylov": krylov}
-budgets = (12, 24, 60)
-errors = pd.DataFrame(index=pd.Index(METHODS, name="products"), columns=budgets, dtype=float)
+errors = {name: [] for name in METHODS}
 for name, method in METHODS.items():
-    for products in budgets:
-        runs = [method(M, products, seed=run) for run in range(p.repeats)]
-        found = torch.tensor([float(run) for run in runs], dtype=torch.float64)
-        errors.loc[name, products] = float((found / small.sum() - 1).square().mean().sqrt())
-assert (errors.loc["XTrace"] < errors.loc["Hutchinson"]).all()
-(100 * errors).round(3)
+    for products in (12, 24, 60):
+        runs = [float(method(M, products, seed=run)) for run in range(p.repeats)]
+        relative = torch.tensor(runs, dtype=torch.float64) / small.sum() - 1
+        errors[name].append(100 * relative.square().mean().sqrt())
+assert all(x < h for x, h in zip(errors["XTrace"], errors["Hutchinson"], strict=True))
+table(["error in percent", "12 products", "24 products", "60 products"], errors, spec=".3f")
 
 # %% [markdown]
 # Relative root-mean-square errors in percent.
@@ -550,7 +541,7 @@ for name, method in METHODS.items():
     spread[name] = float(torch.tensor([float(run) for run in runs]).square().mean().sqrt())
 if p.profile != "smoke":
     assert spread["Hutchinson"] == min(spread.values())
-pd.Series(spread, name="error of a trace that is 0").to_frame().round(2)
+table(["60 products", "error of a trace that is 0"], spread, spec=".2f")
 
 # %% [markdown]
 # (est-density)=

@@ -16,9 +16,11 @@ from typing import Any
 from paperkit import arguments
 from paperkit.ledger.formatting import NOTHING, ROUND_OFF, markdown_table
 
-# A column is set to the right if all its cells begin like a number.
+# A column is set to the right if each of its cells is a number, or begins with one.
 _SPEC = re.compile(r"\.\d{1,2}[efg]")
-_LIKE_A_NUMBER = re.compile(rf"[-+−]?(?:\d|\.\d|∞)|below |{NOTHING}$")
+_LIKE_A_NUMBER = re.compile(
+    rf"[-+−]?(?:\d[\d,]*(?:\.\d*)?|∞)(?:e[-+]?\d+)?(?:$|[ %])|below |{NOTHING}$"
+)
 
 
 @dataclass(frozen=True)
