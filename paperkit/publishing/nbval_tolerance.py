@@ -1,8 +1,8 @@
 """Compare committed with recomputed outputs number by number.
 
-nbval compares text exactly. Here, before it does so, each recomputed number that agrees with the
-committed one is replaced by it, so that only a real difference is left for nbval to find. Two
-numbers agree when they differ by at most
+nbval compares text exactly. Before it does so, each recomputed number that agrees with the
+committed number is replaced by it here, so that only a real difference is left for nbval to find.
+Numbers agree when they differ by at most
 
 * the relative tolerance, 1e-6 unless the cell has a tag such as ``nbval-rtol=1e-3``, or
 * one unit in the last printed digit, if both are printed to as many decimals and the committed one
@@ -22,10 +22,10 @@ from typing import Any
 
 DEFAULT_RTOL = 1e-6
 COMPARED = ("text/plain", "text/html", "text/markdown", "stdout")
-# Glued values are stored under this prefix and the type of what they show.
+# Glued values are stored under this prefix, followed by their type.
 GLUED = "application/papermill.record/"
 PICTURES = ("image/png", "image/jpeg", GLUED + "image/png", GLUED + "image/jpeg")
-# Not the digits of a name (conv1, mnist5k), nor of a version (1.2.3).
+# The pattern matches neither the digits of a name (conv1, mnist5k) nor those of a version (1.2.3).
 NUMBER = re.compile(
     r"(?<![\w.])[-+−]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?(?!\w|\.[0-9])"
 )
@@ -40,9 +40,9 @@ class Difference:
     Attributes
     ----------
     committed, computed : str
-        The numbers as they are printed.
+        Numbers as they are printed.
     rtol : float
-        The relative tolerance they were compared at.
+        Relative tolerance at which they were compared.
     """
 
     committed: str
@@ -102,17 +102,17 @@ def snap(committed: str, computed: str, rtol: float = DEFAULT_RTOL) -> tuple[str
     Parameters
     ----------
     committed, computed : str
-        Two texts; the first is the reference.
+        Texts, of which the first is the reference.
     rtol : float
         Relative tolerance.
 
     Returns
     -------
     str
-        The computed text with agreeing numbers replaced. If the texts differ in more than their
-        numbers, it is returned as it came.
+        Computed text with agreeing numbers replaced; unchanged if the texts differ in more than
+        their numbers.
     list of Difference
-        The numbers that do not agree.
+        Numbers that do not agree.
     """
     if _skeleton(committed) != _skeleton(computed):
         return computed, []
@@ -132,7 +132,10 @@ def snap(committed: str, computed: str, rtol: float = DEFAULT_RTOL) -> tuple[str
 
 
 def _skeleton(text: str) -> str:
-    """Leave what is not a number; numbers of another width move spaces, line ends and rules."""
+    """Return a text without its numbers and without the layout that depends on their width.
+
+    A number of another width moves spaces and line ends, and changes the length of ruled lines.
+    """
     numberless = re.sub(r"\s*\0\s*", "\0", NUMBER.sub("\0", text))
     return re.sub(r"-{2,}", "--", re.sub(r"\s+", " ", numberless))
 
@@ -143,12 +146,12 @@ def cell_rtol(tags: Iterable[str]) -> float:
     Parameters
     ----------
     tags : iterable of str
-        The cell's tags.
+        Tags of the cell.
 
     Returns
     -------
     float
-        The number in ``nbval-rtol=...``, else :data:`DEFAULT_RTOL`.
+        Number in ``nbval-rtol=...``, else :data:`DEFAULT_RTOL`.
 
     Raises
     ------
@@ -183,7 +186,7 @@ def snap_outputs(
     Returns
     -------
     list of Difference
-        The numbers that do not agree.
+        Numbers that do not agree.
     """
     references = _texts(committed)
     differences: list[Difference] = []
@@ -191,13 +194,13 @@ def snap_outputs(
         for (holder, key), (reference, reference_key) in zip(
             places, references.get(kind, []), strict=False
         ):
-            holder[key], found = snap(reference[reference_key], holder[key], rtol)
-            differences += found
+            holder[key], new = snap(reference[reference_key], holder[key], rtol)
+            differences += new
     return differences
 
 
 def _texts(outputs: Sequence[dict[str, Any]]) -> dict[str, list[tuple[dict[str, Any], str]]]:
-    """Collect, for each kind of text, where in the outputs it is kept, in order."""
+    """Collect the places in the outputs that hold text, in order, by the kind of text."""
     places = defaultdict(list)
     for output in outputs:
         for key in output.get("data", {}):
@@ -220,7 +223,7 @@ def install() -> None:
     set_up = IPyNbFile.__init__
 
     def compare_outputs(self: Any, test: Any, ref: Any, skip_compare: Any = None) -> bool:
-        # Committed outputs hold no standard error: a library's warning is no difference.
+        # Committed outputs hold no standard error, so that a library's warning is no difference.
         test, ref = _without_stderr(test), _without_stderr(ref)
         rtol = cell_rtol(self.cell.metadata.get("tags", []))
         differences = snap_outputs(ref, test, rtol)

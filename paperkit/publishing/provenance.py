@@ -14,7 +14,7 @@ def newest_provenance() -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        The record's ``provenance``; None when nothing has been published.
+        Provenance of the record; None when nothing has been published.
 
     Raises
     ------
@@ -22,8 +22,8 @@ def newest_provenance() -> dict[str, Any] | None:
         If a file of records is damaged; the sentence names file and line.
     """
     studies = [path.stem for path in sorted(results_folder().glob("*.jsonl"))]
-    found = [record.provenance for study in studies for record in read_published(study)]
-    return max(found, key=lambda provenance: str(provenance["date"]), default=None)
+    provenances = [record.provenance for study in studies for record in read_published(study)]
+    return max(provenances, key=lambda provenance: str(provenance["date"]), default=None)
 
 
 def last_verified() -> str:
@@ -32,7 +32,7 @@ def last_verified() -> str:
     Returns
     -------
     str
-        One sentence.
+        Sentence for the pages.
     """
     newest = newest_provenance()
     if newest is None:
