@@ -30,7 +30,8 @@ from typing import Any
 import yaml
 
 from paperkit.experiments.paths import claims_folder
-from paperkit.experiments.study import study_names, suggestion
+from paperkit.experiments.sentences import suggestion
+from paperkit.experiments.study import study_names
 from paperkit.ledger.criteria import CRITERIA, KINDS, PaperValue
 
 REQUIRED = ("id", "paper", "place", "kind", "statement", "criterion", "profile")

@@ -362,11 +362,16 @@ def by_seed(records: Sequence[Record], metric: str | None) -> dict[int, float]:
 
 
 def _own_error(records: Sequence[Record], metric: str) -> float:
-    """Return the standard error that a single record states; infinite if it states none."""
+    """Return the standard error that a single record states; infinite if it states none.
+
+    The name is that of a measurement's metrics; records of before measurements have ``stderr``.
+    """
     found: Any = records[0].metrics
     for part in metric.split("."):
         found = found[part]
-    stated = found.get("stderr") if isinstance(found, dict) else None
+    stated = None
+    if isinstance(found, dict):
+        stated = found.get("standard_error", found.get("stderr"))
     return float(stated) if len(records) == 1 and stated is not None else math.inf
 
 

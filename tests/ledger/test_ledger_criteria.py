@@ -83,9 +83,26 @@ def test_a_number_is_judged_by_combined_errors_then_sign_and_magnitude(values, w
     assert found.word == word
 
 
-def test_a_number_of_one_record_uses_the_error_that_the_record_states():
-    stated = records("gap", [{"value": 1.2, "stderr": 0.05, "count": 64}])
-    assert number_matches(stated, paper_value=PAPER, metric="gap").word == "reproduced"
+@pytest.mark.parametrize("name", ["standard_error", "stderr"])
+def test_a_number_of_one_record_uses_the_error_that_the_record_states(name):
+    stated = records("gap", [{"value": 1.2, name: 0.05, "n": 64, "method": "lanczos"}])
+    found = number_matches(stated, paper_value=PAPER, metric="gap")
+    assert found.word == "reproduced"
+    assert found.interval == pytest.approx((1.1, 1.3))
+
+
+def test_a_measurement_that_states_no_error_says_nothing_of_the_spread_over_seeds():
+    exact = records("gap", [{"value": 1.2, "standard_error": None, "n": 64, "method": "exact"}])
+    found = number_matches(exact, paper_value=PAPER, metric="gap")
+    assert found.word == "inconclusive"
+
+
+def test_a_measurement_is_one_number_wherever_it_stands():
+    measured = {"standard_error": 0.1, "n": 64, "method": "lanczos", "converged": True}
+    runs = records("trace", [{"conv": {"value": 1.0, **measured}, "fc": [{"value": 3.0}]}])
+    assert values_of(runs[0], "trace") == [1.0, 3.0]
+    assert values_of(runs[0], "trace.conv") == [1.0]
+    assert values_of(runs[0], "trace.conv.standard_error") == [0.1]
 
 
 def test_a_deterministic_number_agrees_within_the_papers_rounding():
