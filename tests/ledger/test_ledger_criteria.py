@@ -3,6 +3,7 @@ import math
 import pytest
 
 from paperkit.experiments import Record
+from paperkit.ledger.calls import Side
 from paperkit.ledger.criteria import (
     CRITERIA,
     PaperValue,
@@ -61,7 +62,7 @@ def test_an_inequality_is_verified_unless_a_slack_is_negative(values, word):
     assert found.word == word
 
 
-PAPER = PaperValue(1.0, standard_error=0.1)
+PAPER = PaperValue(value=1.0, standard_error=0.1)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_measurement_is_one_number_wherever_it_stands():
 
 
 def test_a_deterministic_number_agrees_within_the_papers_rounding():
-    exact = PaperValue(3.14, measured=False)
+    exact = PaperValue(value=3.14, measured=False)
     for value, word in ((3.1416, "reproduced"), (3.2, "reproduced with deviation")):
         found = number_matches(
             records("x", [value]), paper_value=exact, metric="x", rounding=0.005, deterministic=True
@@ -114,7 +115,7 @@ def test_a_deterministic_number_agrees_within_the_papers_rounding():
         assert found.word == word
 
 
-SIDES = {"larger": {"where": {"optimizer": "a"}}, "smaller": {"where": {"optimizer": "b"}}}
+SIDES = {name: Side(where={"optimizer": one}) for name, one in (("larger", "a"), ("smaller", "b"))}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_an_ordering_of_two_metrics_of_the_same_runs():
         Record("s", "laptop", {"seed": seed}, {"a": 1.0 + seed, "b": 0.1 * seed}, {})
         for seed in range(3)
     ]
-    found = ordering_holds(runs, larger={"metric": "a"}, smaller={"metric": "b"})
+    found = ordering_holds(runs, larger=Side(metric="a"), smaller=Side(metric="b"))
     assert found.word == "reproduced"
     assert found.value == pytest.approx(1.9)
 
