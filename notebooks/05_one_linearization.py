@@ -58,6 +58,7 @@ from paperkit.estimators import PASS_MEASURES, measure
 from paperkit.experiments.studies import curvature_blocks as study
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linearize import ekfac, kfac, linearize
+from paperkit.models.small import build_digit_network
 from paperkit.plotting import book_style, layer_styles
 
 book_style()
@@ -129,7 +130,7 @@ def agree(row: str, ours, *, brute_force, library, tolerance: float = 1e-12) -> 
 # where $B_{l,ict}$ is a row of $h_l$ numbers. The pair has $n (C h_l + k_l) P_l$ numbers, the Jacobian $J_l$ has $n C h_l k_l$. So the pair is smaller where the layer is wide and its positions are few.
 
 # %%
-model = study.build_network("residual, frozen batch norm", p.seed)
+model = build_digit_network("residual, frozen batch norm", p.seed)
 data = inputs, targets = study.digits_batch(p.samples, p.seed)
 linearization = linearize(model, inputs, input_jacobians=True, all_parameters=True)
 
@@ -800,7 +801,7 @@ for one, other in zip(
 # A bound of the library carries both sides and its hypotheses, checked on the recorded tensors. `certified` says that the theorem applies, `holds` that the numbers are in order.
 
 # %% tags=["nbval-rtol=1e-6"]
-networks = {"dense": study.build_network("ReLU MLP", p.seed), "convolution": model}
+networks = {"dense": build_digit_network("ReLU MLP", p.seed), "convolution": model}
 rows = {}
 for kind, sharing in (("dense", "tied"), ("convolution", "tied"), ("convolution", "operator")):
     terms = compression.compression_terms(networks[kind], data)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paperkit.experiments.paths import results_folder
-from paperkit.experiments.published import read_published
+from paperkit.experiments.archive import Archive
 
 
 def newest_provenance() -> dict[str, Any] | None:
@@ -21,8 +20,8 @@ def newest_provenance() -> dict[str, Any] | None:
     ValueError
         If a file of records is damaged; the sentence names file and line.
     """
-    studies = [path.stem for path in sorted(results_folder().glob("*.jsonl"))]
-    found = [record.provenance for study in studies for record in read_published(study)]
+    published = Archive().published
+    found = [r.provenance for study in published.studies() for r in published.records(study)]
     return max(found, key=lambda provenance: str(provenance["date"]), default=None)
 
 

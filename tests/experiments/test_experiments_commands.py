@@ -1,7 +1,7 @@
 import pytest
 
 from paperkit.cli import build_parser, main
-from paperkit.experiments.published import published_path
+from paperkit.experiments.archive import Archive
 
 pytestmark = pytest.mark.usefixtures("studies_folder")
 
@@ -15,7 +15,7 @@ def test_a_study_is_run_published_and_judged(committed, store, root, capsys):
     assert "6 runs of the laptop profile are finished" in capsys.readouterr().out
     assert main(["study", "publish", "selftest_measure", "--store", str(store)]) == 0
     assert "6 records, 6 of them new or replaced" in capsys.readouterr().out
-    assert len(published_path("selftest_measure").read_text().splitlines()) == 6
+    assert len(Archive().published.path("selftest_measure").read_text().splitlines()) == 6
     assert main(["verdict"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "verified: gap, here",

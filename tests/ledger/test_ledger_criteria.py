@@ -1,5 +1,4 @@
 import math
-import random
 
 import pytest
 
@@ -18,11 +17,6 @@ from paperkit.ledger.criteria import (
     values_of,
 )
 from paperkit.ledger.formatting import bound, interval
-from paperkit.statistics.intervals import (
-    fraction_bounds,
-    one_sided_bounds,
-    prediction_interval,
-)
 
 
 def records(metric, values, **configuration):
@@ -30,38 +24,6 @@ def records(metric, values, **configuration):
         Record("study", "laptop", {"seed": seed, **configuration}, {metric: value}, {})
         for seed, value in enumerate(values)
     ]
-
-
-def test_one_sided_bounds_are_student_t():
-    # Values 1, 2, 3: mean 2, error 1/sqrt(3), t(0.95, 2) = 2.919986.
-    low, high = one_sided_bounds([1.0, 2.0, 3.0])
-    assert (low, high) == pytest.approx((2 - 2.919986 / 3**0.5, 2 + 2.919986 / 3**0.5), rel=1e-6)
-    assert one_sided_bounds([1.0]) == (-math.inf, math.inf)
-
-
-def test_the_prediction_interval_is_student_t_with_room_for_one_more_value():
-    # t(0.995, 2) = 9.924843; s = 1; sqrt(1 + 1/3).
-    low, high = prediction_interval([1.0, 2.0, 3.0])
-    assert high - 2 == pytest.approx(9.924843 * (4 / 3) ** 0.5, rel=1e-6)
-    assert 2 - low == pytest.approx(high - 2)
-    with pytest.raises(ValueError, match="at least 3 seeds, there are 2"):
-        prediction_interval([1.0, 2.0])
-
-
-def test_fraction_bounds_are_those_of_clopper_and_pearson():
-    # All of 10: the lower bound solves p**10 = 0.05.
-    assert fraction_bounds(10, 10) == pytest.approx((0.05**0.1, 1.0))
-    assert fraction_bounds(0, 10) == pytest.approx((0.0, 1 - 0.05**0.1))
-
-
-def test_the_one_sided_bound_misses_five_times_in_a_hundred():
-    generator = random.Random(0)
-    trials = 2000
-    missed = sum(
-        one_sided_bounds([generator.gauss(0, 1) for _ in range(5)])[0] > 0 for _ in range(trials)
-    )
-    # Four standard errors of a binomial fraction of 0.05.
-    assert abs(missed / trials - 0.05) < 4 * (0.05 * 0.95 / trials) ** 0.5
 
 
 @pytest.mark.parametrize(
