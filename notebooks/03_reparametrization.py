@@ -56,14 +56,7 @@ from paperkit.estimators import renyi_entropy
 from paperkit.experiments import run_study
 from paperkit.experiments.studies import reparametrization as study
 from paperkit.ledger import render, show_verdicts, verdicts
-<<<<<<< HEAD
 from paperkit.models import symmetries
-from paperkit.plotting import book_style
-
-book_style()
-torch.set_num_threads(1)  # on matrices this small, sharing the work costs more than it saves
-=======
->>>>>>> 86b526e2af9f12aed27ce1b7bfed8f2dd8399bf8
 
 # %% tags=["hide-input"]
 STUDIES = ("entropy_facts", "reparametrization", "reparametrization_digits")
@@ -466,14 +459,8 @@ rows, columns = {}, ["change of the outputs", "of a layer's entropy"]
 for epsilon in (0.0, 1e-5, 1e-3, 1e-2):
     model = study.random_problem("relu_norm", p.seed, epsilon).model
     for c in (3.0, 0.3, 0.05):
-<<<<<<< HEAD
         scales = symmetries.layerwise(model, [c, 1, 1])
-        values, texts = compare(model, symmetries.rescale(model, scales))
-        print(f"{epsilon:7.0e}   {c:5.2f}   {texts[0]:>21}   {texts[1]:>20}")
-=======
-        scales = study.layerwise(model, [c, 1, 1])
-        rows[epsilon, c] = values = compare(model, study.rescale(model, scales))
->>>>>>> 86b526e2af9f12aed27ce1b7bfed8f2dd8399bf8
+        rows[epsilon, c] = values = compare(model, symmetries.rescale(model, scales))
         assert (max(values) < 1e-10) == (epsilon == 0)
 table(["ε", "scale", *columns], rows, spec=".2e", round_off=1e-10)
 
@@ -487,18 +474,10 @@ table(["ε", "scale", *columns], rows, spec=".2e", round_off=1e-10)
 # Where a normalisation ends the branch, as in the residual networks that the paper measures, and its $\epsilon$ is 0, the branch's weights are free again, by the previous section.
 
 # %%
-<<<<<<< HEAD
-model = study.random_problem("relu_residual", p.seed).model
-for text in ("3 1/2 2 1/3", "3 1/2 1 2/3"):  # trunk, branch, branch, trunk
-    scales = symmetries.layerwise(model, study.parse_factors(text))
-    values, texts = compare(model, symmetries.rescale(model, scales))
-    print(f"{text}: outputs {texts[0]}, entropy of a layer {texts[1]}")
-=======
 model, rows = study.random_problem("relu_residual", p.seed).model, {}
 for text in ("3 1/2 2 1/3", "3 1/2 1 2/3"):
-    scales = study.layerwise(model, study.parse_factors(text))
-    rows[text] = values = compare(model, study.rescale(model, scales))
->>>>>>> 86b526e2af9f12aed27ce1b7bfed8f2dd8399bf8
+    scales = symmetries.layerwise(model, study.parse_factors(text))
+    rows[text] = values = compare(model, symmetries.rescale(model, scales))
     assert (max(values) < 1e-10) == (text == "3 1/2 2 1/3")
 table(["trunk, branch, branch, trunk", *columns], rows, spec=".2e", round_off=1e-10)
 
@@ -642,13 +621,8 @@ g = torch.cat([gradient.flatten() for gradient in gradients])
 
 slope, bend = 1 / theta.cosh(), -theta.sinh() / theta.cosh() ** 3
 congruence = slope.outer(slope) * H
-<<<<<<< HEAD
 Ht = dense_hessian(symmetries.reparametrized_by_sinh(network), *batch)
-assert (congruence + torch.diag(g * bend) - Ht).norm() < 1e-12 * Ht.norm()
-=======
-Ht = dense_hessian(study.reparametrized_by_sinh(network), *batch)
 assert distance(Ht, congruence + torch.diag(g * bend)) < 1e-12
->>>>>>> 86b526e2af9f12aed27ce1b7bfed8f2dd8399bf8
 print("the law for sinh: difference from automatic differentiation below 1e-12")
 print(f"without the gradient's term: relative difference {number(distance(Ht, congruence))}")
 print(f"all layers, order ½: {entropy(H):.4f} before, {entropy(Ht):.4f} after")
@@ -687,18 +661,10 @@ def radial_law(H: Tensor, g: Tensor, delta: Tensor, a, b) -> Tensor:
 
 
 # %%
-<<<<<<< HEAD
-before_h = study.measure(problem)
-print("    a   centre   change of a layer's entropy, of all layers'")
-for a, distance in ((1.0, 0.0), (-0.25, 0.0), (1.0, 0.5), (-0.25, 0.5)):
-    radial = symmetries.radial_map_at(theta, a, 0.5, distance, p.seed)
-    model = symmetries.reparametrized_by(network, radial)
-=======
 before_h, rows = study.measure(problem), {}
 for a, off in ((1.0, 0.0), (-0.25, 0.0), (1.0, 0.5), (-0.25, 0.5)):
-    radial = study.radial_map_at(theta, a, 0.5, off, p.seed)
-    model = study.reparametrized_by(network, radial)
->>>>>>> 86b526e2af9f12aed27ce1b7bfed8f2dd8399bf8
+    radial = symmetries.radial_map_at(theta, a, 0.5, off, p.seed)
+    model = symmetries.reparametrized_by(network, radial)
     Ht = dense_hessian(model, *batch)
     law = radial_law(H, g, theta - radial.centre, a, 0.5)
     assert distance(Ht, law) < 1e-10
