@@ -36,6 +36,18 @@ def normalized_sharpness_objective(
     ------
     TypeError, ValueError
         If the shapes do not fit, or a scale is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.bounds.compression import normalized_sharpness_objective
+    >>> curvature, weight = torch.ones(1, 2), torch.tensor([[1.0, 4.0]])
+    >>> def objective(*scales):
+    ...     return normalized_sharpness_objective(
+    ...         curvature, weight, torch.ones(1), torch.tensor(scales), lam=0.5
+    ...     )
+    >>> objective(1.0, 1.0), objective(1.0, 2.0)  # least where each scale squared is |w|
+    (19.0, 10.0)
     """
     arguments.tensor("curvature", curvature, shape=("h", "k"), finite=True)
     arguments.tensor("weight", weight, shape=tuple(curvature.shape), finite=True)
@@ -97,6 +109,16 @@ def normalized_sharpness_bounds(
     ------
     ValueError
         If a scale is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.bounds.compression import normalized_sharpness_bounds
+    >>> cotangent, weight = torch.ones(1, 2), torch.diag(torch.tensor([2.0, 1.0]))
+    >>> scales = {"sigma": torch.ones(2), "sigma_input": torch.ones(2), "lam": 1.0}
+    >>> chain = normalized_sharpness_bounds(cotangent, weight, torch.tensor([1.0, 1.0]), **scales)
+    >>> [round(link.left, 4) for link in chain] + [round(chain[-1].right, 4)]
+    [3.0, 3.1623, 4.4721, 5.25]
     """
     weight = arguments.tensor("weight", weight, shape=("h", "k"), finite=True).double()
     h, k = weight.shape
@@ -144,6 +166,18 @@ def input_invariant_bounds(terms: CompressionTerms) -> tuple[Inequality, Inequal
     -------
     tuple of Inequality
         Inequalities between neighbours in the chain.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, input_invariant_bounds
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model.weight.data = torch.tensor([[3.0, 4.0]])
+    >>> terms = compression_terms(model, (torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1)))
+    >>> first, second = input_invariant_bounds(terms)
+    >>> first.left, first.right, second.right  # (3 · 1)² + (4 · 2)², with one output
+    (73.0, 73.0, 73.0)
     """
     check_terms(terms)
     source = "Proposition E.4 (equation 44)"
@@ -207,6 +241,17 @@ def average_sharpness_bound(
     ------
     ValueError
         If ρ is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.bounds.compression import average_sharpness_bound
+    >>> theta, rho = torch.tensor([2.0]), 0.1  # the loss w⁴/2, with fourth derivative 12
+    >>> limit = 96.0  # θ² times the second derivative, 24
+    >>> average = limit + 48.0 * rho**2  # the Gaussian mean of a quartic
+    >>> average_sharpness_bound(average, limit, theta, rho, fourth_derivative=12.0)
+    Inequality(compression paper, equation 39, sharper: |S_avg − S_adaptive| ≤ ρ² K E‖ξ‖⁴ / 12: 0.48
+        ≤ 0.48, not certified: fourth_derivative_bounded=unchecked)
     """
     average, limit = arguments.number("average", average), arguments.number("limit", limit)
     arguments.tensor("parameters", parameters, finite=True)

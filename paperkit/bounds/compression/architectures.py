@@ -53,6 +53,23 @@ def residual_bounds(
     ------
     ValueError
         If ``stream`` has fewer than two layers, or names an unknown one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, residual_bounds
+    >>> class Residual(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.block, self.head = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
+    ...         _ = nn.init.eye_(self.block.weight), nn.init.ones_(self.head.weight)
+    ...     def forward(self, x):
+    ...         return self.head(x + self.block(x))
+    >>> terms = compression_terms(Residual(), (torch.eye(2), torch.zeros(2, 1)))
+    >>> first, second = residual_bounds(terms, stream=["block", "head"])
+    >>> round(first.left, 4), round(first.right, 4), round(second.right, 4), first.certified
+    (1.4142, 1.4142, 2.4495, True)
     """
     check_terms(terms)
     layers = terms.linearization.layers
@@ -127,6 +144,19 @@ def conditioned_patches_bound(terms: CompressionTerms, layer: str) -> Inequality
     ------
     ValueError
         If the layer is unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, conditioned_patches_bound
+    >>> model = nn.Sequential(nn.Conv1d(1, 1, 2, stride=2, bias=False), nn.Flatten())
+    >>> _ = nn.init.ones_(model[0].weight)
+    >>> signal = torch.tensor([[[1.0, 0.0, 0.0, 2.0]]])  # two patches, (1, 0) and (0, 2)
+    >>> terms = compression_terms(model, (signal, torch.zeros(1, 2)))
+    >>> bound = conditioned_patches_bound(terms, "0")
+    >>> round(bound.left, 4), round(bound.right, 4), bound.certified
+    (1.4142, 3.1623, True)
     """
     check_terms(terms)
     layer = arguments.choice("layer", layer, terms.linearization.layers)

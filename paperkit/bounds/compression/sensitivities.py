@@ -58,6 +58,18 @@ def sensitivity_bound(
     ------
     ValueError
         If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, sensitivity_bound
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> terms = compression_terms(model, (torch.eye(2), torch.zeros(2, 1)))
+    >>> sensitivity_bound(terms)  # S = 3: squared gradients of 2 and 1 in the two weights
+    Inequality(compression paper, Proposition 3.8 (equation 11): mean ‖Jx‖₂ ≤ ‖W‖₂ (mean ‖x‖⁻² ·
+        S)^½: 1.41421 ≤ 1.73205, certified)
     """
     return sensitivity_chain(
         terms, sharing=sharing, norm=norm, bias=bias, sharpness=sharpness
@@ -74,6 +86,20 @@ class SensitivityChain:
         Links a ≤ b, b ≤ c and c ≤ d.
     whole : Inequality
         Statement a ≤ d.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, sensitivity_chain
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model.weight.data = torch.tensor([[3.0, 4.0]])
+    >>> inputs = torch.tensor([[1.0, 0.0], [0.0, 2.0]])  # two inputs of different length
+    >>> chain = sensitivity_chain(compression_terms(model, (inputs, torch.zeros(2, 1))))
+    >>> round(chain.to_layer_gradient.left, 4), round(chain.to_layer_gradient.right, 4)  # A = B
+    (5.0, 5.0)
+    >>> round(chain.cauchy_schwarz.right, 4)  # C exceeds B, because the lengths differ
+    6.25
     """
 
     to_layer_gradient: Inequality
@@ -112,6 +138,20 @@ def sensitivity_chain(
     ------
     ValueError
         If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, sensitivity_chain
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> chain = sensitivity_chain(compression_terms(model, (torch.eye(2), torch.zeros(2, 1))))
+    >>> for link in (chain.to_layer_gradient, chain.cauchy_schwarz, chain.to_all_parameters):
+    ...     print(f"{link.statement}:  {link.left:.4f} ≤ {link.right:.4f}")
+    A ≤ B:  1.4142 ≤ 1.4142
+    B ≤ C:  1.4142 ≤ 1.4142
+    C ≤ D:  1.4142 ≤ 1.7321
     """
     check_terms(terms)
     share = share_of(terms.network, sharing, norm, bias)
@@ -164,6 +204,18 @@ def network_sensitivity_bound(
     ------
     ValueError
         If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, network_sensitivity_bound
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> terms = compression_terms(model, (torch.eye(2), torch.zeros(2, 1)))
+    >>> bound = network_sensitivity_bound(terms)  # two layers with ‖∂f/∂x_l‖ = √2
+    >>> round(bound.left, 4), round(bound.right, 4), bound.certified
+    (2.8284, 3.0, True)
     """
     check_terms(terms)
     shares = share_of_calls(terms.calls, sharing, norm, bias)
@@ -205,6 +257,22 @@ def matrix_normalized_bound(
     ------
     ValueError
         If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, matrix_normalized_bound
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> for scale in (1.0, 4.0):  # one layer up and the next one down changes neither side
+    ...     model[0].weight.data = scale * torch.eye(2)
+    ...     model[1].weight.data = torch.ones(1, 2) / scale
+    ...     bound = matrix_normalized_bound(
+    ...         compression_terms(model, (torch.eye(2), torch.zeros(2, 1)))
+    ...     )
+    ...     print(round(bound.left, 4), round(bound.right, 4))
+    2.8284 2.8284
+    2.8284 2.8284
     """
     check_terms(terms)
     left = right = 0.0
@@ -246,6 +314,20 @@ def normalized_sensitivity_bounds(
     ------
     ValueError
         If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, normalized_sensitivity_bounds
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model.weight.data = torch.tensor([[0.0, 1.0]])  # f(x) = x₂
+    >>> terms = compression_terms(model, (torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1)))
+    >>> normalized_sensitivity_bounds(terms)[0]
+    Inequality(compression paper, on Definition F.1 (ours): mean ‖x‖² ‖Jx‖₂² ≤ ‖W‖₂² mean ‖∇_W
+        f‖_F²: 1 ≤ 1, certified)
+    >>> float(terms.scaled_gradient)  # adaptive sharpness, which is no bound
+    0.0
     """
     check_terms(terms)
     share = share_of(terms.network, sharing, norm, bias=False)

@@ -53,6 +53,20 @@ def linear_stability_bounds(
     ------
     ValueError
         If ``sharing`` or ``norm`` is unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, linear_stability_bounds
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model.weight.data = torch.tensor([[3.0, 4.0]])
+    >>> terms = compression_terms(model, (torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1)))
+    >>> corrected = linear_stability_bounds(terms)[1]
+    >>> round(corrected.left, 4), round(corrected.right, 4)  # ‖w‖ and (‖w‖/‖x‖) ‖x‖
+    (5.0, 5.0)
+    >>> linear_stability_bounds(terms, printed=True)[0].holds  # ‖w‖ ≤ ‖∇_w f‖ = ‖x‖
+    False
     """
     check_terms(terms)
     printed = arguments.flag("printed", printed)
@@ -110,6 +124,20 @@ def input_smoothness_bounds(
     ------
     ValueError
         If k is not positive, or ``sharing`` or ``norm`` is unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms, input_smoothness_bounds
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> terms = compression_terms(model, (torch.eye(2), torch.zeros(2, 1)))
+    >>> for bound in input_smoothness_bounds(terms, k=2.0):
+    ...     print(f"{bound.statement}:  {bound.left:.3f} ≤ {bound.right:.3f}")
+    mean ‖Jx‖₂ᵏ ≤ mean ‖Jx‖_Fᵏ:  2.000 ≤ 2.000
+    mean ‖Jx‖_Fᵏ ≤ (‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ, W:  2.000 ≤ 2.000
+    (‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ, W ≤ θ:  2.000 ≤ 3.000
     """
     check_terms(terms)
     k, printed = arguments.number("k", k, above=0), arguments.flag("printed", printed)

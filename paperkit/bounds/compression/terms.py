@@ -72,6 +72,20 @@ class CallTerms:
         single group.
     single_reader : bool
         Whether :math:`X = B A`, because nothing else reads x.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> terms = compression_terms(model, (torch.tensor([[3.0, 4.0]]), torch.zeros(1, 1)))
+    >>> first = terms.calls[0]
+    >>> first.input_norm, first.cotangent_norm  # ‖x‖ and ‖B‖_F
+    (tensor([5.], dtype=torch.float64), tensor([1.4142], dtype=torch.float64))
+    >>> first.weight_gradient  # ‖B‖_F ‖x‖, because the weight acts once
+    tensor([7.0711], dtype=torch.float64)
     """
 
     name: str
@@ -111,6 +125,16 @@ class CompressionTerms:
         Squared norm :math:`\|X \operatorname{diag}(x)\|_F^2` at the network's input, shape (n,).
     linearization : Linearization
         Linearization that the terms come from.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms
+    >>> model = nn.Linear(2, 1, bias=False)  # f = wᵀx
+    >>> terms = compression_terms(model, (torch.tensor([[3.0, 4.0]]), torch.zeros(1, 1)))
+    >>> terms.gradient, terms.sharpness  # ‖x‖ and ‖x‖²
+    (tensor([5.], dtype=torch.float64), 25.0)
     """
 
     network: CallTerms
@@ -161,6 +185,18 @@ def compression_terms(
     ------
     ValueError
         If the data do not fit the model or the budget, or no gradient reaches a layer's input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> terms = compression_terms(model, (torch.eye(2), torch.zeros(2, 1)))
+    >>> [call.name for call in terms.calls]
+    ['0', '2']
+    >>> all(call.unshared and call.single_reader for call in terms.calls)
+    True
     """
     memory_budget = arguments.memory_budget("memory_budget", memory_budget)
     inputs, _ = as_batch(data)
@@ -194,6 +230,18 @@ def compression_terms_from(
     ------
     ValueError
         If the linearization lacks a Jacobian.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_terms_from
+    >>> from paperkit.linearize import linearize
+    >>> model, x = nn.Linear(2, 1, bias=False), torch.tensor([[3.0, 4.0]])
+    >>> pairs = linearize(model, x, "half_squared_error", input_jacobians=True, all_parameters=True)
+    >>> terms = compression_terms_from(pairs, x, dict(model.named_parameters()))
+    >>> terms.network.input_norm
+    tensor([5.], dtype=torch.float64)
     """
     arguments.instance("linearization", linearization, Linearization, "linearize returns one")
     arguments.tensor(

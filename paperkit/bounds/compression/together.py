@@ -61,6 +61,27 @@ def compression_bounds(
     ValueError
         If the data do not fit the model or the budget, no gradient reaches a layer's input, or
         ``sharing`` or ``norm`` is unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.compression import compression_bounds
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> bounds = compression_bounds(model, (torch.eye(2), torch.zeros(2, 1)))
+    >>> for equation, bound in bounds.items():
+    ...     print(f"equation {equation}: {bound.left:.4f} ≤ {bound.right:.4f}")
+    equation 5: 1.4142 ≤ 1.4142
+    equation 6: 2.0000 ≤ 3.0000
+    equation 9: 0.3466 ≤ 0.5493
+    equation 10: 1.0397 ≤ 1.0986
+    equation 11: 1.4142 ≤ 1.7321
+    equation 12: 2.8284 ≤ 3.0000
+    equation 35: 2.8284 ≤ 2.8284
+    equation 44: 0.5000 ≤ 2.0000
+    >>> all(bound.certified for bound in bounds.values())
+    True
     """
     sharing = arguments.choice("sharing", sharing, SHARING)
     norm, bias = arguments.choice("norm", norm, NORMS), arguments.flag("bias", bias)
