@@ -51,6 +51,9 @@ def settled(
         Inputs and targets in a form that :class:`Batches` accepts; moved to the model's device.
     loss : str, nn.Module or callable, optional
         Loss in a form that :func:`get_loss` accepts; None where none is needed.
+    forward : callable, optional
+        Function ``(model, inputs) -> outputs``, for a model that is not called as
+        ``model(inputs)``.
 
     Raises
     ------
