@@ -121,7 +121,7 @@ def operator_norm(
     A linear layer needs the singular values of W only. A convolution whose operator has at most
     ``max_dense`` rows or columns is written out. For a larger one, Lanczos on :math:`A^\top A`
     from a random vector gives a Ritz value r ≤ ‖A‖² after m steps, and r ≥ (1 − ε)‖A‖² except
-    with probability :math:`1.648\sqrt N\, e^{-\sqrt\epsilon\,(2m-1)}` over that vector of N entries
+    with probability :math:`1.648\sqrt D\, e^{-\sqrt\epsilon\,(2m-1)}` over that vector of D entries
     (Kuczyński and Woźniakowski 1992, Theorem 4.2, any spectrum); and each input entry lies in at
     most c patches, so that :math:`\|A\|^2 \le c\,\|W\|^2` with certainty. ``upper`` is the smaller
     of the two.

@@ -78,7 +78,7 @@ def adaptive_step_size(
     eta : float
         Last step size :math:`\eta_{t-1}`.
     theta : float
-        Last ratio :math:`\vartheta_{t-1}`, which may be infinite.
+        Last ratio ϑ_{t−1} of step sizes, which may be infinite; the paper's θ.
     delta : float
         Damping γ of the growth; the paper's δ.
     damping : float
