@@ -106,9 +106,9 @@ def weight_matrices(module: nn.Module) -> Tensor:
 def weight_matrix_norm(module: nn.Module) -> float:
     r"""Return :math:`\|W\|_2` of the weight as a matrix, outputs × inputs of one patch.
 
-    For a convolution with groups it is the largest over groups. It equals the operator's norm for
-    a linear layer; for a convolution it is a lower bound where at least one patch lies inside,
-    for a transposed one it is none.
+    For a convolution with groups this is the largest over groups. For a linear layer the norm
+    equals the operator's. For a convolution it is a lower bound of the operator's where at least
+    one patch lies inside, and for a transposed convolution it is no bound.
     """
     return float(torch.linalg.matrix_norm(weight_matrices(module), ord=2).max())
 

@@ -35,7 +35,7 @@ SIGNIFICANT_DIGITS = 3
 
 @dataclass(frozen=True)
 class Difference:
-    """Two numbers that do not agree.
+    """A pair of numbers that do not agree.
 
     Attributes
     ----------
