@@ -25,8 +25,8 @@ def distance(one: Any, other: Any) -> float:
     Returns
     -------
     float
-        Relative distance in the Euclidean norm, computed in float64. Two zeros are 0 apart, and
-        anything else is infinitely far from zero.
+        Relative distance in the Euclidean norm, computed in float64: 0 between two zeros,
+        infinite between zero and anything else.
 
     Raises
     ------

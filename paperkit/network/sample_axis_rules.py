@@ -1,8 +1,8 @@
 r"""Which operations of torch keep samples apart, and where they leave the samples' axis.
 
-A rule gets a call with its arguments by name and returns where the samples are in its results. It
-raises :class:`Unknown` unless the part of a sample in the results follows from the parts of the
-same sample in the operands alone, whatever its place in the batch.
+A rule gets a call with its arguments by name and returns where the samples are in its results. The
+rule raises :class:`Unknown` unless the part of a sample in the results follows from the parts of
+the same sample in the operands alone, whatever its place in the batch.
 """
 
 from __future__ import annotations
