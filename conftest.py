@@ -1,15 +1,11 @@
-"""Settings of every test: the device under test, and tolerances for the notebooks' numbers."""
+"""Settings of every test: the device under test, and the notebooks' tolerance."""
 
 import os
 
 import pytest
 import torch
 
-from paperkit.publishing import nbval_tolerance
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    nbval_tolerance.install()
+pytest_plugins = ("paperkit.publishing.nbval_tolerance",)
 
 
 @pytest.fixture(scope="session")

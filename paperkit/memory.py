@@ -18,11 +18,11 @@ def fitting(available: int, each: float, count: int) -> int:
     Parameters
     ----------
     available : int
-        Bytes.
+        Number of free bytes.
     each : float
-        Bytes of one thing.
+        Bytes of a single thing.
     count : int
-        Things in all.
+        Number of things in all.
     """
     return max(1, min(count, int(available / max(each, 1))))
 
@@ -35,11 +35,11 @@ def equal_pieces(count: int, at_once: int, fewest: int = 1) -> list[int]:
     Parameters
     ----------
     count : int
-        Things in all.
+        Number of things in all.
     at_once : int
-        The most that fit.
+        Largest number that fits at a time.
     fewest : int
-        The least that a piece may hold, where ``count`` allows it, also if they do not fit.
+        Smallest number that a piece may hold, where ``count`` allows it, also if they do not fit.
 
     Returns
     -------
@@ -58,13 +58,13 @@ def chunk_sizes(
     Parameters
     ----------
     count : int
-        Vectors in all.
+        Number of vectors in all.
     elements_each : int
-        Numbers to store for one of them.
+        Number of entries to store for a vector.
     dtype : torch.dtype
-        Of these numbers.
+        Format of these entries.
     memory_budget : int
-        Bytes.
+        Bytes that the temporaries may take.
 
     Returns
     -------

@@ -38,6 +38,16 @@ class Statement(ABC):
     ------
     ValueError
         If a side is NaN, or a tolerance is negative or not finite.
+
+    Examples
+    --------
+    >>> from paperkit.bounds import Inequality
+    >>> facts = {"smooth": True, "convex": None}  # checked and met; not checked
+    >>> claim = Inequality(statement="a ≤ b", source="text", left=1.0, right=3.0, assumptions=facts)
+    >>> claim.difference, claim.certified
+    (2.0, False)
+    >>> claim
+    Inequality(text: a ≤ b: 1 ≤ 3, not certified: convex=unchecked)
     """
 
     statement: str
@@ -103,6 +113,7 @@ class Inequality(Statement):
 
     Examples
     --------
+    >>> from paperkit.bounds import Inequality
     >>> Inequality(statement="a ≤ b", source="example", left=1.0, right=1.5).holds
     True
     >>> Inequality(statement="a ≤ b", source="example", left=1.0, right=0.5)
@@ -131,6 +142,7 @@ class Identity(Statement):
 
     Examples
     --------
+    >>> from paperkit.bounds import Identity
     >>> Identity(statement="a = b", source="example", left=0.3, right=0.1 + 0.2).holds
     True
     >>> Identity(statement="a = b", source="example", left=0.0, right=1.0)
@@ -157,10 +169,11 @@ class Approximation(Statement):
 
     Examples
     --------
+    >>> import math
+    >>> from paperkit.bounds import Approximation
     >>> def sine(x):
     ...     text = "sin x ≈ x, difference O(x³)"
-    ...     left = math.sin(x)
-    ...     return Approximation(statement=text, source="Taylor", left=left, right=x)
+    ...     return Approximation(statement=text, source="Taylor", left=math.sin(x), right=x)
     >>> round(sine(0.2).difference / sine(0.1).difference)
     8
     """

@@ -13,9 +13,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +41,7 @@ from paperkit.estimators.relative_flatness import relative_flatness, relative_fl
 from paperkit.estimators.renyi import RenyiSharpness, renyi_sharpness, renyi_sharpness_from
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
+from paperkit.estimators.tables import html_table, plain_table
 from paperkit.linearize.blocks import Blocks, last_layer
 from paperkit.linearize.costs import held_bytes
 from paperkit.linearize.linearization import Linearization, LinearizationBuffer
@@ -56,6 +56,9 @@ from paperkit.network.problem import (
     cut_parameters,
     measure_of,
 )
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 # Of the representation: they need the Jacobians in the layers' inputs.
 _NETWORK_INPUT = (
@@ -145,14 +148,27 @@ class Report(Mapping[str, Any]):
         """Return every single result in order."""
         return [one for result in self.results.values() for one in _flatten(result)]
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> DataFrame:
         """Return a table with one row for each result.
 
         Columns: measure, layer, alpha, value, standard_error, lower, upper (the bracket), method,
         n, loss, converged, note. What does not apply is missing.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If pandas is not installed; a report prints itself without it.
         """
-        columns = list(_COLUMNS)
-        return pd.DataFrame([_row(one) for one in self.measurements()], columns=columns)
+        try:
+            from pandas import DataFrame
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "frame() returns a pandas frame: install pandas, or print the report itself."
+            ) from error
+        return DataFrame(self._rows(), columns=list(_COLUMNS))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [_row(one) for one in self.measurements()]
 
     def notes(self) -> list[str]:
         """Return what the table does not show: what is missing and why, and what is not covered."""
@@ -167,12 +183,10 @@ class Report(Mapping[str, Any]):
         return notes
 
     def __repr__(self) -> str:
-        shown = self.frame()[list(_SHOWN)]
-        table = shown.to_string(index=False, na_rep="", float_format="{:.6g}".format)
-        return "\n".join([table, *self.notes()])
+        return "\n".join([plain_table(self._rows(), _SHOWN), *self.notes()])
 
     def _repr_html_(self) -> str:
-        table = self.frame().to_html(index=False, na_rep="", float_format="{:.6g}".format)
+        table = html_table(self._rows(), _COLUMNS)
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes())
         return f"{table}{notes}"
 

@@ -54,7 +54,7 @@ def spectral_density(quadrature: SpectralQuadrature, grid: Tensor, width: float)
     Returns
     -------
     SpectralDensity
-        On the CPU. It integrates to 1 over the whole line.
+        On the CPU. The density integrates to 1 over the whole line.
 
     Raises
     ------

@@ -21,7 +21,8 @@ _EPSILON = torch.finfo(torch.float64).eps
 _UNITS = 10.0
 
 
-# Squares that underflow in float32, each below 1e-38, are nothing beside such a sum of squares.
+# A sum of squares above this number loses nothing to squares that underflow in float32, because
+# each of these is below 1e-38.
 _LEAST_SUM = 1e-24
 
 
@@ -147,8 +148,9 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     Returns
     -------
     Spectrum
-        Of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in float64,
-        or what the round-off of the blocks' own dtype may add to an eigenvalue that is zero.
+        Spectrum of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in
+        float64, or what the round-off of the blocks' own dtype may add to an eigenvalue that is
+        zero.
 
     Raises
     ------
@@ -173,8 +175,8 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     # eigvalsh reads the lower triangle only.
     eigenvalues = torch.linalg.eigvalsh(total).flip(0).cpu()
     largest = float(eigenvalues[0].clamp(min=0.0))
-    # The rows' errors, together as long as the matrix times some units, move singular values by
-    # no more than their own norm.
+    # Errors of the rows move singular values by no more than the errors' norm, which is at most the
+    # matrix's norm times some units of round-off.
     round_off = (_UNITS * coarsest) ** 2 * float(eigenvalues.clamp(min=0.0).sum())
     tolerance = max(max(num_rows, dimension) * _EPSILON * largest, round_off)
     found = eigenvalues[eigenvalues > tolerance]

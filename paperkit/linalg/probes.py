@@ -41,9 +41,9 @@ def draw_probes(
         On the CPU. Vectors are drawn one after the other: k of them at once are the same as k
         drawn in several calls, so that a memory budget does not change a result.
     distribution : str
-        One of ``"rademacher"``, ``"sphere"``, ``"normal"``.
+        Distribution of the probes: ``"rademacher"``, ``"sphere"`` or ``"normal"``.
     dtype, device
-        Of the vectors.
+        Floating format and device of the vectors.
 
     Returns
     -------

@@ -1,140 +1,52 @@
-"""Compare committed with recomputed outputs number by number.
+"""A pytest plugin: nbval compares a notebook's numbers within a tolerance.
 
-nbval compares text exactly. Here, before it does so, each recomputed number that agrees with the
-committed one is replaced by it, so that only a real difference is left for nbval to find. Two
-numbers agree when they differ by at most
-
-* the relative tolerance, 1e-6 unless the cell has a tag such as ``nbval-rtol=1e-3``, or
-* one unit in the last printed digit, if both are printed to as many decimals and the committed one
-  shows at least three significant digits: two values that agree can be rounded apart.
-
-Whole numbers (``64``, but not ``64.0``) are counts and agree only when they are equal.
+nbval compares text exactly. With ``-p paperkit.publishing.nbval_tolerance``, each recomputed number
+that agrees with the committed one, as :mod:`paperkit.publishing.printed_numbers` decides, is
+replaced by it before nbval compares, so that only a real difference is left for nbval to find. A
+cell's tag such as ``nbval-rtol=1e-3`` sets its relative tolerance. Pictures and standard error are
+not compared. Without nbval or its option ``--nbval`` the plugin does nothing.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-DEFAULT_RTOL = 1e-6
+from paperkit.publishing.printed_numbers import DEFAULT_RTOL, Difference, snap
+
 COMPARED = ("text/plain", "text/html", "text/markdown", "stdout")
 # Glued values are stored under this prefix and the type of what they show.
 GLUED = "application/papermill.record/"
 PICTURES = ("image/png", "image/jpeg", GLUED + "image/png", GLUED + "image/jpeg")
-# Not the digits of a name (conv1, mnist5k), nor of a version (1.2.3).
-NUMBER = re.compile(
-    r"(?<![\w.])[-+−]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?(?!\w|\.[0-9])"
-)
 RTOL_TAG = re.compile(r"nbval-rtol=(.*)")
-SIGNIFICANT_DIGITS = 3
+
+Outputs = Sequence[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Two numbers that do not agree.
-
-    Attributes
-    ----------
-    committed, computed : str
-        The numbers as they are printed.
-    rtol : float
-        The relative tolerance they were compared at.
-    """
-
-    committed: str
-    computed: str
-    rtol: float
-
-    def __str__(self) -> str:
-        """Name both numbers and the tolerance."""
-        return (
-            f"computed {self.computed}, committed {self.committed} "
-            f"(relative tolerance {self.rtol:g})"
-        )
+def pytest_itemcollected(item: Any) -> None:
+    """Let a collected notebook cell compare within its tolerance; pytest calls this hook."""
+    nbval = sys.modules.get("nbval.plugin")
+    if nbval is not None and isinstance(item, nbval.IPyNbCell):
+        item.compare_outputs = _tolerant(item, item.compare_outputs)
 
 
-def agree(committed: str, computed: str, rtol: float = DEFAULT_RTOL) -> bool:
-    """Decide whether two printed numbers agree.
+def _tolerant(cell: Any, exact: Callable[..., bool]) -> Callable[[Outputs, Outputs], bool]:
+    """Wrap nbval's exact comparison of one cell."""
 
-    Parameters
-    ----------
-    committed, computed : str
-        Numbers as :data:`NUMBER` matches them; the first is the reference.
-    rtol : float
-        Relative tolerance.
+    def compare_outputs(test: Outputs, ref: Outputs) -> bool:
+        test, ref = _without_stderr(test), _without_stderr(ref)
+        differences = snap_outputs(ref, test, cell_rtol(cell.cell.metadata.get("tags", [])))
+        same = exact(test, ref, (*cell.parent.skip_compare, *PICTURES))
+        if not same:
+            place = f"{cell.parent.path.name}, code cell {cell.cell_num}"
+            named = [f"{place}: {difference}" for difference in differences]
+            cell.comparison_traceback = named + cell.comparison_traceback
+        return same
 
-    Returns
-    -------
-    bool
-        Whether they agree, as the module's description says.
-    """
-    reference, value = _decimal(committed), _decimal(computed)
-    if _is_whole(committed) and _is_whole(computed):
-        return reference == value
-    allowed = Decimal(repr(rtol)) * abs(reference)
-    digits, exponent = reference.as_tuple().digits, reference.as_tuple().exponent
-    is_rounded = _is_rounded(committed) and len(digits) >= SIGNIFICANT_DIGITS
-    if is_rounded and exponent == value.as_tuple().exponent:
-        allowed = max(allowed, Decimal(1).scaleb(int(exponent)))
-    return abs(reference - value) <= allowed
-
-
-def _decimal(number: str) -> Decimal:
-    return Decimal(number.replace("−", "-"))
-
-
-def _is_whole(number: str) -> bool:
-    return not set(number) & set(".eE")
-
-
-def _is_rounded(number: str) -> bool:
-    """Tell ``0.25`` and ``2.50e+02`` from ``250`` and from ``250.``, which may end a sentence."""
-    return "." in number.rstrip(".")
-
-
-def snap(committed: str, computed: str, rtol: float = DEFAULT_RTOL) -> tuple[str, list[Difference]]:
-    """Replace every recomputed number that agrees by the committed one.
-
-    Parameters
-    ----------
-    committed, computed : str
-        Two texts; the first is the reference.
-    rtol : float
-        Relative tolerance.
-
-    Returns
-    -------
-    str
-        The computed text with agreeing numbers replaced. If the texts differ in more than their
-        numbers, it is returned as it came.
-    list of Difference
-        The numbers that do not agree.
-    """
-    if _skeleton(committed) != _skeleton(computed):
-        return computed, []
-    references = iter(NUMBER.findall(committed))
-    differences: list[Difference] = []
-
-    def replace(match: re.Match[str]) -> str:
-        reference = next(references)
-        if agree(reference, match[0], rtol):
-            return reference
-        differences.append(Difference(reference, match[0], rtol))
-        return match[0]
-
-    snapped = NUMBER.sub(replace, computed)
-    # With every number in agreement, only the space between words can still differ.
-    return (snapped if differences else committed), differences
-
-
-def _skeleton(text: str) -> str:
-    """Leave what is not a number; numbers of another width move spaces, line ends and rules."""
-    numberless = re.sub(r"\s*\0\s*", "\0", NUMBER.sub("\0", text))
-    return re.sub(r"-{2,}", "--", re.sub(r"\s+", " ", numberless))
+    return compare_outputs
 
 
 def cell_rtol(tags: Iterable[str]) -> float:
@@ -168,9 +80,7 @@ def cell_rtol(tags: Iterable[str]) -> float:
     return DEFAULT_RTOL
 
 
-def snap_outputs(
-    committed: Sequence[dict[str, Any]], computed: Sequence[dict[str, Any]], rtol: float
-) -> list[Difference]:
+def snap_outputs(committed: Outputs, computed: Outputs, rtol: float) -> list[Difference]:
     """Snap a cell's recomputed outputs to the committed ones.
 
     Parameters
@@ -196,7 +106,7 @@ def snap_outputs(
     return differences
 
 
-def _texts(outputs: Sequence[dict[str, Any]]) -> dict[str, list[tuple[dict[str, Any], str]]]:
+def _texts(outputs: Outputs) -> dict[str, list[tuple[dict[str, Any], str]]]:
     """Collect, for each kind of text, where in the outputs it is kept, in order."""
     places = defaultdict(list)
     for output in outputs:
@@ -208,34 +118,6 @@ def _texts(outputs: Sequence[dict[str, Any]]) -> dict[str, list[tuple[dict[str, 
     return places
 
 
-def _without_stderr(outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _without_stderr(outputs: Outputs) -> list[dict[str, Any]]:
+    """Leave out standard error: a library's warning is no difference."""
     return [output for output in outputs if output.get("name") != "stderr"]
-
-
-def install() -> None:
-    """Make nbval compare numbers within their tolerance and name the ones that differ."""
-    from nbval.plugin import IPyNbCell, IPyNbFile
-
-    exact = IPyNbCell.compare_outputs
-    set_up = IPyNbFile.__init__
-
-    def compare_outputs(self: Any, test: Any, ref: Any, skip_compare: Any = None) -> bool:
-        # Committed outputs hold no standard error: a library's warning is no difference.
-        test, ref = _without_stderr(test), _without_stderr(ref)
-        rtol = cell_rtol(self.cell.metadata.get("tags", []))
-        differences = snap_outputs(ref, test, rtol)
-        same = bool(exact(self, test, ref, skip_compare))
-        if not same:
-            notebook = self.parent.path.name
-            self.comparison_traceback = [
-                *(f"{notebook}, code cell {self.cell_num}: {text}" for text in differences),
-                *self.comparison_traceback,
-            ]
-        return same
-
-    def skip_pictures(self: Any, *args: Any, **kwargs: Any) -> None:
-        set_up(self, *args, **kwargs)
-        self.skip_compare = (*self.skip_compare, *PICTURES)
-
-    IPyNbCell.compare_outputs = compare_outputs
-    IPyNbFile.__init__ = skip_pictures

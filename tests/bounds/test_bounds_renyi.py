@@ -1,6 +1,6 @@
 """Bounds of the Rényi paper: both sides by hand, their hypotheses, and their misuse.
 
-The statements themselves are tested one by one in tests/test_verification_matrix.py.
+The statements themselves are tested one by one in the files test_renyi_*.py beside this one.
 """
 
 from __future__ import annotations

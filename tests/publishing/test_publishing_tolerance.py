@@ -8,7 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from paperkit.publishing.nbval_tolerance import agree, cell_rtol, snap
+from paperkit.publishing import nbval_tolerance
+from paperkit.publishing.nbval_tolerance import cell_rtol
+from paperkit.publishing.printed_numbers import agree, snap
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,31 +130,42 @@ def _committed_notebook(path: Path, computed: str, committed: str, tags: list[st
     nbformat.write(notebook, path)
 
 
-def _nbval(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run nbval on a folder with the repository's own conftest."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--nbval",
-        "-p",
-        "conftest",
-        "-p",
-        "no:cacheprovider",
-    ]
+PLUGIN = ("-p", "paperkit.publishing.nbval_tolerance")
+
+
+def _nbval(folder: Path, *options: str) -> str:
+    """Run nbval on a folder and return what pytest printed."""
+    command = [sys.executable, "-m", "pytest", "--nbval", *options, "-p", "no:cacheprovider"]
     command += ["-p", "no:xdist", "--color=no", "--rootdir", str(folder), str(folder)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
-    return subprocess.run(
+    done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
+    return done.stdout + done.stderr
 
 
 def test_nbval_passes_within_the_tolerance_and_names_the_cell_beyond_it(tmp_path: Path) -> None:
     _committed_notebook(tmp_path / "within.ipynb", "0.12345678", "0.12345679", [])
     _committed_notebook(tmp_path / "tagged.ipynb", "0.1234567", "0.1234999", ["nbval-rtol=1e-3"])
     _committed_notebook(tmp_path / "beyond.ipynb", "0.1234567", "0.1234999", [])
-    done = _nbval(tmp_path)
-    assert "1 failed, 5 passed" in done.stdout, done.stdout + done.stderr
+    printed = _nbval(tmp_path, *PLUGIN)
+    assert "1 failed, 5 passed" in printed, printed
     sentence = "beyond.ipynb, code cell 1: computed 0.1234567, committed 0.1234999"
-    assert done.stdout.count(sentence) >= 1, done.stdout
+    assert sentence in printed
+
+
+def test_without_the_plugin_nbval_compares_exactly(tmp_path: Path) -> None:
+    _committed_notebook(tmp_path / "within.ipynb", "0.12345678", "0.12345679", [])
+    printed = _nbval(tmp_path)
+    assert "1 failed, 1 passed" in printed, printed
+
+
+def test_the_repository_loads_the_plugin_for_every_run(request) -> None:
+    assert request.config.pluginmanager.has_plugin(PLUGIN[1])
+
+
+def test_the_plugin_leaves_tests_that_are_no_notebooks_alone(request) -> None:
+    own = dict(vars(request.node))
+    nbval_tolerance.pytest_itemcollected(request.node)
+    assert vars(request.node) == own

@@ -43,6 +43,17 @@ class FisherGeometry:
         (n, C, d), float64.
     loss : str
         The loss's name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.bounds.information_geometry import FisherGeometry
+    >>> outputs, jacobian = torch.zeros(1, 2).double(), torch.eye(2).double().unsqueeze(0)
+    >>> geometry = FisherGeometry(outputs, torch.tensor([0]), jacobian, "cross_entropy")
+    >>> geometry.gradients  # p − e_y
+    tensor([[-0.5000,  0.5000]], dtype=torch.float64)
+    >>> geometry.eigenpairs()[0]  # one of two: a softmax does not see a common shift
+    tensor([0.5000], dtype=torch.float64)
     """
 
     outputs: Tensor
@@ -114,6 +125,21 @@ def fisher_geometry(
     ------
     ValueError
         If the data do not fit the model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.information_geometry import fisher_geometry
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> geometry = fisher_geometry(model, (torch.tensor([[2.0]]), torch.tensor([0])))
+    >>> geometry.jacobian  # the logits are 2 w₀ and 2 w₁
+    tensor([[[2., 0.],
+             [0., 2.]]], dtype=torch.float64)
+    >>> geometry.rows.T @ geometry.rows  # F = x² (diag(p) − ppᵀ)
+    tensor([[ 1., -1.],
+            [-1.,  1.]], dtype=torch.float64)
     """
     loss = get_loss(loss).name
     model = Network.of(model)
@@ -152,7 +178,17 @@ def check_output(name: str, index: int, geometry: FisherGeometry) -> int:
 
 
 def flat_parameters(model: nn.Module) -> Tensor:
-    """Return all parameters as one detached vector, in the order of ``named_parameters``."""
+    """Return all parameters as one detached vector, in the order of ``named_parameters``.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from paperkit.bounds.information_geometry import flat_parameters
+    >>> model = nn.Linear(2, 1)
+    >>> _ = nn.init.ones_(model.weight), nn.init.zeros_(model.bias)
+    >>> flat_parameters(model)
+    tensor([1., 1., 0.])
+    """
     network = Network.of(model)
     select_parameters(own_parameters(network), None)
     return flattened(dict(network.named_parameters()))

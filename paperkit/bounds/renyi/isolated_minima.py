@@ -61,6 +61,16 @@ def neighbourhood_rise(eigenvalues: Values, log_volume: float) -> Inequality:
     ------
     ValueError
         If the spectrum is empty, not finite or zero.
+
+    Examples
+    --------
+    >>> import math
+    >>> from paperkit.bounds.renyi import neighbourhood_rise
+    >>> rise = neighbourhood_rise([1.0], log_volume=math.log(2.0))  # Δ²/2 over the interval [−1, 1]
+    >>> round(rise.left, 6), round(rise.right, 6)  # its mean is 1/6
+    (0.166667, 0.367879)
+    >>> neighbourhood_rise([1.0] * 6, log_volume=0.0).holds  # the printed A is no upper bound
+    False
     """
     values = nonzero_vector(eigenvalues, "eigenvalues")
     d, log_determinant = len(values), log_determinant_of(values)
@@ -134,6 +144,18 @@ def isolated_minimum(
     ------
     ValueError
         If n < 2, delta is no probability, the version is unknown, or the spectrum is unusable.
+
+    Examples
+    --------
+    >>> import math
+    >>> from paperkit.bounds.renyi import isolated_minimum
+    >>> known = {"loss_in_unit_interval": True, "quadratic_loss_on_an_ellipsoid": True}
+    >>> minimum = (0.15, 0.1, 0.0, [1.0], math.log(2.0))  # risks, L₀, spectrum, volume of [−1, 1]
+    >>> isolated_minimum(*minimum, n=1000, delta=0.05, version="sharper", known=known)
+    Inequality(Rényi paper, Thm. C.2, sharper: E_Q L(D) ≤ E_Q L(S) + √((E_P[L − L₀] + log(2N/δ)) /
+        2(N − 1)): 0.15 ≤ 0.173396, not certified: prior_independent_of_sample=violated)
+    >>> round(isolated_minimum(*minimum, n=1000, delta=0.05).right, 4)  # as the paper prints it
+    0.313
     """
     version = arguments.choice("version", version, VERSIONS)
     values = nonzero_vector(eigenvalues, "eigenvalues")
@@ -183,6 +205,17 @@ def isolated_minimum_entropy(
     ------
     ValueError
         As :func:`isolated_minimum`, or if alpha or the trace is not positive.
+
+    Examples
+    --------
+    >>> from paperkit.bounds.renyi import isolated_minimum_entropy
+    >>> minimum = (0.15, 0.1, 0.0, [3.0, 1.0], 0.0)  # risks, L₀, spectrum, log V
+    >>> bound = isolated_minimum_entropy(*minimum, n=1000, delta=0.05, alpha=2.0)
+    >>> round(bound.right, 4)
+    0.3123
+    >>> frozen = isolated_minimum_entropy(*minimum, n=1000, delta=0.05, alpha=2.0, trace=2.0)
+    >>> frozen.assumptions["constant_is_at_least_the_trace"]  # Tr H is 4
+    False
     """
     alpha = arguments.order("alpha", alpha)
     version = arguments.choice("version", version, VERSIONS)

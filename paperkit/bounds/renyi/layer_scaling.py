@@ -64,6 +64,19 @@ def layer_scaling_invariance(
     ------
     ValueError
         If a factor is not positive, a layer is unknown, or the data do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.bounds.renyi import layer_scaling_invariance
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    >>> data = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
+    >>> _ = nn.init.eye_(model[0].weight), nn.init.eye_(model[2].weight)
+    >>> scaled = layer_scaling_invariance(model.double(), data, {"0": 4.0, "2": 0.25}, alpha=0.5)
+    >>> scaled["0"]
+    Identity(Rényi paper, Prop. 2.2: H_α of layer 0 = that after scaling: 0.693147 = 0.693147,
+        certified)
     """
     alpha = arguments.order("alpha", alpha)
     scales = {

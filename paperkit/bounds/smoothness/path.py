@@ -32,6 +32,14 @@ def local_smoothness(points: Tensor, gradients: Tensor) -> Tensor:
     ValueError
         If the shapes differ, there are fewer than two points, an entry is not finite, or two
         consecutive points are equal.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.bounds.smoothness import local_smoothness
+    >>> points = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> local_smoothness(points, points**2)  # the gradients of w³/3: steeper as it goes
+    tensor([1., 4.], dtype=torch.float64)
     """
     arguments.tensor("points", points, shape=("T + 1", "d"), finite=True)
     arguments.tensor("gradients", gradients, shape=tuple(points.shape), finite=True)
@@ -64,6 +72,17 @@ def smoothness_along_path(
     ------
     ValueError
         As :func:`local_smoothness`, or if beta is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.bounds.smoothness import smoothness_along_path
+    >>> points = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> smoothness_along_path(points, 2.0 * points, beta=2.0)  # w² has one curvature
+    Inequality(SA-SAM paper, eqs. 3 and 6: max_t ‖Δg_t‖ / ‖Δw_t‖ ≤ β: 2 ≤ 2, not certified:
+        loss_is_smooth=unchecked)
+    >>> smoothness_along_path(points, points**2, beta=2.0).holds  # w³/3 has 2w
+    False
     """
     beta = check_positive("beta", beta)
     return Inequality(
@@ -108,6 +127,16 @@ def gradient_descent_rate(
     ------
     ValueError
         If an argument is out of range or the version unknown.
+
+    Examples
+    --------
+    >>> from paperkit.bounds.smoothness import gradient_descent_rate
+    >>> bound = gradient_descent_rate(0.1, distance=1.0, beta=1.0, steps=2)
+    >>> bound.right, bound.holds
+    (0.1, True)
+    >>> printed = gradient_descent_rate(0.1, distance=1.0, beta=1.0, steps=2, version="printed")
+    >>> round(printed.right, 4)  # what the sharper bound gives after one step
+    0.1667
     """
     beta = check_positive("beta", beta)
     excess_loss = arguments.number("excess_loss", excess_loss)

@@ -35,6 +35,16 @@ def stability_edge(
     ------
     ValueError
         If a number is not positive, or rho is negative.
+
+    Examples
+    --------
+    >>> from paperkit.bounds.smoothness import stability_edge
+    >>> stability_edge(largest=15.0, step=0.1)  # gradient descent: 2/0.1
+    Inequality(SA-SAM paper, Section 2: λ_max ≤ the edge of stability, 2/η: 15 ≤ 20, not certified:
+        loss_is_quadratic=unchecked)
+    >>> stability_edge(largest=15.0, step=0.1, rho=0.1)  # an ascent step brings the edge nearer
+    Inequality(SA-SAM paper, Section 2: λ_max ≤ the edge of stability under ascent steps ρ∇L: 15 ≰
+        10, not certified: loss_is_quadratic=unchecked)
     """
     largest, step = check_positive("largest", largest), check_positive("step", step)
     rho = arguments.number("rho", rho, at_least=0)

@@ -42,6 +42,16 @@ def curvature_step_range(
     ------
     ValueError
         As :func:`local_smoothness`, or if a number is not positive, or smallest > largest.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.bounds.smoothness import curvature_step_range
+    >>> hessian = torch.diag(torch.tensor([1.0, 4.0]))
+    >>> points = torch.tensor([[1.0, 1.0], [0.5, 1.0], [0.5, 0.5]])  # a step along each eigenvector
+    >>> low, high = curvature_step_range(points, points @ hessian, smallest=1.0, largest=4.0)
+    >>> low.left, low.right, high.left, high.right
+    (0.125, 0.125, 0.5, 0.5)
     """
     smallest, largest = check_positive("smallest", smallest), check_positive("largest", largest)
     factor = check_positive("factor", factor)
@@ -105,6 +115,15 @@ def step_lower_bound(
     ------
     ValueError
         If a number is not positive, or the version is unknown.
+
+    Examples
+    --------
+    >>> from paperkit.bounds.smoothness import step_lower_bound
+    >>> sizes = [0.5, 0.5, 0.7]  # on a quadratic of curvature β = 1, along its top eigenvector
+    >>> step_lower_bound(sizes, beta=1.0).holds
+    True
+    >>> step_lower_bound(sizes, beta=1.0, version="printed").holds
+    False
     """
     beta, factor = check_positive("beta", beta), check_positive("factor", factor)
     version = arguments.choice("version", version, ("printed", "corrected"))
@@ -142,6 +161,14 @@ def growth_limit(delta: float = 1.0) -> float:
     ------
     ValueError
         If delta is negative or not finite.
+
+    Examples
+    --------
+    >>> from paperkit.bounds.smoothness import growth_limit
+    >>> round(growth_limit(), 6)  # the golden ratio
+    1.618034
+    >>> round(growth_limit(0.02), 6)
+    1.01005
     """
     delta = arguments.number("delta", delta, at_least=0)
     return 0.5 * (delta + math.sqrt(delta * delta + 4.0))
@@ -173,6 +200,17 @@ def step_growth(
     ------
     ValueError
         If there are fewer than two step sizes, or a number is out of range.
+
+    Examples
+    --------
+    >>> from paperkit.bounds.smoothness import step_growth
+    >>> steps, ratio = [0.1], 1.0
+    >>> for _ in range(10):  # the second branch alone
+    ...     ratio = (1.0 + ratio) ** 0.5
+    ...     steps.append(ratio * steps[-1])
+    >>> bound = step_growth(steps, first_ratio=1.0)
+    >>> round(bound.left, 4), round(bound.right, 4)
+    (1.618, 1.618)
     """
     steps = arguments.vector("step_sizes", step_sizes, above=0, at_least=2)
     first_ratio = check_positive("first_ratio", first_ratio)

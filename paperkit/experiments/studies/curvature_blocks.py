@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from paperkit.curvature import dense_gauss_newton, dense_hessian
 from paperkit.data import load
-from paperkit.experiments.running import RunContext
-from paperkit.experiments.study import Study
+from paperkit.experiments.study import RunContext, Study
 from paperkit.linearize import linearize
 from paperkit.models.small import CLASSES, DIGIT_NETWORKS, build_digit_network
 from paperkit.network import SamplesInteractError

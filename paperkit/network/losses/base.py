@@ -21,9 +21,9 @@ class Loss(ABC):
     Attributes
     ----------
     name : str
-        What results and error messages call it.
+        Name of the loss in results and error messages.
     reduction : str
-        What is averaged and with which factor, in words.
+        Average that is taken and its factor, in words.
     """
 
     name: str
@@ -92,9 +92,9 @@ class Loss(ABC):
         Parameters
         ----------
         sample : Tensor
-            What the model returns for some samples, (n, …); only its shape matters.
+            Output of the model for some samples, (n, …); only its shape matters.
         targets : Tensor
-            Of one batch.
+            Targets of a batch.
         """
         return sample.ndim != 2
 
@@ -104,9 +104,9 @@ class Loss(ABC):
         Parameters
         ----------
         sample : Tensor
-            What the model returns for some samples, (n, …).
+            Output of the model for some samples, (n, …).
         targets : callable
-            Starts a pass over the targets of all data.
+            Function that starts a pass over the targets of all data.
 
         Raises
         ------
