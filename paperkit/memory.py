@@ -9,7 +9,18 @@ GIBIBYTE = 2**30
 
 
 class MemoryBudgetError(ValueError):
-    """What was asked for does not fit the memory budget."""
+    """What was asked for does not fit the memory budget.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import top_eigenpairs
+    >>> top_eigenpairs(torch.eye(1000), 3, memory_budget=10_000)
+    Traceback (most recent call last):
+        ...
+    paperkit.memory.MemoryBudgetError: memory_budget=10000 is too small for k=3 eigenpairs, whose
+        basis holds vectors of 1000 entries: pass at least 60000.
+    """
 
 
 def fitting(available: int, each: float, count: int) -> int:

@@ -103,6 +103,17 @@ def hessian_product(
     ------
     ValueError
         If a name is unknown, the vectors have the wrong length, or the data do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import hessian_product
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> inputs, targets = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1)
+    >>> v = torch.tensor([1.0, 1.0])
+    >>> hessian_product(model, inputs, targets, v, "half_squared_error")  # x (xᵀv)
+    tensor([3., 6.])
     """
     network = Network.of(model)
     _, chosen = select_parameters(own_parameters(network), parameters)
@@ -205,6 +216,20 @@ def dense_hessian(
     ------
     ValueError
         As :func:`hessian_product`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import dense_hessian
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> _ = nn.init.ones_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> hessian = dense_hessian(model, torch.ones(1, 1), torch.zeros(1, 1), "half_squared_error")
+    >>> hessian  # of ½ (w₁w₂)² at (1, 1)
+    tensor([[1., 2.],
+            [2., 1.]])
+    >>> torch.linalg.eigvalsh(hessian).round(decimals=4)  # indefinite away from a minimum
+    tensor([-1.,  3.])
     """
     return dense_hessian_and_round_off(model, inputs, targets, loss, parameters)[0]
 
@@ -255,6 +280,18 @@ def dense_jacobian(
     ------
     ValueError
         If a parameter name is unknown or the inputs do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import dense_jacobian
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> model[0].weight.data, model[1].weight.data = torch.tensor([[2.0]]), torch.tensor([[3.0]])
+    >>> dense_jacobian(model, torch.tensor([[1.0], [10.0]]))  # x (w₂, w₁)
+    tensor([[[ 3.,  2.]],
+    <BLANKLINE>
+            [[30., 20.]]])
     """
     model, inputs = Network.of(model), as_inputs(inputs)
     select_parameters(own_parameters(model), parameters)
@@ -299,6 +336,17 @@ def dense_gauss_newton(
     ------
     ValueError
         If the loss or a parameter name is unknown, or the inputs do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import dense_gauss_newton
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> inputs = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    >>> dense_gauss_newton(model, inputs, "half_squared_error")  # the mean of x xᵀ
+    tensor([[5., 1.],
+            [1., 2.]])
     """
     if targets is not None:
         model, (inputs, targets), bound = _settle_batch(model, inputs, targets, loss, parameters)
@@ -325,6 +373,18 @@ def dense_empirical_fisher(
     ------
     ValueError
         As :func:`hessian_product`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import dense_empirical_fisher
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> inputs, targets = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[2.0], [1.0]])
+    >>> dense_empirical_fisher(model, inputs, targets, "half_squared_error")  # of (f − y)² x xᵀ
+    tensor([[6.5000, 4.0000],
+            [4.0000, 8.0000]])
     """
     network, (inputs, targets), bound = _settle_batch(model, inputs, targets, loss, parameters)
 

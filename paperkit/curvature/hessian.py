@@ -52,6 +52,18 @@ class HessianOperator(CurvatureOperator):
     pulling back :math:`\Lambda t` from f and the residual r from t gives
     :math:`J^\top \Lambda J v + \sum_c r_c \nabla^2 f_c\, v`. For the arguments see
     :class:`CurvatureOperator`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import HessianOperator
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> _ = nn.init.ones_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> H = HessianOperator(model, (torch.ones(1, 1), torch.zeros(1, 1)), "half_squared_error")
+    >>> H(torch.eye(2))  # of ½ (w₁w₂)² at (1, 1)
+    tensor([[1., 2.],
+            [2., 1.]])
     """
 
     positive_semidefinite = False
@@ -212,6 +224,18 @@ class ResidualOperator(HessianOperator):
     as much as one with the Hessian. Its diagonal vanishes under the block proposition, and its
     spectrum is narrower than the Hessian's, which helps an estimator of the trace. For the
     arguments see :class:`CurvatureOperator`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import ResidualOperator
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> _ = nn.init.ones_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> data = torch.ones(1, 1), torch.zeros(1, 1)  # the residual is 1
+    >>> ResidualOperator(model, data, "half_squared_error")(torch.eye(2))  # of w₁w₂: no diagonal
+    tensor([[0., 1.],
+            [1., 0.]])
     """
 
     @property

@@ -134,6 +134,18 @@ class CurvatureOperator(ABC):
     way of computing is compared once, on two samples, with backward passes alone, and used only
     where it agrees with them. Where other samples take another path through the model, with
     functions that the comparison has not seen, backward passes alone serve too.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import CurvatureOperator, GaussNewtonOperator
+    >>> model = nn.Linear(2, 1)
+    >>> G = GaussNewtonOperator(model, (torch.ones(3, 2), torch.zeros(3, 1)), "mse")
+    >>> isinstance(G, CurvatureOperator), G.dimension, G.parameter_names, G.positive_semidefinite
+    (True, 3, ['weight', 'bias'], True)
+    >>> {name: part.shape for name, part in G.split(torch.zeros(3)).items()}
+    {'weight': torch.Size([1, 2]), 'bias': torch.Size([1])}
     """
 
     positive_semidefinite = True
@@ -462,6 +474,18 @@ class GaussNewtonOperator(CurvatureOperator):
     r"""The Gauss–Newton matrix :math:`\frac1n \sum_i J_i^\top \Lambda_i J_i` of the loss.
 
     It does not depend on the targets. For the arguments see :class:`CurvatureOperator`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import GaussNewtonOperator
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> _ = nn.init.ones_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> data = torch.ones(1, 1), torch.zeros(1, 1)
+    >>> GaussNewtonOperator(model, data, "half_squared_error")(torch.eye(2))  # JᵀJ with J = (1, 1)
+    tensor([[1., 1.],
+            [1., 1.]])
     """
 
     @property
@@ -478,6 +502,18 @@ class FisherOperator(CurvatureOperator):
     the matrix is :math:`\frac1n \sum_i J_i^\top J_i`: the Gauss–Newton matrix of
     ``half_squared_error``, but C/2 times that of ``mse``. For the arguments see
     :class:`CurvatureOperator`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import FisherOperator
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> data = torch.ones(1, 1), torch.tensor([0])
+    >>> FisherOperator(model, data)(torch.eye(2))  # diag(p) − ppᵀ, whatever the label
+    tensor([[ 0.2500, -0.2500],
+            [-0.2500,  0.2500]])
     """
 
     @property
@@ -492,6 +528,18 @@ class EmpiricalFisherOperator(CurvatureOperator):
     :math:`g_i = J_i^\top r_i` at the observed target, so that :math:`M_i = r_i r_i^\top`; it is no
     Fisher matrix of the model (Kunstner et al. 2019). For the arguments see
     :class:`CurvatureOperator`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import EmpiricalFisherOperator
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> data = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])
+    >>> EmpiricalFisherOperator(model, data, "half_squared_error")(torch.eye(2))  # 3² x xᵀ
+    tensor([[ 9., 18.],
+            [18., 36.]])
     """
 
     @property

@@ -26,7 +26,24 @@ from paperkit.network.samples import Inputs, Samples
 
 
 class SecondDerivativeError(ValueError):
-    """The model has no second derivative, or one that is not that of the first."""
+    """The model has no second derivative, or one that is not that of the first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import dense_hessian
+    >>> class Hinge(nn.Linear):
+    ...     def forward(self, x):
+    ...         loss = nn.MultiMarginLoss(reduction="none")
+    ...         return loss(super().forward(x), torch.tensor([0, 1])).unsqueeze(1)
+    >>> dense_hessian(Hinge(2, 2), torch.eye(2), torch.ones(2, 1), "mse")
+    Traceback (most recent call last):
+        ...
+    paperkit.curvature.second_derivatives.SecondDerivativeError: model: multi_margin_loss has no
+        second derivative in PyTorch, which the Hessian needs: replace it by (1 - f_target +
+        f).clamp(min=0) summed over the other classes.
+    """
 
 
 # Replacements for operations without a second derivative, by a part of their name in PyTorch's

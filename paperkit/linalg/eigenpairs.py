@@ -57,6 +57,19 @@ class Eigenpairs:
         single pair needs no such search.
     products : int
         Operator-vector products.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import top_eigenpairs
+    >>> A = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    >>> pairs = top_eigenpairs(A, 1)
+    >>> round(float(pairs.eigenvalues), 6)
+    3.0
+    >>> pairs.vectors.abs()  # (1, 1) / √2, up to its sign
+    tensor([[0.7071, 0.7071]], dtype=torch.float64)
+    >>> bool(pairs.converged), float(pairs.residuals) < 1e-9
+    (True, True)
     """
 
     eigenvalues: Tensor
@@ -114,6 +127,16 @@ def top_eigenpairs(
         NaN or infinite entries.
     MemoryBudgetError
         A ValueError: if the budget does not hold the smallest basis.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import top_eigenpairs
+    >>> A = torch.diag(torch.tensor([1.0, 5.0, -7.0], dtype=torch.float64))
+    >>> top_eigenpairs(A, 2).eigenvalues.round(decimals=6)
+    tensor([-7.,  5.], dtype=torch.float64)
+    >>> top_eigenpairs(A, 2, which="algebraic").eigenvalues.round(decimals=6)
+    tensor([5., 1.], dtype=torch.float64)
     """
     operator = as_operator(operator)
     dimension, dtype, device = operator.dimension, operator.dtype, operator.device

@@ -72,6 +72,17 @@ class Spectrum:
         roots by about the root of ``round_off``; else it moves the eigenvalues by ``round_off``.
     rank_limit : int or None
         How many eigenvalues can differ from zero; None if all can.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import gram_spectrum
+    >>> G = torch.tensor([[3.0, 4.0, 0.0]])
+    >>> spectrum = gram_spectrum([G], num_rows=1, dimension=3)
+    >>> spectrum
+    Spectrum(dimension=3, rank=1, largest=25, trace=25)
+    >>> spectrum.rank, round(spectrum.trace, 6)  # ‖G‖²
+    (1, 25.0)
     """
 
     eigenvalues: Tensor
@@ -156,6 +167,15 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     ------
     TypeError, ValueError
         If a size is not positive, or a block is no finite matrix that fits them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import gram_spectrum
+    >>> G = torch.diag(torch.tensor([3.0, 2.0, 0.0]))
+    >>> spectrum = gram_spectrum(G.split(1), num_rows=3, dimension=3)  # a row at a time
+    >>> [round(value, 6) for value in spectrum.eigenvalues.tolist()]
+    [9.0, 4.0]
     """
     num_rows = arguments.integer("num_rows", num_rows, at_least=1)
     dimension = arguments.integer("dimension", dimension, at_least=1)

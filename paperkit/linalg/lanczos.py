@@ -47,6 +47,17 @@ class Tridiagonal:
     basis : Tensor or None
         Shape (k, m, d): the orthonormal Lanczos vectors, where they were asked for; zero beyond
         ``steps``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import lanczos
+    >>> A = torch.diag(torch.tensor([1.0, 1.0, 3.0, 3.0], dtype=torch.float64))
+    >>> found = lanczos(A, torch.ones(1, 4, dtype=torch.float64), steps=4)
+    >>> found.steps, found.exhausted  # two different eigenvalues, two steps
+    (tensor([2]), tensor([True]))
+    >>> float(found.norm)
+    2.0
     """
 
     diagonal: Tensor
@@ -94,6 +105,19 @@ class Lanczos:
     TypeError, ValueError
         If ``starts`` is not a stack of floating-point vectors, or one is zero or not finite; if the
         operator is of another dimension, dtype or device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import Lanczos
+    >>> A = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+    >>> process = Lanczos(A, torch.ones(1, 3, dtype=torch.float64))
+    >>> process.advance(1)
+    >>> process.tridiagonal().diagonal.round(decimals=6)  # the Rayleigh quotient of the start
+    tensor([[2.3333]], dtype=torch.float64)
+    >>> process.advance(5)
+    >>> process.steps, process.exhausted  # three dimensions
+    (3, True)
     """
 
     def __init__(self, operator: Matrix, starts: Tensor) -> None:
@@ -292,6 +316,18 @@ def lanczos(
     TypeError, ValueError
         If ``steps`` is not a positive integer, a starting vector is zero or not finite, or the
         operator returns another shape, NaN or infinite entries, or is not symmetric.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import lanczos
+    >>> A = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    >>> found = lanczos(A, torch.ones(1, 2, dtype=torch.float64), steps=2)
+    >>> found.matrices().round(decimals=6)
+    tensor([[[2., 1.],
+             [1., 2.]]], dtype=torch.float64)
+    >>> torch.linalg.eigvalsh(found.matrices()).round(decimals=6)  # the Ritz values
+    tensor([[1., 3.]], dtype=torch.float64)
     """
     keep_basis = arguments.flag("keep_basis", keep_basis)
     process = Lanczos(operator, starts)

@@ -31,6 +31,14 @@ class SymmetricOperator(Protocol):
     round_off : float
         Relative round-off of a product, at least that of ``dtype``; larger for a model in double
         precision that computes parts in single.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import SymmetricOperator, as_operator
+    >>> A = as_operator(torch.eye(2))
+    >>> isinstance(A, SymmetricOperator), A.dimension, A.dtype, A.positive_semidefinite
+    (True, 2, torch.float32, False)
     """
 
     @property

@@ -56,6 +56,18 @@ class Estimate:
     bracket : tuple of float or None
         Lower and upper end of where infinitely many Lanczos steps from these same probes would
         end; it says nothing about the probes. None where no sign is known.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import as_operator, power, stochastic_lanczos_quadrature
+    >>> A = as_operator(torch.diag(torch.arange(1.0, 31.0).double()), positive_semidefinite=True)
+    >>> estimate = stochastic_lanczos_quadrature(A, probes=10, steps=4).trace(power(0.5))
+    >>> round(float(estimate), 3)  # Σ √i = 112.083
+    112.161
+    >>> low, high = estimate.bracket  # Radau below, Gauss above
+    >>> low < 112.083 < high
+    True
     """
 
     value: float
@@ -98,6 +110,19 @@ class SpectralQuadrature:
         was no target.
     recurrences : tuple of Tridiagonal
         Lanczos coefficients from which the rules were made, in the probes' order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import as_operator, power, stochastic_lanczos_quadrature, t_log_t
+    >>> A = as_operator(torch.diag(torch.arange(1.0, 31.0).double()), positive_semidefinite=True)
+    >>> quadrature = stochastic_lanczos_quadrature(A, probes=10, steps=10)
+    >>> quadrature.products
+    100
+    >>> [round(float(quadrature.trace(power(alpha)))) for alpha in (1, 2)]  # Σ i and Σ i²
+    [465, 9455]
+    >>> round(float(quadrature.trace(t_log_t())), 1)  # each function for no product more
+    1357.1
     """
 
     gauss: Rule
@@ -252,6 +277,17 @@ def stochastic_lanczos_quadrature(
         If an argument is of the wrong kind or out of range, ``steps=None`` has no targets to
         watch, the operator is not what it is said to be, or as
         :func:`paperkit.linalg.lanczos`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import as_operator, power, stochastic_lanczos_quadrature
+    >>> A = as_operator(torch.diag(torch.arange(1.0, 101.0).double()), positive_semidefinite=True)
+    >>> quadrature = stochastic_lanczos_quadrature(A, probes=10, steps=20)
+    >>> quadrature
+    SpectralQuadrature(dimension=100, probes=10, steps=20, converged=True)
+    >>> round(float(quadrature.trace(power(0.5))), 2)  # Tr A^½ = Σ √i = 671.46
+    671.46
     """
     operator = as_operator(operator)
     dimension, dtype, device = operator.dimension, operator.dtype, operator.device

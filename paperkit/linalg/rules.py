@@ -45,6 +45,14 @@ class Rule:
     nodes, weights : Tensor
         Shape (k, m), float64, on the CPU. A probe's weights sum to its squared norm; a rule of
         fewer points is padded with weights of zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import Rule
+    >>> rule = Rule(nodes=torch.tensor([[1.0, 3.0]]), weights=torch.tensor([[0.5, 0.5]]))
+    >>> rule.integrate(torch.square)  # (1 + 9) / 2
+    tensor([5.])
     """
 
     nodes: Tensor
@@ -101,6 +109,17 @@ def gauss_rule(tridiagonal: Tridiagonal) -> Rule:
     Rule
         m points, exact for polynomials of degree 2m − 1, or for everything once the Krylov space
         is exhausted.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import gauss_rule, lanczos
+    >>> A = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64))
+    >>> rule = gauss_rule(lanczos(A, torch.ones(1, 4, dtype=torch.float64), steps=2))
+    >>> round(float(rule.integrate(lambda t: t**3)), 6)  # 1 + 8 + 27 + 64, exactly
+    100.0
+    >>> float(rule.integrate(lambda t: t**4)) < 1 + 16 + 81 + 256  # from degree 2m on it is below
+    True
     """
     arguments.instance("tridiagonal", tridiagonal, Tridiagonal)
     return _rule(tridiagonal.matrices().cpu(), tridiagonal.norm.cpu().square())
@@ -122,6 +141,19 @@ def radau_rule(tridiagonal: Tridiagonal) -> Rule:
     -------
     Rule
         m + 1 points, exact for polynomials of degree 2m.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import lanczos, radau_rule
+    >>> A = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64))
+    >>> rule = radau_rule(lanczos(A, torch.ones(1, 4, dtype=torch.float64), steps=2))
+    >>> rule.nodes.shape  # one more, at 0
+    torch.Size([1, 3])
+    >>> abs(float(rule.nodes.min())) < 1e-9
+    True
+    >>> round(float(rule.integrate(lambda t: t**4)), 6)  # 1 + 16 + 81 + 256, exactly
+    354.0
     """
     arguments.instance("tridiagonal", tridiagonal, Tridiagonal)
     diagonal, off_diagonal = tridiagonal.diagonal.cpu(), tridiagonal.off_diagonal.cpu()
@@ -160,6 +192,17 @@ def averaged_rule(tridiagonal: Tridiagonal) -> Rule:
     Rule
         2m − 1 points, exact for polynomials of degree 2m where m is at least 2; the Gauss rule for
         m = 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import averaged_rule, lanczos
+    >>> A = torch.diag(torch.arange(1.0, 31.0).double())
+    >>> rule = averaged_rule(lanczos(A, torch.ones(1, 30, dtype=torch.float64), steps=5))
+    >>> rule.nodes.shape  # 2m − 1 points from m products
+    torch.Size([1, 9])
+    >>> round(float(rule.weights.sum()), 6)  # the squared length of the start
+    30.0
     """
     arguments.instance("tridiagonal", tridiagonal, Tridiagonal)
     diagonal, off_diagonal = tridiagonal.diagonal.cpu(), tridiagonal.off_diagonal.cpu()

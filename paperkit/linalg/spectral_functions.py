@@ -46,6 +46,17 @@ class SpectralFunction:
     square_derivative_sign : callable or None
         The same for g, where the function is t ↦ g(t²) on both sides of zero: it brackets the trace
         of an indefinite operator. None where there is no such g, or no sign.
+
+    Examples
+    --------
+    >>> import math
+    >>> import torch
+    >>> from paperkit.linalg import SpectralFunction, as_operator, stochastic_lanczos_quadrature
+    >>> decay = SpectralFunction("exp(−t)", lambda t: (-t).exp(), lambda k: -1 if k % 2 else 1)
+    >>> A = as_operator(torch.diag(torch.arange(30.0).double()), positive_semidefinite=True)
+    >>> low, high = stochastic_lanczos_quadrature(A, probes=2, steps=8).trace(decay).bracket
+    >>> low < 1 / (1 - math.exp(-1)) < high  # Σ e⁻ⁱ
+    True
     """
 
     name: str
@@ -71,6 +82,16 @@ def power(alpha: float) -> SpectralFunction:
     ------
     TypeError, ValueError
         If alpha is no positive number, or beyond 2⁵³.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import power
+    >>> root = power(0.5)
+    >>> root.name, root.evaluate(torch.tensor([4.0, 9.0]))
+    ('t^0.5', tensor([2., 3.]))
+    >>> root.derivative_sign(2), root.derivative_sign(3)  # of √t: Gauss above, Radau below
+    (-1, 1)
     """
     alpha = arguments.order("alpha", alpha)
 
@@ -84,7 +105,19 @@ def power(alpha: float) -> SpectralFunction:
 
 
 def t_log_t() -> SpectralFunction:
-    """Return t ↦ t log t, zero at 0, for bracketing: its trace gives Shannon's entropy."""
+    """Return t ↦ t log t, zero at 0, for bracketing: its trace gives Shannon's entropy.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import t_log_t
+    >>> function = t_log_t()
+    >>> function.evaluate(torch.tensor([0.0, 1.0]))
+    tensor([0., 0.])
+    >>> shares = torch.tensor([0.5, 0.25, 0.25])
+    >>> round(-float(function.evaluate(shares).sum()), 4)  # their entropy, ¾ log 4
+    1.0397
+    """
     return SpectralFunction(
         "t log t", lambda t: torch.special.xlogy(t, t), lambda order: -1 if order % 2 else 1
     )

@@ -43,6 +43,16 @@ class TraceEstimate:
         Operator-vector products, those of a deflation included.
     method : str
         The estimator's name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson
+    >>> estimate = hutchinson(torch.ones(4, 4), 100, seed=0)
+    >>> estimate
+    TraceEstimate(value=3.84, standard_error=0.5269926110688955, products=100, method='hutchinson')
+    >>> abs(float(estimate) - 4) < 3 * estimate.standard_error
+    True
     """
 
     value: float
@@ -66,6 +76,18 @@ class Deflation:
         :math:`\operatorname{Tr} Q^\top A Q` over them; for Ritz vectors, the sum of Ritz values.
     products : int
         Number of operator-vector products that it took.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson, top_eigenpairs
+    >>> A = torch.ones(4, 4, dtype=torch.float64)  # of rank one, with eigenvalue 4
+    >>> deflation = top_eigenpairs(A, 1).deflation()
+    >>> round(deflation.trace, 6)
+    4.0
+    >>> rest = hutchinson(A, deflation.products + 2, deflation=deflation)
+    >>> round(float(rest), 6), rest.standard_error < 1e-9  # nothing was left to estimate
+    (4.0, True)
     """
 
     basis: Tensor
@@ -102,6 +124,17 @@ def krylov_deflation(
     ------
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, or as :func:`paperkit.linalg.lanczos`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson, krylov_deflation
+    >>> A = torch.eye(50).double() + 1.0  # eigenvalues 51, and 49 times 1
+    >>> deflation = krylov_deflation(A, 2, seed=1)
+    >>> round(deflation.trace, 6)  # one vector meets each eigenvalue once
+    52.0
+    >>> round(float(hutchinson(A, 4, deflation=deflation, distribution="sphere")), 6)
+    100.0
     """
     operator = as_operator(operator)
     products = arguments.integer("products", products, at_least=1)
@@ -153,6 +186,16 @@ def hutchinson(
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, fewer than 2 products are left, the
         sizes do not fit, or the operator returns NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson
+    >>> hutchinson(torch.diag(torch.arange(1.0, 5.0)), 2)  # signs are exact on a diagonal
+    TraceEstimate(value=10.0, standard_error=0.0, products=2, method='hutchinson')
+    >>> estimate = hutchinson(torch.ones(4, 4), 100, seed=0)
+    >>> round(float(estimate), 2), round(estimate.standard_error, 2)
+    (3.84, 0.53)
     """
     operator = as_operator(operator)
     dimension = operator.dimension
@@ -213,6 +256,17 @@ def hutch_plus_plus(
     ------
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, or the operator returns NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutch_plus_plus, hutchinson
+    >>> A = torch.ones(50, 50).double()  # of rank one
+    >>> round(hutchinson(A, 6).standard_error)
+    24
+    >>> exact = hutch_plus_plus(A, 6)  # the sketch spans the range
+    >>> round(float(exact), 6), exact.standard_error < 1e-9
+    (50.0, True)
     """
     operator = as_operator(operator)
     reason = "one, one, and two probes"
@@ -269,6 +323,17 @@ def xtrace(
     ------
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, or the operator returns NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson, xtrace
+    >>> A = torch.eye(50).double() + 1.0  # eigenvalues 51, and 49 times 1
+    >>> estimate = xtrace(A, 20)
+    >>> round(float(estimate), 3), round(estimate.standard_error, 3)
+    (99.998, 0.017)
+    >>> round(hutchinson(A, 20).standard_error)
+    21
     """
     operator = as_operator(operator)
     dimension = operator.dimension

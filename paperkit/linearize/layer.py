@@ -40,6 +40,19 @@ class LayerUse:
         consumer of the tensor that the layer reads counts, so it equals B A, with A the layer's
         linear map, only where the layer is the sole consumer; a skip connection is a second. None
         also where no gradient reaches that tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.ones_(model[1].weight)
+    >>> use = linearize(model, torch.tensor([[3.0, 4.0]]), "half_squared_error").layers["0"].uses[0]
+    >>> use.inputs, use.output_jacobian  # a and B
+    (tensor([[3., 4.]]), tensor([[[1., 1.]]]))
+    >>> use.positions()  # a convolution has several
+    1
     """
 
     module: nn.Module
@@ -104,6 +117,21 @@ class LayerLinearization:
         makes them equal.
     memory_budget : int
         Bytes that a method may use for temporaries.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize
+    >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU())
+    >>> _ = nn.init.ones_(model[0].weight)
+    >>> layer = linearize(model, torch.tensor([[3.0, 4.0]]), "half_squared_error").layers["0"]
+    >>> layer.jacobian()  # B aᵀ
+    tensor([[[3., 4.]]])
+    >>> layer.spectrum()  # the block's one eigenvalue is ‖a‖²
+    Spectrum(dimension=2, rank=1, largest=25, trace=25)
+    >>> layer.exact_block  # and the Hessian block's, because everything is piecewise linear
+    True
     """
 
     name: str

@@ -43,6 +43,18 @@ class OperatorNorm:
         ``failure_probability`` of the starting vectors) or ``"patches"``.
     failure_probability : float
         Probability that ``upper`` is wrong; zero unless the method is ``"lanczos"``.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from paperkit.linearize import operator_norm
+    >>> layer = nn.Conv1d(1, 1, kernel_size=2, bias=False)
+    >>> _ = nn.init.ones_(layer.weight)
+    >>> norm = operator_norm(layer, (1, 4000))
+    >>> norm.method, round(norm.upper, 4)  # two patches for an entry: √2 √2
+    ('patches', 2.0)
+    >>> 1.9 < norm.lower < norm.upper == float(norm)
+    True
     """
 
     lower: float
@@ -148,6 +160,18 @@ def operator_norm(
         If ``input_shape`` does not fit the module.
     TypeError
         As ``apply_operator``.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from paperkit.linearize import operator_norm
+    >>> layer = nn.Conv1d(1, 1, kernel_size=2, bias=False)
+    >>> _ = nn.init.ones_(layer.weight)
+    >>> norm = operator_norm(layer, (1, 4))  # three patches of four entries
+    >>> round(float(norm), 4)  # √(2 + √2)
+    1.8478
+    >>> round(float(layer.weight.detach().norm()), 4)  # √2, the norm of the kernel
+    1.4142
     """
     arguments.module("module", module)
     input_shape = arguments.integers("input_shape", input_shape, at_least=1)

@@ -46,6 +46,19 @@ class Linearization:
     computed_in : torch.dtype
         Narrowest floating format in which the network's pass computes, whose round-off the pairs
         carry.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> found = linearize(model, torch.eye(3))
+    >>> found.num_samples, found.num_outputs, list(found.layers)
+    (3, 2, ['0', '2'])
+    >>> products = found.gauss_newton_products({"0": torch.ones(5, 4, 3), "2": torch.ones(5, 2, 4)})
+    >>> products["0"].shape  # five probes of every layer, without a pass through the network
+    torch.Size([5, 4, 3])
     """
 
     outputs: Tensor

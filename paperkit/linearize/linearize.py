@@ -120,6 +120,17 @@ def linearize(
     -----
     What a model detaches on one of several ways is invisible here, as it is to autograd's own
     Hessian.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 2))
+    >>> for name, layer in linearize(model, torch.eye(2)).layers.items():
+    ...     print(name, layer.exact_block, layer.obstacle)
+    0 False Gelu is not known to be piecewise linear
+    2 True None
     """
     model, inputs, loss = Network.of(model), as_inputs(inputs), get_loss(loss)
     memory_budget = arguments.memory_budget("memory_budget", memory_budget)
@@ -266,6 +277,17 @@ def linearize_in_chunks(
     ValueError
         As :func:`linearize`; a :class:`MemoryBudgetError` if a single sample does not fit; if a
         layer that the first samples do not leave out has to be left out for later ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize_in_chunks
+    >>> model, n = nn.Linear(2, 1, bias=False), 5
+    >>> data = [(torch.ones(2, 2), torch.zeros(2, 1)), (torch.ones(3, 2), torch.zeros(3, 1))]
+    >>> chunks = linearize_in_chunks(model, data, "half_squared_error")
+    >>> sum(float(chunk.layers[""].jacobian().square().sum()) for chunk, _ in chunks) / n  # ‖x‖²
+    2.0
     """
     memory_budget = arguments.memory_budget("memory_budget", memory_budget)
     with_targets = arguments.flag("with_targets", with_targets)

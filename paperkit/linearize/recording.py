@@ -150,6 +150,15 @@ def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str
     ------
     ValueError
         If a name is unknown or of a layer of another kind; or if there is none.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from paperkit.linearize import layers_of
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    >>> layers_of(model)
+    {'0': Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1)), '3': Linear(in_features=8,
+        out_features=2, bias=True)}
     """
     arguments.module("model", model)
     chosen, left_out = candidate_layers(model, layers)

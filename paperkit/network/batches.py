@@ -33,7 +33,24 @@ _ENTRIES_AT_ONCE = 2**16
 
 
 class DataChangedError(ValueError):
-    """The data gave other samples in another pass."""
+    """The data gave other samples in another pass.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import Batches
+    >>> class Augmenting:
+    ...     def __iter__(self):
+    ...         yield torch.rand(4, 2), torch.zeros(4)
+    >>> data = Batches(Augmenting())
+    >>> first_pass = list(data)
+    >>> second_pass = list(data)
+    Traceback (most recent call last):
+        ...
+    paperkit.network.batches.DataChangedError: data gave other samples in another pass: it augments,
+        or shuffles and drops a part or pads to other lengths; pass one draw of it, list(data), or a
+        loader without that.
+    """
 
 
 class Batches:
@@ -54,6 +71,17 @@ class Batches:
     ------
     TypeError
         If ``data`` is of another kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import Batches
+    >>> data = Batches([(torch.ones(2, 3), torch.zeros(2)), (torch.ones(1, 3), torch.ones(1))])
+    >>> [len(targets) for _, targets in data], [len(targets) for _, targets in data]  # read twice
+    ([2, 1], [2, 1])
+    >>> inputs, targets = data.joined()
+    >>> inputs.shape, targets
+    (torch.Size([3, 3]), tensor([0., 0., 1.]))
     """
 
     def __init__(
@@ -211,7 +239,19 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def batches(data: object) -> Iterator[tuple[Any, Tensor]]:
-    """Yield the batches of ``data``, whose sizes may differ; see :class:`Batches`."""
+    """Yield the batches of ``data``, whose sizes may differ; see :class:`Batches`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import batches
+    >>> samples = [(torch.ones(2), 0), (torch.zeros(2), 1), (torch.ones(2), 1)]
+    >>> loader = torch.utils.data.DataLoader(samples, batch_size=2)
+    >>> for inputs, targets in batches(loader):
+    ...     print(inputs.shape, targets)
+    torch.Size([2, 2]) tensor([0, 1])
+    torch.Size([1, 2]) tensor([1])
+    """
     return iter(Batches.of(data))
 
 

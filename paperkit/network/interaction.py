@@ -35,11 +35,42 @@ _ONE_SAMPLE = (
 
 
 class SamplesInteractError(ValueError):
-    """The model's outputs for one sample depend on the others, or rows change places inside."""
+    """The model's outputs for one sample depend on the others, or rows change places inside.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize
+    >>> model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1, track_running_stats=False))
+    >>> linearize(model, torch.rand(4, 2), "mse")
+    Traceback (most recent call last):
+        ...
+    paperkit.network.interaction.SamplesInteractError: model gives other values for the same sample
+        in another batch: it mixes samples or changes their order (operation native_batch_norm);
+        freeze batch statistics, put samples first (batch_first=True), or make samples that see each
+        other one sample: pass (inputs[None], targets[None]) and forward=lambda model, inputs:
+        model(inputs[0])[None].
+    """
 
 
 class RandomModelError(ValueError):
-    """The model gives other outputs for the same inputs in evaluation mode."""
+    """The model gives other outputs for the same inputs in evaluation mode.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linearize import linearize
+    >>> class Noisy(torch.nn.Linear):
+    ...     def forward(self, x):
+    ...         return super().forward(x) + torch.randn(len(x), 1)
+    >>> linearize(torch.nn.Sequential(Noisy(2, 1)), torch.ones(3, 2), "mse")
+    Traceback (most recent call last):
+        ...
+    paperkit.network.interaction.RandomModelError: model is random in evaluation mode, it gives
+        other outputs for the same inputs: switch off dropout called with training=True, sampling
+        and added noise first.
+    """
 
 
 def following(model: nn.Module, inputs: Inputs, run: Callable[[], T]) -> tuple[T, SampleAxes]:

@@ -58,6 +58,16 @@ class Network(nn.Module):
     ValueError
         If it has no values yet (meta device, lazy modules), complex parameters, or changes its own
         weights in each forward pass.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.curvature import dense_jacobian
+    >>> from paperkit.network import Network
+    >>> model = torch.nn.Bilinear(1, 1, 1, bias=False)  # takes two inputs
+    >>> network = Network(model, forward=lambda model, x: model(x[:, :1], x[:, 1:]))
+    >>> dense_jacobian(network, torch.tensor([[2.0, 3.0]]))  # of w · 2 · 3 in w
+    tensor([[[6.]]])
     """
 
     def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:

@@ -27,6 +27,17 @@ class Samples:
     ------
     TypeError, ValueError
         If there is no tensor, or they have different numbers of samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import Samples
+    >>> samples = Samples({"ids": torch.arange(6).reshape(3, 2), "mask": torch.ones(3, 2)})
+    >>> len(samples), samples.shape
+    (3, (3, torch.Size([2]), torch.Size([2])))
+    >>> samples[1:].parts["ids"]
+    tensor([[2, 3],
+            [4, 5]])
     """
 
     def __init__(self, parts: Mapping[str, Any] | tuple | list) -> None:

@@ -94,6 +94,19 @@ def get_loss(loss: LossLike) -> Loss:
         If a name is unknown, or a module does not average.
     TypeError
         If it is something else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import get_loss
+    >>> outputs, targets = torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)
+    >>> float(get_loss("half_squared_error").value(outputs, targets))  # ½ ‖f‖²
+    12.5
+    >>> float(get_loss(torch.nn.MSELoss()).value(outputs, targets))  # ‖f‖² / C
+    12.5
+    >>> huber = get_loss(torch.nn.functional.huber_loss)
+    >>> float(huber.value(outputs, targets))  # any mean over samples: (2.5 + 3.5) / 2
+    3.0
     """
     if isinstance(loss, Loss):
         return loss

@@ -24,6 +24,19 @@ class Loss(ABC):
         Name of the loss in results and error messages.
     reduction : str
         Average that is taken and its factor, in words.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import get_loss
+    >>> loss = get_loss("cross_entropy")
+    >>> outputs, targets = torch.zeros(1, 2), torch.tensor([0])  # p = (½, ½)
+    >>> loss.sample_losses(outputs, targets)  # log 2
+    tensor([0.6931], dtype=torch.float64)
+    >>> loss.gradient(outputs, targets)  # p − e_y
+    tensor([[-0.5000,  0.5000]])
+    >>> loss.hessian_product(outputs, torch.tensor([[1.0, 0.0]]))  # (diag p − ppᵀ) e₀
+    tensor([[ 0.2500, -0.2500]])
     """
 
     name: str
