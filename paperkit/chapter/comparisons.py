@@ -19,7 +19,7 @@ def distance(one: Any, other: Any) -> float:
     Parameters
     ----------
     one, other : number, Tensor, or mapping of them
-        Two results of one shape; the first is the reference. Mappings, also nested ones, are
+        Results of the same shape; the first is the reference. Mappings, also nested ones, are
         compared entry by entry, and the largest distance counts.
 
     Returns
