@@ -35,12 +35,7 @@ ROOMS = sorted(
 
 # Rooms whose texts are still being rewritten; the rule does not hold there yet.
 NOT_YET_COVERED = (
-    "paperkit/data",
     "paperkit/estimators",
-    "paperkit/experiments",
-    "paperkit/ledger",
-    "paperkit/models",
-    "paperkit/statistics",
 )
 
 NUMBERS = (
