@@ -23,7 +23,7 @@ from benchmarks.quantities import (
     TOP_EIGENVALUES,
 )
 from benchmarks.references import dimension, direction
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace
 from paperkit.estimators.hessian import (
     hessian_top_eigenvalues,

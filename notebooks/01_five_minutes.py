@@ -37,17 +37,17 @@ device = "auto"  # auto, cpu or cuda
 store = None  # folder for new records; None: the repository's own
 
 # %% tags=["hide-input"]
-from paperkit.experiments import resolve
+from paperkit.chapter import setup, table
 from paperkit.experiments.studies import mnist5k_spectra, mnist5k_training
 
-p = resolve(
+p = setup(
     globals(),
     {
         "smoke": {**mnist5k_training.SETTINGS["smoke"], "samples": 8, "dense": 200},
         "laptop": {**mnist5k_training.SETTINGS["laptop"], "samples": 100, "dense": 1000},
         "paper": {**mnist5k_training.SETTINGS["laptop"], "samples": 100, "dense": 1000},
     },
-    allowed="profile dataset model images epochs samples seed device store".split(),
+    allowed="dataset model images epochs samples seed device".split(),
 )
 
 # %% tags=["hide-input"]
@@ -56,7 +56,6 @@ import math
 import statistics
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 
 from paperkit import plotting
@@ -66,9 +65,6 @@ from paperkit.experiments import run_study
 from paperkit.ledger import show_verdicts
 from paperkit.statistics.intervals import prediction_interval
 from paperkit.training import evaluate
-
-plotting.book_style()
-study_profile = "smoke" if p.profile == "smoke" else "laptop"
 
 # %% [markdown]
 # ## The question, and the verdicts
@@ -83,7 +79,8 @@ show_verdicts("01_five_minutes", p.profile, p.store)
 # Symbols are those of the {doc}`notation page <../book/notation>`; {ref}`how to read a verdict <verdicts>` defines the words in the boxes.
 #
 # **Time and hardware.** Two cores and no GPU: about two minutes on the machine that the foot of the page names, most of them training.
-# A network is trained and measured while you watch. The digits on the page are those of a network that was trained once, in the same way, and kept, so that they are the same on every processor.
+# A network is trained and measured while you watch.
+# The digits on the page are those of a network that was trained once, in the same way, and kept, so that they are the same on every processor.
 # The verdicts rest on five networks, trained once with other seeds: their records are committed, and nothing of them is repeated here, except the measurements of the one that was kept.
 
 # %% [markdown]
@@ -91,7 +88,8 @@ show_verdicts("01_five_minutes", p.profile, p.store)
 #
 # The images are 28 × 28 pixels, the network is the residual network of eight layers in the family of He et al. {cite:p}`he2016`, the loss is the mean cross-entropy.
 # Plain stochastic gradient descent with momentum will do.
-# This cell runs on *your* machine, so its outcome is yours: another processor, or another number of threads, rounds differently, and training amplifies the difference. Whether it is like ours is asked {ref}`below <five-live>`.
+# This cell runs on *your* machine, so its outcome is yours: another processor, or another number of threads, rounds differently, and training amplifies the difference.
+# Whether it is like ours is asked {ref}`below <five-live>`.
 
 # %% tags=["hide-input"]
 setting = {name: getattr(p, name) for name in mnist5k_training.SETTINGS["laptop"]}
@@ -147,7 +145,8 @@ plt.show()
 # In a ReLU network the block is a Gauss–Newton matrix, exactly, and shares its nonzero eigenvalues with a small Gram matrix of $n(C-1)$ rows, where $C$ is the number of classes; {ref}`chapter 2 <chapter-curvature>` proves it.
 # One forward pass and $C$ backward passes give the spectra of all layers.
 #
-# Small eigenvalues drown in the noise of single precision, so we measure in double. How many of the smallest are lost in the round-off of double precision depends on the processor, so the table says how many there can be.
+# Small eigenvalues drown in the noise of single precision, so we measure in double.
+# How many of the smallest are lost in the round-off of double precision depends on the processor, so the table says how many there can be.
 
 # %%
 inputs, targets = precise.train.inputs[: p.samples], precise.train.targets[: p.samples]
@@ -156,15 +155,12 @@ spectra = layer_spectra(measured, (inputs, targets))
 assert all(s.rank <= s.rank_bound for s in spectra.values())
 
 rank_bound = p.samples * (precise.num_classes - 1)
-pd.DataFrame(
-    {
-        "weights": {name: s.dimension for name, s in spectra.items()},
-        "nonzero eigenvalues, at most": {name: s.rank_bound for name, s in spectra.items()},
-        "trace": {name: f"{s.trace:.4g}" for name, s in spectra.items()},
-        "largest": {name: f"{s.eigenvalues[0]:.4g}" for name, s in spectra.items()},
-        "whose spectrum": {name: s.obstacle or "Hessian" for name, s in spectra.items()},
-    }
-)
+columns = ["layer", "weights", "nonzero eigenvalues, at most", "trace", "largest", "spectrum of"]
+rows = {
+    name: (s.dimension, s.rank_bound, s.trace, s.eigenvalues[0], s.obstacle or "Hessian")
+    for name, s in spectra.items()
+}
+table(columns, rows, spec=".4g")
 
 # %% [markdown]
 # Before we believe it: write the Hessian block out entry by entry, by automatic differentiation, for the layers that are small enough, on two images.
@@ -290,8 +286,7 @@ for name, by_order in sharpness.items():
 # = -\frac{1}{(1-\alpha)^2} \sum_j z_j \log \frac{z_j}{q_j} \;\le\; 0,
 # $$
 #
-# because $\log z_j = \alpha \log q_j - \log S$, so that
-# $\sum_j z_j \log (z_j / q_j) = (\alpha - 1) \sum_j z_j \log q_j - \log S$.
+# because $\log z_j = \alpha \log q_j - \log S$, so that $\sum_j z_j \log (z_j / q_j) = (\alpha - 1) \sum_j z_j \log q_j - \log S$.
 # This sum is the Kullback–Leibler divergence of $z$ from $q$: never negative, and zero only for $z = q$.
 # At $\alpha = 1$ use continuity. ∎
 # ````
@@ -398,14 +393,17 @@ plt.show()
 # From their records comes, before your run, the interval in which one more network should lie.
 # It is the mean ± $t\, s \sqrt{1 + 1/k}$ over $k$ networks with standard deviation $s$, with Student's $t$ for a coverage of 99.9 %.
 # Five values can agree by luck, so no interval is made narrower than a floor: ± 2 percentage points for the accuracy, ± 0.2 nats for an entropy, which is a fifth in the effective number of directions.
-# An interval from five networks is wide. It catches a broken run, not a small difference.
+# An interval from five networks is wide.
+# It catches a broken run, not a small difference.
 
 # %%
+study_profile = "smoke" if p.profile == "smoke" else "laptop"
 trained = run_study("mnist5k_training", study_profile, p.store)
 records = run_study("mnist5k_spectra", study_profile, p.store)
 per_n = {}
 for record in records:
     per_n.setdefault(record.configuration["n"], []).append(record)
+n_table = sorted(per_n)[len(per_n) // 2]
 
 
 def band(values: list[float], floor: float) -> tuple[float, float]:
@@ -423,15 +421,14 @@ def band(values: list[float], floor: float) -> tuple[float, float]:
 alike = setting == mnist5k_training.SETTINGS[study_profile] and p.samples in per_n
 compared = alike and len(trained) >= 3
 if compared:
-    live_spectra = layer_spectra(copy.deepcopy(network).double(), (inputs, targets))
+    live_spectra = layer_spectra(copy.deepcopy(network).double(), (inputs, targets)).values()
     low, high = band([r.metrics["test_accuracy"] for r in trained], floor=0.02)
     assert low <= live_test.accuracy <= high, "the accuracy lies outside the records' interval"
     print(f"test accuracy: between {low:.1%} and {min(high, 1):.1%}, as it should")
     for key in ("0.5", "1.5"):
         means = [statistics.fmean(r.metrics["entropy"][key].values()) for r in per_n[p.samples]]
         low, high = band(means, floor=0.2)
-        entropies = [renyi_entropy(s.eigenvalues, float(key)) for s in live_spectra.values()]
-        live = statistics.fmean(entropies)
+        live = statistics.fmean(renyi_entropy(s.eigenvalues, float(key)) for s in live_spectra)
         assert low <= live <= high, f"the mean entropy of order {key} lies outside its interval"
         print(f"mean entropy of order {key}: between {low:.3f} and {high:.3f}, as it should")
 else:
@@ -461,18 +458,15 @@ def spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.3f}{deviation}"
 
 
-n_table = sorted(per_n)[len(per_n) // 2]
 at_n = [record.metrics for record in per_n[n_table]]
 accuracies = [100 * record.metrics["test_accuracy"] for record in trained]
 print(f"{len(trained)} networks, test accuracy {spread(accuracies)} %; spectra at n = {n_table}")
 columns = {f"entropy, order {key}": [m["entropy"][key] for m in at_n] for key in ("0.5", "1.5")}
 columns["small, of all"] = [m["small_fraction"] for m in at_n]
 columns["small, of the unforced"] = [m["small_fraction_of_cap"] for m in at_n]
-rows = {
-    name: {title: spread([values[name] for values in column]) for title, column in columns.items()}
-    for name in at_n[0]["layers"]
-}
-pd.DataFrame(rows).T
+layers = at_n[0]["layers"]
+rows = {name: [spread([m[name] for m in own]) for own in columns.values()] for name in layers}
+table(["layer", *columns], rows)
 
 # %% [markdown]
 # And here one of these measurements is made again, from the weights that were kept.
@@ -490,7 +484,8 @@ recomputed = {k: v for k, v in mnist5k_spectra.entropies(again).items() if float
 for order, by_layer in recomputed.items():
     for name, value in by_layer.items():
         assert math.isclose(value, record.metrics["entropy"][order][name], rel_tol=1e-6)
-pd.DataFrame(recomputed).rename(columns="order {}".format).map("{:.6f}".format)
+rows = {name: [by_layer[name] for by_layer in recomputed.values()] for name in again}
+table(["layer", *(f"order {order}" for order in recomputed)], rows, spec=".6f")
 
 # %% [markdown]
 # ## Paper against ours
@@ -523,9 +518,12 @@ plt.show()
 # Its claim that the entropy correlates with generalization is not touched here at all.
 #
 # **Deviations.**
-# * Another network, other data, fewer images: see the scale of each verdict. The `paper` profile has nothing of its own in this chapter, and runs what `laptop` runs.
-# * Exact spectra instead of Lanczos quadrature with random probes. What the estimate does to the value is a chapter of its own.
-# * One Hessian of the training loss without weight decay, with frozen statistics of batch normalisation, on images as they are. The paper does not say more than that it draws its images at random and does not augment them.
+# * Another network, other data, fewer images: see the scale of each verdict.
+#   The `paper` profile has nothing of its own in this chapter, and runs what `laptop` runs.
+# * Exact spectra instead of Lanczos quadrature with random probes.
+#   What the estimate does to the value is a chapter of its own.
+# * One Hessian of the training loss without weight decay, with frozen statistics of batch normalisation, on images as they are.
+#   The paper does not say more than that it draws its images at random and does not augment them.
 
 # %% [markdown]
 # ## What failed
@@ -551,7 +549,7 @@ for alpha in (0.1, 0.25, 0.5, 0.75):
     assert alpha < 0.5 or max(errors) < 1e-3  # the tables show thousandths of a nat
     worst[alpha] = math.ceil(math.log10(max(1e-16, *errors)))
 bounds = {alpha: f"below 1e{exponent}" for alpha, exponent in worst.items()}
-pd.Series(bounds, name="error of the entropy (nats)").rename_axis("order").to_frame()
+table(["order", "error of the entropy (nats)"], bounds)
 
 # %% [markdown]
 # So an order near zero does not measure the network, it measures the arithmetic.
@@ -574,7 +572,9 @@ pd.Series(bounds, name="error of the entropy (nats)").rename_axis("order").to_fr
 # That is the whole content of the paper's invariance; {ref}`chapter 3 <chapter-reparametrization>` finds its border.
 # ````
 #
-# 2. A spectrum has one eigenvalue $1$ and $k$ eigenvalues $\varepsilon$. At which $k$ does the entropy of order ½ reach that of two equal eigenvalues, for $\varepsilon = 10^{-6}$? And the entropy of order 2?
+# 2. A spectrum has one eigenvalue $1$ and $k$ eigenvalues $\varepsilon$.
+#    At which $k$ does the entropy of order ½ reach that of two equal eigenvalues, for $\varepsilon = 10^{-6}$?
+#    And the entropy of order 2?
 #
 # ````{dropdown} Solution
 # Order ½: $2 \log \big( (1 + k \sqrt\varepsilon) / \sqrt{1 + k \varepsilon} \big) = \log 2$ means $1 + 10^{-3} k = \sqrt{2\,(1 + 10^{-6} k)}$, so $k \approx 415$.
@@ -582,7 +582,8 @@ pd.Series(bounds, name="error of the entropy (nats)").rename_axis("order").to_fr
 # One order sees the dust a thousand times sooner than the other.
 # ````
 #
-# 3. The proof of {prf:ref}`five-halves` needs $\alpha \le 1$. Find two positive semidefinite $2 \times 2$ matrices whose mean has a *smaller* entropy of order $\infty$ than the weighted mean of theirs.
+# 3. The proof of {prf:ref}`five-halves` needs $\alpha \le 1$.
+#    Find two positive semidefinite $2 \times 2$ matrices whose mean has a *smaller* entropy of order $\infty$ than the weighted mean of theirs.
 #
 # ````{dropdown} Solution
 # Diagonal ones will do, with trace 1.
@@ -591,10 +592,13 @@ pd.Series(bounds, name="error of the entropy (nats)").rename_axis("order").to_fr
 # The mean of the entropies is $\frac12 \log 2 = 0.347$.
 # ````
 #
-# 4. Run this chapter on another data set: `papermill notebooks/01_five_minutes.ipynb out.ipynb -p dataset fashion-mnist`. Then with `-p model mlp`. Which feature of the spectra stays, and which goes?
+# 4. Run this chapter on another data set: `papermill notebooks/01_five_minutes.ipynb out.ipynb -p dataset fashion-mnist`.
+#    Then with `-p model mlp`.
+#    Which feature of the spectra stays, and which goes?
 #
 # ````{dropdown} Hint
-# Look at the first layer. In a fully connected network it sees whole images, most of whose border pixels never change.
+# Look at the first layer.
+# In a fully connected network it sees whole images, most of whose border pixels never change.
 # ````
 
 # %% [markdown]

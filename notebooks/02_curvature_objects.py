@@ -1,12 +1,14 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext.formats,jupytext.text_representation.extension,jupytext.text_representation.format_name,-all
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -15,12 +17,12 @@
 # (chapter-curvature)=
 # # Curvature objects
 #
-# Four matrices pass for "the curvature of the loss". They are the Hessian, the Gauss–Newton
-# matrix, the Fisher matrix and the empirical Fisher matrix. Papers mix them freely, and often the
-# mixture is wrong. This chapter says which is which, what each is for, and when two of them are
-# equal. One equality carries the whole book: **in a ReLU network the Hessian block of a single
-# layer is its Gauss–Newton block, exactly.** We state it, prove it, check it to the last digits of
-# double precision, and show every way in which it fails.
+# Four matrices pass for "the curvature of the loss".
+# They are the Hessian, the Gauss–Newton matrix, the Fisher matrix and the empirical Fisher matrix.
+# Papers mix them freely, and often the mixture is wrong.
+# This chapter says which is which, what each is for, and when two of them are equal.
+# One equality carries the whole book: **in a ReLU network the Hessian block of a single layer is its Gauss–Newton block, exactly.**
+# We state it, prove it, check it to the last digits of double precision, and show every way in which it fails.
 
 # %% tags=["parameters"]
 profile = "laptop"  # smoke, laptop or paper
@@ -29,19 +31,17 @@ samples = None  # images; None: the profile's own number
 store = None  # folder for new records; None: the repository's own
 
 # %% tags=["hide-input"]
-from paperkit.experiments import resolve
+from paperkit.chapter import distance, number, setup, table
 
-p = resolve(
+p = setup(
     globals(),
     {"smoke": {"samples": 10}, "laptop": {"samples": 20}, "paper": {"samples": 20}},
-    allowed=["profile", "seed", "samples", "store"],
+    allowed=["seed", "samples"],
 )
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
-from IPython.display import Markdown
 
 from paperkit.curvature import (
     dense_empirical_fisher,
@@ -49,38 +49,37 @@ from paperkit.curvature import (
     dense_hessian,
     dense_jacobian,
 )
+from paperkit.estimators import renyi_sharpness
 from paperkit.experiments import records_of
 from paperkit.experiments.studies import curvature_blocks as study
 from paperkit.ledger import show_verdicts
 from paperkit.linearize import linearize
-from paperkit.plotting import book_style
-
-book_style()
+from paperkit.models.small import build_digit_network
 
 # %% [markdown]
 # ## The question, and the verdicts
 #
 # When is the Hessian block of a layer equal to its Gauss–Newton block, and what does that buy?
-# The statements are ours, so the ledger holds them to the same rule as those of the papers. The
-# last six rows are extensions that one might hope for. They are entered to be refuted.
+# The statements are ours, so the ledger holds them to the same rule as those of the papers.
+# The last six rows are extensions that one might hope for.
+# They are entered to be refuted.
 
 # %% tags=["hide-input"]
 show_verdicts("02_curvature_objects", p.profile, p.store)
 
 # %% [markdown]
-# **What to know first.** The chain rule, and what a positive semidefinite matrix is. The symbols
-# are those of the {doc}`notation page <../book/notation>`.
+# **What to know first.** The chain rule, and what a positive semidefinite matrix is.
+# The symbols are those of the {doc}`notation page <../book/notation>`.
 #
-# **Time and hardware.** Everything here is computed when the notebook runs, in float64, on small
-# networks that read real 8 × 8 digits. It takes under a minute on two cores. The verdicts above
-# come from the committed records of the study `curvature_blocks`, which repeats the comparison for
-# three seeds.
+# **Time and hardware.** Everything here is computed when the notebook runs, in float64, on small networks that read real 8 × 8 digits.
+# It takes under a minute on two cores.
+# The verdicts above come from the committed records of the study `curvature_blocks`, which repeats the comparison for three seeds.
 
 # %% [markdown]
 # ## The Hessian is two matrices
 #
-# The training loss is $L(\theta) = \frac1n \sum_i \ell_i$, and $\ell_i$ depends on $\theta$ only
-# through the outputs $f_i \in \mathbb R^C$. Differentiate twice by the chain rule:
+# The training loss is $L(\theta) = \frac1n \sum_i \ell_i$, and $\ell_i$ depends on $\theta$ only through the outputs $f_i \in \mathbb R^C$.
+# Differentiate twice by the chain rule:
 #
 # $$
 # \begin{gathered}
@@ -93,29 +92,16 @@ show_verdicts("02_curvature_objects", p.profile, p.store)
 # \end{gathered}
 # $$ (eq-two-parts)
 #
-# $G$ is the **Gauss–Newton matrix** {cite:p}`schraudolph2002`. It keeps the curvature of the loss
-# in the outputs and treats the network as linear. $E$ has the curvature of the network, weighted by
-# the residuals $\partial \ell_i / \partial f_{ic}$. If the loss is convex in the outputs,
-# $\Lambda_i \succeq 0$ and so $G \succeq 0$. $E$ can have any sign, and gives $H$ its negative
-# eigenvalues.
+# $G$ is the **Gauss–Newton matrix** {cite:p}`schraudolph2002`.
+# It keeps the curvature of the loss in the outputs and treats the network as linear.
+# $E$ has the curvature of the network, weighted by the residuals $\partial \ell_i / \partial f_{ic}$.
+# If the loss is convex in the outputs, $\Lambda_i \succeq 0$ and so $G \succeq 0$.
+# $E$ can have any sign, and gives $H$ its negative eigenvalues.
 #
-# The next cell computes both parts from their definitions, for a network of two hidden layers, and
-# compares their sum with the Hessian that automatic differentiation gives.
-
-
-# %% tags=["hide-input"]
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the Frobenius distance of two matrices, relative to the first."""
-    return float((a - b).norm() / a.norm())
-
-
-def shown(value: float) -> str:
-    """Show round-off as a bound, anything larger as a number."""
-    return "below 1e-12" if value < 1e-12 else f"{value:.4f}"
-
+# The next cell computes both parts from their definitions, for a network of two hidden layers, and compares their sum with the Hessian that automatic differentiation gives.
 
 # %%
-model = study.build_network("ReLU MLP", p.seed)
+model = build_digit_network("ReLU MLP", p.seed)
 inputs, targets = study.digits_batch(p.samples, p.seed)
 n, C = len(inputs), study.CLASSES
 
@@ -124,7 +110,7 @@ prob = model(inputs).detach().softmax(dim=1)
 Lambda = torch.diag_embed(prob) - prob[:, :, None] * prob[:, None, :]
 G = torch.einsum("ica,icd,idb->ab", J, Lambda, J) / n
 
-assert relative(G, dense_gauss_newton(model, inputs)) < 1e-12
+assert distance(G, dense_gauss_newton(model, inputs)) < 1e-12
 
 # %%
 residual = (prob - torch.nn.functional.one_hot(targets, C)) / n  # held fixed
@@ -140,18 +126,19 @@ def outputs_at(vector: torch.Tensor) -> torch.Tensor:
 
 E = torch.func.hessian(lambda vector: (residual * outputs_at(vector)).sum())(theta)
 H = dense_hessian(model, inputs, targets)
-assert relative(H, G + E) < 1e-12
-print(f"H against G + E: relative difference {shown(relative(H, G + E))}")
-print(f"size of E relative to H: {float(E.norm() / H.norm()):.4f}")
+assert distance(H, G + E) < 1e-12
+print(f"H against G + E: relative difference {number(distance(H, G + E))}")
+print(f"size of E relative to H: {number(E.norm() / H.norm())}")
 
 # %% [markdown]
-# At random weights the second part is as large as the whole. Whoever writes "Hessian" and computes
-# $G$ has, at this point of training, computed something else.
+# At random weights the second part is as large as the whole.
+# Whoever writes "Hessian" and computes $G$ has, at this point of training, computed something else.
 #
 # ## The two Fisher matrices
 #
-# Read the softmax of the outputs as a distribution over labels. Let $g_i(y)$ be the gradient of
-# sample $i$'s loss if its label were $y$. Then
+# Read the softmax of the outputs as a distribution over labels.
+# Let $g_i(y)$ be the gradient of sample $i$'s loss if its label were $y$.
+# Then
 #
 # $$
 # F = \frac1n \sum_{i=1}^n \sum_{y=1}^{C} p_{iy}\, g_i(y)\, g_i(y)^\top,
@@ -159,12 +146,12 @@ print(f"size of E relative to H: {float(E.norm() / H.norm()):.4f}")
 # \widehat F = \frac1n \sum_{i=1}^n g_i(y_i)\, g_i(y_i)^\top .
 # $$ (eq-fishers)
 #
-# $F$ is the **Fisher matrix**: labels come from the model. It is the metric of the
-# information-geometric chapters. $\widehat F$, with the labels of the data, is called the empirical
-# Fisher matrix. It is no Fisher matrix {cite:p}`kunstner2019`.
+# $F$ is the **Fisher matrix**: labels come from the model.
+# It is the metric of the information-geometric chapters.
+# $\widehat F$, with the labels of the data, is called the empirical Fisher matrix.
+# It is no Fisher matrix {cite:p}`kunstner2019`.
 #
-# For softmax cross-entropy $g_i(y) = J_i^\top (p_i - e_y)$, and
-# $\sum_y p_{iy} (p_i - e_y)(p_i - e_y)^\top = \operatorname{diag}(p_i) - p_i p_i^\top = \Lambda_i$.
+# For softmax cross-entropy $g_i(y) = J_i^\top (p_i - e_y)$, and $\sum_y p_{iy} (p_i - e_y)(p_i - e_y)^\top = \operatorname{diag}(p_i) - p_i p_i^\top = \Lambda_i$.
 # Hence $F = G$ {cite:p}`martens2020`.
 
 # %%
@@ -174,45 +161,35 @@ for y in range(C):
     F += torch.einsum("i,ia,ib->ab", prob[:, y], g, g) / n
 
 F_hat = dense_empirical_fisher(model, inputs, targets)
-assert relative(F, G) < 1e-12
+assert distance(F, G) < 1e-12
 assert abs(H.trace() - G.trace()) < 1e-12 * G.trace()  # explained further down
 
 # %% tags=["hide-input"]
-rows = {
-    "Hessian H": H,
-    "Gauss–Newton G": G,
-    "Fisher F": F,
-    "empirical Fisher": F_hat,
-}
-table = pd.DataFrame(
-    {
-        "trace": [f"{float(m.trace()):.4f}" for m in rows.values()],
-        "smallest eigenvalue": [
-            shown(v) if abs(v := float(torch.linalg.eigvalsh(m)[0])) < 1e-12 else f"{v:.4f}"
-            for m in rows.values()
-        ],
-        "largest eigenvalue": [f"{float(torch.linalg.eigvalsh(m)[-1]):.4f}" for m in rows.values()],
-        "distance from H": [shown(relative(H, m)) for m in rows.values()],
-        "distance from G": [shown(relative(G, m)) for m in rows.values()],
-    },
-    index=list(rows),
-)
-table
+matrices = {"Hessian H": H, "Gauss–Newton G": G, "Fisher F": F, "empirical Fisher": F_hat}
+rows = {}
+for name, matrix in matrices.items():
+    spectrum = torch.linalg.eigvalsh(matrix)
+    distances = distance(H, matrix), distance(G, matrix)
+    rows[name] = matrix.trace(), spectrum[0], spectrum[-1], *distances
+ends = ["smallest eigenvalue", "largest eigenvalue"]
+table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 
 # %% [markdown]
 # What each is for:
 #
-# * $H$ is the local shape of the loss. Sharpness in the sense of the Rényi paper and of SA-SAM is
-#   a function of $H$.
-# * $G$ is the part of $H$ that survives at zero residual. The flatness of the compression paper,
-#   its equation (3), is the trace of $G$ for the squared loss.
-# * $F$ measures how the model's distribution moves. Information-geometric sharpness is built on it.
-# * $\widehat F$ measures the noise of the gradient. It appears in Takeuchi's criterion.
+# * $H$ is the local shape of the loss.
+#   Sharpness in the sense of the Rényi paper and of SA-SAM is a function of $H$.
+# * $G$ is the part of $H$ that survives at zero residual.
+#   The flatness of the compression paper, its equation (3), is the trace of $G$ for the squared loss.
+# * $F$ measures how the model's distribution moves.
+#   Information-geometric sharpness is built on it.
+# * $\widehat F$ measures the noise of the gradient.
+#   It appears in Takeuchi's criterion.
 #
 # ## One layer at a time
 #
-# Now take the weight $W_l$ of one linear or convolution layer, and let $z_l$ be the layer's
-# pre-activation. Everything else is held fixed.
+# Now take the weight $W_l$ of one linear or convolution layer, and let $z_l$ be the layer's pre-activation.
+# Everything else is held fixed.
 
 # %% [markdown]
 # (prop-block)=
@@ -220,86 +197,70 @@ table
 # :label: prop-hessian-block
 #
 # Suppose that
-# 1. everything between $z_l$ and the outputs $f$ is piecewise linear: ReLU, leaky ReLU, max and
-#    average pooling, linear and convolution layers, normalisation by frozen statistics, residual
-#    sums;
+# 1. everything between $z_l$ and the outputs $f$ is piecewise linear: ReLU, leaky ReLU, max and average pooling, linear and convolution layers, normalisation by frozen statistics, residual sums;
 # 2. no input of $W_l$ depends on $W_l$ (several positions and parallel uses are allowed);
 # 3. samples do not interact;
 # 4. the loss depends on the parameters only through $f$.
 #
-# Then for almost every $W_l$ the Hessian block $H_l$ equals the Gauss–Newton block
-# $G_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$ with
-# $J_{l,i} = \partial f_i / \partial \operatorname{vec} W_l$. The same holds for the bias $b_l$, and
-# for the scale and the shift of normalisation by frozen statistics.
+# Then for almost every $W_l$ the Hessian block $H_l$ equals the Gauss–Newton block $G_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$ with $J_{l,i} = \partial f_i / \partial \operatorname{vec} W_l$.
+# The same holds for the bias $b_l$, and for the scale and the shift of normalisation by frozen statistics.
 # ````
 #
 # ````{prf:proof}
-# By 2, the layer's inputs $a_{l,it}$ do not depend on $W_l$, so every
-# $z_{l,it} = W_l a_{l,it} + b_l$ is affine in $W_l$, with or without parallel uses. By 1 and 3,
-# $f_i$ is a piecewise linear function of the $z_{l,it}$ of sample $i$, and a piecewise linear
-# function of an affine function is piecewise linear. So $W_l \mapsto f_i$ is piecewise linear with
-# finitely many pieces: $\mathbb R^{d_l}$ is a finite union of closed polyhedra on which it is
-# affine. Those with empty interior, and the boundaries of the others, have measure zero. Off them
-# $f_i$ is affine in a neighbourhood, so $\nabla^2_{W_l} f_{ic} = 0$ and $J_{l,i}$ is constant
-# there. By 4, equation {eq}`eq-two-parts` applies to the block, and its second part vanishes. A
-# bias enters $z_l$ by addition. Scale and shift of frozen normalisation enter affinely, and
-# everything after them is piecewise linear as well. ∎
+# By 2, the layer's inputs $a_{l,it}$ do not depend on $W_l$, so every $z_{l,it} = W_l a_{l,it} + b_l$ is affine in $W_l$, with or without parallel uses.
+# By 1 and 3, $f_i$ is a piecewise linear function of the $z_{l,it}$ of sample $i$, and a piecewise linear function of an affine function is piecewise linear.
+# So $W_l \mapsto f_i$ is piecewise linear with finitely many pieces: $\mathbb R^{d_l}$ is a finite union of closed polyhedra on which it is affine.
+# Those with empty interior, and the boundaries of the others, have measure zero.
+# Off them $f_i$ is affine in a neighbourhood, so $\nabla^2_{W_l} f_{ic} = 0$ and $J_{l,i}$ is constant there.
+# By 4, equation {eq}`eq-two-parts` applies to the block, and its second part vanishes.
+# A bias enters $z_l$ by addition.
+# Scale and shift of frozen normalisation enter affinely, and everything after them is piecewise linear as well. ∎
 # ````
 #
-# For one weight this is in the literature for plain piecewise linear networks
-# {cite:p}`botev2017`. What is ours is the reach (positions, parallel uses, residual sums, frozen
-# normalisation, a smooth function *before* the layer), and a way to decide it.
+# For one weight this is in the literature for plain piecewise linear networks {cite:p}`botev2017`.
+# What is ours is the reach (positions, parallel uses, residual sums, frozen normalisation, a smooth function *before* the layer), and a way to decide it.
 #
 # (cor-block)=
 # ````{prf:corollary} Sign, rank and labels
 # :label: cor-hessian-block
 #
-# Under the proposition: (a) if the loss is convex in the outputs, $H_l \succeq 0$; (b) for softmax
-# cross-entropy $\operatorname{rank} H_l \le \min(n(C-1), d_l)$; (c) and $H_l$ does not depend on
-# the labels.
+# Under the proposition: (a) if the loss is convex in the outputs, $H_l \succeq 0$; (b) for softmax cross-entropy $\operatorname{rank} H_l \le \min(n(C-1), d_l)$; (c) and $H_l$ does not depend on the labels.
 # ````
 #
 # ````{prf:proof}
-# (a) $\Lambda_i \succeq 0$. (b) $\Lambda_i \mathbf 1 = 0$, so $\operatorname{rank}\Lambda_i \le C - 1$
-# and $G_l$ is a sum of $n$ matrices of at most that rank. (c) There is no $y_i$ in
-# $\Lambda_i = \operatorname{diag}(p_i) - p_i p_i^\top$, and none in $J_{l,i}$. ∎
+# (a) $\Lambda_i \succeq 0$.
+# (b) $\Lambda_i \mathbf 1 = 0$, so $\operatorname{rank}\Lambda_i \le C - 1$ and $G_l$ is a sum of $n$ matrices of at most that rank.
+# (c) There is no $y_i$ in $\Lambda_i = \operatorname{diag}(p_i) - p_i p_i^\top$, and none in $J_{l,i}$. ∎
 # ````
 #
-# Part (c) deserves a second reading. At fixed weights, the Rényi sharpness of a layer of a ReLU
-# network is **the same on true and on random labels**. It can only feel the labels through the
-# weights that training made of them.
+# Part (c) deserves a second reading.
+# At fixed weights, the Rényi sharpness of a layer of a ReLU network is **the same on true and on random labels**.
+# It can only feel the labels through the weights that training made of them.
 
 
 # %%
-def compare(name: str) -> dict[str, str]:
-    """Compare each weight's two blocks, and what the library decided, in one network."""
+BLOCKS = {
+    "weights: ‖H − G‖ / ‖H‖": "largest_difference",
+    "biases and scales": "affine_difference",
+    "true against wrong labels": "label_dependence",
+}
+rows = {}
+for name in study.COVERED:
     metrics = study.compare_blocks(name, p.seed, p.samples)
-    exact = "exact_difference"
-    return {
-        "layers": str(len(metrics["difference"])),
-        "weights: |H − G| / |H|": shown(metrics["largest_difference"]),
-        "biases and scales": shown(metrics.get("affine_difference", float("nan"))),
-        "true against wrong labels": shown(metrics["label_dependence"])
-        if exact in metrics
-        else "–",
-        "all parameters together": shown(metrics["full_difference"]),
-    }
-
-
-covered = {name: compare(name) for name in study.COVERED}
-assert all(row["weights: |H − G| / |H|"] == "below 1e-12" for row in covered.values())
-assert all(row["biases and scales"] == "below 1e-12" for row in covered.values())
-assert all(row["true against wrong labels"] == "below 1e-12" for row in covered.values())
-pd.DataFrame(covered).T
+    assert "exact_difference" in metrics  # the library calls every block exact
+    differences = [metrics[key] for key in BLOCKS.values()]
+    assert max(differences) < 1e-12
+    rows[name] = len(metrics["difference"]), *differences, metrics["full_difference"]
+table(["network", "layers", *BLOCKS, "all parameters together"], rows)
 
 # %% [markdown]
-# The blocks agree to round-off, layer by layer. The whole matrices do not: mixed derivatives
-# $\partial^2 f / \partial W_l\, \partial W_m$ of *different* layers do not vanish, because $f$ is
-# multilinear, not linear, in the layers together. The figure shows both facts for one network.
+# The blocks agree to round-off, layer by layer.
+# The whole matrices do not: mixed derivatives $\partial^2 f / \partial W_l\, \partial W_m$ of *different* layers do not vanish, because $f$ is multilinear, not linear, in the layers together.
+# The figure shows both facts for one network.
 #
-# One number survives the step to the whole matrices. The diagonal of $E$ lies in the blocks, where
-# $E$ vanishes. So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table
-# shows, although the two spectra have little else in common.
+# One number survives the step to the whole matrices.
+# The diagonal of $E$ lies in the blocks, where $E$ vanishes.
+# So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table shows, although the two spectra have little else in common.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Left, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix only small positive ones. Right, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (left) they have little in common. For the block of a single layer (right) they coincide.", "name": "fig-full-and-block"}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -325,10 +286,12 @@ plt.show()
 # (decision)=
 # ## Deciding which case holds
 #
-# A list of a network's modules cannot tell. A gate $x \cdot \sigma(x)$ written as a function, or a
-# product of two branches, is on no such list. Autograd, however, has recorded every operation
-# between $z_l$ and $f$. The library walks that graph. An operation counts as piecewise linear only
-# if it is on a list of known ones. A product may have only one factor that depends on $z_l$.
+# A list of a network's modules cannot tell.
+# A gate $x \cdot \sigma(x)$ written as a function, or a product of two branches, is on no such list.
+# Autograd, however, has recorded every operation between $z_l$ and $f$.
+# The library walks that graph.
+# An operation counts as piecewise linear only if it is on a list of known ones.
+# A product may have only one factor that depends on $z_l$.
 # Whatever is unknown counts as *not* exact.
 
 
@@ -346,46 +309,46 @@ class Gated(torch.nn.Module):
 
 
 torch.manual_seed(0)
-for name, layer in linearize(Gated().double(), inputs).layers.items():
-    print(f"{name:6s} exact_block={layer.exact_block!s:5s} {layer.obstacle or ''}")
+layers = linearize(Gated().double(), inputs).layers
+rows = {name: (layer.exact_block, layer.obstacle) for name, layer in layers.items()}
+table(["layer", "exact block", "what the library found"], rows)
 
 # %% [markdown]
 # (limits)=
 # ## Where it fails
 #
-# Five networks break one hypothesis each. Their blocks differ by as much as the Hessian's own
-# size, and the library says so in advance. Read the rows closely: in the tanh network only the
-# layer *before* the tanh is affected.
+# Five networks break one hypothesis each.
+# Their blocks differ by as much as the Hessian's own size, and the library says so in advance.
+# Read the rows closely: in the tanh network only the layer *before* the tanh is affected.
 
 # %%
-rows = []
+rows = {}
 for name in study.NOT_COVERED:
     metrics = study.compare_blocks(name, p.seed, p.samples)
     for layer, difference in metrics["difference"].items():
         obstacle = metrics["obstacle"][layer]
         assert obstacle or difference < 1e-12, "a block was called exact and is not"
-        rows.append((name, layer, shown(difference), obstacle or "none: exact"))
-columns = ["network", "layer", "|H − G| / |H|", "what the library found"]
-pd.DataFrame(rows, columns=columns).set_index(["network", "layer"])
+        rows[name, layer] = difference, obstacle or "none: exact"
+table(["network", "layer", "‖H − G‖ / ‖H‖", "what the library found"], rows)
 
 # %% [markdown]
-# Batch statistics let samples interact, so one sample's outputs have no Jacobian of their own. The
-# library refuses such a network as a whole, its last layer included, where the blocks happen to
-# agree. That is the price of a rule that is never wrong in the other direction.
+# Batch statistics let samples interact, so one sample's outputs have no Jacobian of their own.
+# The library refuses such a network as a whole, its last layer included, where the blocks happen to agree.
+# That is the price of a rule that is never wrong in the other direction.
 
 # %% [markdown]
 # ## The equation in ten lines
 #
-# One forward pass gives the layer's inputs $a_{l,it}$, and $C$ backward passes give
-# $B_l = \partial f / \partial z_l$. Then
+# One forward pass gives the layer's inputs $a_{l,it}$, and $C$ backward passes give $B_l = \partial f / \partial z_l$.
+# Then
 #
 # $$
 # \frac{\partial f_{ic}}{\partial W_l} = \sum_t B_{l,ict}\, a_{l,it}^\top .
 # $$ (eq-pairs)
 #
-# With a factor $R_i^\top R_i = \Lambda_i$ of $C - 1$ rows, stack all $R_i J_{l,i} / \sqrt n$ into one
-# matrix $M_l$ of $n(C-1)$ rows. Then $G_l = M_l^\top M_l$ has the nonzero eigenvalues of the small
-# Gram matrix $K_l = M_l M_l^\top$. No $d_l \times d_l$ matrix is ever formed.
+# With a factor $R_i^\top R_i = \Lambda_i$ of $C - 1$ rows, stack all $R_i J_{l,i} / \sqrt n$ into one matrix $M_l$ of $n(C-1)$ rows.
+# Then $G_l = M_l^\top M_l$ has the nonzero eigenvalues of the small Gram matrix $K_l = M_l M_l^\top$.
+# No $d_l \times d_l$ matrix is ever formed.
 
 # %%
 layer = linearize(model, inputs).layers["3"]
@@ -408,38 +371,32 @@ print(spectrum)
 dense = torch.linalg.eigvalsh(dense_hessian(model, inputs, targets, parameters=["3.weight"]))
 error = float((dense.flip(0)[: spectrum.rank] - spectrum.eigenvalues).abs().max() / dense[-1])
 assert error < 1e-8
-print(f"largest error, relative to the largest eigenvalue: {shown(error)}")
+print(f"largest error, relative to the largest eigenvalue: {number(error)}")
 
 # %% [markdown]
 # (dependence-on-n)=
 # ## How it depends on the number of samples
 #
-# By part (b) of the corollary the rank of a block is at most $\min(n(C-1), d_l)$. So is the number
-# of eigenvalues that an entropy can spread over: it is capped at the logarithm of that number, and
-# the cap moves with $n$. **Values at different $n$ are not comparable.**
+# By part (b) of the corollary the rank of a block is at most $\min(n(C-1), d_l)$.
+# So is the number of eigenvalues that an entropy can spread over: it is capped at the logarithm of that number, and the cap moves with $n$.
+# **Values at different $n$ are not comparable.**
 
 # %% tags=["nbval-rtol=1e-6"]
-from paperkit.estimators import renyi_sharpness
-
 rows = []
 for count in (2, 5, 10, 20, 50):
     batch = study.digits_batch(count, p.seed)
     result = renyi_sharpness(model, batch, 0.5, layers=["3"])["3"]
     cap = torch.tensor(float(result.spectrum.rank_bound)).log()
     assert -float(result) <= cap + 1e-12
-    rows.append(
-        (count, result.spectrum.rank, result.spectrum.rank_bound, -float(result), float(cap))
-    )
-columns = ["n", "rank", "bound on the rank", "entropy of order ½", "its cap"]
-pd.DataFrame(rows, columns=columns).set_index("n").round(6)
+    rows.append((count, result.spectrum.rank, result.spectrum.rank_bound, -float(result), cap))
+table(["n", "rank", "bound on the rank", "entropy of order ½", "its cap"], rows, spec=".6f")
 
 # %% [markdown]
 # ## This book's statements and their verdicts
 #
-# The criteria were fixed before the records were made: 1e-12 for an identity in float64, 1 % for a
-# counterexample. They stand in `claims/this_book.yml`, the records in
-# `results/curvature_blocks.jsonl`, and the {doc}`ledger <../book/ledger>` shows each with its
-# evidence. The largest difference that any covered block has shown in the records:
+# The criteria were fixed before the records were made: 1e-12 for an identity in float64, 1 % for a counterexample.
+# They stand in `claims/this_book.yml`, the records in `results/curvature_blocks.jsonl`, and the {doc}`ledger <../book/ledger>` shows each with its evidence.
+# The largest difference that any covered block has shown in the records:
 
 # %% tags=["hide-input"]
 records = records_of(study.STUDY.name, store=p.store)
@@ -451,60 +408,57 @@ if records and p.profile != "smoke":
         for r in records
         if r.configuration["network"] in study.NOT_COVERED
     )
-    text = f"{len(records)} records: covered blocks {shown(worst)}; uncovered, at least {smallest:.4f}."
+    ends = f"covered blocks {number(worst)}; uncovered, at least {number(smallest)}"
+    print(f"{len(records)} records: {ends}.")
 else:
-    text = "No records are shown at the smoke profile."
-Markdown(text)
+    print("No records are shown at the smoke profile.")
 
 # %% [markdown]
 # ## Deviations, and what failed
 #
-# * The equality holds *almost everywhere*. At a kink, a pre-activation that is exactly zero,
-#   automatic differentiation picks one piece. Nothing in this chapter sits on a kink.
-# * What a model detaches from the graph is invisible to the decision, as it is to autograd's own
-#   Hessian.
-# * A padding mode or an indexing trick that writes into slices is not on the list of known
-#   operations. Such a layer is called inexact although it may well be exact. The list errs on that
-#   side by design.
+# * The equality holds *almost everywhere*.
+#   At a kink, a pre-activation that is exactly zero, automatic differentiation picks one piece.
+#   Nothing in this chapter sits on a kink.
+# * What a model detaches from the graph is invisible to the decision, as it is to autograd's own Hessian.
+# * A padding mode or an indexing trick that writes into slices is not on the list of known operations.
+#   Such a layer is called inexact although it may well be exact.
+#   The list errs on that side by design.
 #
 # ## Exercises
 #
-# **1.** Leaky ReLU has two slopes. Which step of the proof would fail for a quadratic activation
-# $x^2$, and what would $E$ be?
+# **1.** Leaky ReLU has two slopes.
+# Which step of the proof would fail for a quadratic activation $x^2$, and what would $E$ be?
 #
 # ````{dropdown} Solution
-# $x^2$ is not piecewise linear: $\nabla^2_{W_l} f \neq 0$ on open sets. For one hidden layer,
-# $f_c = \sum_j v_{cj} (w_j^\top x)^2$ and $\nabla^2_{w_j} f_c = 2 v_{cj}\, x x^\top$, so that the block
-# of $w_j$ in $E$ is $\frac2n \sum_{i,c} \frac{\partial \ell_i}{\partial f_{ic}} v_{cj}\, x_i x_i^\top$.
+# $x^2$ is not piecewise linear: $\nabla^2_{W_l} f \neq 0$ on open sets.
+# For one hidden layer, $f_c = \sum_j v_{cj} (w_j^\top x)^2$ and $\nabla^2_{w_j} f_c = 2 v_{cj}\, x x^\top$, so that the block of $w_j$ in $E$ is $\frac2n \sum_{i,c} \frac{\partial \ell_i}{\partial f_{ic}} v_{cj}\, x_i x_i^\top$.
 # ````
 #
-# **2.** A network ends in a sigmoid and the binary cross-entropy of its output. Is the last linear
-# layer's block exact? Is it if the sigmoid counts as part of the loss?
+# **2.** A network ends in a sigmoid and the binary cross-entropy of its output.
+# Is the last linear layer's block exact?
+# Is it if the sigmoid counts as part of the loss?
 #
 # ````{dropdown} Solution
-# The matrices are defined relative to what is called the output. With $f$ after the sigmoid,
-# $z \mapsto f$ is not piecewise linear and $H_l \ne G_l$. With $f$ before the sigmoid, the loss is
-# the convex function $\log(1 + e^{-f})$, and the proposition applies. Cut at the logits.
+# The matrices are defined relative to what is called the output.
+# With $f$ after the sigmoid, $z \mapsto f$ is not piecewise linear and $H_l \ne G_l$.
+# With $f$ before the sigmoid, the loss is the convex function $\log(1 + e^{-f})$, and the proposition applies.
+# Cut at the logits.
 # ````
 #
-# **3.** Why does a weight that is shared by all positions of a convolution satisfy hypothesis 2,
-# while the same weight applied twice in depth does not?
+# **3.** Why does a weight that is shared by all positions of a convolution satisfy hypothesis 2, while the same weight applied twice in depth does not?
 #
 # ````{dropdown} Solution
-# The positions of a convolution read the layer's input, which was computed without $W_l$. The sum
-# over positions of affine functions of $W_l$ is affine. In depth, the second use multiplies $W_l$ by
-# an input that is itself a function of $W_l$: the product is quadratic.
+# The positions of a convolution read the layer's input, which was computed without $W_l$.
+# The sum over positions of affine functions of $W_l$ is affine.
+# In depth, the second use multiplies $W_l$ by an input that is itself a function of $W_l$: the product is quadratic.
 # ````
 #
-# **4.** Show that a block with $n(C-1) < d_l$ is singular, and conclude that a bound which needs
-# $\log\det H_l$ to be finite says nothing about it.
+# **4.** Show that a block with $n(C-1) < d_l$ is singular, and conclude that a bound which needs $\log\det H_l$ to be finite says nothing about it.
 #
 # ````{dropdown} Solution
-# Its rank is at most $n(C-1) < d_l$, so at least one eigenvalue is zero and
-# $\log\det H_l = -\infty$.
+# Its rank is at most $n(C-1) < d_l$, so at least one eigenvalue is zero and $\log\det H_l = -\infty$.
 # ````
 #
 # ## How to cite
 #
-# Cite the book as `CITATION.cff` says, and {prf:ref}`prop-hessian-block` as "the Hessian-block
-# proposition, chapter on curvature objects".
+# Cite the book as `CITATION.cff` says, and {prf:ref}`prop-hessian-block` as "the Hessian-block proposition, chapter on curvature objects".

@@ -1,12 +1,14 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext.formats,jupytext.text_representation.extension,jupytext.text_representation.format_name,-all
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -25,7 +27,8 @@
 # A standard error sees only the first.
 # We make the second visible by enclosing it between two numbers.
 #
-# Networks stay outside. Every matrix here has a spectrum that we chose, so every estimate can be held against the truth.
+# Networks stay outside.
+# Every matrix here has a spectrum that we chose, so every estimate can be held against the truth.
 
 # %% tags=["parameters"]
 profile = "laptop"  # smoke, laptop or paper
@@ -33,19 +36,19 @@ seed = 0  # draws the eigenvectors; the probes have the seeds 0, 1, 2, …
 repeats = None  # repetitions of an experiment; None: the profile's own number
 
 # %% tags=["hide-input"]
-from paperkit.experiments import resolve
+from paperkit.chapter import setup, table
 
-p = resolve(
+p = setup(
     globals(),
     {"smoke": {"repeats": 10}, "laptop": {"repeats": 30}, "paper": {"repeats": 200}},
-    allowed=["profile", "seed", "repeats", "store"],
+    allowed=["seed", "repeats"],
+    threads=1,
 )
 
 # %% tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -54,18 +57,18 @@ from paperkit.estimators.entropy import renyi_entropy_estimate
 from paperkit.linalg.density import spectral_density
 from paperkit.linalg.eigenpairs import top_eigenpairs
 from paperkit.linalg.lanczos import lanczos
+from paperkit.linalg.operator import FunctionOperator, as_operator
 from paperkit.linalg.probes import draw_probes, generator_of
-from paperkit.linalg.quadrature import gauss_rule, power, stochastic_lanczos_quadrature, t_log_t
+from paperkit.linalg.quadrature import stochastic_lanczos_quadrature
+from paperkit.linalg.rules import gauss_rule
+from paperkit.linalg.spectral_functions import power, t_log_t
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation, xtrace
-from paperkit.plotting import book_style
-
-book_style()
-torch.set_num_threads(1)  # on matrices this small, sharing the work costs more than it saves
 
 # %% [markdown]
 # **What to know first.** Eigenvalues of a symmetric matrix, the variance of a mean, and the symbols of the {doc}`notation page <../book/notation>`: $\lambda_j$ are eigenvalues, $d$ is the dimension, $k$ the number of probes and $m$ the number of Lanczos steps.
 #
-# **Time and hardware.** Under twenty seconds on two cores. Nothing is trained and no record is read; all arithmetic is in float64.
+# **Time and hardware.** Under twenty seconds on two cores.
+# Nothing is trained and no record is read; all arithmetic is in float64.
 #
 # | statement | in the paper | here |
 # |---|---|---|
@@ -101,26 +104,29 @@ def matrix_with(eigenvalues: Tensor) -> Tensor:
 H = matrix_with(eigenvalues)
 orders = (0.5, 0.99, 1.5, 2.5)
 exact = {alpha: renyi_entropy(eigenvalues, alpha) for alpha in orders}
-pd.Series(exact, name="exact entropy").rename_axis("order").to_frame().round(4)
+table(["order", "exact entropy"], exact)
 
 # %% [markdown]
 # (est-hutchinson)=
 # ## A trace from random signs
 #
-# Let $v$ be random with $\mathbb E\, v v^\top = I$. Then for any symmetric matrix $A$ {cite:p}`hutchinson1989`
+# Let $v$ be random with $\mathbb E\, v v^\top = I$.
+# Then for any symmetric matrix $A$ {cite:p}`hutchinson1989`
 #
 # $$
 # \mathbb E\, v^\top A\, v \;=\; \mathbb E \operatorname{Tr}(A\, v v^\top) \;=\; \operatorname{Tr} A
 # \qquad (\text{paper: eq. 7}) .
 # $$ (eq-est-hutchinson)
 #
-# How much does one sample scatter? With independent random signs, $v_i^2 = 1$, so the diagonal adds no noise, and $v^\top A v - \operatorname{Tr} A = 2 \sum_{i<j} A_{ij} v_i v_j$ is a sum of uncorrelated terms:
+# How much does one sample scatter?
+# With independent random signs, $v_i^2 = 1$, so the diagonal adds no noise, and $v^\top A v - \operatorname{Tr} A = 2 \sum_{i<j} A_{ij} v_i v_j$ is a sum of uncorrelated terms:
 #
 # $$
 # \operatorname{Var} v^\top A\, v \;=\; 4 \sum_{i < j} A_{ij}^2 \;=\; 2 \Big( \lVert A \rVert_F^2 - \sum_i A_{ii}^2 \Big) .
 # $$ (eq-est-variance)
 #
-# For ten dimensions there are 1,024 sign vectors. Take them all, and both equations are finite sums.
+# For ten dimensions there are 1,024 sign vectors.
+# Take them all, and both equations are finite sums.
 
 # %%
 A = matrix_with(torch.linspace(-1, 2, 10, dtype=torch.float64))
@@ -133,9 +139,7 @@ assert torch.isclose(samples.mean(), A.trace(), rtol=1e-12)
 assert torch.isclose(samples.var(unbiased=False), variance, rtol=1e-12)
 
 probes = draw_probes(50, 10, generator_of(7))
-assert math.isclose(
-    hutchinson(lambda v: v @ A, 10, 50, seed=7).value, float(((probes @ A) * probes).sum(1).mean())
-)
+assert math.isclose(hutchinson(A, 50, seed=7).value, float(((probes @ A) * probes).sum(1).mean()))
 
 # %% [markdown]
 # Our probes and vectors are *rows*, many at a time: an operator takes and returns a matrix of shape $(k, d)$.
@@ -153,7 +157,8 @@ assert math.isclose(
 #
 # Three terms are enough: $q_i^\top H q_j = (H q_i)^\top q_j$, and $H q_i$ lies in the span of $q_1, \dots, q_{i+1}$, which is orthogonal to $q_j$ if $i < j - 1$.
 # So $T = Q^\top H Q$ is tridiagonal, with $\alpha_1, \dots, \alpha_m$ on its diagonal and $\beta_2, \dots, \beta_m$ beside it.
-# (The paper's Algorithm 1 puts $\beta_i$ at place $(i, i+1)$; it should be $\beta_{i+1}$. Its $\beta_1$ is not defined.)
+# (The paper's Algorithm 1 puts $\beta_i$ at place $(i, i+1)$; it should be $\beta_{i+1}$.
+# Its $\beta_1$ is not defined.)
 #
 # In floating point the three terms lose their orthogonality, so the two equal lines below orthogonalize against *all* earlier vectors, twice.
 
@@ -177,20 +182,22 @@ def lanczos_matrix(H: Tensor, v: Tensor, m: int) -> Tensor:
 
 v = draw_probes(1, d, generator_of(0))
 T = lanczos_matrix(H, v[0], 15)
-found = lanczos(lambda v: v @ H, v, 15)
+found = lanczos(H, v, 15)
 assert torch.allclose(found.matrices()[0], T, rtol=0, atol=1e-10)
 
 # %% [markdown]
 # ## A quadrature rule in disguise
 #
-# Write $v$ in the eigenvectors $u_j$ of $H$, and put the weight $(u_j^\top v)^2$ at $\lambda_j$. That defines a measure $\mu$ on the line, and
+# Write $v$ in the eigenvectors $u_j$ of $H$, and put the weight $(u_j^\top v)^2$ at $\lambda_j$.
+# That defines a measure $\mu$ on the line, and
 #
 # $$
 # v^\top f(H)\, v \;=\; \sum_{j=1}^d (u_j^\top v)^2 f(\lambda_j) \;=\; \int f \,\mathrm d\mu
 # \;\approx\; \lVert v \rVert^2 \sum_{j=1}^m w_j f(\theta_j)
 # $$ (eq-est-gauss)
 #
-# with $\theta_j$ and $s_j$ the eigenvalues and eigenvectors of $T$, and weights $w_j = (e_1^\top s_j)^2$. This is the $m$-point **Gauss rule** of $\mu$, the one rule of $m$ points that integrates every polynomial up to degree $2m - 1$.
+# with $\theta_j$ and $s_j$ the eigenvalues and eigenvectors of $T$, and weights $w_j = (e_1^\top s_j)^2$.
+# This is the $m$-point **Gauss rule** of $\mu$, the one rule of $m$ points that integrates every polynomial up to degree $2m - 1$.
 #
 # *Why.* $H^i q_1 = Q T^i e_1$ for $i < m$, since both sides need only the first $i + 1$ basis vectors.
 # Hence $v^\top H^{i+j} v = (H^i v)^\top H^j v = \lVert v \rVert^2\, e_1^\top T^{i+j} e_1$ for $i, j < m$, and one more factor of $H$ between them is $Q^\top H Q = T$ again: all powers up to $2m - 1$.
@@ -207,7 +214,7 @@ for degree in range(2 * m + 1):
     assert agrees if degree < 2 * m else not agrees
     vector = H @ vector
 
-library = gauss_rule(lanczos(lambda v: v @ H, v, m))
+library = gauss_rule(lanczos(H, v, m))
 assert torch.allclose(library.nodes[0], theta, atol=1e-12)
 assert torch.allclose(library.weights[0], d * w, rtol=1e-8)
 
@@ -221,7 +228,8 @@ assert torch.allclose(library.weights[0], d * w, rtol=1e-8)
 # \operatorname{Tr} f(H) \;\approx\; \frac dk \sum_{i=1}^k \sum_{j=1}^m w_{ij}\, f(\theta_{ij}),
 # $$ (eq-est-slq)
 #
-# for random signs, where $\lVert v \rVert^2 = d$. For the entropy, take $f(t) = t^\alpha$ and $f(t) = t$ and divide.
+# for random signs, where $\lVert v \rVert^2 = d$.
+# For the entropy, take $f(t) = t^\alpha$ and $f(t) = t$ and divide.
 # The coefficients do not depend on $f$: one set serves all orders.
 # The paper's setting is $k = 100$ probes (its $l$) and $m = 15$ steps.
 
@@ -238,22 +246,25 @@ def estimate(H: Tensor, alpha: float, k: int = 100, m: int = 15) -> float:
     return math.log(numerator / denominator**alpha) / (1 - alpha)
 
 
-quadrature = stochastic_lanczos_quadrature(lambda v: v @ H, d, positive_semidefinite=True)
+operator = as_operator(H, positive_semidefinite=True)
+quadrature = stochastic_lanczos_quadrature(operator)
 library = {alpha: renyi_entropy_estimate(quadrature, alpha) for alpha in orders}
 assert abs(estimate(H, 0.5) - library[0.5].value) < 1e-8
 
 # %% tags=["hide-input", "nbval-rtol=1e-6"]
-pd.DataFrame(
-    [(alpha, exact[alpha], e.value, e.standard_error, *e.bracket) for alpha, e in library.items()],
-    columns=["order", "exact", "estimate", "standard error", "lower end", "upper end"],
-).set_index("order").round(4)
+rows = [
+    (alpha, exact[alpha], e.value, e.standard_error, *e.bracket) for alpha, e in library.items()
+]
+table(["order", "exact", "estimate", "standard error", "lower end", "upper end"], rows)
 
 # %% [markdown]
-# The standard error is that of the *ratio*. With $N_i$ and $D_i$ the two sums of probe $i$, and $\bar N$, $\bar D$ their means, linearizing {eq}`eq-est-entropy` gives each probe the influence
-# $\frac{1}{1-\alpha}\big( N_i / \bar N - \alpha\, D_i / \bar D \big)$, and the standard error is the standard deviation of these over $\sqrt k$.
+# The standard error is that of the *ratio*.
+# With $N_i$ and $D_i$ the two sums of probe $i$, and $\bar N$, $\bar D$ their means, linearizing {eq}`eq-est-entropy` gives each probe the influence $\frac{1}{1-\alpha}\big( N_i / \bar N - \alpha\, D_i / \bar D \big)$, and the standard error is the standard deviation of these over $\sqrt k$.
 # The last two columns are the bracket, and our next subject.
 #
-# One warning about sizes. The paper's Algorithm 1 normalises its probes to length one and *sums* over them, where {eq}`eq-est-slq` averages and has the factor $d$. Then
+# One warning about sizes.
+# The paper's Algorithm 1 normalises its probes to length one and *sums* over them, where {eq}`eq-est-slq` averages and has the factor $d$.
+# Then
 #
 # $$
 # \frac1{1-\alpha} \log \frac{\sum_i N_i / d}{\big(\sum_i D_i / d\big)^\alpha}
@@ -277,7 +288,8 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 # ````{prf:proposition} Which side a rule is on
 # :label: est-sides
 #
-# Let $\mu$ be a positive measure on $[0, b]$ with more than $m$ points, $f$ continuous on $[0, b]$ and smooth on $(0, b)$. There are $\xi, \zeta \in (0, b)$ with
+# Let $\mu$ be a positive measure on $[0, b]$ with more than $m$ points, $f$ continuous on $[0, b]$ and smooth on $(0, b)$.
+# There are $\xi, \zeta \in (0, b)$ with
 #
 # $$
 # \begin{aligned}
@@ -290,16 +302,19 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 # ````
 #
 # ````{prf:proof}
-# Let $P$ be the polynomial that meets $f$ twice at every $\theta_j$ and, for Radau, once at 0. Its degree is $2m - 1$, or $2m$, so the rule integrates it exactly, and $Q = \int P \,\mathrm d\mu$.
+# Let $P$ be the polynomial that meets $f$ twice at every $\theta_j$ and, for Radau, once at 0.
+# Its degree is $2m - 1$, or $2m$, so the rule integrates it exactly, and $Q = \int P \,\mathrm d\mu$.
 # Fix $t$, and choose $c$ such that $g(s) = f(s) - P(s) - c \prod_j (s - \theta_j)^2$, for Radau with one more factor $s$, vanishes at $s = t$ too.
 # Between neighbouring zeros of $g$ there is a zero of $g'$, and each $\theta_j$ is a zero of $g'$ besides: $2m$ zeros (for Radau $2m + 1$), all in the *open* interval.
 # Differentiating on, one zero $\xi(t)$ of $g^{(2m)}$ is left (for Radau, of $g^{(2m+1)}$), and there $f^{(2m)} = c\,(2m)!$.
 # Integrate over $\mu$, and use the mean value theorem for a nonnegative weight. ∎
 # ````
 #
-# No derivative at 0 was used. That matters, because $t^\alpha$ has none there for $\alpha < 1$, and the Hessian of a network has zeros among its eigenvalues.
+# No derivative at 0 was used.
+# That matters, because $t^\alpha$ has none there for $\alpha < 1$, and the Hessian of a network has zeros among its eigenvalues.
 #
-# The $i$-th derivative of $t^\alpha$ is $\alpha(\alpha - 1) \cdots (\alpha - i + 1)\, t^{\alpha - i}$. Count the negative factors, with $2m > \alpha$:
+# The $i$-th derivative of $t^\alpha$ is $\alpha(\alpha - 1) \cdots (\alpha - i + 1)\, t^{\alpha - i}$.
+# Count the negative factors, with $2m > \alpha$:
 #
 # | order | Gauss, for $\operatorname{Tr} H^\alpha$ | Radau | Gauss, for $\mathcal H_\alpha$ |
 # |---|---|---|---|
@@ -309,7 +324,8 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 # | $\alpha = 2$ | exact for $m \ge 2$ | exact | exact |
 # | $2 < \alpha < 3$ | too large | too small | **too small** |
 #
-# The trace in the denominator is exact for the given probes, since $f(t) = t$ is a polynomial of degree one. In the last column the sign has turned once more for $\alpha > 1$, because of the factor $1/(1 - \alpha)$.
+# The trace in the denominator is exact for the given probes, since $f(t) = t$ is a polynomial of degree one.
+# In the last column the sign has turned once more for $\alpha > 1$, because of the factor $1/(1 - \alpha)$.
 #
 # So the two rules enclose what infinitely many steps would give, *for the same probes*.
 # To see the quadrature alone, use a trick: for a **diagonal** matrix, every sign vector has the same measure, weight one on each eigenvalue, so the probes make no noise at all.
@@ -318,9 +334,8 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 # %% tags=["nbval-rtol=1e-6"]
 def without_noise(m: int):
     """Return the rules of m steps on the diagonal matrix."""
-    return stochastic_lanczos_quadrature(
-        lambda v: v * eigenvalues, d, probes=2, steps=m, positive_semidefinite=True
-    )
+    diagonal = FunctionOperator(lambda v: v * eigenvalues, d, positive_semidefinite=True)
+    return stochastic_lanczos_quadrature(diagonal, probes=2, steps=m)
 
 
 rows = []
@@ -329,11 +344,11 @@ for m in (5, 15, 40):
     assert e.standard_error < 1e-10
     assert e.bracket[0] < exact[0.5] < e.bracket[1] == e.value
     rows.append((m, e.bracket[0], exact[0.5], e.value, e.value - exact[0.5]))
-columns = ["steps m", "Radau", "exact", "Gauss", "bias of Gauss"]
-pd.DataFrame(rows, columns=columns).set_index("steps m").round(4)
+table(["steps m", "Radau", "exact", "Gauss", "bias of Gauss"], rows)
 
 # %% [markdown]
-# At the paper's $m = 15$ the bias at order ½ is about the standard error of 100 probes in the table before: neither may be neglected. At $m = 5$ it is more than ten times that.
+# At the paper's $m = 15$ the bias at order ½ is about the standard error of 100 probes in the table before: neither may be neglected.
+# At $m = 5$ it is more than ten times that.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: for order one half, the Gauss value falls and the Radau value rises towards the exact entropy as the number of steps grows from 2 to 40. Right: the distance from the exact entropy after 15 steps, on a logarithmic scale, falls by many decades as the order grows from 0.1 to 3; Gauss is closer than Radau."}, "figure": {"caption": "Quadrature alone, without the noise of probes, for the power-law spectrum. Left: Gauss and Radau enclose the exact entropy of order ½. Right: how far each is from it after 15 steps, against the order. The bias is a matter of small orders.", "name": "fig-est-bias"}}
 counts = range(2, 41, 2)
@@ -356,22 +371,22 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# And with probes, the two together cover the truth. Over many seeds, the exact entropy should lie between the bracket's ends, widened by three standard errors, in all but a few runs in a thousand. The bracket is what does it: without it, five steps at order ½ miss more often than not.
+# And with probes, the two together cover the truth.
+# Over many seeds, the exact entropy should lie between the bracket's ends, widened by three standard errors, in all but a few runs in a thousand.
+# The bracket is what does it: without it, five steps at order ½ miss more often than not.
 
 # %% tags=["nbval-rtol=1e-6"]
 small = torch.arange(1, 201, dtype=torch.float64) ** -1.5
 M, truth = matrix_with(small), renyi_entropy(small, 0.5)
 inside = {"with the bracket": 0, "without": 0}
 for run in range(p.repeats):
-    q = stochastic_lanczos_quadrature(
-        lambda v: v @ M, 200, steps=5, positive_semidefinite=True, seed=run
-    )
+    q = stochastic_lanczos_quadrature(as_operator(M, positive_semidefinite=True), steps=5, seed=run)
     e = renyi_entropy_estimate(q, 0.5)
     low, high = e.bracket
     inside["with the bracket"] += low - 3 * e.standard_error < truth < high + 3 * e.standard_error
     inside["without"] += abs(e.value - truth) < 3 * e.standard_error
 assert inside["with the bracket"] >= 0.97 * p.repeats > inside["without"]
-pd.Series(inside, name=f"runs of {p.repeats} that cover").to_frame()
+table(["interval", f"runs of {p.repeats} that cover"], inside)
 
 # %% [markdown]
 # (est-adaptive)=
@@ -384,17 +399,14 @@ pd.Series(inside, name=f"runs of {p.repeats} that cover").to_frame()
 rows = []
 for alpha in (0.3, 0.5, 1.0, 1.5):
     q = stochastic_lanczos_quadrature(
-        lambda v: v @ H,
-        d,
+        operator,
         steps=None,
         targets=[lambda q, alpha=alpha: renyi_entropy_estimate(q, alpha)],
-        positive_semidefinite=True,
     )
     e = renyi_entropy_estimate(q, alpha)
     assert q.converged and e.bracket[1] - e.bracket[0] <= e.standard_error
     rows.append((alpha, int(q.steps.max()), e.value, e.standard_error, e.bracket_ratio))
-columns = ["order", "steps", "estimate", "standard error", "bracket / standard error"]
-pd.DataFrame(rows, columns=columns).set_index("order").round(4)
+table(["order", "steps", "estimate", "standard error", "bracket / standard error"], rows)
 
 # %% [markdown]
 # Where the cap `max_steps` comes first, the result says `converged=False`.
@@ -403,7 +415,9 @@ pd.DataFrame(rows, columns=columns).set_index("order").round(4)
 # ## One set of probes or two
 #
 # The paper's Algorithm 1 draws a second probe $g$ for the denominator.
-# It is not needed, since $\operatorname{Tr} H$ comes from the same coefficients, and it does harm. Near $\alpha = 1$ numerator and denominator are almost the same random variable; divided, they cancel, and what is left is multiplied by $1 / (1 - \alpha)$. If they are independent, nothing cancels, and
+# It is not needed, since $\operatorname{Tr} H$ comes from the same coefficients, and it does harm.
+# Near $\alpha = 1$ numerator and denominator are almost the same random variable; divided, they cancel, and what is left is multiplied by $1 / (1 - \alpha)$.
+# If they are independent, nothing cancels, and
 #
 # $$
 # \operatorname{Var} \widehat{\mathcal H}_\alpha \;\approx\; \frac{1}{(1-\alpha)^2\, k} \Big( \operatorname{Var} \frac{N_i}{\bar N} + \alpha^2 \operatorname{Var} \frac{D_i}{\bar D} \Big)
@@ -411,10 +425,7 @@ pd.DataFrame(rows, columns=columns).set_index("order").round(4)
 # $$ (eq-est-independent)
 
 # %% tags=["nbval-rtol=1e-6"]
-runs = [
-    stochastic_lanczos_quadrature(lambda v: v @ M, 200, probes=10, seed=run)
-    for run in range(2 * p.repeats)
-]
+runs = [stochastic_lanczos_quadrature(M, probes=10, seed=run) for run in range(2 * p.repeats)]
 rows = []
 for alpha in (0.5, 0.9, 0.99, 1.1, 1.5):
     common, independent = [], []
@@ -425,12 +436,14 @@ for alpha in (0.5, 0.9, 0.99, 1.1, 1.5):
     spread = [float(torch.tensor(values).std()) for values in (common, independent)]
     rows.append((alpha, *spread, spread[1] / spread[0]))
 assert all(row[3] > 1 for row in rows) and rows[2][3] > 10
-columns = ["order", "spread, common probes", "spread, second probe", "ratio"]
-pd.DataFrame(rows, columns=columns).set_index("order").round(3)
+table(["order", "spread, common probes", "spread, second probe", "ratio"], rows, spec=".3f")
 
 # %% [markdown]
-# The paper leaves out the orders from 0.9 to 1.2, where it reports numerical trouble. It gives a reason, negative eigenvalues (Appendix G.4), and under a mixed convention they are {ref}`enough <errata-definition>`. Here there are none, and a second probe would be enough, too: see the third row, where it makes the noise larger than the entropy.
-# With common probes, nothing happens at order 1 at all. Its limit, Shannon's entropy, is $\log \operatorname{Tr} H - \operatorname{Tr}(H \log H) / \operatorname{Tr} H$.
+# The paper leaves out the orders from 0.9 to 1.2, where it reports numerical trouble.
+# It gives a reason, negative eigenvalues (Appendix G.4), and under a mixed convention they are {ref}`enough <errata-definition>`.
+# Here there are none, and a second probe would be enough, too: see the third row, where it makes the noise larger than the entropy.
+# With common probes, nothing happens at order 1 at all.
+# Its limit, Shannon's entropy, is $\log \operatorname{Tr} H - \operatorname{Tr}(H \log H) / \operatorname{Tr} H$.
 
 # %%
 shannon = renyi_entropy_estimate(quadrature, 1.0)
@@ -442,39 +455,46 @@ assert abs(shannon.value - renyi_entropy_estimate(quadrature, 1.0001).value) < 1
 # (est-small-orders)=
 # ## Small orders see nothing but the dimension
 #
-# As $\alpha \to 0$ the entropy tends to the logarithm of the *rank*. But a Gauss rule's weights sum to $d$, whatever the matrix, so its estimate tends to $\log d$ as long as none of its nodes is exactly zero.
-# Take a matrix of rank 50 in 1000 dimensions. The Radau rule has a node at 0, so its end of the bracket is not fooled in the same way, and the width of the bracket gives the failure away.
+# As $\alpha \to 0$ the entropy tends to the logarithm of the *rank*.
+# But a Gauss rule's weights sum to $d$, whatever the matrix, so its estimate tends to $\log d$ as long as none of its nodes is exactly zero.
+# Take a matrix of rank 50 in 1000 dimensions.
+# The Radau rule has a node at 0, so its end of the bracket is not fooled in the same way, and the width of the bracket gives the failure away.
 
 # %% tags=["nbval-rtol=1e-5"]
 singular = torch.cat([torch.linspace(0.001, 1, 50), torch.zeros(d - 50)]).double()
-low_rank = stochastic_lanczos_quadrature(
-    lambda v: v * singular, d, probes=2, positive_semidefinite=True
-)
+diagonal = FunctionOperator(lambda v: v * singular, d, positive_semidefinite=True)
+low_rank = stochastic_lanczos_quadrature(diagonal, probes=2)
 rows = []
 for alpha in (0.0001, 0.1, 0.3, 0.5, 1.5):
     e, truth = renyi_entropy_estimate(low_rank, alpha), renyi_entropy(singular, alpha)
     assert e.bracket[0] - 1e-6 <= truth <= e.bracket[1] + 1e-6
-    rows.append((alpha, truth, *e.bracket, "yes" if e.reliable else "no"))
-columns = ["order", "exact", "lower end", "upper end", "reliable"]
-pd.DataFrame(rows, columns=columns).set_index("order").round(4)
+    rows.append((alpha, truth, *e.bracket, e.reliable))
+table(["order", "exact", "lower end", "upper end", "reliable"], rows)
 
 # %% [markdown]
-# Orders below 0.3 are flagged as unreliable unless the bracket is narrower than the standard error. (Here there is no standard error, so the flag is strict.) The smallest orders on the paper's grid, $10^{-4}$ to $0.06$, measure the number of parameters.
+# Orders below 0.3 are flagged as unreliable unless the bracket is narrower than the standard error.
+# (Here there is no standard error, so the flag is strict.)
+# The smallest orders on the paper's grid, $10^{-4}$ to $0.06$, measure the number of parameters.
 #
 # (est-traces)=
 # ## Traces, at equal numbers of products
 #
-# A trace itself needs no quadrature, only {eq}`eq-est-hutchinson`, and its noise {eq}`eq-est-variance` is dominated by the large eigenvalues. Take them out. For an orthonormal $Q$ and $P = I - QQ^\top$,
+# A trace itself needs no quadrature, only {eq}`eq-est-hutchinson`, and its noise {eq}`eq-est-variance` is dominated by the large eigenvalues.
+# Take them out.
+# For an orthonormal $Q$ and $P = I - QQ^\top$,
 #
 # $$
 # \operatorname{Tr} A \;=\; \operatorname{Tr} Q^\top A\, Q \;+\; \operatorname{Tr} P A P ,
 # $$ (eq-est-deflation)
 #
-# exactly, for any $Q$. The first part is computed, and only the second is sampled. What differs is where $Q$ comes from.
+# exactly, for any $Q$.
+# The first part is computed, and only the second is sampled.
+# What differs is where $Q$ comes from.
 #
 # * *Hutchinson*: no $Q$ at all.
 # * *Hutch++* {cite:p}`meyer2021`: a third of the products for the images of random vectors, a third for $\operatorname{Tr} Q^\top A Q$, a third for probes.
-# * *XTrace* {cite:p}`epperly2024`: half for the images of $k$ probes, half for their part of the trace. Each probe is tested against the images of the $k - 1$ *others*, on which it does not depend; so every product serves both purposes.
+# * *XTrace* {cite:p}`epperly2024`: half for the images of $k$ probes, half for their part of the trace.
+#   Each probe is tested against the images of the $k - 1$ *others*, on which it does not depend; so every product serves both purposes.
 # * *Krylov deflation*, after {cite:t}`chen2023`: half for one Lanczos run, whose $T$ already holds $Q^\top A Q$, half for probes.
 #
 # XTrace by its definition, and against the library:
@@ -489,51 +509,55 @@ for i in range(k):
     rest = probes[i] - Q @ (Q.T @ probes[i])
     rest = rest * math.sqrt(40 - k + 1) / rest.norm()  # on the sphere of what is left
     samples.append((Q.T @ A @ Q).trace() + rest @ A @ rest)
-library = xtrace(lambda v: v @ A, 40, 2 * k, seed=1)
+library = xtrace(A, 2 * k, seed=1)
 assert abs(library.value - float(sum(samples) / k)) < 1e-9 * float(A.norm())
 
 
 # %% tags=["nbval-rtol=1e-5"]
-def krylov(operator, dimension: int, products: int, seed: int):
+def krylov(A, products: int, seed: int):
     """Half of the products for a Krylov space, half for probes."""
-    Q = krylov_deflation(operator, dimension, products // 2, seed=10**6 + seed)
-    return hutchinson(operator, dimension, products, deflation=Q, distribution="sphere", seed=seed)
+    Q = krylov_deflation(A, products // 2, seed=10**6 + seed)
+    return hutchinson(A, products, deflation=Q, distribution="sphere", seed=seed)
 
 
 METHODS = {"Hutchinson": hutchinson, "Hutch++": hutch_plus_plus, "XTrace": xtrace, "Krylov": krylov}
-budgets = (12, 24, 60)
-errors = pd.DataFrame(index=pd.Index(METHODS, name="products"), columns=budgets, dtype=float)
+errors = {name: [] for name in METHODS}
 for name, method in METHODS.items():
-    for products in budgets:
-        runs = [method(lambda v: v @ M, 200, products, seed=run) for run in range(p.repeats)]
-        found = torch.tensor([float(run) for run in runs], dtype=torch.float64)
-        errors.loc[name, products] = float((found / small.sum() - 1).square().mean().sqrt())
-assert (errors.loc["XTrace"] < errors.loc["Hutchinson"]).all()
-(100 * errors).round(3)
+    for products in (12, 24, 60):
+        runs = [float(method(M, products, seed=run)) for run in range(p.repeats)]
+        relative = torch.tensor(runs, dtype=torch.float64) / small.sum() - 1
+        errors[name].append(100 * relative.square().mean().sqrt())
+assert all(x < h for x, h in zip(errors["XTrace"], errors["Hutchinson"], strict=True))
+table(["error in percent", "12 products", "24 products", "60 products"], errors, spec=".3f")
 
 # %% [markdown]
-# Relative root-mean-square errors in percent. Sixty products buy Hutchinson less than a dozen buy the others, and with more they pull away, since their error falls with the tail of the spectrum.
+# Relative root-mean-square errors in percent.
+# Sixty products buy Hutchinson less than a dozen buy the others, and with more they pull away, since their error falls with the tail of the spectrum.
 #
-# Evenly spread eigenvalues leave no tail to cut. There the products that went into $Q$ are all but lost, and plain Hutchinson wins:
+# Evenly spread eigenvalues leave no tail to cut.
+# There the products that went into $Q$ are all but lost, and plain Hutchinson wins:
 
 # %% tags=["nbval-rtol=1e-5"]
 flat = matrix_with(torch.linspace(-1, 1, 200, dtype=torch.float64))
 spread = {}
 for name, method in METHODS.items():
-    runs = [method(lambda v: v @ flat, 200, 60, seed=run) for run in range(p.repeats)]
+    runs = [method(flat, 60, seed=run) for run in range(p.repeats)]
     spread[name] = float(torch.tensor([float(run) for run in runs]).square().mean().sqrt())
 if p.profile != "smoke":
     assert spread["Hutchinson"] == min(spread.values())
-pd.Series(spread, name="error of a trace that is 0").to_frame().round(2)
+table(["60 products", "error of a trace that is 0"], spread, spec=".2f")
 
 # %% [markdown]
 # (est-density)=
 # ## The whole spectrum at a glance
 #
-# The same recurrences give a picture of the spectrum: put a narrow Gaussian on every node of a rule, with its weight. For a picture the averaged rule of Spalević is better than the Gauss rule it is made from: it has almost twice the nodes and takes no product more. Outliers are what the picture is least good at, and they can be computed exactly: restarted Lanczos from one vector returns the $k$ largest eigenvalues with a residual $\lVert H u - \lambda u \rVert$ each, which bounds their error. One vector meets a multiple eigenvalue only once, so a second search, in the complement of what was found, looks for further copies.
+# The same recurrences give a picture of the spectrum: put a narrow Gaussian on every node of a rule, with its weight.
+# For a picture the averaged rule of Spalević is better than the Gauss rule it is made from: it has almost twice the nodes and takes no product more.
+# Outliers are what the picture is least good at, and they can be computed exactly: restarted Lanczos from one vector returns the $k$ largest eigenvalues with a residual $\lVert H u - \lambda u \rVert$ each, which bounds their error.
+# One vector meets a multiple eigenvalue only once, so a second search, in the complement of what was found, looks for further copies.
 
 # %%
-pairs = top_eigenpairs(lambda v: v @ H, d, 3)
+pairs = top_eigenpairs(H, 3)
 assert bool(pairs.converged.all())
 assert float((pairs.eigenvalues - eigenvalues[:3]).abs().max()) < 1e-6
 
@@ -544,7 +568,7 @@ cluster = 2 + 0.1 * torch.randn(50, generator=generator, dtype=torch.float64)
 both = torch.cat([bulk, cluster])
 grid = torch.linspace(-2.5, 3, 221, dtype=torch.float64)
 B = matrix_with(both)
-rules = stochastic_lanczos_quadrature(lambda v: v @ B, d, probes=20, steps=40)
+rules = stochastic_lanczos_quadrature(B, probes=20, steps=40)
 density = spectral_density(rules, grid, 0.1)
 exact_density = (-0.5 * ((grid[:, None] - both) / 0.1) ** 2).exp().mean(1) / (
     0.1 * math.sqrt(2 * math.pi)
@@ -561,10 +585,18 @@ plt.show()
 # %% [markdown]
 # ## Deviations, and what failed
 #
-# * *From the paper's Algorithm 1.* Probes are random signs, as in its text, not normalised normal vectors. Traces are means with the factor $d$, not sums {eq}`eq-est-offset`. Numerator and denominator share their probes. The Lanczos vectors are orthogonalized fully, which the algorithm does not mention.
-# * *Indefinite matrices.* For a matrix with negative eigenvalues, $t^\alpha$ is replaced by $|t|^\alpha$ in numerator and denominator. This function has a kink inside the spectrum, but it is $s^{\alpha/2}$ of the squares $s = t^2$, and the rules of $H^2$ follow from the same steps, with half as many points. So there is a bracket again, and it is wider. {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian has no negative eigenvalue.
-# * *The bracket is for the probes at hand.* It does not contain the statistical error, and it is computed in floating point: nodes are known to round-off of the *largest* eigenvalue, so a power $t^\alpha$ of a zero eigenvalue is known to about $10^{-16\alpha}$. Nodes below ten units of round-off are set to zero.
-# * *XTrace's error estimate* comes from samples that are not independent. It has the right order of magnitude, no more.
+# * *From the paper's Algorithm 1.* Probes are random signs, as in its text, not normalised normal vectors.
+#   Traces are means with the factor $d$, not sums {eq}`eq-est-offset`.
+#   Numerator and denominator share their probes.
+#   The Lanczos vectors are orthogonalized fully, which the algorithm does not mention.
+# * *Indefinite matrices.* For a matrix with negative eigenvalues, $t^\alpha$ is replaced by $|t|^\alpha$ in numerator and denominator.
+#   This function has a kink inside the spectrum, but it is $s^{\alpha/2}$ of the squares $s = t^2$, and the rules of $H^2$ follow from the same steps, with half as many points.
+#   So there is a bracket again, and it is wider.
+#   {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian has no negative eigenvalue.
+# * *The bracket is for the probes at hand.* It does not contain the statistical error, and it is computed in floating point: nodes are known to round-off of the *largest* eigenvalue, so a power $t^\alpha$ of a zero eigenvalue is known to about $10^{-16\alpha}$.
+#   Nodes below ten units of round-off are set to zero.
+# * *XTrace's error estimate* comes from samples that are not independent.
+#   It has the right order of magnitude, no more.
 # * *In a multiple of the identity* random signs are exact, and Hutch++ is not: its sketch destroys the constant length of the probes.
 #
 # ## Exercises
@@ -572,27 +604,35 @@ plt.show()
 # **1.** Show that normal probes have variance $2 \lVert A \rVert_F^2$, and find a matrix for which random signs are no better.
 #
 # ````{dropdown} Solution
-# In the eigenbasis a normal vector is again normal, so $v^\top A v = \sum_j \lambda_j z_j^2$ with independent $z_j$, and $\operatorname{Var} z_j^2 = 2$. Random signs save $2 \sum_i A_{ii}^2$, which is nothing if the diagonal is zero.
+# In the eigenbasis a normal vector is again normal, so $v^\top A v = \sum_j \lambda_j z_j^2$ with independent $z_j$, and $\operatorname{Var} z_j^2 = 2$.
+# Random signs save $2 \sum_i A_{ii}^2$, which is nothing if the diagonal is zero.
 # ````
 #
-# **2.** After how many steps is the rule exact for a matrix with $r$ distinct eigenvalues? What does Lanczos do then?
+# **2.** After how many steps is the rule exact for a matrix with $r$ distinct eigenvalues?
+# What does Lanczos do then?
 #
 # ````{dropdown} Solution
-# The measure $\mu$ has at most $r$ points, so after $r$ steps the nodes are the eigenvalues and every function is integrated exactly. The next residual is zero: the space spanned by $v, Hv, \dots$ is invariant. The recurrence must stop there, or it would divide round-off by round-off.
+# The measure $\mu$ has at most $r$ points, so after $r$ steps the nodes are the eigenvalues and every function is integrated exactly.
+# The next residual is zero: the space spanned by $v, Hv, \dots$ is invariant.
+# The recurrence must stop there, or it would divide round-off by round-off.
 # ````
 #
 # **3.** Derive the matrix of the Radau rule: which last diagonal entry gives an $(m + 1) \times (m + 1)$ tridiagonal matrix an eigenvalue 0?
 #
 # ````{dropdown} Solution
-# Border $T$ with $\beta_{m+1} e_m$ and the entry $a$. The determinant is $\det T \cdot (a - \beta_{m+1}^2\, e_m^\top T^{-1} e_m)$, so $a = \beta_{m+1}^2\, e_m^\top T^{-1} e_m$. The last factor is one over the last pivot of $T$, which a recurrence of one line gives: $\delta_j = \alpha_j - \beta_j^2 / \delta_{j-1}$.
+# Border $T$ with $\beta_{m+1} e_m$ and the entry $a$.
+# The determinant is $\det T \cdot (a - \beta_{m+1}^2\, e_m^\top T^{-1} e_m)$, so $a = \beta_{m+1}^2\, e_m^\top T^{-1} e_m$.
+# The last factor is one over the last pivot of $T$, which a recurrence of one line gives: $\delta_j = \alpha_j - \beta_j^2 / \delta_{j-1}$.
 # ````
 #
 # **4.** Why is the Gauss rule too large for $\operatorname{Tr} H^{1/2}$ whatever $m$, although more steps must come closer?
 #
 # ````{dropdown} Solution
-# All even derivatives of $t^{1/2}$ are negative on $t > 0$, so {prf:ref}`est-sides` gives the same sign for every $m$. The estimates approach the truth from above.
+# All even derivatives of $t^{1/2}$ are negative on $t > 0$, so {prf:ref}`est-sides` gives the same sign for every $m$.
+# The estimates approach the truth from above.
 # ````
 #
 # ## How to cite
 #
-# Cite the book as `CITATION.cff` says, and {prf:ref}`est-sides` as "the side of a rule, chapter on stochastic estimators". The bracket is classical {cite:p}`golub2010`.
+# Cite the book as `CITATION.cff` says, and {prf:ref}`est-sides` as "the side of a rule, chapter on stochastic estimators".
+# The bracket is classical {cite:p}`golub2010`.

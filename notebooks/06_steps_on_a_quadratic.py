@@ -1,12 +1,14 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext.formats,jupytext.text_representation.extension,jupytext.text_representation.format_name,-all
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -20,9 +22,12 @@
 #
 # **The question of this chapter: where does each method end, and how far from the minimum?**
 # The answer is one curve, the edge of stability of un-normalised sharpness-aware steps.
-# Gradient descent and gradient regularisation converge below it. Normalised ascent, which is what SAM does, can never stay below it: it ends in a two-cycle that lies *on* the edge. SA-SAM chooses step size and radius by itself, and with the paper's constants it ends on the same edge at a loss of exactly 1/36, whether the valley is sharp or flat.
+# Gradient descent and gradient regularisation converge below it.
+# Normalised ascent, which is what SAM does, can never stay below it: it ends in a two-cycle that lies *on* the edge.
+# SA-SAM chooses step size and radius by itself, and with the paper's constants it ends on the same edge at a loss of exactly 1/36, whether the valley is sharp or flat.
 #
-# Everything is proved, computed in float64, and compared with the library's optimizers. These are identities and theorems, so there are no verdicts: a cell whose assertion fails stops the notebook.
+# Everything is proved, computed in float64, and compared with the library's optimizers.
+# These are identities and theorems, so there are no verdicts: a cell whose assertion fails stops the notebook.
 
 # %% tags=["parameters"]
 profile = "laptop"  # smoke, laptop or paper
@@ -30,58 +35,30 @@ seed = 0  # draws the starting points and one basis
 starts = None  # starting points of the runs in five dimensions; None: the profile's own number
 
 # %% tags=["hide-input"]
-from paperkit.experiments import resolve
+from paperkit.chapter import distance, follow_quadratic, setup, table
 
-p = resolve(
+p = setup(
     globals(),
     {"smoke": {"starts": 5}, "laptop": {"starts": 20}, "paper": {"starts": 200}},
-    allowed=["profile", "seed", "starts", "store"],
+    allowed=["seed", "starts"],
+    threads=1,
 )
 
 # %% tags=["hide-input"]
-import gc
 import math
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import jacrev
 
 from paperkit.linalg.probes import generator_of
 from paperkit.optim import ASAM, SAM, SASAM, SASGD, EigenSAM, GradientRegularization
-from paperkit.plotting import COLORS, INK, QUIET, book_style
-
-book_style()
-gc.freeze()  # an optimizer looks for the network around its parameters; here there is none
-torch.set_num_threads(1)  # on matrices this small, sharing the work costs more than it saves
+from paperkit.plotting import COLORS, INK, QUIET
 
 
 def vector(*entries: float) -> Tensor:
     return torch.tensor(entries, dtype=torch.float64)
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """Return the distance of two tensors, relative to the first."""
-    return float((one - other).norm() / one.norm())
-
-
-def from_library(make, H: Tensor, theta: Tensor, steps: int, minimum: Tensor | float = 0.0):
-    """Take steps of an optimizer on the quadratic; return all points and the optimizer."""
-    w = nn.Parameter(theta.clone())
-    optimizer = make([w])
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = 0.5 * (w - minimum) @ H @ (w - minimum)
-        loss.backward()
-        return loss
-
-    points = [theta]
-    for _ in range(steps):
-        optimizer.step(closure)
-        points.append(w.detach().clone())
-    return torch.stack(points), optimizer
 
 
 # %% [markdown]
@@ -95,8 +72,10 @@ def from_library(make, H: Tensor, theta: Tensor, steps: int, minimum: Tensor | f
 #
 # Two letters are the SA-SAM paper's and belong to this chapter alone: $c$ damps its step size (`damping`), $\delta$ the growth of it (`delta`).
 #
-# **Time and hardware.** Under twenty seconds on two cores. Nothing is trained and no record is read; all arithmetic is in float64.
-# Two computations of the same numbers must agree to 1e-12. It is 1e-9 for runs that pass beyond the edge and there multiply their rounding errors, and more where a comment says what is neglected.
+# **Time and hardware.** Under twenty seconds on two cores.
+# Nothing is trained and no record is read; all arithmetic is in float64.
+# Two computations of the same numbers must agree to 1e-12.
+# It is 1e-9 for runs that pass beyond the edge and there multiply their rounding errors, and more where a comment says what is neglected.
 #
 # | statement | in the paper | here |
 # |---|---|---|
@@ -129,7 +108,9 @@ def from_library(make, H: Tensor, theta: Tensor, steps: int, minimum: Tensor | f
 # | un-normalised | $r\, g$ | a step size, $1/\lambda$ |
 # | normalised: SAM {cite:p}`foret2021` | $\rho\, g / \lVert g \rVert$ | the parameters |
 #
-# The units decide most of what follows. On a quadratic both ascents follow the gradient of something, and not only in first order. With $\nabla \lVert g \rVert^2 = 2 H g$ and $\nabla \lVert g \rVert = H g / \lVert g \rVert$, we have $H\theta + r H g = \nabla (L + \frac r2 \lVert g \rVert^2)$, and likewise for the other:
+# The units decide most of what follows.
+# On a quadratic both ascents follow the gradient of something, and not only in first order.
+# With $\nabla \lVert g \rVert^2 = 2 H g$ and $\nabla \lVert g \rVert = H g / \lVert g \rVert$, we have $H\theta + r H g = \nabla (L + \frac r2 \lVert g \rVert^2)$, and likewise for the other:
 #
 # $$
 # \nabla L(\theta + r g) = \nabla \Big( L + \frac r2\, \lVert \nabla L \rVert^2 \Big),
@@ -138,7 +119,9 @@ def from_library(make, H: Tensor, theta: Tensor, steps: int, minimum: Tensor | f
 # $$ (eq-quad-penalties)
 #
 # So the un-normalised step *is* gradient regularisation {cite:p}`barrett2021,smith2021` with weight $\mu = r/2$, and SAM *is* gradient descent on $\Phi = L + \rho\, \lVert \nabla L \rVert$.
-# The first penalty is smooth. The second has the tip of a cone at the minimum: its gradient there has length at least $\rho \lambda_d$, however close one comes. Descent with a fixed step cannot settle on a tip.
+# The first penalty is smooth.
+# The second has the tip of a cone at the minimum: its gradient there has length at least $\rho \lambda_d$, however close one comes.
+# Descent with a fixed step cannot settle on a tip.
 
 
 # %%
@@ -160,7 +143,8 @@ def run(H: Tensor, theta: Tensor, steps: int, eta, ascent) -> Tensor:
 
 
 # %% [markdown]
-# These lines are {eq}`eq-quad-step`; `theta` may be one point or many. The library must take the same steps, and automatic differentiation must find the gradients {eq}`eq-quad-penalties`.
+# These lines are {eq}`eq-quad-step`; `theta` may be one point or many.
+# The library must take the same steps, and automatic differentiation must find the gradients {eq}`eq-quad-penalties`.
 
 # %%
 H, theta, eta, rho, r = torch.diag(vector(4, 1)), vector(1.2, 1.5), 0.3, 0.2, 0.1
@@ -171,7 +155,7 @@ theirs = {
     "difference": lambda w: GradientRegularization(w, mu=r / 2, method="finite_difference", lr=eta),
 }
 for name, make in theirs.items():
-    points, _ = from_library(make, H, theta, 30)
+    points, _ = follow_quadratic(make, H, theta, 30)
     assert distance(run(H, theta, 30, eta, ours[name]), points) < 1e-12, name
 
 # %%
@@ -207,10 +191,14 @@ for ascent, penalty in penalties.items():
 # ```
 #
 # ```{prf:proof}
-# The step is $\theta_{t+1} = (I - \eta H - \eta r H^2)\, \theta_t$. Along $v_k$ it multiplies by $1 - \eta (\lambda_k + r \lambda_k^2)$, which is less than 1, and more than $-1$ if and only if $\eta(\lambda_k + r\lambda_k^2) < 2$. The left side grows with $\lambda_k$, so $\lambda_1 = \beta$ decides. For $r > 0$ the quadratic $\eta r \lambda^2 + \eta \lambda - 2$ has one positive root, $\lambda^*$, and at $\lambda = 2/\eta$ it is positive already.
+# The step is $\theta_{t+1} = (I - \eta H - \eta r H^2)\, \theta_t$.
+# Along $v_k$ it multiplies by $1 - \eta (\lambda_k + r \lambda_k^2)$, which is less than 1, and more than $-1$ if and only if $\eta(\lambda_k + r\lambda_k^2) < 2$.
+# The left side grows with $\lambda_k$, so $\lambda_1 = \beta$ decides.
+# For $r > 0$ the quadratic $\eta r \lambda^2 + \eta \lambda - 2$ has one positive root, $\lambda^*$, and at $\lambda = 2/\eta$ it is positive already.
 # ```
 #
-# This is the *modified edge* that {cite:t}`agarwala2023` found, and that the SA-SAM paper builds on. Below, $\eta = 0.1$ and $r = 0.2$: three eigenvalues at 0.99, 1 and 1.01 times $\lambda^*$ shrink, stay, and grow by the factors of the proof.
+# This is the *modified edge* that {cite:t}`agarwala2023` found, and that the SA-SAM paper builds on.
+# Below, $\eta = 0.1$ and $r = 0.2$: three eigenvalues at 0.99, 1 and 1.01 times $\lambda^*$ shrink, stay, and grow by the factors of the proof.
 
 # %%
 eta, r, steps = 0.1, 0.2, 50
@@ -218,7 +206,7 @@ edge = (math.sqrt(1 + 8 * r / eta) - 1) / (2 * r)
 eigenvalues = edge * vector(1.01, 1, 0.99)
 multipliers = 1 - eta * (eigenvalues + r * eigenvalues**2)
 make = lambda w: GradientRegularization(w, mu=r / 2, lr=eta)  # noqa: E731
-points, _ = from_library(make, torch.diag(eigenvalues), vector(1, 1, 1), steps)
+points, _ = follow_quadratic(make, torch.diag(eigenvalues), vector(1, 1, 1), steps)
 assert distance(multipliers**steps, points[-1]) < 1e-12
 print(f"edge {edge:.4f}; of gradient descent {2 / eta:.0f}")
 print("after 50 steps:", [round(value, 4) for value in points[-1].tolist()])
@@ -227,7 +215,8 @@ print("after 50 steps:", [round(value, 4) for value in points[-1].tolist()])
 # (quad-line-section)=
 # ## Normalised ascent, on a line
 #
-# Write $u = \eta\lambda$ for the step in units of the inverse curvature. On a line SAM reads $\theta_{t+1} = (1 - u)\,\theta_t - u \rho\, \operatorname{sign}(\theta_t)$, with $\operatorname{sign}(0) = 0$.
+# Write $u = \eta\lambda$ for the step in units of the inverse curvature.
+# On a line SAM reads $\theta_{t+1} = (1 - u)\,\theta_t - u \rho\, \operatorname{sign}(\theta_t)$, with $\operatorname{sign}(0) = 0$.
 #
 # ```{prf:theorem} SAM on a line
 # :label: quad-line
@@ -246,11 +235,21 @@ print("after 50 steps:", [round(value, 4) for value in points[-1].tolist()])
 # ```
 #
 # ````{prf:proof}
-# Let $\theta_t > 0$; the other sign is the mirror image. The sign changes if and only if $(1-u)\,\theta_t < u\rho$. Then $\lvert\theta_{t+1}\rvert = u\rho - (1-u)\lvert\theta_t\rvert$; its fixed point is $a$, and subtracting $a = u\rho - (1-u)a$ gives claim 2.
+# Let $\theta_t > 0$; the other sign is the mirror image.
+# The sign changes if and only if $(1-u)\,\theta_t < u\rho$.
+# Then $\lvert\theta_{t+1}\rvert = u\rho - (1-u)\lvert\theta_t\rvert$; its fixed point is $a$, and subtracting $a = u\rho - (1-u)a$ gives claim 2.
 #
-# *$u \ge 1$:* the sign changes at every step. For $u < 2$ the factor $\lvert 1 - u \rvert$ is less than 1, so $\lvert\theta_t\rvert \to a$. For $u = 2$, $\lvert\theta_{t+1}\rvert = \lvert\theta_t\rvert + 2\rho$. For $u > 2$, $\lvert\theta_{t+1}\rvert > (u-1)\lvert\theta_t\rvert$.
+# *$u \ge 1$:* the sign changes at every step.
+# For $u < 2$ the factor $\lvert 1 - u \rvert$ is less than 1, so $\lvert\theta_t\rvert \to a$.
+# For $u = 2$, $\lvert\theta_{t+1}\rvert = \lvert\theta_t\rvert + 2\rho$.
+# For $u > 2$, $\lvert\theta_{t+1}\rvert > (u-1)\lvert\theta_t\rvert$.
 #
-# *$u < 1$:* while the sign stays, $\lvert\theta_{t+1}\rvert + \rho = (1-u)(\lvert\theta_t\rvert + \rho)$. That cannot go on for ever, as the left side is at least $\rho$. So after finitely many steps $\lvert\theta_t\rvert \le u\rho/(1-u)$. If this is an equality, $\theta_{t+1} = 0$, which by the last formula happens from $\lvert\theta_0\rvert + \rho = \rho\,(1-u)^{-k}$. Otherwise the sign changes, and $\lvert\theta_{t+1}\rvert \le u\rho < u\rho/(1-u)$, so it changes at every later step. Then $\lvert\theta_t\rvert \to a$ as before, and $\lvert\theta_t\rvert = 0$ is not met again, since it would need $\lvert\theta_{t-1}\rvert = u\rho/(1-u)$.
+# *$u < 1$:* while the sign stays, $\lvert\theta_{t+1}\rvert + \rho = (1-u)(\lvert\theta_t\rvert + \rho)$.
+# That cannot go on for ever, as the left side is at least $\rho$.
+# So after finitely many steps $\lvert\theta_t\rvert \le u\rho/(1-u)$.
+# If this is an equality, $\theta_{t+1} = 0$, which by the last formula happens from $\lvert\theta_0\rvert + \rho = \rho\,(1-u)^{-k}$.
+# Otherwise the sign changes, and $\lvert\theta_{t+1}\rvert \le u\rho < u\rho/(1-u)$, so it changes at every later step.
+# Then $\lvert\theta_t\rvert \to a$ as before, and $\lvert\theta_t\rvert = 0$ is not met again, since it would need $\lvert\theta_{t-1}\rvert = u\rho/(1-u)$.
 # ````
 #
 # So "no convergence", the usual summary, has exceptions, and they can be met: with $u = \frac12$ and $\rho = 1$ SAM walks $7 \to 3 \to 1 \to 0$, without a rounding error, and stops.
@@ -266,46 +265,56 @@ assert distance(cycle, points[-1].abs()) < 1e-7 and torch.allclose(points[-2], -
 changes = points[51].abs() - cycle, points[50].abs() - cycle  # after 50 steps all change sign
 assert torch.allclose(changes[0], (u.squeeze(1) - 1) * changes[1], rtol=0, atol=1e-13)
 
-on_edge, _ = from_library(lambda w: SAM(w, rho=0.5, lr=2.0), line, vector(1), 5)
+on_edge, _ = follow_quadratic(lambda w: SAM(w, rho=0.5, lr=2.0), line, vector(1), 5)
 assert on_edge.squeeze().tolist() == [1, -2, 3, -4, 5, -6]  # u = 2
-exception, _ = from_library(lambda w: SAM(w, rho=1.0, lr=0.5), line, vector(7), 6)
+exception, _ = follow_quadratic(lambda w: SAM(w, rho=1.0, lr=0.5), line, vector(7), 6)
 print("an exceptional start:", exception.squeeze().tolist())
 
 # %% [markdown]
-# **The cycle is on the edge.** SAM is un-normalised ascent with $r_t = \rho / \lVert g_t \rVert$, which grows as the gradient shrinks. At the two-cycle $\lVert g \rVert = \lambda a$, so $r\lambda = \rho/a = (2-u)/u$, and
+# **The cycle is on the edge.** SAM is un-normalised ascent with $r_t = \rho / \lVert g_t \rVert$, which grows as the gradient shrinks.
+# At the two-cycle $\lVert g \rVert = \lambda a$, so $r\lambda = \rho/a = (2-u)/u$, and
 #
 # $$
 # \eta\,(\lambda + r \lambda^2) = u\, \Big(1 + \frac{2-u}{u}\Big) = 2 .
 # $$ (eq-quad-on-edge)
 #
-# Farther out the step is below the edge and contracts, nearer it is above and expands. No pair $(\eta, \rho)$ avoids this. What un-normalised ascent demands of the *curvature*, normalised ascent arranges by the *distance*.
+# Farther out the step is below the edge and contracts, nearer it is above and expands.
+# No pair $(\eta, \rho)$ avoids this.
+# What un-normalised ascent demands of the *curvature*, normalised ascent arranges by the *distance*.
+#
+# The figure shows both edges in the units of the inverse curvature.
+# For its left side gradient regularisation runs at many pairs of step and ascent, and each coordinate must shrink exactly where the theorem says so.
+# For its right side SAM runs on a line, and its ascent $r_t \lambda$ is noted at each step.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: the plane of step times curvature and ascent times curvature. A falling curve from the top left to the point two, zero separates a shaded stable region from the rest. Filled dots of converged runs lie below it and hollow ones of diverged runs above. A square lies inside, at one half and 0.71, a triangle on the curve at one, one. Right: three curves of SAM's effective ascent against the step, which start from one point near zero and settle on three dashed horizontal lines, the two higher ones after damped oscillations."}, "figure": {"caption": "The edge of stability. Left: un-normalised ascent converges in the shaded region, in units of the inverse curvature; each dot is one eigenvalue of a run of gradient regularisation (filled: the coordinate shrank). The square and the triangle are a variant of SA-SAM that comes at the end of this chapter. Right: the ascent that SAM takes, in the same units, moves on to the edge for each step size and stays there.", "name": "fig-quad-edge"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-grid = torch.linspace(0.3, 2, 200, dtype=torch.float64)
-left.fill_between(grid, 2 / grid - 1, color="#cfd4dc", alpha=0.6, linewidth=0)
-left.fill_between([0, 0.3], 7, color="#cfd4dc", alpha=0.6, linewidth=0)
-left.plot(grid, 2 / grid - 1, color=INK)
+# %%
+dots = []
 for k in (0.0, 0.4, 1.0, 2.5, 8.0):  # rλ = k ηλ
     u = torch.linspace(0.15, 2.25, 15, dtype=torch.float64)
     u = u[k * u < 4.2]
-    last = run(torch.diag(u), torch.ones_like(u), 200, 1.0, proportional(k))[-1].abs()
-    for chosen, fill in ((last < 1, COLORS[1]), (last >= 1, "white")):
-        left.plot(u[chosen], k * u[chosen], "o", ms=5, mfc=fill, color=COLORS[1], linestyle="none")
-left.plot(0.5, 0.5**0.5, "s", ms=8, color=COLORS[2], label="$c = 2$")
-left.plot(1, 1, "^", ms=9, color=COLORS[2], label="$c = 1$")
-left.set(
-    xlim=(0, 2.4), ylim=(-0.15, 4.4), xlabel="step $\\eta\\lambda$", ylabel="ascent $r\\lambda$"
-)
-left.annotate("edge", (0.62, 2.3), color=INK)
-left.legend(loc="upper right")
-for u, color, style in zip((0.5, 0.8, 1.4), COLORS[:3], ("-", "--", "-."), strict=True):
-    points = run(line, vector(5), 16, u, normalised(1.0)).abs().squeeze(1)
-    right.plot(1 / points, marker="o", ms=3, color=color, ls=style, label=f"{u}")
+    shrank = run(torch.diag(u), torch.ones_like(u), 200, 1.0, proportional(k))[-1].abs() < 1
+    assert torch.equal(shrank, u + k * u**2 < 2)  # the theorem, with λ = u and η = 1
+    dots.append((u, k * u, shrank))
+ascents = {
+    u: 1 / run(line, vector(5), 16, u, normalised(1.0)).abs().squeeze(1) for u in (0.5, 0.8, 1.4)
+}
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: the plane of step times curvature and ascent times curvature. A falling curve from the top left to the point two, zero separates a shaded stable region from the rest. Filled dots of converged runs lie below it and hollow ones of diverged runs above. A square lies inside, at one half and 0.71, a triangle on the curve at one, one. Right: three curves of SAM's effective ascent against the step, which start from one point near zero and settle on three dashed horizontal lines, the two higher ones after damped oscillations."}, "figure": {"caption": "The edge of stability. Left: un-normalised ascent converges in the shaded region, in units of the inverse curvature; each dot is one eigenvalue of a run of gradient regularisation (filled: the coordinate shrank). The square and the triangle are a variant of SA-SAM that comes at the end of this chapter. Right: the ascent that SAM takes, in the same units, moves on to the edge for each step size and stays there.", "name": "fig-quad-edge"}}
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+grid = torch.linspace(0.01, 2, 400, dtype=torch.float64)
+left.fill_between(grid, 2 / grid - 1, color="#cfd4dc", alpha=0.6, linewidth=0)
+left.plot(grid, 2 / grid - 1, color=INK, label="edge")
+for u, ascent, shrank in dots:
+    for chosen, fill in ((shrank, COLORS[1]), (~shrank, "white")):
+        left.plot(u[chosen], ascent[chosen], "o", ms=5, mfc=fill, color=COLORS[1], ls="none")
+for c, marker in ((2, "s"), (1, "^")):
+    left.plot(1 / c, c**-0.5, marker, ms=8, color=COLORS[2], label=f"$c = {c}$")
+left.set(xlim=(0, 2.4), ylim=(-0.15, 4.4))
+left.set(xlabel="step $\\eta\\lambda$", ylabel="ascent $r\\lambda$")
+for u, ascent in ascents.items():
+    right.plot(ascent, marker="o", ms=3, label=f"{u}")
     right.axhline((2 - u) / u, color=QUIET, ls="--", lw=1)
-right.set(
-    xlabel="step $t$", ylabel="SAM's ascent, $\\rho\\lambda / \\Vert g_t \\Vert$", ylim=(0, 5.4)
-)
+right.set(xlabel="step $t$", ylabel="ascent of SAM, $r_t \\lambda$", ylim=(0, 5.4))
+left.legend(loc="upper right")
 right.legend(title="$\\eta\\lambda$", loc="upper right")
 plt.show()
 
@@ -313,8 +322,10 @@ plt.show()
 # (quad-cycle-section)=
 # ## Normalised ascent, in any dimension
 #
-# Every eigenvector carries a two-cycle: {prf:ref}`quad-line` on that line. Which one does SAM choose?
-# Bouncing hides the answer, so take it out: follow $z_t = (-1)^t\, \theta_t$. Since $\Phi$ is even, the step $\theta_{t+1} = \theta_t - \eta \nabla \Phi(\theta_t)$ becomes $z_{t+1} = -z_t + \eta \nabla \Phi(z_t)$, or
+# Every eigenvector carries a two-cycle: {prf:ref}`quad-line` on that line.
+# Which one does SAM choose?
+# Bouncing hides the answer, so take it out: follow $z_t = (-1)^t\, \theta_t$.
+# Since $\Phi$ is even, the step $\theta_{t+1} = \theta_t - \eta \nabla \Phi(\theta_t)$ becomes $z_{t+1} = -z_t + \eta \nabla \Phi(z_t)$, or
 #
 # $$
 # z_{t+1} = z_t - \nabla \Psi(z_t),
@@ -322,7 +333,8 @@ plt.show()
 # \Psi(z) = \lVert z \rVert^2 - \eta\, \Phi(z) = \tfrac12\, z^\top (2I - \eta H)\, z - \eta\rho\, \lVert H z \rVert .
 # $$ (eq-quad-psi)
 #
-# Gradient descent with step 1, on a function that has no tip at its minima: its tip is a *maximum*, at 0. Two-cycles of SAM are its critical points.
+# Gradient descent with step 1, on a function that has no tip at its minima: its tip is a *maximum*, at 0.
+# Two-cycles of SAM are its critical points.
 #
 # ```{prf:theorem} SAM on a quadratic
 # :label: quad-cycle
@@ -337,30 +349,44 @@ plt.show()
 #    m_{jk} = 1 - u s - (2 - u)\, s^2 .
 #    $$ (eq-quad-multiplier)
 #
-#    It has $\lvert m_{jk} \rvert < 1$ if and only if $s < 1$. So the cycle along the *top* eigenvector is stable, and every other one is a saddle.
+#    It has $\lvert m_{jk} \rvert < 1$ if and only if $s < 1$.
+#    So the cycle along the *top* eigenvector is stable, and every other one is a saddle.
 # ```
 #
 # ````{prf:proof}
-# *1.* Put $d = -\nabla\Psi(z_t)$. The first part of $\Psi$ is quadratic, and $-\lVert Hz \rVert$ is concave, so it lies below its tangent at $z_t$:
+# *1.* Put $d = -\nabla\Psi(z_t)$.
+# The first part of $\Psi$ is quadratic, and $-\lVert Hz \rVert$ is concave, so it lies below its tangent at $z_t$:
 #
 # $$
 # \Psi(z_t + d) \le \Psi(z_t) + \nabla\Psi(z_t)^\top d + \tfrac12\, d^\top (2I - \eta H)\, d
 # = \Psi(z_t) - \tfrac\eta2\, d^\top H d .
 # $$
 #
-# *2.* $\Psi$ is bounded below, and large far out, because $2I - \eta H$ is positive definite. So the $z_t$ are bounded, $\Psi(z_t)$ converges, and the sum of all $d_t^\top H d_t$ is finite. Hence $\nabla\Psi(z_t) \to 0$ and $z_{t+1} - z_t \to 0$. The origin is no limit point: near it $\lVert\nabla\Psi(z)\rVert \ge \eta\rho\lambda_d - 2 \lVert z \rVert$, since $\lVert H^2 z \rVert \ge \lambda_d \lVert Hz \rVert$. So every limit point is critical:
+# *2.* $\Psi$ is bounded below, and large far out, because $2I - \eta H$ is positive definite.
+# So the $z_t$ are bounded, $\Psi(z_t)$ converges, and the sum of all $d_t^\top H d_t$ is finite.
+# Hence $\nabla\Psi(z_t) \to 0$ and $z_{t+1} - z_t \to 0$.
+# The origin is no limit point: near it $\lVert\nabla\Psi(z)\rVert \ge \eta\rho\lambda_d - 2 \lVert z \rVert$, since $\lVert H^2 z \rVert \ge \lambda_d \lVert Hz \rVert$.
+# So every limit point is critical:
 #
 # $$
 # (2 - \eta\lambda_k)\, z_k = \frac{\eta\rho\,\lambda_k^2}{\lVert Hz \rVert}\, z_k
 # \qquad\text{in every eigendirection } k .
 # $$
 #
-# Where $z_k \ne 0$, $\lVert Hz \rVert = \eta\rho\lambda_k^2 / (2 - \eta\lambda_k)$. The right side grows strictly with $\lambda_k$, so this can hold for one $k$ only: $z = \pm a_k v_k$, with $\lambda_k a_k = \lVert Hz \rVert$. These are $2d$ points. Steps that tend to zero give a connected set of limit points, so there is one.
+# Where $z_k \ne 0$, $\lVert Hz \rVert = \eta\rho\lambda_k^2 / (2 - \eta\lambda_k)$.
+# The right side grows strictly with $\lambda_k$, so this can hold for one $k$ only: $z = \pm a_k v_k$, with $\lambda_k a_k = \lVert Hz \rVert$.
+# These are $2d$ points.
+# Steps that tend to zero give a connected set of limit points, so there is one.
 #
-# *3.* $\lVert Hz \rVert$ has no first-order change when $z$ moves from $a_j v_j$ across $v_j$. So across, $z_k \mapsto -(1 - \eta\lambda_k)\, z_k + \eta\rho\lambda_k^2\, z_k / (\lambda_j a_j)$, and $\eta\rho/(\lambda_j a_j) = (2 - u)/\lambda_j^2$. In $\theta$ the sign is turned, which is {eq}`eq-quad-multiplier`. It is below 1, decreases in $s > 0$, and is $-1$ at $s = 1$.
+# *3.* $\lVert Hz \rVert$ has no first-order change when $z$ moves from $a_j v_j$ across $v_j$.
+# So across, $z_k \mapsto -(1 - \eta\lambda_k)\, z_k + \eta\rho\lambda_k^2\, z_k / (\lambda_j a_j)$, and $\eta\rho/(\lambda_j a_j) = (2 - u)/\lambda_j^2$.
+# In $\theta$ the sign is turned, which is {eq}`eq-quad-multiplier`.
+# It is below 1, decreases in $s > 0$, and is $-1$ at $s = 1$.
 # ````
 #
-# A trajectory ends on a saddle only from its stable manifold, which has a lower dimension. {cite:t}`bartlett2023` prove that most starts reach the top cycle, and at which rate. The function $\Psi$ needs no condition but $\eta\beta < 2$, and its values at the critical points, $-\frac12 \eta\rho\, \lambda_j a_j$, order the cycles: the top one is the lowest.
+# A trajectory ends on a saddle only from its stable manifold, which has a lower dimension.
+# {cite:t}`bartlett2023` prove that most starts reach the top cycle, and at which rate.
+# The function $\Psi$ needs no condition but $\eta\beta < 2$, and its values at the critical points, $-\frac12 \eta\rho\, \lambda_j a_j$, order the cycles: the top one is the lowest.
 
 # %%
 spectrum = vector(10, 7, 4, 2, 1)
@@ -369,7 +395,7 @@ basis, starting_points = torch.linalg.qr(draw[:5]).Q, draw[5:]
 H = basis * spectrum @ basis.T
 eta, rho, steps = 0.15, 0.2, 300
 points = run(H, starting_points, steps, eta, normalised(rho))  # (steps + 1, starts, 5)
-library, _ = from_library(lambda w: SAM(w, rho=rho, lr=eta), H, starting_points[0], 60)
+library, _ = follow_quadratic(lambda w: SAM(w, rho=rho, lr=eta), H, starting_points[0], 60)
 assert distance(points[:61, 0], library) < 1e-9
 
 z = points * (-1.0) ** torch.arange(steps + 1)[:, None, None]
@@ -400,17 +426,23 @@ assert distance(formula, measured) < 1e-12
 across = measured - torch.diag(measured.diagonal())
 assert (across.abs().amax(1) < 1).tolist() == [True, False, False, False, False]
 names = [f"{value:.0f}" for value in spectrum]
-table = pd.DataFrame(measured.numpy(), index=names, columns=[f"along {name}" for name in names])
-table.rename_axis("cycle on the eigenvalue").round(4)
+rows = dict(zip(names, measured.tolist(), strict=True))
+table(["cycle on the eigenvalue", *(f"along {name}" for name in names)], rows)
 
 # %% [markdown]
-# Read the rows: in the first all entries are below 1 in size; each other row has an entry below −1 in each column to the left of its diagonal. A saddle is left along a *larger* curvature, alternating in sign.
+# Read the rows: in the first all entries are below 1 in size; each other row has an entry below −1 in each column to the left of its diagonal.
+# A saddle is left along a *larger* curvature, alternating in sign.
+#
+# One trajectory in two dimensions shows both: it starts near the flat direction, passes the saddle there, and must end in the well.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two contour plots of the same trajectory in two dimensions. Left, contours of the loss are ellipses; the points zigzag from the right towards the minimum and end on two circles, above and below it on the vertical axis, the sharp direction. Right, contours of another function with two wells on the vertical axis, circled, and two saddles on the horizontal one, crossed; with every second point reflected, the path first runs along the horizontal axis to a saddle and then turns up into the upper well."}, "figure": {"caption": "Sixty steps of SAM with $\\lambda = 4$ (vertical) and 2 (horizontal). Left: the trajectory on the contours of the loss; circles mark the two-cycle in which it ends. Right: the same points with every second one reflected, on the contours of $\\Psi$. Now it is plain descent: first to a saddle (cross), which is the two-cycle on the flat direction, then up into a well (circle), the one on the sharp direction.", "name": "fig-quad-cycle"}}
+# %%
 H, eta, rho = torch.diag(vector(2, 4)), 0.35, 0.4
 points = run(H, vector(1.5, 0.01), 60, eta, normalised(rho))
 z = points * (-1.0) ** torch.arange(61)[:, None]
 a = [eta * value * rho / (2 - eta * value) for value in (2, 4)]
+assert (z[-1] - vector(0, a[1])).norm() < 1e-12
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two contour plots of the same trajectory in two dimensions. Left, contours of the loss are ellipses; the points zigzag from the right towards the minimum and end on two circles, above and below it on the vertical axis, the sharp direction. Right, contours of another function with two wells on the vertical axis, circled, and two saddles on the horizontal one, crossed; with every second point reflected, the path first runs along the horizontal axis to a saddle and then turns up into the upper well."}, "figure": {"caption": "Sixty steps of SAM with $\\lambda = 4$ (vertical) and 2 (horizontal). Left: the trajectory on the contours of the loss; circles mark the two-cycle in which it ends. Right: the same points with every second one reflected, on the contours of $\\Psi$. Now it is plain descent: first to a saddle (cross), which is the two-cycle on the flat direction, then up into a well (circle), the one on the sharp direction.", "name": "fig-quad-cycle"}}
 axis = torch.linspace(-1.15, 1.15, 161, dtype=torch.float64)
 x, y = torch.meshgrid(1.5 * axis, axis, indexing="xy")
 mesh = torch.stack([x, y], dim=2)
@@ -429,13 +461,16 @@ panels[0].set_ylabel("sharp direction")
 plt.show()
 
 # %% [markdown]
-# **How far, and at what loss?** For a small step, $a \approx \frac12\, \eta \cdot \lambda\rho$: half a step along $\lambda\rho$, the gradient at the distance $\rho$. The loss of the cycle,
+# **How far, and at what loss?** For a small step, $a \approx \frac12\, \eta \cdot \lambda\rho$: half a step along $\lambda\rho$, the gradient at the distance $\rho$.
+# The loss of the cycle,
 #
 # $$
 # \tfrac12\, \beta\, a^2 \approx \tfrac18\, \eta^2 \rho^2 \beta^3 ,
 # $$ (eq-quad-height)
 #
-# grows with the cube of the curvature. SAM with constant $(\eta, \rho)$ hovers high over a sharp valley and low over a flat one. Hold on to that; SA-SAM will do away with it.
+# grows with the cube of the curvature.
+# SAM with constant $(\eta, \rho)$ hovers high over a sharp valley and low over a flat one.
+# Hold on to that; SA-SAM will do away with it.
 
 # %% [markdown]
 # (quad-rule-section)=
@@ -454,28 +489,38 @@ plt.show()
 # \end{gathered}
 # $$ (eq-quad-rule)
 #
-# with $\vartheta_0 = \infty$ and $c = 2$; $\delta = 1$ in the equation and 0.02 in the experiments. (Algorithm 1, line 5, prints $\vartheta_t$ under the root, which is not known until line 8.)
+# with $\vartheta_0 = \infty$ and $c = 2$; $\delta = 1$ in the equation and 0.02 in the experiments.
+# (Algorithm 1, line 5, prints $\vartheta_t$ under the root, which is not known until line 8.)
 #
 # ```{prf:proposition} What the rule guarantees
 # :label: quad-bound
 #
 # Let the gradient be $\beta$-Lipschitz (no quadratic is needed), whatever direction the steps follow.
 #
-# 1. $\eta_t \ge \dfrac{1}{c\beta}$ for all $t \ge 1$. With a finite $\vartheta_0$, $\eta_t \ge \min\{\eta_0, 1/(c\beta)\}$.
+# 1. $\eta_t \ge \dfrac{1}{c\beta}$ for all $t \ge 1$.
+#    With a finite $\vartheta_0$, $\eta_t \ge \min\{\eta_0, 1/(c\beta)\}$.
 # 2. No larger constant is true: on a line $\eta_t = 1/(c\beta)$ for all $t \ge 1$.
 # 3. If $L$ is a quadratic, $\eta_t \le 1/(c\lambda_d)$ for all $t \ge 1$, as long as the iterates move.
 # 4. The ratio of successive steps stays below $\vartheta_* = \frac12 (\delta + \sqrt{\delta^2 + 4})$, once it is: 1.01005 for $\delta = 0.02$, 1.618 for $\delta = 1$.
 # ```
 #
 # ```{prf:proof}
-# *1.* $\lVert g_t - g_{t-1}\rVert \le \beta \lVert \theta_t - \theta_{t-1}\rVert$, so the first branch is at least $1/(c\beta)$. The second is infinite at $t = 1$ and at least $\eta_{t-1}$ later. Induction. (With $\vartheta_0$ finite, it starts at $\eta_0$. Where the weights did not move, the second branch is taken, or $\eta_{t-1}$ kept.)
+# *1.* $\lVert g_t - g_{t-1}\rVert \le \beta \lVert \theta_t - \theta_{t-1}\rVert$, so the first branch is at least $1/(c\beta)$.
+# The second is infinite at $t = 1$ and at least $\eta_{t-1}$ later.
+# Induction.
+# (With $\vartheta_0$ finite, it starts at $\eta_0$.
+# Where the weights did not move, the second branch is taken, or $\eta_{t-1}$ kept.)
 #
-# *2.* On a line $\beta_t = \beta$, and the minimum cannot exceed its first branch. *3.* For a quadratic, $g_t - g_{t-1} = H(\theta_t - \theta_{t-1})$, which is at least $\lambda_d$ times as long.
+# *2.* On a line $\beta_t = \beta$, and the minimum cannot exceed its first branch.
+# *3.* For a quadratic, $g_t - g_{t-1} = H(\theta_t - \theta_{t-1})$, which is at least $\lambda_d$ times as long.
 #
 # *4.* $\vartheta_t \le \sqrt{1 + \delta\vartheta_{t-1}}$, an increasing function of $\vartheta_{t-1}$ with the fixed point $\vartheta_*^2 = 1 + \delta\vartheta_*$.
 # ```
 #
-# **The paper says $1/\beta$** (Section 2: "lower bounded by $1/\beta$"). For its equation 5 that is false, on a line already, by the factor of two that stands in the equation. It would hold with $c = 1$ and $\vartheta_0 = \infty$; the paper has the other $c$, and the released code $c = 1$ with $\vartheta_0 = 1$. In the second cell below it fails for $H = \operatorname{diag}(10, 0.1)$.
+# **The paper says $1/\beta$** (Section 2: "lower bounded by $1/\beta$").
+# For its equation 5 that is false, on a line already, by the factor of two that stands in the equation.
+# It would hold with $c = 1$ and $\vartheta_0 = \infty$; the paper has the other $c$, and the released code $c = 1$ with $\vartheta_0 = 1$.
+# In the second cell below it fails for $H = \operatorname{diag}(10, 0.1)$.
 
 
 # %%
@@ -497,7 +542,8 @@ def smoothness_adaptive(H, theta, steps, ascent, eta0=1e-2, c=2.0, delta=1.0):
 
 
 # %% [markdown]
-# SA-SGD has no ascent. SA-SAM has the normalised one, with
+# SA-SGD has no ascent.
+# SA-SAM has the normalised one, with
 #
 # $$
 # \rho_t = \sqrt{\eta_t}
@@ -523,7 +569,7 @@ for kind, ascent in ((SASGD, none), (SASAM, square_root)):
     points, sizes[kind] = smoothness_adaptive(H, theta, 150, ascent, eta0=1e-4)
     for full in (True, False):  # the same gradients, one evaluation more
         make = adaptive(kind, eta0=1e-4, delta=1.0, full_batch=full)
-        assert distance(points[:31], from_library(make, H, theta, 30)[0]) < 1e-9
+        assert distance(points[:31], follow_quadratic(make, H, theta, 30)[0]) < 1e-9
 
 # %%
 beta = 10
@@ -534,7 +580,9 @@ assert sizes[SASAM][1:].min() < 0.51 / beta  # the paper: at least 1 / beta
 print(f"1/β is {1 / beta}; the smallest step size of SA-SAM is {sizes[SASAM][1:].min():.4f}")
 
 # %% [markdown]
-# With $\eta\beta = 1/c$ along the top eigenvector the rule stays away from gradient descent's edge by a factor of $2c$: four in the paper, two in the release. But not at every step. Where the last step went along a flat direction, $\beta_t$ is small, and $\eta_t$ may exceed $2/\beta$; the sharp direction then grows, dominates the next difference, and is noticed.
+# With $\eta\beta = 1/c$ along the top eigenvector the rule stays away from gradient descent's edge by a factor of $2c$: four in the paper, two in the release.
+# But not at every step.
+# Where the last step went along a flat direction, $\beta_t$ is small, and $\eta_t$ may exceed $2/\beta$; the sharp direction then grows, dominates the next difference, and is noticed.
 
 # %%
 beyond = (sizes[SASGD][1:] > 2 / 10).double().mean()
@@ -547,12 +595,16 @@ assert abs(growth[-1] - (0.02 + math.sqrt(0.02**2 + 4)) / 2) < 1e-12
 print(f"largest growth a step {growth[-1]:.5f}")
 
 # %% [markdown]
-# So about half of SA-SGD's steps on this quadratic are beyond the edge, some by more than five times; it converges all the same, and for $c = 2$ and $\delta = 1$ it must, by Malitsky and Mishchenko's theorem. That theorem is about steps along the gradient. Nothing of it passes to SA-SAM, whose steps follow another one.
+# So about half of SA-SGD's steps on this quadratic are beyond the edge, some by more than five times; it converges all the same, and for $c = 2$ and $\delta = 1$ it must, by Malitsky and Mishchenko's theorem.
+# That theorem is about steps along the gradient.
+# Nothing of it passes to SA-SAM, whose steps follow another one.
 #
 # (quad-floor-section)=
 # ## Where SA-SAM ends
 #
-# On the two-cycle along $v$ with eigenvalue $\lambda$ the measured smoothness is $\lambda$, so $\eta = 1/(c\lambda)$ and $u = 1/c$ for every curvature. The radius is $1/\sqrt{c\lambda}$. Put both into {eq}`eq-quad-cycle`.
+# On the two-cycle along $v$ with eigenvalue $\lambda$ the measured smoothness is $\lambda$, so $\eta = 1/(c\lambda)$ and $u = 1/c$ for every curvature.
+# The radius is $1/\sqrt{c\lambda}$.
+# Put both into {eq}`eq-quad-cycle`.
 #
 # ```{prf:theorem} SA-SAM on a quadratic
 # :label: quad-floor
@@ -579,17 +631,26 @@ print(f"largest growth a step {growth[-1]:.5f}")
 # ```
 #
 # ````{prf:proof}
-# *1.* $\theta_t - \theta_{t-1}$ is a multiple of $v$, so $\beta_t = \lambda$. As $\vartheta = 1$ and $\delta > 0$, the second branch is the larger one. With $u = 1/c$, $a = u\rho/(2-u) = \rho/(2c-1)$, and $\frac12 \lambda a^2 = \frac12 \lambda \cdot \frac{1}{c\lambda} \cdot \frac{1}{(2c-1)^2}$.
+# *1.* $\theta_t - \theta_{t-1}$ is a multiple of $v$, so $\beta_t = \lambda$.
+# As $\vartheta = 1$ and $\delta > 0$, the second branch is the larger one.
+# With $u = 1/c$, $a = u\rho/(2-u) = \rho/(2c-1)$, and $\frac12 \lambda a^2 = \frac12 \lambda \cdot \frac{1}{c\lambda} \cdot \frac{1}{(2c-1)^2}$.
 #
-# *2.* On a line $\beta_t = \lambda$ always. Since $\vartheta_0 = \infty$ gives $\eta_1 = 1/(c\lambda)$ at once, and the second branch never falls below, $\eta_t$ and $\rho_t$ are constant from $t = 1$ on. {prf:ref}`quad-line` applies from there. The first step is linear with a slope $1 - \eta_0\lambda \ne 0$ on either side of 0, so countably many $\theta_1$ come from countably many $\theta_0$.
+# *2.* On a line $\beta_t = \lambda$ always.
+# Since $\vartheta_0 = \infty$ gives $\eta_1 = 1/(c\lambda)$ at once, and the second branch never falls below, $\eta_t$ and $\rho_t$ are constant from $t = 1$ on.
+# {prf:ref}`quad-line` applies from there.
+# The first step is linear with a slope $1 - \eta_0\lambda \ne 0$ on either side of 0, so countably many $\theta_1$ come from countably many $\theta_0$.
 #
-# *3.* With $\Delta = \theta_t - \theta_{t-1}$, $\beta_t^2 = \sum_k \lambda_k^2 \Delta_k^2 \,/ \sum_k \Delta_k^2$, which has no first-order change at $\Delta = \pm 2 a v$. Near the cycle the first branch is strictly the smaller one, so $\eta_t$ depends on $\beta_t$ alone. Hence $\eta_t$ and $\rho_t$ are constant to first order, and {eq}`eq-quad-multiplier` holds with $u = 1/c$.
+# *3.* With $\Delta = \theta_t - \theta_{t-1}$, $\beta_t^2 = \sum_k \lambda_k^2 \Delta_k^2 \,/ \sum_k \Delta_k^2$, which has no first-order change at $\Delta = \pm 2 a v$.
+# Near the cycle the first branch is strictly the smaller one, so $\eta_t$ depends on $\beta_t$ alone.
+# Hence $\eta_t$ and $\rho_t$ are constant to first order, and {eq}`eq-quad-multiplier` holds with $u = 1/c$.
 #
-# *4.* The perturbed point is $(a + \rho)\, v = \frac{2c}{2c-1}\, \rho\, v$. Its loss is $\frac12 \lambda\, \frac{4c^2}{(2c-1)^2} \cdot \frac1{c\lambda} = \frac{2c}{(2c-1)^2}$; subtract {eq}`eq-quad-floor`.
+# *4.* The perturbed point is $(a + \rho)\, v = \frac{2c}{2c-1}\, \rho\, v$.
+# Its loss is $\frac12 \lambda\, \frac{4c^2}{(2c-1)^2} \cdot \frac1{c\lambda} = \frac{2c}{(2c-1)^2}$; subtract {eq}`eq-quad-floor`.
 # ````
 #
 # For $c \le \frac12$ there is no cycle: $u \ge 2$, and the line diverges.
-# That all starts in several dimensions end in the top cycle is not proved; $\Psi$ changes with $\eta_t$. We try it.
+# That all starts in several dimensions end in the top cycle is not proved; $\Psi$ changes with $\eta_t$.
+# We try it.
 
 
 # %% tags=["nbval-rtol=1e-6"]
@@ -610,7 +671,8 @@ for c in (1.0, 2.0):
     print(f"c = {c:.0f}: {2 * p.starts} runs end at the loss {losses.max():.6f}")
 
 # %% [markdown]
-# The library, on a line. The release has $c = 1$, starts its growth at once, takes $\rho_t = \sqrt{\eta_{t-1}}$, and adds $10^{-8}$ to the step; of these only $c$ matters for where it ends.
+# The library, on a line.
+# The release has $c = 1$, starts its growth at once, takes $\rho_t = \sqrt{\eta_{t-1}}$, and adds $10^{-8}$ to the step; of these only $c$ matters for where it ends.
 
 # %%
 variants = {
@@ -622,7 +684,7 @@ variants = {
 rows, curvature = {}, 3
 for name, (_, options) in variants.items():
     make = adaptive(SASAM, eta0=0.3, full_batch=True, **options)
-    points, optimizer = from_library(make, curvature * line, vector(1.1), 60)
+    points, optimizer = follow_quadratic(make, curvature * line, vector(1.1), 60)
     assert points[-1] * points[-2] < 0
     a, rho = points[-1].abs().item(), optimizer.rho
     low, high = 0.5 * curvature * a**2, 0.5 * curvature * (a + rho) ** 2
@@ -634,33 +696,48 @@ for name, (c, _) in variants.items():
     theory = 1 / c, 1 / (2 * c - 1), floor(c), 2 * c / (2 * c - 1) ** 2, raised
     assert distance(vector(*theory), vector(*rows[name])) < 1e-6  # the release's 1e-8 is neglected
 columns = ["η λ", "|θ| / ρ", "loss", "loss at the gradient", "raised by"]
-pd.DataFrame(rows, index=columns).T.rename_axis("on a line, λ = 3").round(5)
+table(["on a line, λ = 3", *columns], rows, spec=".5f")
 
 # %% [markdown]
-# **An easy mistake.** The raise is not $\frac12 \rho^2 \lambda = 1/(2c)$. That is what the ascent adds at the minimum, where SA-SAM never is. On the cycle the slope comes on top, $\rho\, \lVert g \rVert$: for $c = 2$ the two make $5/12$, not $1/4$.
+# **An easy mistake.** The raise is not $\frac12 \rho^2 \lambda = 1/(2c)$.
+# That is what the ascent adds at the minimum, where SA-SAM never is.
+# On the cycle the slope comes on top, $\rho\, \lVert g \rVert$: for $c = 2$ the two make $5/12$, not $1/4$.
 #
-# Two more statements are true only up to starts of measure zero. "SA-SAM does not converge on a quadratic": it does, if its first step ends on one of the exceptional points of {prf:ref}`quad-line`. "It locks on the *top* eigenvector": a start without a component there stays on another one, at the same loss. Both exceptions run:
+# Two more statements are true only up to starts of measure zero.
+# "SA-SAM does not converge on a quadratic": it does, if its first step ends on one of the exceptional points of {prf:ref}`quad-line`.
+# "It locks on the *top* eigenvector": a start without a component there stays on another one, at the same loss.
+# Both exceptions run:
 
 # %%
 H = torch.diag(vector(4, 1))
-points, _ = from_library(adaptive(SASAM, eta0=1e-2, full_batch=True), H, vector(0, 1), 60)
+points, _ = follow_quadratic(adaptive(SASAM, eta0=1e-2, full_batch=True), H, vector(0, 1), 60)
 assert points[-1, 0] == 0 and abs(0.5 * points[-1, 1] ** 2 - floor(2)) < 1e-12
 
 # λ = 1/2: η = 1 and ρ = 1 from the second step on, u = 1/2. The first has η = 1, so ρ₀ = 1 too.
 make = adaptive(SASAM, eta0=1.0, full_batch=True)
-points, _ = from_library(make, 0.5 * line, vector(7), 6)
+points, _ = follow_quadratic(make, 0.5 * line, vector(7), 6)
 assert points.squeeze().tolist() == [7, 3, 1, 0, 0, 0, 0]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: distance to the minimum against the step, on a logarithmic axis. Gradient descent and gradient regularisation fall without end; SAM and SA-SAM fall a little and stay on a level near one fifth and one eighth. Right: loss of the two-cycle against the curvature on two logarithmic axes. SAM's rises with the cube of the curvature and then faster, to a dotted vertical line. The two curves of SA-SAM are horizontal, at one half and at one thirty-sixth. Dots of measured runs lie on the curves."}, "figure": {"caption": "Left: distance to the minimum on $H = \\mathrm{diag}(4, 1)$, for step size 0.2 (SA-SAM chooses its own), $\\rho = 0.3$, $r = 0.2$. Right: the loss of the final two-cycle against the curvature; curves are the theorems, dots are runs of the library after 40 steps. For SAM $\\eta = 0.1$ and $\\rho = 0.3$, and the dotted line is gradient descent's edge.", "name": "fig-quad-distance"}}
+# %% [markdown]
+# The last figure sets the methods side by side, by their distance to the minimum on one quadratic and by the loss of their two-cycle on many.
+
+# %%
 H, theta = torch.diag(vector(4, 1)), vector(1, 1)
-curves = {
+paths = {
     "gradient descent": run(H, theta, 60, 0.2, proportional(0.0)),
     "gradient regularisation": run(H, theta, 60, 0.2, proportional(0.2)),
     "SAM": run(H, theta, 60, 0.2, normalised(0.3)),
     "SA-SAM, c = 2": smoothness_adaptive(H, theta, 60, square_root)[0],
 }
+losses = []
+for make in (adaptive(SAM, rho=0.3, lr=0.1), adaptive(SASAM, full_batch=True)):
+    for curvature in (2.0, 4.5, 12.0):
+        last = follow_quadratic(make, curvature * line, vector(0.5), 40)[0][-1]
+        losses.append((curvature, 0.5 * curvature * last.item() ** 2))
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: distance to the minimum against the step, on a logarithmic axis. Gradient descent and gradient regularisation fall without end; SAM and SA-SAM fall a little and stay on a level near one fifth and one eighth. Right: loss of the two-cycle against the curvature on two logarithmic axes. SAM's rises with the cube of the curvature and then faster, to a dotted vertical line. The two curves of SA-SAM are horizontal, at one half and at one thirty-sixth. Dots of measured runs lie on the curves."}, "figure": {"caption": "Left: distance to the minimum on $H = \\mathrm{diag}(4, 1)$, for step size 0.2 (SA-SAM chooses its own), $\\rho = 0.3$, $r = 0.2$. Right: the loss of the final two-cycle against the curvature; curves are the theorems, dots are runs of the library after 40 steps. For SAM $\\eta = 0.1$ and $\\rho = 0.3$, and the dotted line is gradient descent's edge.", "name": "fig-quad-distance"}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-for (name, path), style in zip(curves.items(), (":", "--", "-", "-."), strict=True):
+for (name, path), style in zip(paths.items(), (":", "--", "-", "-."), strict=True):
     left.semilogy(path.norm(dim=1), label=name, ls=style)
 left.set(xlabel="step $t$", ylabel="distance to the minimum", ylim=(1e-6, 3))
 left.legend(loc="lower left")
@@ -671,21 +748,27 @@ right.text(2.6, 8e-4, "SAM", color=INK)
 for c, style, value in ((1.0, "--", "1/2"), (2.0, "-.", "1/36")):
     right.loglog(grid, torch.full_like(grid, floor(c)), color=COLORS[3], ls=style)
     right.text(0.33, 1.25 * floor(c), f"SA-SAM, $c = {c:.0f}$: loss {value}", color=INK)
-for curvature in (2.0, 4.5, 12.0):
-    for make in (adaptive(SAM, rho=0.3, lr=0.1), adaptive(SASAM, full_batch=True)):
-        last = from_library(make, curvature * line, vector(0.5), 40)[0][-1]
-        right.plot(curvature, 0.5 * curvature * last.item() ** 2, "o", ms=5, color=INK)
+right.plot(*zip(*losses, strict=True), "o", ms=5, color=INK)
 right.axvline(20, color=QUIET, ls=":", lw=1.2)
 right.set(xlabel="curvature $\\lambda$", ylabel="loss of the two-cycle", ylim=(1e-6, 10))
 plt.show()
 
 # %% [markdown]
-# The right panel is the chapter in one picture. SAM's height tells sharp from flat. SA-SAM's does not: whatever the curvature, it hovers at 1/36, and looks from 4/9. A preference for flat quadratics cannot come from there. Nor can it come from an edge: the step size follows the curvature, $\eta\beta = 1/c$ in every valley, and no valley expels the iterate. The paper conjectures (Section 2) that its rule regularises sharpness; on a quadratic, where every point is as sharp as every other, no method could show that, and this is no evidence against it. What remains is a large radius. In a network it may do good; {prf:ref}`quad-floor` says which control to run beside it: SAM with that radius.
+# The right panel is the chapter in one picture.
+# SAM's height tells sharp from flat.
+# SA-SAM's does not: whatever the curvature, it hovers at 1/36, and looks from 4/9.
+# A preference for flat quadratics cannot come from there.
+# Nor can it come from an edge: the step size follows the curvature, $\eta\beta = 1/c$ in every valley, and no valley expels the iterate.
+# The paper conjectures (Section 2) that its rule regularises sharpness; on a quadratic, where every point is as sharp as every other, no method could show that, and this is no evidence against it.
+# What remains is a large radius.
+# In a network it may do good; {prf:ref}`quad-floor` says which control to run beside it: SAM with that radius.
 #
 # (quad-units)=
 # ## The unit of the radius
 #
-# Where does the constant loss come from? $\eta$ has the unit $\theta^2/L$, so $\sqrt\eta$ has $\theta/\sqrt L$, and a radius should have $\theta$. Multiply the loss by $\kappa$, as a change from a mean to a sum over the batch does:
+# Where does the constant loss come from?
+# $\eta$ has the unit $\theta^2/L$, so $\sqrt\eta$ has $\theta/\sqrt L$, and a radius should have $\theta$.
+# Multiply the loss by $\kappa$, as a change from a mean to a sum over the batch does:
 #
 # | | $\eta$ | radius | $\theta_t$ |
 # |---|---|---|---|
@@ -695,13 +778,19 @@ plt.show()
 #
 # So the floor is 1/36 of whatever the scaled loss is measured in: in the unit of the original one, $1/(36\kappa)$.
 #
-# The theorem that the paper takes its radius from is about *un-normalised* ascent, with $\rho_t = \sqrt{\eta_t/\beta}$. (Theorem 2 of {cite:t}`andriushchenko2022`, as usually quoted; we did not compare its text.) That has the unit of a step size, as it should. With $\beta_t$ for $\beta$, and $\beta_t = 1/(c\eta_t)$ where the first branch decides,
+# The theorem that the paper takes its radius from is about *un-normalised* ascent, with $\rho_t = \sqrt{\eta_t/\beta}$.
+# (Theorem 2 of {cite:t}`andriushchenko2022`, as usually quoted; we did not compare its text.)
+# That has the unit of a step size, as it should.
+# With $\beta_t$ for $\beta$, and $\beta_t = 1/(c\eta_t)$ where the first branch decides,
 #
 # $$
 # \varepsilon_t = \rho_t\, g_t, \qquad \rho_t = \sqrt{\eta_t / \beta_t} = \sqrt c\; \eta_t .
 # $$ (eq-quad-repair)
 #
-# On a line $\eta(\lambda + r\lambda^2) = \frac1c + \frac{\sqrt c}{c^2} = c^{-1} + c^{-3/2}$, to be compared with 2. For $c = 2$ it is 0.854: well inside the edge, and SA-SAM converges. For $c = 1$, the release's constant, it is exactly 2: the marginal case. They are the square and the triangle in the {ref}`figure of the edge <fig-quad-edge>`.
+# On a line $\eta(\lambda + r\lambda^2) = \frac1c + \frac{\sqrt c}{c^2} = c^{-1} + c^{-3/2}$, to be compared with 2.
+# For $c = 2$ it is 0.854: well inside the edge, and SA-SAM converges.
+# For $c = 1$, the release's constant, it is exactly 2: the marginal case.
+# They are the square and the triangle in the {ref}`figure of the edge <fig-quad-edge>`.
 
 # %%
 H, theta, kappas = torch.diag(vector(3, 0.5)), vector(1, -0.5), (0.01, 1.0, 100.0)
@@ -714,7 +803,7 @@ for kappa in kappas:
 options = {"rho_rule": "sqrt_eta_over_beta", "ascent": "gradient", "full_batch": True}
 for c in (1.0, 2.0):
     make = adaptive(SASAM, eta0=1e-2, damping=c, **options)
-    points, _ = from_library(make, 3 * line, vector(1), 12)
+    points, _ = follow_quadratic(make, 3 * line, vector(1), 12)
     factor = 1 - 1 / c - c**-1.5
     assert torch.allclose(points[5:] / points[4:-1], vector(factor), rtol=0, atol=1e-9)
     print(f"un-normalised ascent, c = {c:.0f}: each step multiplies by {factor:.4f}")
@@ -723,32 +812,44 @@ for c in (1.0, 2.0):
 # (quad-balls)=
 # ## Other balls
 #
-# Two relatives of SAM change the shape of the ball. Do they change the end?
+# Two relatives of SAM change the shape of the ball.
+# Do they change the end?
 #
-# **ASAM** {cite:p}`kwon2021` measures the ball in units of the weights, $\varepsilon = \rho\, T^2 g / \lVert T g \rVert$. Take $T = |\theta|$, the popular form. On a line $\varepsilon = \rho\, |\theta| \operatorname{sign}(g)$. If the minimum is at $\theta = 0$, this is *un-normalised*: $\theta_{t+1} = \big(1 - u (1 + \rho)\big)\, \theta_t$, which converges for $u(1 + \rho) < 2$. But that is an accident of the origin. With the minimum at $\theta^\star > 0$, and the same condition, there is a two-cycle between $\theta^\star + b_+$ and $\theta^\star - b_-$. From $b_- = u\rho\,(\theta^\star + b_+) - (1-u)\, b_+$ and $b_+ = u\rho\,(\theta^\star - b_-) - (1-u)\, b_-$,
+# **ASAM** {cite:p}`kwon2021` measures the ball in units of the weights, $\varepsilon = \rho\, T^2 g / \lVert T g \rVert$.
+# Take $T = |\theta|$, the popular form.
+# On a line $\varepsilon = \rho\, |\theta| \operatorname{sign}(g)$.
+# If the minimum is at $\theta = 0$, this is *un-normalised*: $\theta_{t+1} = \big(1 - u (1 + \rho)\big)\, \theta_t$, which converges for $u(1 + \rho) < 2$.
+# But that is an accident of the origin.
+# With the minimum at $\theta^\star > 0$, and the same condition, there is a two-cycle between $\theta^\star + b_+$ and $\theta^\star - b_-$.
+# From $b_- = u\rho\,(\theta^\star + b_+) - (1-u)\, b_+$ and $b_+ = u\rho\,(\theta^\star - b_-) - (1-u)\, b_-$,
 #
 # $$
 # b_\pm = \frac{u\, \rho\, \theta^\star\, (1 \mp \rho)}{2 - u + u\rho^2} .
 # $$ (eq-quad-asam)
 #
-# To first order in $\rho$ it is SAM's cycle with the radius $\rho\,\theta^\star$. The next term shifts it towards the origin, because the ball is larger on the far side.
+# To first order in $\rho$ it is SAM's cycle with the radius $\rho\,\theta^\star$.
+# The next term shifts it towards the origin, because the ball is larger on the far side.
 #
-# **Eigen-SAM** {cite:p}`luo2024` turns the ascent towards the top eigenvector $v_1$, with a weight $\gamma$ (its `alpha`): $\varepsilon \propto \hat g + \gamma\, \operatorname{sign}(g^\top v_1)\, \big(v_1 - (v_1^\top \hat g)\, \hat g\big)$, $\hat g = g / \lVert g \rVert$. On SAM's final cycle $\hat g = \pm v_1$, and the addition vanishes: the same cycle, the same height. What changes is the way there. Close to it, the part of $\hat g$ across $v_1$ is multiplied by $1 - \gamma$, and so is the ascent's part of {eq}`eq-quad-multiplier`:
+# **Eigen-SAM** {cite:p}`luo2024` turns the ascent towards the top eigenvector $v_1$, with a weight $\gamma$ (its `alpha`): $\varepsilon \propto \hat g + \gamma\, \operatorname{sign}(g^\top v_1)\, \big(v_1 - (v_1^\top \hat g)\, \hat g\big)$, $\hat g = g / \lVert g \rVert$.
+# On SAM's final cycle $\hat g = \pm v_1$, and the addition vanishes: the same cycle, the same height.
+# What changes is the way there.
+# Close to it, the part of $\hat g$ across $v_1$ is multiplied by $1 - \gamma$, and so is the ascent's part of {eq}`eq-quad-multiplier`:
 #
 # $$
 # m_{1k} = 1 - u s - (1 - \gamma)(2 - u)\, s^2 .
 # $$ (eq-quad-eigen)
 #
-# And the other cycles are saddles no more. At $v_j$ the smallest component of $g$ along $v_1$ is answered by an ascent of size $\rho\gamma / \sqrt{1 + \gamma^2}$: one step does what takes SAM many.
+# And the other cycles are saddles no more.
+# At $v_j$ the smallest component of $g$ along $v_1$ is answered by an ascent of size $\rho\gamma / \sqrt{1 + \gamma^2}$: one step does what takes SAM many.
 
 # %%
 shifted, u, rho = 1.7, 0.6, 0.2
 asam = adaptive(ASAM, rho=rho, eta=0.0, scaled="all", lr=u)
-points, _ = from_library(asam, line, vector(1.0), 60, minimum=shifted)
+points, _ = follow_quadratic(asam, line, vector(1.0), 60, minimum=shifted)
 above, below = (u * rho * shifted * (1 - sign * rho) / (2 - u + u * rho**2) for sign in (1, -1))
 last = sorted(points[-2:].squeeze().tolist())
 assert distance(vector(shifted - below, shifted + above), vector(*last)) < 1e-12
-centred, _ = from_library(asam, line, vector(1.0), 9)
+centred, _ = follow_quadratic(asam, line, vector(1.0), 9)
 assert torch.allclose(centred[1:] / centred[:-1], vector(1 - u * (1 + rho)), rtol=0, atol=1e-14)
 
 # %%
@@ -756,7 +857,7 @@ H, eta, rho, gamma, small = torch.diag(vector(4, 2)), 0.2, 0.3, 0.5, 1e-6
 a = eta * vector(4, 2) * rho / (2 - eta * vector(4, 2))
 eigen = adaptive(EigenSAM, rho=rho, alpha=gamma, iterations=60, lr=eta)
 near = vector(a[0], small), vector(small, a[1])  # the top cycle, and the saddle
-(_, top), (_, saddle) = (from_library(eigen, H, at, 1)[0] for at in near)
+(_, top), (_, saddle) = (follow_quadratic(eigen, H, at, 1)[0] for at in near)
 u, s = eta * 4, 0.5
 # The deviation from the cycle is 1e-6, and its square is neglected.
 assert abs(top[1] / small - (1 - u * s - (1 - gamma) * (2 - u) * s**2)) < 1e-5
@@ -768,38 +869,60 @@ print(f"SAM {sam[0] / small:.2f} times what it was")
 # %% [markdown]
 # ## Deviations, and what failed
 #
-# * *No global theorem for SA-SAM in several dimensions.* Existence of the cycles, their stability and the line are proved; that every run ends in the top one is what we saw, from every start tried and two values each of $c$ and $\delta$. The descent of $\Psi$ needs a constant $\eta$ and $\rho$.
+# * *No global theorem for SA-SAM in several dimensions.* Existence of the cycles, their stability and the line are proved; that every run ends in the top one is what we saw, from every start tried and two values each of $c$ and $\delta$.
+#   The descent of $\Psi$ needs a constant $\eta$ and $\rho$.
 # * *Full batches, no momentum, no weight decay.* With mini-batches the noise is one more reason not to settle, and the two-cycle is a cloud.
 # * *Equal eigenvalues.* Then the critical points of $\Psi$ fill spheres, and claim 2 of {prf:ref}`quad-cycle` gives the distance from the minimum, not the direction.
-# * *Flat directions.* Where $\lambda_k = 0$ nothing moves: the multiplier is 1. The theorems hold on the range of $H$.
-# * *Nothing here is about finding flat minima.* The curvature is constant. On other losses the bouncing couples to the change of curvature along the valley, which is where {cite:t}`bartlett2023` find SAM's drift towards flat ones.
+# * *Flat directions.* Where $\lambda_k = 0$ nothing moves: the multiplier is 1.
+#   The theorems hold on the range of $H$.
+# * *Nothing here is about finding flat minima.* The curvature is constant.
+#   On other losses the bouncing couples to the change of curvature along the valley, which is where {cite:t}`bartlett2023` find SAM's drift towards flat ones.
 #
 # ## Exercises
 #
 # **1.** What does SAM do on a line at $\eta\lambda = 1$, and what does that say about the release of SA-SAM?
 #
 # ````{dropdown} Solution
-# $u = 1$: $\theta_{t+1} = -\rho\operatorname{sign}(\theta_t)$. The cycle $a = \rho$ is reached in one step, from any start but 0. The release has $c = 1$, hence $u = 1$: on a line it jumps between $\pm\rho = \pm 1/\sqrt\lambda$ as soon as $\eta$ has grown to $1/\lambda$, and its loss is $\frac12\lambda\rho^2 = \frac12$.
+# $u = 1$: $\theta_{t+1} = -\rho\operatorname{sign}(\theta_t)$.
+# The cycle $a = \rho$ is reached in one step, from any start but 0.
+# The release has $c = 1$, hence $u = 1$: on a line it jumps between $\pm\rho = \pm 1/\sqrt\lambda$ as soon as $\eta$ has grown to $1/\lambda$, and its loss is $\frac12\lambda\rho^2 = \frac12$.
 # ````
 #
-# **2.** Let $\eta_t \to 0$ with $\sum \eta_t = \infty$, and $\rho$ constant. Does SAM converge on a line?
+# **2.** Let $\eta_t \to 0$ with $\sum \eta_t = \infty$, and $\rho$ constant.
+# Does SAM converge on a line?
 #
 # ````{dropdown} Solution
-# Yes. Once $u_t \le \frac12$: where the sign stays, $\lvert\theta\rvert + \rho$ is multiplied by $1 - u_t$, so $\lvert\theta\rvert$ falls by at least $u_t \rho$; since the $u_t$ have an infinite sum, the sign must change (or 0 be hit). When it does, $\lvert\theta_{t+1}\rvert \le u_t\rho$. Until the next change $\lvert\theta\rvert$ only falls, so it is at most $\rho$ times a $u_t$ that tends to zero. A learning-rate schedule thus does what a constant step cannot. SA-SAM has none, and by {prf:ref}`quad-bound` its step size is bounded below.
+# Yes.
+# Once $u_t \le \frac12$: where the sign stays, $\lvert\theta\rvert + \rho$ is multiplied by $1 - u_t$, so $\lvert\theta\rvert$ falls by at least $u_t \rho$; since the $u_t$ have an infinite sum, the sign must change (or 0 be hit).
+# When it does, $\lvert\theta_{t+1}\rvert \le u_t\rho$.
+# Until the next change $\lvert\theta\rvert$ only falls, so it is at most $\rho$ times a $u_t$ that tends to zero.
+# A learning-rate schedule thus does what a constant step cannot.
+# SA-SAM has none, and by {prf:ref}`quad-bound` its step size is bounded below.
 # ````
 #
-# **3.** SAM with the maximum norm, $p = \infty$, has $\varepsilon = \rho \operatorname{sign}(g)$. Where does it end on a diagonal $H$?
+# **3.** SAM with the maximum norm, $p = \infty$, has $\varepsilon = \rho \operatorname{sign}(g)$.
+# Where does it end on a diagonal $H$?
 #
 # ````{dropdown} Solution
-# The coordinates decouple, and each is SAM on a line. So every coordinate ends in a two-cycle of its own, $a_k = \eta\lambda_k\rho / (2 - \eta\lambda_k)$, and not the top one alone. The choice of the top eigenvector is the work of the common denominator $\lVert g \rVert$.
+# The coordinates decouple, and each is SAM on a line.
+# So every coordinate ends in a two-cycle of its own, $a_k = \eta\lambda_k\rho / (2 - \eta\lambda_k)$, and not the top one alone.
+# The choice of the top eigenvector is the work of the common denominator $\lVert g \rVert$.
 # ````
 #
-# **4.** RSAM {cite:p}`renyi2025` for $\alpha > 1$ is SAM with the radius $\rho R / \lVert g \rVert$, and $R = 1$ on a line. Find its two-cycle and when it is stable.
+# **4.** RSAM {cite:p}`renyi2025` for $\alpha > 1$ is SAM with the radius $\rho R / \lVert g \rVert$, and $R = 1$ on a line.
+# Find its two-cycle and when it is stable.
 #
 # ````{dropdown} Solution
-# $\theta_{t+1} = (1 - u)\,\theta_t - \eta\rho / \theta_t$. A two-cycle has $(2 - u)\, a = \eta\rho/a$, so $a^2 = \eta\rho/(2 - u)$, for $u < 2$. The derivative of the step there is $1 - u + \eta\rho/a^2 = 3 - 2u$. So the cycle is stable for $1 < u < 2$ only. For the small steps that one uses, $u < 1$, it is unstable: a radius that grows without bound as $g \to 0$ throws the weights out again. The library's `max_radius` caps it.
+# $\theta_{t+1} = (1 - u)\,\theta_t - \eta\rho / \theta_t$.
+# A two-cycle has $(2 - u)\, a = \eta\rho/a$, so $a^2 = \eta\rho/(2 - u)$, for $u < 2$.
+# The derivative of the step there is $1 - u + \eta\rho/a^2 = 3 - 2u$.
+# So the cycle is stable for $1 < u < 2$ only.
+# For the small steps that one uses, $u < 1$, it is unstable: a radius that grows without bound as $g \to 0$ throws the weights out again.
+# The library's `max_radius` caps it.
 # ````
 #
 # ## How to cite
 #
-# Cite the book as `CITATION.cff` says, and {prf:ref}`quad-floor` as "SA-SAM's floor, chapter on steps on a quadratic". The two-cycle of SAM in several dimensions belongs to {cite:t}`bartlett2023`; the modified edge to {cite:t}`agarwala2023`; the step-size rule to {cite:t}`malitsky2020`, and its use in SAM to {cite:t}`sasam2024`. The descent of $\Psi$ for all $\eta\beta < 2$ is proved here; we make no claim that nobody did it before.
+# Cite the book as `CITATION.cff` says, and {prf:ref}`quad-floor` as "SA-SAM's floor, chapter on steps on a quadratic".
+# The two-cycle of SAM in several dimensions belongs to {cite:t}`bartlett2023`; the modified edge to {cite:t}`agarwala2023`; the step-size rule to {cite:t}`malitsky2020`, and its use in SAM to {cite:t}`sasam2024`.
+# The descent of $\Psi$ for all $\eta\beta < 2$ is proved here; we make no claim that nobody did it before.

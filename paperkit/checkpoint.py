@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 
 import torch
 
+from paperkit.atomic import replacing
+
 
 def save(state: Mapping[str, Any], path: Path) -> None:
     """Write ``state`` so that ``path`` holds either what it held before or all of it.
 
-    The bytes go to a temporary file beside it, are flushed to the disk, and take its name
-    in one step; a process killed at any point leaves the previous checkpoint intact.
+    A process killed at any point leaves the previous checkpoint intact; see
+    :func:`paperkit.atomic.replacing`.
 
     Parameters
     ----------
@@ -25,13 +26,8 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     path : Path
         The file; its folder is made if it is missing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -9,7 +9,18 @@ GIBIBYTE = 2**30
 
 
 class MemoryBudgetError(ValueError):
-    """What was asked for does not fit the memory budget."""
+    """What was asked for does not fit the memory budget.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import top_eigenpairs
+    >>> top_eigenpairs(torch.eye(1000), 3, memory_budget=10_000)
+    Traceback (most recent call last):
+        ...
+    paperkit.memory.MemoryBudgetError: memory_budget=10000 is too small for k=3 eigenpairs, whose
+        basis holds vectors of 1000 entries: pass at least 60000.
+    """
 
 
 def fitting(available: int, each: float, count: int) -> int:
@@ -18,11 +29,11 @@ def fitting(available: int, each: float, count: int) -> int:
     Parameters
     ----------
     available : int
-        Bytes.
+        Number of free bytes.
     each : float
-        Bytes of one thing.
+        Bytes of a single thing.
     count : int
-        Things in all.
+        Number of things in all.
     """
     return max(1, min(count, int(available / max(each, 1))))
 
@@ -35,11 +46,11 @@ def equal_pieces(count: int, at_once: int, fewest: int = 1) -> list[int]:
     Parameters
     ----------
     count : int
-        Things in all.
+        Number of things in all.
     at_once : int
-        The most that fit.
+        Largest number that fits at a time.
     fewest : int
-        The least that a piece may hold, where ``count`` allows it, also if they do not fit.
+        Smallest number that a piece may hold, where ``count`` allows it, also if they do not fit.
 
     Returns
     -------
@@ -58,13 +69,13 @@ def chunk_sizes(
     Parameters
     ----------
     count : int
-        Vectors in all.
+        Number of vectors in all.
     elements_each : int
-        Numbers to store for one of them.
+        Number of entries to store for a vector.
     dtype : torch.dtype
-        Of these numbers.
+        Format of these entries.
     memory_budget : int
-        Bytes.
+        Bytes that the temporaries may take.
 
     Returns
     -------

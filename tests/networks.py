@@ -154,3 +154,5 @@ CASES = (
     Case("functional gate", Gated, (8,), frozenset({"first"})),
     Case("product of two dependent factors", SelfProduct, (8,), frozenset({"first"})),
 )
+
+NAMED = {case.name: case for case in CASES}

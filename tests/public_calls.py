@@ -20,6 +20,7 @@ from typing import Any
 import matplotlib as mpl
 import torch
 from torch import nn
+from typing_extensions import is_protocol
 
 from paperkit import linalg, linearize
 from paperkit.bounds import compression
@@ -72,6 +73,7 @@ def is_made_by_the_library(value: Any) -> bool:
     return (
         issubclass(value, Exception | LayerResults)
         or inspect.isabstract(value)
+        or is_protocol(value)
         or _is_result(value)
     )
 
@@ -125,7 +127,8 @@ def _vector(*values: float) -> torch.Tensor:
 
 @functools.cache
 def _quadrature() -> linalg.SpectralQuadrature:
-    return linalg.stochastic_lanczos_quadrature(operator, 4, probes=3, steps=3)
+    known = linalg.FunctionOperator(operator, 4)
+    return linalg.stochastic_lanczos_quadrature(known, probes=3, steps=3)
 
 
 @functools.cache
@@ -161,7 +164,8 @@ VALID: dict[str, Callable[[], Any]] = {
     "test": data,
     "inputs": inputs,
     "targets": labels,
-    "operator": lambda: operator,
+    "operator": lambda: linalg.FunctionOperator(operator, 4),
+    "function": lambda: operator,
     "dimension": lambda: 4,
     "products": lambda: 6,
     "k": lambda: 1,
@@ -273,7 +277,9 @@ _BINARY_DATA = make(lambda: (inputs(), labels() % 2))
 
 CALLS: dict[str, Call] = {
     # linalg
+    "linalg.FunctionOperator": _call(),
     "linalg.Lanczos": _call(),
+    "linalg.as_operator": _call(operator=make(lambda: torch.eye(4, dtype=torch.float64))),
     "linalg.averaged_rule": _call(),
     "linalg.draw_probes": _call(),
     "linalg.gauss_rule": _call(),
@@ -792,6 +798,7 @@ KINDS: dict[str, str] = {
             "perturbation",
             "perturbations",
             "starts",
+            "like",
             "grid",
             "theta_",
             "sigma",
@@ -804,7 +811,16 @@ KINDS: dict[str, str] = {
         "tensor",
     ),
     **dict.fromkeys(
-        ("operator", "inverse", "transformation", "base", "no_sync", "on_epoch", "optimizer"),
+        (
+            "operator",
+            "function",
+            "inverse",
+            "transformation",
+            "base",
+            "no_sync",
+            "on_epoch",
+            "optimizer",
+        ),
         "function",
     ),
     **dict.fromkeys(

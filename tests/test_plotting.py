@@ -11,8 +11,8 @@ from PIL import Image
 
 from paperkit import plotting
 from paperkit.experiments import Record
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.paths import repository_root
-from paperkit.experiments.published import published_path
 
 SPECTRA = {"conv1": [4.0, 1.0, 1e-3], "fc": [2.0, 1e-6]}
 DIMENSIONS = {"conv1": 3, "fc": 40}
@@ -91,7 +91,8 @@ def test_without_a_record_one_sentence_names_the_command(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(
-    not published_path("mnist5k_spectra").is_file(), reason="its study is not published yet"
+    not Archive().published.path("mnist5k_spectra").is_file(),
+    reason="its study is not published yet",
 )
 def test_the_landing_page_shows_the_published_record(tmp_path):
     plotting.write_landing(tmp_path / "now.png", plotting.landing_record(tmp_path))

@@ -20,24 +20,34 @@ class Statement(ABC):
     Attributes
     ----------
     statement : str
-        The claim, in words or symbols.
+        Claim, in words or symbols.
     source : str
         Paper and statement number.
     left, right : float
-        The two sides, in the same units. Infinite sides are allowed, as for the logarithm of a
-        volume that is zero.
+        Both sides, in the same units. Infinite sides are allowed, as for the logarithm of a volume
+        that is zero.
     assumptions : mapping of str to bool or None
-        The theorem's hypotheses by name: True (checked, met), False (checked, violated) or None
+        Hypotheses of the theorem by name: True (checked, met), False (checked, violated) or None
         (could not be checked). Kept as a read-only copy.
     tolerance, absolute_tolerance : float
         Round-off of the sides: ``tolerance`` times the larger finite magnitude of the two, plus
-        ``absolute_tolerance``. The absolute part is for sides that are logarithms or differences,
+        ``absolute_tolerance``. The absolute part serves sides that are logarithms or differences,
         because their round-off does not shrink with them.
 
     Raises
     ------
     ValueError
         If a side is NaN, or a tolerance is negative or not finite.
+
+    Examples
+    --------
+    >>> from paperkit.bounds import Inequality
+    >>> facts = {"smooth": True, "convex": None}  # checked and met; not checked
+    >>> claim = Inequality(statement="a ≤ b", source="text", left=1.0, right=3.0, assumptions=facts)
+    >>> claim.difference, claim.certified
+    (2.0, False)
+    >>> claim
+    Inequality(text: a ≤ b: 1 ≤ 3, not certified: convex=unchecked)
     """
 
     statement: str
@@ -66,7 +76,7 @@ class Statement(ABC):
 
     @property
     def round_off(self) -> float:
-        """How far apart equal sides may lie."""
+        """The largest difference that round-off explains between equal sides."""
         finite = [abs(side) for side in (self.left, self.right) if math.isfinite(side)]
         return self.tolerance * max(finite, default=0.0) + self.absolute_tolerance
 
@@ -103,6 +113,7 @@ class Inequality(Statement):
 
     Examples
     --------
+    >>> from paperkit.bounds import Inequality
     >>> Inequality(statement="a ≤ b", source="example", left=1.0, right=1.5).holds
     True
     >>> Inequality(statement="a ≤ b", source="example", left=1.0, right=0.5)
@@ -131,6 +142,7 @@ class Identity(Statement):
 
     Examples
     --------
+    >>> from paperkit.bounds import Identity
     >>> Identity(statement="a = b", source="example", left=0.3, right=0.1 + 0.2).holds
     True
     >>> Identity(statement="a = b", source="example", left=0.0, right=1.0)
@@ -152,15 +164,16 @@ class Identity(Statement):
 class Approximation(Statement):
     """A claim ``left ≈ right`` up to terms of a stated order; see :class:`Statement`.
 
-    One pair of numbers cannot refute it, so that it has no verdict: what can be tested is how the
+    A single pair of numbers cannot refute it, so that it has no verdict. A test can see how the
     difference shrinks with the small quantity that its ``statement`` names.
 
     Examples
     --------
+    >>> import math
+    >>> from paperkit.bounds import Approximation
     >>> def sine(x):
     ...     text = "sin x ≈ x, difference O(x³)"
-    ...     left = math.sin(x)
-    ...     return Approximation(statement=text, source="Taylor", left=left, right=x)
+    ...     return Approximation(statement=text, source="Taylor", left=math.sin(x), right=x)
     >>> round(sine(0.2).difference / sine(0.1).difference)
     8
     """

@@ -7,13 +7,12 @@ from paperkit.curvature.dense import (
     dense_jacobian,
     hessian_product,
 )
+from paperkit.curvature.hessian import HessianOperator, ResidualOperator
 from paperkit.curvature.operators import (
     CurvatureOperator,
     EmpiricalFisherOperator,
     FisherOperator,
     GaussNewtonOperator,
-    HessianOperator,
-    ResidualOperator,
 )
 from paperkit.curvature.second_derivatives import SecondDerivativeError
 

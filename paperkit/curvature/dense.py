@@ -22,10 +22,11 @@ from paperkit.network.network import Network, network_outputs, own_parameters
 from paperkit.network.problem import refuse_cut, settled, unlabelled_loss
 from paperkit.network.samples import Inputs, as_inputs
 
-# Backward passes that share one sweep through the graph; more only cost memory.
+# Number of backward passes that share a sweep through the graph. More of them take more memory and
+# save no more time.
 _ROWS_AT_ONCE = 64
 
-# They give a norm to a few percent, which is enough for an error.
+# Steps of power iteration. They give a norm to a few percent, which is enough for an error bound.
 _POWER_STEPS = 20
 
 
@@ -52,7 +53,7 @@ def _flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _rows(outputs: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    """Stack the gradients of each entry of a vector, a batch of entries at a time: (entries, d)."""
+    """Stack the gradients of all entries of a vector, a batch of them at a time: (entries, d)."""
     seeds = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
     rows = []
     for batch in seeds.split(_ROWS_AT_ONCE):
@@ -61,7 +62,7 @@ def _rows(outputs: Tensor, sources: Sequence[Tensor]) -> Tensor:
                 [outputs], sources, [batch], retain_graph=True, is_grads_batched=True
             )
             rows.append(torch.cat([part.reshape(len(batch), -1) for part in gradients], dim=1))
-        except RuntimeError:  # an operation without a batching rule
+        except RuntimeError:  # an operation has no batching rule
             rows += [
                 _flatten(reverse_pass([outputs], sources, [seed], retain_graph=True)).unsqueeze(0)
                 for seed in batch
@@ -82,13 +83,14 @@ def hessian_product(
     Parameters
     ----------
     model : nn.Module
-        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode.
+        Network that is called as ``model(inputs)`` and returns (n, C); measured in evaluation mode.
     inputs, targets : Tensor
-        One batch; the loss is the mean over its n samples.
+        Batch of n samples, over which the loss is a mean.
     vectors : Tensor
-        Shape (d,) or (k, d), the parameters flattened row-major in the order of ``parameters``.
+        Vectors of shape (d,) or (k, d), parameters flattened row-major in the order of
+        ``parameters``.
     loss : str, nn.Module or callable
-        See :func:`paperkit.network.get_loss`.
+        Loss in a form that :func:`paperkit.network.get_loss` accepts.
     parameters : sequence of str, optional
         Names from ``model.named_parameters()`` that make up the block; default all.
 
@@ -101,23 +103,34 @@ def hessian_product(
     ------
     ValueError
         If a name is unknown, the vectors have the wrong length, or the data do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import hessian_product
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> inputs, targets = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1)
+    >>> v = torch.tensor([1.0, 1.0])
+    >>> hessian_product(model, inputs, targets, v, "half_squared_error")  # x (xᵀv)
+    tensor([3., 6.])
     """
     network = Network.of(model)
     _, chosen = select_parameters(own_parameters(network), parameters)
     d = sum(parameter.numel() for parameter in chosen)
-    one = isinstance(vectors, Tensor) and vectors.ndim == 1
-    shape = (d,) if one else ("k", d)
+    single = isinstance(vectors, Tensor) and vectors.ndim == 1
+    shape = (d,) if single else ("k", d)
     arguments.tensor("vectors", vectors, shape=shape, floating=True, finite=True)
     probes = vectors.reshape(-1, d).to(chosen[0])
-    network, (inputs, targets), bound = _one_batch(network, inputs, targets, loss, parameters)
-    twice = _twice_differentiable(network, inputs, targets, bound, parameters)
-    with twice, evaluation(network) as leaves:
+    network, (inputs, targets), bound = _settle_batch(network, inputs, targets, loss, parameters)
+    checked = _refuse_missing_derivatives(network, inputs, targets, bound, parameters)
+    with checked, evaluation(network) as leaves:
         gradient, sources = _loss_gradient(network, inputs, targets, bound, parameters, leaves)
         products = _rows(probes @ gradient, sources)
     return products.reshape(vectors.shape)
 
 
-def _one_batch(
+def _settle_batch(
     model: nn.Module,
     inputs: Inputs,
     targets: Tensor,
@@ -132,14 +145,14 @@ def _one_batch(
     return network, pair, bound
 
 
-def _twice_differentiable(
+def _refuse_missing_derivatives(
     network: Network,
     inputs: Inputs,
     targets: Tensor,
     loss: Loss,
     parameters: Sequence[str] | None,
 ) -> AbstractContextManager[None]:
-    """Refuse a model without a second derivative, or with a wrong one."""
+    """Refuse a model with a wrong second derivative; the context refuses one without any."""
     names, _ = select_parameters(own_parameters(network), parameters)
     refuse_wrong_second_derivative(network, inputs, targets, loss, names)
     return missing_refused()
@@ -159,14 +172,15 @@ def _loss_gradient(
     gradients = torch.autograd.grad(
         outputs,
         sources,
-        # Not the loss's own backward pass, in which p − 1 of a fitted label has no digits.
+        # The gradient in the outputs comes from the loss in float64. PyTorch's own backward pass
+        # computes p − 1, which has no digits left for a fitted label.
         loss.gradient(outputs, targets) / len(outputs),
         create_graph=True,
         allow_unused=True,
         materialize_grads=True,
     )
     gradient = _flatten(gradients)
-    if gradient.grad_fn is None:  # the loss is affine in these parameters: its Hessian is zero
+    if gradient.grad_fn is None:  # the loss is affine in these parameters, so its Hessian is zero
         gradient = gradient + 0.0 * _flatten(sources)
     return gradient, sources
 
@@ -202,6 +216,20 @@ def dense_hessian(
     ------
     ValueError
         As :func:`hessian_product`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import dense_hessian
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> _ = nn.init.ones_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> hessian = dense_hessian(model, torch.ones(1, 1), torch.zeros(1, 1), "half_squared_error")
+    >>> hessian  # of ½ (w₁w₂)² at (1, 1)
+    tensor([[1., 2.],
+            [2., 1.]])
+    >>> torch.linalg.eigvalsh(hessian).round(decimals=4)  # indefinite away from a minimum
+    tensor([-1.,  3.])
     """
     return dense_hessian_and_round_off(model, inputs, targets, loss, parameters)[0]
 
@@ -213,19 +241,19 @@ def dense_hessian_and_round_off(
     loss: LossLike = "cross_entropy",
     parameters: Sequence[str] | None = None,
 ) -> tuple[Tensor, float]:
-    """Return the Hessian, and by how much round-off may have moved its eigenvalues.
+    """Return the Hessian, and a bound on the change of its eigenvalues by round-off.
 
-    The two triangles come from different sums, so that their difference is a sample of what
-    round-off did to both; by its norm the eigenvalues may have moved (Weyl).
+    The triangles above and below the diagonal come from different sums, so their difference is a
+    sample of the round-off in both. Its 2-norm bounds the change of the eigenvalues (Weyl).
     """
-    network, (inputs, targets), bound = _one_batch(model, inputs, targets, loss, parameters)
-    twice = _twice_differentiable(network, inputs, targets, bound, parameters)
-    with twice, evaluation(network) as leaves:
+    network, (inputs, targets), bound = _settle_batch(model, inputs, targets, loss, parameters)
+    checked = _refuse_missing_derivatives(network, inputs, targets, bound, parameters)
+    with checked, evaluation(network) as leaves:
         gradient, sources = _loss_gradient(network, inputs, targets, bound, parameters, leaves)
         hessian = _rows(gradient, sources)
     symmetric = 0.5 * (hessian + hessian.T)
-    least = torch.finfo(network.narrowest).eps * _norm(symmetric)
-    return symmetric, max(_norm(0.5 * (hessian - hessian.T)), least)
+    smallest_bound = torch.finfo(network.narrowest).eps * _norm(symmetric)
+    return symmetric, max(_norm(0.5 * (hessian - hessian.T)), smallest_bound)
 
 
 def _norm(matrix: Tensor) -> float:
@@ -252,6 +280,18 @@ def dense_jacobian(
     ------
     ValueError
         If a parameter name is unknown or the inputs do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import dense_jacobian
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> model[0].weight.data, model[1].weight.data = torch.tensor([[2.0]]), torch.tensor([[3.0]])
+    >>> dense_jacobian(model, torch.tensor([[1.0], [10.0]]))  # x (w₂, w₁)
+    tensor([[[ 3.,  2.]],
+    <BLANKLINE>
+            [[30., 20.]]])
     """
     model, inputs = Network.of(model), as_inputs(inputs)
     select_parameters(own_parameters(model), parameters)
@@ -296,14 +336,25 @@ def dense_gauss_newton(
     ------
     ValueError
         If the loss or a parameter name is unknown, or the inputs do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import dense_gauss_newton
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> inputs = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    >>> dense_gauss_newton(model, inputs, "half_squared_error")  # the mean of x xᵀ
+    tensor([[5., 1.],
+            [1., 2.]])
     """
     if targets is not None:
-        model, (inputs, targets), known = _one_batch(model, inputs, targets, loss, parameters)
+        model, (inputs, targets), bound = _settle_batch(model, inputs, targets, loss, parameters)
     else:
         model, inputs = Network.of(model), as_inputs(inputs)
-        known = unlabelled_loss(model, inputs, get_loss(loss))
+        bound = unlabelled_loss(model, inputs, get_loss(loss))
     return _weighted_gram(
-        model, inputs, parameters, lambda outputs: known.hessian_factor(outputs, targets)
+        model, inputs, parameters, lambda outputs: bound.hessian_factor(outputs, targets)
     )
 
 
@@ -322,8 +373,20 @@ def dense_empirical_fisher(
     ------
     ValueError
         As :func:`hessian_product`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.curvature import dense_empirical_fisher
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> inputs, targets = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[2.0], [1.0]])
+    >>> dense_empirical_fisher(model, inputs, targets, "half_squared_error")  # of (f − y)² x xᵀ
+    tensor([[6.5000, 4.0000],
+            [4.0000, 8.0000]])
     """
-    network, (inputs, targets), bound = _one_batch(model, inputs, targets, loss, parameters)
+    network, (inputs, targets), bound = _settle_batch(model, inputs, targets, loss, parameters)
 
     def residual_rows(outputs: Tensor) -> Tensor:
         bound.check(outputs, targets)

@@ -19,7 +19,7 @@ from paperkit.network.samples import Inputs
 
 Parameters = dict[str, Tensor]
 
-# Random directions in which the outputs' change is held against a backward pass.
+# Number of random directions u in which changes of the outputs are compared with a backward pass.
 _DIRECTIONS = 2
 
 
@@ -28,16 +28,17 @@ def reverse_pass(
 ) -> tuple[Tensor, ...]:
     """Pull cotangents back from those outputs that depend on a leaf; zeros where nothing does."""
     pairs = [(f, u) for f, u in zip(outputs, cotangents, strict=True) if f.requires_grad]
-    found: Sequence[Tensor | None] = [None] * len(leaves)
+    gradients: Sequence[Tensor | None] = [None] * len(leaves)
     if pairs:
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             [f for f, _ in pairs], leaves, [u for _, u in pairs], allow_unused=True, **options
         )
-    # What autograd itself puts in place of a missing gradient has no axis for several cotangents.
-    several = cotangents[0].shape[:1] if options.get("is_grads_batched") else ()
+    # Missing gradients are replaced here, because the zeros that autograd itself can put in their
+    # place have no axis for a batch of cotangents.
+    batch = cotangents[0].shape[:1] if options.get("is_grads_batched") else ()
     return tuple(
-        leaf.new_zeros(*several, *leaf.shape) if gradient is None else gradient
-        for leaf, gradient in zip(leaves, found, strict=True)
+        leaf.new_zeros(*batch, *leaf.shape) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
     )
 
 
@@ -52,18 +53,18 @@ def forward_products(
 def reverse_products(outputs: Tensor, parameters: Parameters, vectors: Parameters) -> Tensor:
     """Return J v for k vectors, (k, m, C), by backward passes.
 
-    Jᵀu is linear in u, and the derivative of v·Jᵀu in u is J v: two passes. They need a backward
-    pass that can itself be differentiated. Where ⟨u, J v⟩ and ⟨Jᵀu, v⟩ differ for a random u, or
-    there is no such derivative, each output is differentiated by itself.
+    Jᵀu is linear in u, and the derivative of v·Jᵀu in u is J v. This takes two passes, the first of
+    which must itself be differentiable. Where its derivative is missing, or ⟨u, J v⟩ and ⟨Jᵀu, v⟩
+    differ for a random u, each output is differentiated by itself.
 
     Parameters
     ----------
     outputs : Tensor
-        Shape (m, C), with the graph of the parameters.
+        Outputs, shape (m, C), with their graph.
     parameters : dict of str to Tensor
-        Leaves that record gradients.
+        Leaves that record gradients, by name.
     vectors : dict of str to Tensor
-        By the same names, (k, …) each.
+        Vectors by the same names, (k, …) each.
     """
     leaves = list(parameters.values())
     rows = [vectors[name] for name in parameters]
@@ -85,10 +86,10 @@ def reverse_products(outputs: Tensor, parameters: Parameters, vectors: Parameter
 
 
 def pull_back_is_linear(outputs: Tensor, sources: Sequence[Tensor]) -> bool:
-    """Whether autograd can differentiate Jᵀu in u, and finds J v, for a random v.
+    """Whether autograd can differentiate Jᵀu in u and gets J v, for a random v.
 
-    A backward pass of a custom Function that computes outside of autograd's sight, or is marked
-    once_differentiable, gives another derivative, often zero, without an error.
+    A custom Function may compute its backward pass out of autograd's sight, or mark it
+    once_differentiable. Its derivative is then wrong, often zero, without an error.
     """
     generator = torch.Generator(device="cpu").manual_seed(1)
     rows = [
@@ -113,21 +114,21 @@ def _are_adjoint(
     for _ in range(_DIRECTIONS):
         u = torch.randn(outputs.shape, generator=generator, device="cpu").to(outputs)
         pulled = reverse_pass([outputs], leaves, [u], retain_graph=True)
-        found = _inner(u, changes)
+        products = _inner(u, changes)
         expected = sum(_inner(part, row) for part, row in zip(pulled, rows, strict=True))
-        # What adds up to the inner products, of which each has round-off.
-        terms = eps * sum(
+        # The inner products are sums over parameters, and every summand has round-off.
+        round_off = eps * sum(
             part.double().norm() * _norms(row) for part, row in zip(pulled, rows, strict=True)
         )
-        allowed = eps**0.5 * u.double().norm() * _norms(changes) + 8 * terms
-        if bool(((found - expected).abs() > allowed).any()):
+        allowed = eps**0.5 * u.double().norm() * _norms(changes) + 8 * round_off
+        if bool(((products - expected).abs() > allowed).any()):
             return False
     return True
 
 
-def _inner(one: Tensor, rows: Tensor) -> Tensor:
+def _inner(tensor: Tensor, rows: Tensor) -> Tensor:
     """Return the inner products of a tensor with k others of its shape, in float64."""
-    return rows.flatten(1).double() @ one.flatten().double()
+    return rows.flatten(1).double() @ tensor.flatten().double()
 
 
 def _norms(rows: Tensor) -> Tensor:
@@ -143,18 +144,18 @@ def _row_by_row(outputs: Tensor, leaves: Sequence[Tensor], rows: Sequence[Tensor
 
 
 class JacobianProduct:
-    """Outputs and their change along one vector of parameters, for one batch after the other.
+    """Outputs and their change along a vector of parameters, for one batch after the other.
 
     To be made and called within :func:`paperkit.network.evaluation.evaluation`.
 
     Parameters
     ----------
     network : callable
-        (parameters by name, inputs) → outputs (m, C).
+        Function from (parameters by name, inputs) to outputs (m, C).
     parameters : dict of str to Tensor
-        The point, leaves that record gradients.
+        Point at which the derivative is taken: leaves that record gradients, by name.
     vector : dict of str to Tensor
-        By the same names.
+        Vector by the same names.
     """
 
     def __init__(
@@ -166,42 +167,45 @@ class JacobianProduct:
         self._network = network
         self._parameters = parameters
         self._vector = {name: part.detach() for name, part in vector.items()}
-        # What the network called in the comparison, which was in favour of forward mode.
+        # Functions that the network called when both ways agreed; empty if they did not, or were
+        # not compared yet.
         self._compared: set[Callable] = set()
 
-    def compare(self, few: Inputs) -> bool:
+    def compare(self, samples: Inputs) -> bool:
         """Compare the two ways on some samples; return whether forward mode may be used.
 
-        Backward passes, used before that and otherwise, take more memory.
+        Before the comparison, and where it fails, products are computed by backward passes, which
+        take more memory.
         """
         with UsedFunctions() as used:
-            outputs, expected = self._by_backward_passes(few)
-            # An operation without a rule, or code that takes nothing but plain tensors.
+            outputs, expected = self._by_backward_passes(samples)
+            # An operation may lack a rule of forward mode, or the model may take only plain
+            # tensors.
             try:
-                found = self._by_forward_mode(few)[1]
+                change = self._by_forward_mode(samples)[1]
             except Exception:
                 return False
         tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * float(expected.norm())
-        agree = float((found - expected).norm()) <= tolerance
+        agree = float((change - expected).norm()) <= tolerance
         self._compared = used.functions if agree else set()
         return agree
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Return outputs and their change, (m, C) each, without a graph."""
         if self._compared:
-            # On a path that the comparison has not seen, an operation may have a wrong rule. What
-            # the model cannot do at all, it will say again below.
+            # Forward mode counts only if the pass called no function that the comparison has not
+            # seen, since its rule may be wrong. An error of the model itself comes again below.
             with suppress(Exception), UsedFunctions() as used:
-                found = self._by_forward_mode(inputs)
+                result = self._by_forward_mode(inputs)
                 if used.functions <= self._compared:
-                    return found
+                    return result
         return self._by_backward_passes(inputs)
 
     def _by_forward_mode(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         point = {name: leaf.detach() for name, leaf in self._parameters.items()}
         with torch.no_grad():
-            found = jvp(lambda values: self._network(values, inputs), (point,), (self._vector,))
-        return found[0], found[1]
+            result = jvp(lambda values: self._network(values, inputs), (point,), (self._vector,))
+        return result[0], result[1]
 
     def _by_backward_passes(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         vectors = {name: part.unsqueeze(0) for name, part in self._vector.items()}

@@ -11,6 +11,7 @@ import http.client
 import importlib.util
 import os
 import socket
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from gzip import decompress as gunzip
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from paperkit import arguments
 
@@ -135,6 +137,24 @@ def read_verified(
     return content
 
 
+@contextmanager
+def verified_copy(path: Path, checksum: str, *, size: int | None = None) -> Iterator[Path]:
+    """Yield a plain temporary file with a file's content, verified.
+
+    For parsers that open a path themselves and read no gzip: what they read is what was verified.
+
+    Parameters
+    ----------
+    path, checksum, size
+        As in :func:`read_verified`; its errors are raised here.
+    """
+    content = read_verified(path, checksum, size=size)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name.removesuffix(".gz")
+        copy.write_bytes(content)
+        yield copy
+
+
 def read_packaged_table(package: str, requirement: str, location: str, checksum: str) -> np.ndarray:
     """Read a gzipped table of comma-separated numbers that ships inside a Python package.
 
@@ -187,7 +207,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def download(dataset: str, root: Path, folder: Path) -> None:
-    """Let torchvision download a set.
+    """Let torchvision download a set; a process that is already doing so is waited for.
 
     Parameters
     ----------
@@ -206,7 +226,9 @@ def download(dataset: str, root: Path, folder: Path) -> None:
     from torchvision import datasets  # costs seconds, and only a download needs it
 
     try:
-        with _socket_timeout(DOWNLOAD_TIMEOUT):
+        # Who comes second finds the files whole, and torchvision downloads nothing again.
+        lock = FileLock(root / f".{dataset}.lock")
+        with lock, _socket_timeout(DOWNLOAD_TIMEOUT):
             getattr(datasets, dataset)(root, download=True)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise FileNotFoundError(

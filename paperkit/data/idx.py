@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, four files in the IDX format each.
+"""MNIST and Fashion-MNIST, four files in the IDX format each, parsed by torchvision.
 
 A file is looked for, plain or gzipped, in ``<root>/MNIST/raw`` or
 ``<root>/FashionMNIST/raw`` (where torchvision puts it), then, for Fashion-MNIST, in the
@@ -8,7 +8,6 @@ Checksums are those of the decompressed files.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -87,43 +86,6 @@ FASHION_MNIST = IdxSource(
 )
 
 
-def parse(content: bytes, path: Path) -> np.ndarray:
-    """Parse an IDX file of unsigned bytes.
-
-    The format: two zero bytes, the type (0x08 for uint8), the number of dimensions, each
-    dimension as a big-endian 32-bit integer, then the values, the last index fastest.
-
-    Parameters
-    ----------
-    content : bytes
-        The decompressed file.
-    path : Path
-        Where it came from, for the message.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, of the shape that the file states.
-
-    Raises
-    ------
-    ValueError
-        If the header is not that of a uint8 IDX file, or values are missing or left over.
-    """
-    rank = content[3] if content[:3] == b"\x00\x00\x08" and len(content) >= 4 else 0
-    start = 4 + 4 * rank
-    if rank == 0 or len(content) < start:
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes; delete it and load again")
-    shape = struct.unpack(f">{rank}I", content[4:start])
-    if len(content) - start != prod(shape):
-        raise ValueError(
-            f"{path} holds {len(content) - start} values where its header promises "
-            f"{prod(shape)}; delete it and load again"
-        )
-    # A copy, because a view of the immutable bytes could not be written to by its owner.
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
-
-
 def _find(name: str, folders: tuple[Path, ...]) -> Path | None:
     candidates = (folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)
@@ -133,8 +95,11 @@ def _read_array(file: IdxFile, folders: tuple[Path, ...]) -> np.ndarray:
     path = _find(file.name, folders)
     if path is None:
         raise FileNotFoundError(f"{file.name} is in none of {', '.join(map(str, folders))}")
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor  # costs a second
+
     size = 4 + 4 * len(file.shape) + prod(file.shape)
-    return parse(files.read_verified(path, file.sha256, size=size), path)
+    with files.verified_copy(path, file.sha256, size=size) as copy:
+        return read_sn3_pascalvincent_tensor(str(copy)).numpy()
 
 
 def read(source: IdxSource, root: Path) -> RawDataset:

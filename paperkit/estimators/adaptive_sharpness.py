@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator
 from paperkit.estimators.relative_flatness import (
     VECTORS_AT_ONCE,
     unit_vectors,

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
-from paperkit.linalg.quadrature import (
-    Estimate,
+from paperkit.linalg.quadrature import Estimate, SpectralQuadrature
+from paperkit.linalg.spectral_functions import (
     SpectralFunction,
-    SpectralQuadrature,
     magnitude_log_magnitude,
     power_of_magnitude,
 )

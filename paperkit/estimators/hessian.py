@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.curvature.operators import CurvatureOperator, HessianOperator, ResidualOperator
+from paperkit.curvature import CurvatureOperator, HessianOperator, ResidualOperator
 from paperkit.estimators.gauss_newton_trace import gradient_squares_from
 from paperkit.estimators.plan import PRODUCT, Gradient
 from paperkit.estimators.result import Measurement
@@ -181,15 +181,7 @@ def hessian_trace(
     if method == "block_probes":
         estimate = block_probe_trace(operator, products, seed=seed)
     elif method == "hutchinson":
-        estimate = hutchinson(
-            operator,
-            operator.dimension,
-            products,
-            seed=seed,
-            dtype=operator.dtype,
-            device=operator.device,
-            memory_budget=memory_budget // 2,
-        )
+        estimate = hutchinson(operator, products, seed=seed, memory_budget=memory_budget // 2)
     else:
         if not _vectors_fit(operator, products, memory_budget):
             raise MemoryBudgetError(
@@ -202,14 +194,7 @@ def hessian_trace(
             operator.cached() if kept else nullcontext(),
             gradient.progress(operator, products, method) as watched,
         ):
-            estimate = _ESTIMATORS[method](
-                watched,
-                operator.dimension,
-                products,
-                seed=seed,
-                dtype=operator.dtype,
-                device=operator.device,
-            )
+            estimate = _ESTIMATORS[method](watched, products, seed=seed)
     return _trace_measurement(operator, estimate.value, method, estimate)
 
 
@@ -386,15 +371,11 @@ def hessian_top_eigenvalues(
     with operator.cached() as held:
         pairs = top_eigenpairs(
             operator,
-            operator.dimension,
             k,
             which,
             tolerance=tolerance,
             max_products=max_products,
-            round_off=operator.round_off,
             seed=seed,
-            dtype=operator.dtype,
-            device=operator.device,
             memory_budget=memory_budget - held,
         )
     first, distance = float(pairs.eigenvalues[0]), float(pairs.residuals[0])
@@ -514,14 +495,10 @@ def spectral_density(
         with gradient.progress(operator, probes * steps, "spectral_density") as watched:
             quadrature = stochastic_lanczos_quadrature(
                 watched,
-                operator.dimension,
                 probes=probes,
                 steps=steps,
                 probes_at_once=1 if alone else None,
-                round_off=operator.round_off,
                 seed=seed,
-                dtype=operator.dtype,
-                device=operator.device,
                 memory_budget=max(1, room),
             )
     nodes = quadrature.gauss.nodes[quadrature.gauss.weights > 0]

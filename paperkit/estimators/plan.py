@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from paperkit import arguments
-from paperkit.linalg.lanczos import Operator
+from paperkit.linalg.operator import FunctionOperator, SymmetricOperator
 from paperkit.linearize.layer import LayerLinearization
 from paperkit.linearize.layer_types import layer_type
 from paperkit.linearize.remainder import is_normalization
@@ -221,7 +221,9 @@ class Gradient:
             )
 
     @contextmanager
-    def progress(self, operator: Operator, products: int, what: str) -> Iterator[Operator]:
+    def progress(
+        self, operator: SymmetricOperator, products: int, what: str
+    ) -> Iterator[SymmetricOperator]:
         """Count an operator's products in a bar on a terminal, if they take long."""
         long = products * PRODUCT * self.seconds > _SHOWN_SECONDS if sys.stderr.isatty() else False
         if not long:
@@ -234,7 +236,7 @@ class Gradient:
                 bar.update(len(vectors))
                 return result
 
-            yield counted
+            yield FunctionOperator.like(operator, counted)
 
 
 def _rows_work(layer: LayerLinearization) -> float:

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator
 from paperkit.estimators.adaptive_sharpness import select_parameters
 from paperkit.estimators.parameter_norm import weight_names
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.eigenpairs import top_eigenpairs
+from paperkit.linalg.operator import FunctionOperator
 from paperkit.memory import GIBIBYTE
 from paperkit.network.losses import LossLike
 from paperkit.network.problem import measure_of
@@ -87,16 +88,12 @@ def rangamani_sharpness(
         return norms * hessian(norms * vectors)
 
     pairs = top_eigenpairs(
-        scaled,
-        hessian.dimension,
+        FunctionOperator.like(hessian, scaled),
         1,
         "algebraic",
         tolerance=tolerance,
         max_products=max_products,
-        round_off=hessian.round_off,
         seed=seed,
-        dtype=hessian.dtype,
-        device=hessian.device,
     )
     value, residual = float(pairs.eigenvalues[0]), float(pairs.residuals[0])
     return Measurement(

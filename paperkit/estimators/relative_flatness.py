@@ -33,10 +33,10 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator
 from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.result import Measurement
-from paperkit.linalg.lanczos import Operator
+from paperkit.linalg.operator import FunctionOperator
 from paperkit.linalg.traces import hutchinson
 from paperkit.linearize.blocks import last_layer
 from paperkit.linearize.layer import LayerLinearization
@@ -189,22 +189,14 @@ def _by_products(
     memory_budget: int,
 ) -> tuple[float, float | None, int | None]:
     """Return κ, its standard error and the number of probes, None for both where it is exact."""
-    scaled, dimension, working = _scaled_hessian(rows, hessian)
-    if dimension <= max_products:
+    scaled = _scaled_hessian(rows, hessian)
+    if scaled.dimension <= max_products:
         value = sum(
             float((units * scaled(units)).sum(dtype=torch.float64))
-            for units in unit_vectors(dimension, working, hessian.device)
+            for units in unit_vectors(scaled.dimension, scaled.dtype, scaled.device)
         )
         return value, None, None
-    estimate = hutchinson(
-        scaled,
-        dimension,
-        probes,
-        seed=seed,
-        dtype=working,
-        device=hessian.device,
-        memory_budget=memory_budget,
-    )
+    estimate = hutchinson(scaled, probes, seed=seed, memory_budget=memory_budget)
     return estimate.value, estimate.standard_error, probes
 
 
@@ -360,8 +352,8 @@ def _summed_squares(turned: Tensor, columns: Tensor) -> float:
     return float(rows.square_().sum(dtype=torch.float64))
 
 
-def _scaled_hessian(rows: _Rows, hessian: HessianOperator) -> tuple[Operator, int, torch.dtype]:
-    """Return (F ⊗ I)ᵀ H (F ⊗ I), whose trace is κ, with its dimension and dtype."""
+def _scaled_hessian(rows: _Rows, hessian: HessianOperator) -> FunctionOperator:
+    """Return (F ⊗ I)ᵀ H (F ⊗ I), whose trace is κ."""
     # Only the products themselves are in half precision, where the model is.
     working = torch.promote_types(hessian.dtype, torch.float32)
     factor, layout = rows.factor().to(working), rows.layout
@@ -374,7 +366,8 @@ def _scaled_hessian(rows: _Rows, hessian: HessianOperator) -> tuple[Operator, in
         shaped = layout.matrices(images.reshape(len(vectors), *layout.shape))
         return torch.einsum("gok,vgoi->vgki", factor, shaped).flatten(1)
 
-    return product, groups * columns * rows.row_length, working
+    dimension = groups * columns * rows.row_length
+    return FunctionOperator(product, dimension, dtype=working, device=hessian.device)
 
 
 def unit_vectors(dimension: int, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:

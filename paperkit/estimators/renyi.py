@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.curvature import CurvatureOperator, GaussNewtonOperator, HessianOperator
 from paperkit.curvature.dense import dense_hessian_and_round_off
-from paperkit.curvature.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
 from paperkit.estimators.entropy import (
     POLICIES,
     UndefinedEntropyError,
@@ -31,7 +31,7 @@ from paperkit.estimators.plan import ALONE, CEILING, PRODUCT, Gradient
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE, LayerSpectrum, dense_spectrum, layer_spectrum
 from paperkit.linalg.gram import Spectrum
-from paperkit.linalg.lanczos import Operator
+from paperkit.linalg.operator import FunctionOperator, SymmetricOperator
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
 from paperkit.linearize import LayerLinearization
 from paperkit.linearize.blocks import Block, Blocks
@@ -566,10 +566,10 @@ def _of_block(
             raise UndefinedEntropyError("all eigenvalues are zero")
         return _exact(spectrum, settings, common, assumptions)
     if not _has_pairs(layer):
-        operator = HessianOperator(
+        hessian = HessianOperator(
             model, data, loss, [layer.weight_name], memory_budget=settings.memory_budget // 2
         )
-        return _by_operator(operator, settings, effort, gradient, common, assumptions)
+        return _by_operator(hessian, settings, effort, gradient, common, assumptions)
 
     factor = layer.hessian_factor
     rows = layer.num_samples * factor.shape[1]
@@ -582,16 +582,14 @@ def _of_block(
             return (vectors @ formed.T) @ formed / layer.num_samples
         return layer.gauss_newton_product(vectors.reshape(-1, *layer.weight_shape)).flatten(1)
 
-    return _estimated(
+    operator = FunctionOperator(
         product,
         layer.num_parameters,
-        factor.dtype,
-        factor.device,
-        True,
-        effort.of(settings),
-        common,
-        assumptions,
+        dtype=factor.dtype,
+        device=factor.device,
+        positive_semidefinite=True,
     )
+    return _estimated(operator, effort.of(settings), common, assumptions)
 
 
 def _streamed(
@@ -652,17 +650,7 @@ def _by_operator(
     assumptions: dict,
 ) -> dict[float, RenyiSharpness]:
     with gradient.progress(operator, effort.probes * effort.max_steps, "Lanczos") as watched:
-        return _estimated(
-            watched,
-            operator.dimension,
-            operator.dtype,
-            operator.device,
-            operator.positive_semidefinite,
-            effort.of(settings),
-            common,
-            assumptions,
-            round_off=operator.round_off,
-        )
+        return _estimated(watched, effort.of(settings), common, assumptions)
 
 
 def _exact(
@@ -706,26 +694,18 @@ def _round_off_bracket(
 
 
 def _estimated(
-    operator: Operator,
-    dimension: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    positive_semidefinite: bool,
-    settings: _Settings,
-    common: dict,
-    assumptions: dict,
-    *,
-    round_off: float | None = None,
+    operator: SymmetricOperator, settings: _Settings, common: dict, assumptions: dict
 ) -> dict[float, RenyiSharpness]:
     assert settings.probes is not None  # an effort has settled it
     steps = settings.steps
-    if steps is None and not positive_semidefinite and settings.policy != "abs":
+    if steps is None and not operator.positive_semidefinite and settings.policy != "abs":
         steps = min(_STEPS_WITHOUT_BRACKET, settings.max_steps)
     # The bases of two probes at least are held at once.
-    room = settings.memory_budget // (2 * _BASIS_COPIES * dimension * dtype.itemsize)
+    room = settings.memory_budget // (
+        2 * _BASIS_COPIES * operator.dimension * operator.dtype.itemsize
+    )
     quadrature = stochastic_lanczos_quadrature(
         operator,
-        dimension,
         probes=settings.probes,
         steps=steps,
         max_steps=min(settings.max_steps, max(room, _FEWEST)),
@@ -733,11 +713,7 @@ def _estimated(
             partial(renyi_entropy_estimate, alpha=order, policy=settings.policy)
             for order in settings.orders
         ],
-        positive_semidefinite=positive_semidefinite,
-        round_off=round_off,
         seed=settings.seed,
-        dtype=dtype,
-        device=device,
         memory_budget=settings.memory_budget // 4,
     )
     results = {}

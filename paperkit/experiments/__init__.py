@@ -4,8 +4,8 @@ A study is a grid of configurations and a function from one to metrics (`Study`,
 record is one finished run (`records_of`).
 """
 
+from paperkit.experiments.archive import records_of
 from paperkit.experiments.parameters import resolve
-from paperkit.experiments.published import records_of
 from paperkit.experiments.records import Record
 from paperkit.experiments.running import run_study
 from paperkit.experiments.study import RunContext, Study

@@ -2,7 +2,8 @@
 
 A record is stale once the code behind it has changed. If a sample, run by the new code, agrees
 with what was recorded, the published records are renewed: they get the new fingerprint, and say
-that they were renewed, when, from what and by which sample.
+that they were renewed, when, from what and by which sample. Ours, because
+workflow tools run whatever is out of date; none lets a sample vouch for the rest.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from typing import Any, TypeGuard
 import torch
 
 from paperkit.experiments import provenance
-from paperkit.experiments.fingerprint import fingerprint
-from paperkit.experiments.paths import store_folder
-from paperkit.experiments.published import read_published, write_published
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import Record
 from paperkit.experiments.running import Session
 from paperkit.experiments.study import Study, require_profile, study_named
@@ -116,19 +115,18 @@ def audit(
     require_profile(profile)
     if sample < 1:
         raise ValueError(f"sample is {sample}; give at least 1.")
-    published = read_published(study.name)
-    audited = [record for record in published if record.profile == profile]
+    archive = Archive(store)
+    audited = [r for r in archive.published.records(study.name) if r.profile == profile]
     if not audited:
         raise ValueError(f"study {study.name!r} has no published {profile} record to audit.")
-    code = fingerprint(study)
-    stale = [record for record in audited if record.fingerprint != code]
+    stale = [record for record in audited if archive.is_stale(study, record)]
     seed = seed or provenance.now()[:10]
     pool = stale or audited
     drawn = random.Random(seed).sample(pool, min(sample, len(pool)))
-    inputs = Session(store_folder(store), profile, torch.device(device), progress)
+    inputs = Session(archive, profile, torch.device(device), progress)
     comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory() as fresh:
-        session = Session(Path(fresh), profile, torch.device(device), progress, inputs=inputs)
+        session = Session(Archive(fresh), profile, torch.device(device), progress, inputs=inputs)
         for record in drawn:
             again = session.perform(study, record.configuration)
             comparisons.extend(_compare(study, record, again, audited))
@@ -139,11 +137,12 @@ def audit(
     if not (stale and outcome.agrees and tree.dirty is False):
         return outcome
     note = {"date": provenance.now(), "commit": tree.commit, "seed": seed, "sample": outcome.sample}
-    keys = {record.key for record in stale}
-    write_published(
-        study.name, [_renewed(r, code, note) if r.key in keys else r for r in published]
-    )
-    return replace(outcome, renewed=len(stale))
+    with archive.published.lock(study.name):
+        archive.published.forget(study.name)
+        # A record that was published anew in the meantime stays as it is.
+        unchanged = [r for r in stale if archive.published.record(study.name, r.key) == r]
+        archive.published.add(_renewed(r, archive.code(study), note) for r in unchanged)
+    return replace(outcome, renewed=len(unchanged))
 
 
 def _renewed(record: Record, code: str, note: dict[str, Any]) -> Record:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import audit
 from paperkit.experiments.engines import ENGINES
-from paperkit.experiments.fingerprint import fingerprint
-from paperkit.experiments.published import publish, publish_checkpoint, records_of
 from paperkit.experiments.running import RERUN, run_study
 from paperkit.experiments.study import PROFILES, configurations, study_named, study_names
 
@@ -73,16 +72,16 @@ def _add_store_and_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    archive = Archive(arguments.store)
     for name in study_names():
         study = study_named(name)
-        code = fingerprint(study)
         print(f"{name}: {study.question}")
         for profile in PROFILES:
-            records = records_of(name, profile, arguments.store)
+            records = archive.records(name, profile)
             seconds = sum(record.provenance["seconds"] for record in records)
             print(
                 f"  {profile:<7} {len(records)} of {len(configurations(study, profile))} runs, "
-                f"{sum(r.fingerprint != code for r in records)} stale, "
+                f"{sum(archive.is_stale(study, r) for r in records)} stale, "
                 f"{sum(not r.clean for r in records)} of uncommitted code, {seconds:.0f} s"
             )
     return 0
@@ -97,8 +96,8 @@ def _run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         rerun=arguments.rerun,
     )
-    code = fingerprint(study_named(arguments.name))
-    stale = sum(record.fingerprint != code for record in records)
+    archive, study = Archive(arguments.store), study_named(arguments.name)
+    stale = sum(archive.is_stale(study, record) for record in records)
     dirty = sum(not record.clean for record in records)
     print(f"{arguments.name}: {len(records)} runs of the {arguments.profile} profile are finished.")
     if stale:
@@ -109,10 +108,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    done = publish(arguments.name, arguments.store, allow_dirty=arguments.allow_dirty)
+    archive = Archive(arguments.store)
+    done = archive.publish(arguments.name, allow_dirty=arguments.allow_dirty)
     print(f"{done.path}: {done.total} records, {done.changed} of them new or replaced.")
     if arguments.checkpoint:
-        print(publish_checkpoint(arguments.name, arguments.checkpoint, arguments.store))
+        print(archive.publish_checkpoint(arguments.name, arguments.checkpoint))
     return 0
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from paperkit import arguments
-from paperkit.experiments.records import Record
-from paperkit.experiments.study import Configuration
+from paperkit.experiments.records import Configuration, Record
 
 Perform = Callable[[Configuration], Record]
 Engine = Callable[[Perform, Sequence[Configuration]], Iterator[Record]]

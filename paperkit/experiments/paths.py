@@ -56,6 +56,14 @@ def results_folder() -> Path:
     return repository_root() / "results"
 
 
+def locks_folder() -> Path:
+    """Return the folder of the locks on published results, ``_build/locks`` in the repository.
+
+    A lock stays behind as an empty file, and ``results/`` holds what is committed.
+    """
+    return repository_root() / "_build" / "locks"
+
+
 def claims_folder() -> Path:
     """Return the folder of the claims' YAML files, ``claims/`` in the repository."""
     return repository_root() / "claims"

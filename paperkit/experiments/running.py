@@ -9,29 +9,16 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 from typing_extensions import override
 
-from paperkit import arguments
+from paperkit import arguments, atomic
 from paperkit.experiments import provenance
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.engines import engine_named
-from paperkit.experiments.fingerprint import fingerprint
-from paperkit.experiments.paths import store_folder
-from paperkit.experiments.published import (
-    preferred,
-    published_checkpoint_path,
-    read_published,
-)
-from paperkit.experiments.records import Record, key_of, plain_metrics
-from paperkit.experiments.store import (
-    checkpoint_path,
-    read_record,
-    record_path,
-    write_atomically,
-    write_record,
-)
+from paperkit.experiments.records import Configuration, Record, key_of, plain_metrics
 from paperkit.experiments.study import (
-    Configuration,
     RunContext,
     Study,
     configurations,
@@ -57,25 +44,16 @@ class _RunContext(RunContext):
 
     @override
     def record_of(self, study: str, configuration: Configuration) -> Record:
-        record = self._needed(study).finished(study_named(study), configuration)
-        if record is None:
-            record = self._run_first(study, configuration)
+        session = self._needed(study)
+        with self._watch.paused():
+            record = session.record(study_named(study), configuration)
         return self._accept(record)
 
     @override
     def checkpoint_of(self, study: str, configuration: Configuration) -> Path:
         session = self._needed(study)
-        found = session.finished_checkpoint(study_named(study), configuration)
-        if found is None:
-            record = self._run_first(study, configuration)
-            path = checkpoint_path(session.store, study, record.key)
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"study {study!r} wrote no checkpoint for {configuration}; "
-                    "its run must save one to context.checkpoint."
-                )
-        else:
-            record, path = found
+        with self._watch.paused():
+            record, path = session.checkpoint(study_named(study), configuration)
         self._accept(record)
         return path
 
@@ -87,13 +65,9 @@ class _RunContext(RunContext):
             )
         return self._inputs
 
-    def _run_first(self, study: str, configuration: Configuration) -> Record:
-        with self._watch.paused():
-            return self._inputs.perform(study_named(study), configuration)
-
     def _accept(self, record: Record) -> Record:
         # A fresh record must not rest on an outcome of older code.
-        if record.fingerprint != self._inputs.code(study_named(record.study)):
+        if self._inputs.archive.is_stale(study_named(record.study), record):
             raise ValueError(
                 f"study {self._study.name!r} needs a record of study {record.study!r} that is "
                 f"stale: run `paperkit audit {record.study}`, or run again with --rerun stale."
@@ -104,12 +78,12 @@ class _RunContext(RunContext):
 
 @dataclass
 class Session:
-    """One call of `run_study`: a store, a profile, a device and the state of the code.
+    """One call of `run_study`: an archive, a profile, a device and the state of the code.
 
     Attributes
     ----------
-    store : Path
-        Where records and checkpoints are written.
+    archive : Archive
+        Where records and checkpoints are looked for; new ones go to its working store.
     profile : str
     device : torch.device
     progress : bool
@@ -119,62 +93,78 @@ class Session:
         The session that serves the runs that a run needs; by default this one.
     """
 
-    store: Path
+    archive: Archive
     profile: str
     device: torch.device
     progress: bool = False
     rerun: Sequence[str] = ()
     inputs: Session | None = None
     _performed: set[str] = field(default_factory=set, init=False)
-    _published: dict[str, dict[str, Record]] = field(default_factory=dict, init=False)
-    _codes: dict[str, str] = field(default_factory=dict, init=False)
 
     @cached_property
     def tree(self) -> provenance.TreeState:
         """State of the code when the session began to run; it is imported by then."""
         return provenance.tree_state()
 
-    def code(self, study: Study) -> str:
-        """Return the fingerprint of the study's code when this session first asked for it."""
-        if study.name not in self._codes:
-            self._codes[study.name] = fingerprint(study)
-        return self._codes[study.name]
-
     def finished(self, study: Study, configuration: Configuration) -> Record | None:
         """Return the record of a run, or None if it must be run."""
-        key = key_of(study.name, configuration)
-        candidates = (self._published_record(study, key), self._own_record(study, key))
-        return preferred(record for record in candidates if record is not None).get(key)
+        return next(iter(self._finished(study, configuration)), None)
 
     def finished_checkpoint(
         self, study: Study, configuration: Configuration
     ) -> tuple[Record, Path] | None:
-        """Return a run's record and its checkpoint, or None if the run must be run."""
-        key = key_of(study.name, configuration)
-        published = self._published_record(study, key)
-        own = self._own_record(study, key)
-        path = checkpoint_path(self.store, study.name, key)
-        # A checkpoint beside no record may be that of a run killed halfway.
-        if own is not None and path.is_file():
-            # The published copy of the same run may have been renewed by an audit.
-            if published is not None and _date(published) == _date(own):
-                return published, path
-            return own, path
-        path = published_checkpoint_path(study.name, key)
-        return (published, path) if published is not None and path.is_file() else None
+        """Return the best record of a run whose checkpoint was kept, or None if it must be run."""
+        for record in self._finished(study, configuration):
+            path = self.archive.checkpoint_of(record)
+            if path is not None:
+                return record, path
+        return None
+
+    def record(self, study: Study, configuration: Configuration) -> Record:
+        """Return the record of a run; run it if it is not finished.
+
+        A process that is at the same run in the same store is waited for.
+        """
+        found = self.finished(study, configuration)
+        if found is None:
+            with self._lock(study, configuration):
+                found = self.finished(study, configuration) or self.perform(study, configuration)
+        return found
+
+    def checkpoint(self, study: Study, configuration: Configuration) -> tuple[Record, Path]:
+        """Return a run's record and its checkpoint; run it if there is none. See `record`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the run writes no checkpoint.
+        """
+        found = self.finished_checkpoint(study, configuration)
+        if found is None:
+            with self._lock(study, configuration):
+                found = self.finished_checkpoint(study, configuration)
+                if found is None:
+                    self.perform(study, configuration)
+                    found = self.finished_checkpoint(study, configuration)
+        if found is None:
+            raise FileNotFoundError(
+                f"study {study.name!r} wrote no checkpoint for {configuration}; "
+                "its run must save one to context.checkpoint."
+            )
+        return found
 
     def perform(self, study: Study, configuration: Configuration) -> Record:
         """Run one configuration and write its record, last."""
         key = key_of(study.name, configuration)
-        code = self.code(study)
+        code = self.archive.code(study)
         resumed = self._prepare_checkpoint(study, key, code)
         given: dict[str, Record] = {}
         provenance.reset_peak_memory(self.device)
         watch = provenance.Stopwatch()
         context = _RunContext(
             self.device,
-            self.store,
-            checkpoint_path(self.store, study.name, key),
+            self.archive.working.folder,
+            self.archive.working.checkpoint(study.name, key),
             self.progress,
             study,
             self.inputs or self,
@@ -202,46 +192,41 @@ class Session:
                 "resumed": resumed,
             },
         )
-        write_record(self.store, record)
+        self.archive.working.add([record])
         self._performed.add(key)
         return record
 
-    def _own_record(self, study: Study, key: str) -> Record | None:
-        record = read_record(self.store, study.name, key)
-        return record if record is not None and self._counts(study, record) else None
+    def _finished(self, study: Study, configuration: Configuration) -> list[Record]:
+        """Return the records for which a run counts as finished, the best first."""
+        key = key_of(study.name, configuration)
+        if key in self._performed:
+            record = self.archive.working.record(study.name, key)
+            return [] if record is None else [record]
+        candidates = self.archive.candidates(study.name, key, self.profile)
+        return [record for record in candidates if not self._runs_again(study, record)]
 
-    def _published_record(self, study: Study, key: str) -> Record | None:
-        # A smoke run exercises every live path, so nothing is finished before it begins.
-        if self.profile == "smoke" or key in self._performed:
-            return None
-        if study.name not in self._published:
-            self._published[study.name] = {r.key: r for r in read_published(study.name)}
-        record = self._published[study.name].get(key)
-        return record if record is not None and self._counts(study, record) else None
-
-    def _counts(self, study: Study, record: Record) -> bool:
-        if record.key in self._performed:
-            return True
-        if record.profile == "smoke" and self.profile != "smoke":
-            return False
+    def _runs_again(self, study: Study, record: Record) -> bool:
         if "dirty" in self.rerun and not record.clean:
-            return False
-        return "stale" not in self.rerun or record.fingerprint == self.code(study)
+            return True
+        return "stale" in self.rerun and self.archive.is_stale(study, record)
+
+    def _lock(self, study: Study, configuration: Configuration) -> FileLock:
+        return self.archive.working.lock(study.name, key_of(study.name, configuration))
 
     def _prepare_checkpoint(self, study: Study, key: str, code: str) -> bool:
         """Make room for a run's checkpoint; say whether one is there to resume from."""
-        path = checkpoint_path(self.store, study.name, key)
+        path = self.archive.working.checkpoint(study.name, key)
         note = path.with_suffix(".json")
         path.parent.mkdir(parents=True, exist_ok=True)
         begun = {"fingerprint": code, "dirty": self.tree.dirty}
         # A finished run that runs again begins anew; so does one begun by other code, or by
         # uncommitted code when this one is committed.
-        again = record_path(self.store, study.name, key)
+        again = self.archive.working.path(study.name, key)
         same = note.is_file() and json.loads(note.read_text(encoding="utf-8")) == begun
         if again.is_file() or not same:
             again.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-            write_atomically(note, json.dumps(begun) + "\n")
+            atomic.write_text(note, json.dumps(begun) + "\n")
         return path.is_file()
 
 
@@ -289,7 +274,7 @@ def run_study(
     run_all = engine_named(engine)
     require_profile(profile)
     progress, device = arguments.flag("progress", progress), arguments.device("device", device)
-    session = Session(store_folder(store), profile, device, progress, tuple(words))
+    session = Session(Archive(store), profile, device, progress, tuple(words))
     grid = configurations(study, profile)
     done = {key_of(study.name, c): session.finished(study, c) for c in grid}
     pending = [c for c in grid if done[key_of(study.name, c)] is None]
@@ -301,7 +286,7 @@ def run_study(
         disable=not (progress and pending),
     )
     with bar:
-        for record in run_all(lambda c: session.perform(study, c), pending):
+        for record in run_all(lambda c: session.record(study, c), pending):
             done[record.key] = record
             bar.update()
     return [record for record in done.values() if record is not None]
@@ -313,7 +298,3 @@ def _any_dirty(dirty: bool | None, given: dict[str, Record]) -> bool | None:
     if any(states):
         return True
     return None if None in states else False
-
-
-def _date(record: Record) -> str:
-    return str(record.provenance["date"])

@@ -1,10 +1,15 @@
-"""How numbers are written in verdicts: round-off as a bound, the rest with four digits."""
+"""How numbers are written in verdicts, and tables in Markdown.
+
+Round-off is written as a bound, every other number with four digits.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 ROUND_OFF = 1e-12
+NOTHING = "–"
 
 
 def number(value: float) -> str:
@@ -29,3 +34,31 @@ def interval(low: float, high: float) -> str:
     if math.isinf(low):
         return f"below {number(high)}"
     return f"{number(low)} to {number(high)}"
+
+
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool] = ()
+) -> str:
+    """Return a table in Markdown, for MyST and for Jupyter.
+
+    Parameters
+    ----------
+    header : sequence of str
+        Names of the columns.
+    rows : iterable of sequence of str
+        Cells, as many in each row as there are columns.
+    right : sequence of bool
+        Whether each column is set to the right; none is, if it is empty.
+
+    Returns
+    -------
+    str
+        One line for each row, with pipes inside cells escaped.
+    """
+    rule = ["---:" if to_the_right else "---" for to_the_right in right] or ["---"] * len(header)
+    lines = [header, rule, *rows]
+    return "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
+
+
+def _markdown_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

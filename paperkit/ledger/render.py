@@ -11,15 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from paperkit import arguments
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.paths import store_folder
-from paperkit.experiments.published import published_path
 from paperkit.experiments.study import require_profile
+from paperkit.ledger.calls import Side
 from paperkit.ledger.claims import Claim
 from paperkit.ledger.criteria import CRITERIA, WORDS, PaperValue
-from paperkit.ledger.formatting import interval, number
+from paperkit.ledger.formatting import NOTHING, interval, markdown_table, number
 from paperkit.ledger.verdict import Verdict, verdicts
-
-NOTHING = "–"
 
 
 def badge(word: str) -> str:
@@ -55,7 +54,7 @@ def scoreboard(verdicts: Sequence[Verdict]) -> str:
     rows = [_count_row(paper, own, words) for paper, own in _by_paper(verdicts)]
     if len(rows) > 1:
         rows.append(_count_row("all", verdicts, words))
-    lines = [_table(["paper", *map(badge, words), "claims"], rows)]
+    lines = [markdown_table(["paper", *map(badge, words), "claims"], rows)]
     stale = sum(v.stale for v in verdicts)
     if stale:
         lines.append(f"{stale} of {len(verdicts)} verdicts rest on {badge('stale')} records.")
@@ -91,7 +90,7 @@ def table(verdicts: Sequence[Verdict], root: str = "..") -> str:
     header = ["claim", "paper", "ours", "verdict", "scale", "records"]
     # Identities and inequalities have no number of the paper's: a column of dashes says nothing.
     filled = [i for i in range(len(header)) if any(row[i] != NOTHING for row in rows)]
-    return _table([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
+    return markdown_table([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
 
 
 def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
@@ -115,7 +114,7 @@ def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
             for v in own
         ]
         sections.append(f"## {paper}")
-        sections.append(_table(["claim", "place", "kind", "verdict"], rows))
+        sections.append(markdown_table(["claim", "place", "kind", "verdict"], rows))
         sections.extend(_details(v, root) for v in own)
     return "\n\n".join(sections) + "\n" if sections else "No claim has been entered yet.\n"
 
@@ -202,6 +201,8 @@ def criterion_text(claim: Claim) -> str:
 
 
 def _argument(value: object) -> str:
+    if isinstance(value, Side):
+        value = value.model_dump(exclude_unset=True)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_argument(item)}" for name, item in value.items()) + "}"
     if isinstance(value, bool):
@@ -231,7 +232,7 @@ def _records_link(verdict: Verdict, root: str) -> str:
     if not verdict.records:
         return NOTHING
     name = str(len(verdict.records))
-    if not published_path(study).is_file():
+    if not Archive().published.path(study).is_file():
         return f"{name} of `{study}`"
     return f"[{name}]({root}/results/{study}.jsonl)"
 
@@ -244,12 +245,3 @@ def _chapter_link(claim: Claim, root: str) -> str:
     return (
         f'<a href="{root}/{document.removesuffix(".ipynb")}.html{hash_}{label}">{claim.chapter}</a>'
     )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

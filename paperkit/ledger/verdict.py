@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from paperkit import arguments
-from paperkit.experiments.fingerprint import fingerprint
-from paperkit.experiments.paths import store_folder
-from paperkit.experiments.published import records_of
-from paperkit.experiments.records import Record, key_of
-from paperkit.experiments.study import Configuration, configurations, study_named
+from paperkit.experiments.archive import Archive
+from paperkit.experiments.records import Configuration, Record, key_of
+from paperkit.experiments.study import configurations, study_named
 from paperkit.ledger.claims import Claim, chapter_of, load_claims
 from paperkit.ledger.criteria import CRITERIA, NOT_RUN, REFUTED, Finding, matches
 
@@ -88,7 +86,7 @@ def verdicts(
         chosen = list(arguments.iterable("claims", claims, "claims"))
         for claim in chosen:
             arguments.instance("claims", claim, Claim)
-    store_folder(store)  # refuses what is no path
+    archive = Archive(store)
     if anchor is not None:
         arguments.instance("anchor", anchor, str, "as in a claim")
     if paper is not None:
@@ -97,15 +95,9 @@ def verdicts(
     if anchor is not None:
         chosen = [claim for claim in chosen if _is_at(claim, anchor)]
     evidence = {(claim.criterion.study, claim.profile) for claim in chosen}
-    records = {(name, profile): records_of(name, profile, store) for name, profile in evidence}
-    codes = {name: fingerprint(study_named(name)) for name, _ in evidence}
+    records = {(name, profile): archive.records(name, profile) for name, profile in evidence}
     return [
-        _judge(
-            claim,
-            records[claim.criterion.study, claim.profile],
-            codes[claim.criterion.study],
-        )
-        for claim in chosen
+        _judge(claim, records[claim.criterion.study, claim.profile], archive) for claim in chosen
     ]
 
 
@@ -115,7 +107,7 @@ def _is_at(claim: Claim, anchor: str) -> bool:
     return same_target and claim.chapter == chapter_of(anchor)
 
 
-def _judge(claim: Claim, records: Sequence[Record], code: str) -> Verdict:
+def _judge(claim: Claim, records: Sequence[Record], archive: Archive) -> Verdict:
     selected = _selected(claim)
     keys = {key_of(claim.criterion.study, configuration) for configuration in selected}
     found = [record for record in records if record.key in keys]
@@ -126,6 +118,7 @@ def _judge(claim: Claim, records: Sequence[Record], code: str) -> Verdict:
     finding = _finding(claim, clean) if complete or refutable else None
     if finding is None or (not complete and finding.word != REFUTED):
         return Verdict(claim, NOT_RUN, _missing(claim, len(selected), len(found), len(clean)))
+    study = study_named(claim.criterion.study)
     evidence = finding.evidence
     if not complete:
         evidence += f"; {len(clean)} of {len(selected)} runs are finished"
@@ -138,7 +131,7 @@ def _judge(claim: Claim, records: Sequence[Record], code: str) -> Verdict:
         finding.interval,
         finding.value_text,
         tuple(clean),
-        any(record.fingerprint != code for record in clean),
+        any(archive.is_stale(study, record) for record in clean),
     )
 
 

@@ -4,19 +4,11 @@ from paperkit.linalg.density import SpectralDensity, spectral_density
 from paperkit.linalg.eigenpairs import Eigenpairs, top_eigenpairs
 from paperkit.linalg.gram import Spectrum, gram_spectrum
 from paperkit.linalg.lanczos import Lanczos, Tridiagonal, lanczos
+from paperkit.linalg.operator import FunctionOperator, SymmetricOperator, as_operator
 from paperkit.linalg.probes import draw_probes
-from paperkit.linalg.quadrature import (
-    Estimate,
-    Rule,
-    SpectralFunction,
-    SpectralQuadrature,
-    averaged_rule,
-    gauss_rule,
-    power,
-    radau_rule,
-    stochastic_lanczos_quadrature,
-    t_log_t,
-)
+from paperkit.linalg.quadrature import Estimate, SpectralQuadrature, stochastic_lanczos_quadrature
+from paperkit.linalg.rules import Rule, averaged_rule, gauss_rule, radau_rule
+from paperkit.linalg.spectral_functions import SpectralFunction, power, t_log_t
 from paperkit.linalg.traces import (
     Deflation,
     TraceEstimate,
@@ -31,6 +23,7 @@ __all__ = [
     "Deflation",
     "Eigenpairs",
     "Estimate",
+    "FunctionOperator",
     "Lanczos",
     "MemoryBudgetError",
     "Rule",
@@ -38,8 +31,10 @@ __all__ = [
     "SpectralFunction",
     "SpectralQuadrature",
     "Spectrum",
+    "SymmetricOperator",
     "TraceEstimate",
     "Tridiagonal",
+    "as_operator",
     "averaged_rule",
     "draw_probes",
     "gauss_rule",

@@ -26,6 +26,16 @@ class SpectralDensity:
         Shape (g,), float64: of each value, over the probes.
     width : float
         The Gaussian's standard deviation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import spectral_density, stochastic_lanczos_quadrature
+    >>> A = torch.diag(torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    >>> quadrature = stochastic_lanczos_quadrature(A, probes=2, steps=2)
+    >>> density = spectral_density(quadrature, torch.linspace(-1.0, 2.0, 301), width=0.1)
+    >>> round(float(torch.trapezoid(density.value, density.grid)), 4)
+    1.0
     """
 
     grid: Tensor
@@ -54,12 +64,22 @@ def spectral_density(quadrature: SpectralQuadrature, grid: Tensor, width: float)
     Returns
     -------
     SpectralDensity
-        On the CPU. It integrates to 1 over the whole line.
+        On the CPU. The density integrates to 1 over the whole line.
 
     Raises
     ------
     TypeError, ValueError
         If the width is not positive and finite, or the grid no finite vector.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import spectral_density, stochastic_lanczos_quadrature
+    >>> A = torch.diag(torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    >>> quadrature = stochastic_lanczos_quadrature(A, probes=2, steps=2)
+    >>> density = spectral_density(quadrature, torch.tensor([0.0, 0.5, 1.0]), width=0.1)
+    >>> round(float(density.value[0] / density.value[2]), 4)  # three eigenvalues here, one there
+    3.0
     """
     arguments.instance("quadrature", quadrature, SpectralQuadrature)
     width = arguments.number("width", width, above=0)

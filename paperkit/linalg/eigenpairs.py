@@ -21,17 +21,8 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
-from paperkit.linalg.lanczos import (
-    BREAKDOWN,
-    CANCELLED,
-    COLUMNS,
-    Operator,
-    apply,
-    inner,
-    norms,
-    project_out,
-    relative_round_off,
-)
+from paperkit.linalg.lanczos import BREAKDOWN, CANCELLED, COLUMNS, inner, norms, project_out
+from paperkit.linalg.operator import SymmetricOperator, apply, as_operator
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linalg.traces import Deflation
 from paperkit.memory import GIBIBYTE, MemoryBudgetError
@@ -41,7 +32,7 @@ ORDERS = ("magnitude", "algebraic")
 
 # The basis is cut back when it would exceed so many vectors for each pair, or so many in all.
 _VECTORS_EACH, _SMALLEST_BASIS = 6, 40
-# Vectors beside the basis: the newest, its image, what a product makes on its way, the result.
+# Vectors beside the basis: the newest, its image, the product's own temporaries, the result.
 _BESIDE = 6
 # The probability that a search of the complement may end too early.
 _DOUBT = 1e-3
@@ -62,10 +53,23 @@ class Eigenpairs:
     converged : Tensor
         Shape (k,), bool: whether the residual met the tolerance.
     complete : bool
-        Whether a search for further copies and for missed eigenvalues came to its end. One pair
-        needs none.
+        Whether a search for further copies and for missed eigenvalues came to its end; a
+        single pair needs no such search.
     products : int
         Operator-vector products.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import top_eigenpairs
+    >>> A = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    >>> pairs = top_eigenpairs(A, 1)
+    >>> round(float(pairs.eigenvalues), 6)
+    3.0
+    >>> pairs.vectors.abs()  # (1, 1) / √2, up to its sign
+    tensor([[0.7071, 0.7071]], dtype=torch.float64)
+    >>> bool(pairs.converged), float(pairs.residuals) < 1e-9
+    (True, True)
     """
 
     eigenvalues: Tensor
@@ -81,42 +85,33 @@ class Eigenpairs:
 
 
 def top_eigenpairs(
-    operator: Operator,
-    dimension: int,
+    operator: SymmetricOperator | Tensor,
     k: int,
     which: str = "magnitude",
     *,
     tolerance: float = 1e-6,
     max_products: int = 1000,
-    round_off: float | None = None,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
     memory_budget: int = GIBIBYTE,
 ) -> Eigenpairs:
     r"""Compute the k eigenvalues of largest magnitude, or the k largest ones, and their vectors.
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (1, d) to (1, d), rows are vectors.
-    dimension : int
-        d.
+    operator : SymmetricOperator or Tensor
+        A symmetric matrix; see :func:`paperkit.linalg.as_operator`.
     k : int
         At least 1, at most d.
     which : str
-        One of ``"magnitude"``, ``"algebraic"``.
+        Order: ``"magnitude"`` or ``"algebraic"``.
     tolerance : float
         A pair has converged when its residual is at most this times the largest magnitude seen.
-        The error of an eigenvalue is then of the order of the square, divided by its gap.
+        The error of an eigenvalue is then of the order of the square, divided by its gap. In
+        single precision, take a tolerance above 1e-6.
     max_products : int
         Stops the iteration; at least k.
-    round_off : float, optional
-        As in :class:`paperkit.linalg.Lanczos`.
     seed : int
-        Of the starting vectors.
-    dtype, device
-        The operator's. In single precision, take a tolerance above 1e-6.
+        Seed of the starting vectors.
     memory_budget : int
         Bytes for the basis, of max(6k, 40) vectors where they fit, fewer else, and for the result.
 
@@ -132,16 +127,25 @@ def top_eigenpairs(
         NaN or infinite entries.
     MemoryBudgetError
         A ValueError: if the budget does not hold the smallest basis.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import top_eigenpairs
+    >>> A = torch.diag(torch.tensor([1.0, 5.0, -7.0], dtype=torch.float64))
+    >>> top_eigenpairs(A, 2).eigenvalues.round(decimals=6)
+    tensor([-7.,  5.], dtype=torch.float64)
+    >>> top_eigenpairs(A, 2, which="algebraic").eigenvalues.round(decimals=6)
+    tensor([5., 1.], dtype=torch.float64)
     """
-    dimension = arguments.integer("dimension", dimension, at_least=1)
+    operator = as_operator(operator)
+    dimension, dtype, device = operator.dimension, operator.dtype, operator.device
     size = "the operator has no more dimensions"
     k = arguments.integer("k", k, at_least=1, at_most=dimension, because=size)
     which = arguments.choice("which", which, ORDERS)
     first = f"the first k={k} Ritz values take as many"
     max_products = arguments.integer("max_products", max_products, at_least=k, because=first)
     tolerance = arguments.number("tolerance", tolerance, above=0)
-    device, dtype = arguments.device("device", device), arguments.dtype("dtype", dtype)
-    epsilon = relative_round_off(dtype, round_off)
     room = _room(dimension, k, dtype, memory_budget)
     generator = generator_of(seed)
     found = _Pairs(torch.empty(0, dimension, dtype=dtype, device=device))
@@ -150,7 +154,7 @@ def top_eigenpairs(
         start = draw_probes(
             1, dimension, generator, distribution="normal", dtype=dtype, device=device
         ).squeeze(0)
-        search = _Search(operator, start, found.vectors, which, room - len(found), k, epsilon)
+        search = _Search(operator, start, found.vectors, which, room - len(found), k)
         ended = False
         while not (ended or search.exhausted or products == max_products):
             search.step()
@@ -250,13 +254,12 @@ class _Search:
 
     def __init__(
         self,
-        operator: Operator,
+        operator: SymmetricOperator,
         start: Tensor,
         known: Tensor,
         which: str,
         longest: int,
         k: int,
-        epsilon: float,
     ) -> None:
         dimension = len(start)
         longest = min(longest, dimension - len(known))
@@ -264,13 +267,13 @@ class _Search:
         self._kept = min((longest + k) // 2, longest - 1)
         self._basis = start.new_empty(longest, dimension)
         self._projected = _float64(longest, longest)
-        # Of the images, along the known vectors.
+        # Components of the images along the known vectors.
         self._outside = _float64(len(known), longest)
         self._size = self._steps = 0
         self._scale = self._coupling = 0.0
         # Whether the last vectors follow from each other by the three-term recurrence.
         self._recurring = False
-        self._epsilon = epsilon
+        self._epsilon = operator.round_off
         self.values = self.residuals = _float64(0)
         self._rotations = _float64(0, 0)
         project_out(known, start)

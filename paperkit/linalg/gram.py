@@ -21,7 +21,8 @@ _EPSILON = torch.finfo(torch.float64).eps
 _UNITS = 10.0
 
 
-# Squares that underflow in float32, each below 1e-38, are nothing beside such a sum of squares.
+# A sum of squares above this number loses nothing to squares that underflow in float32, because
+# each of these is below 1e-38.
 _LEAST_SUM = 1e-24
 
 
@@ -71,6 +72,17 @@ class Spectrum:
         roots by about the root of ``round_off``; else it moves the eigenvalues by ``round_off``.
     rank_limit : int or None
         How many eigenvalues can differ from zero; None if all can.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import gram_spectrum
+    >>> G = torch.tensor([[3.0, 4.0, 0.0]])
+    >>> spectrum = gram_spectrum([G], num_rows=1, dimension=3)
+    >>> spectrum
+    Spectrum(dimension=3, rank=1, largest=25, trace=25)
+    >>> spectrum.rank, round(spectrum.trace, 6)  # ‖G‖²
+    (1, 25.0)
     """
 
     eigenvalues: Tensor
@@ -147,13 +159,23 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     Returns
     -------
     Spectrum
-        Of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in float64,
-        or what the round-off of the blocks' own dtype may add to an eigenvalue that is zero.
+        Spectrum of the d × d matrix :math:`G^\top G`. The tolerance is max(m, d) · eps · λ_max in
+        float64, or what the round-off of the blocks' own dtype may add to an eigenvalue that is
+        zero.
 
     Raises
     ------
     TypeError, ValueError
         If a size is not positive, or a block is no finite matrix that fits them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import gram_spectrum
+    >>> G = torch.diag(torch.tensor([3.0, 2.0, 0.0]))
+    >>> spectrum = gram_spectrum(G.split(1), num_rows=3, dimension=3)  # a row at a time
+    >>> [round(value, 6) for value in spectrum.eigenvalues.tolist()]
+    [9.0, 4.0]
     """
     num_rows = arguments.integer("num_rows", num_rows, at_least=1)
     dimension = arguments.integer("dimension", dimension, at_least=1)
@@ -173,8 +195,8 @@ def gram_spectrum(blocks: Iterable[Tensor], num_rows: int, dimension: int) -> Sp
     # eigvalsh reads the lower triangle only.
     eigenvalues = torch.linalg.eigvalsh(total).flip(0).cpu()
     largest = float(eigenvalues[0].clamp(min=0.0))
-    # The rows' errors, together as long as the matrix times some units, move singular values by
-    # no more than their own norm.
+    # Errors of the rows move singular values by no more than the errors' norm, which is at most the
+    # matrix's norm times some units of round-off.
     round_off = (_UNITS * coarsest) ** 2 * float(eigenvalues.clamp(min=0.0).sum())
     tolerance = max(max(num_rows, dimension) * _EPSILON * largest, round_off)
     found = eigenvalues[eigenvalues > tolerance]

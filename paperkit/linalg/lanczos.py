@@ -8,7 +8,6 @@ first components of its eigenvectors are the weights of a Gauss quadrature for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,54 +15,18 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
+from paperkit.linalg.operator import SymmetricOperator, apply, as_operator
 
-Operator = Callable[[Tensor], Tensor]
-"""A symmetric matrix as a function: k vectors as rows, (k, d), to their k images, (k, d)."""
-
-_WANTED = "a function from (k, d) to (k, d), vectors as rows"
+Matrix = SymmetricOperator | Tensor | Callable[[Tensor], Tensor]
+"""A symmetric matrix, in any form that starting vectors complete."""
 
 # A residual below this many units of round-off of the operator's norm is no new direction.
 BREAKDOWN = 100.0
-# What loses more than this share in an orthogonalization gets another one.
+# A vector that loses more than this share in an orthogonalization is orthogonalized again.
 CANCELLED = 0.5
-# Entries of long vectors that are summed at a time, in the vectors' own precision.
+# Long vectors are summed by so many entries at a time in their own precision, because that is
+# faster than a sum in float64 and errs less than one over all entries.
 COLUMNS = 2**18
-
-
-def apply(operator: Operator, vectors: Tensor) -> Tensor:
-    """Return the images of (k, d) vectors, checked.
-
-    Parameters
-    ----------
-    operator : callable
-        Maps (k, d) to (k, d); it is not called for k = 0.
-    vectors : Tensor
-        Shape (k, d).
-
-    Returns
-    -------
-    Tensor
-        Shape (k, d).
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the operator is no function, or the images have another shape, or NaN or infinite
-        entries.
-    """
-    arguments.function("operator", operator, _WANTED)
-    if len(vectors) == 0:
-        return vectors
-    images = operator(vectors)
-    if not isinstance(images, Tensor) or images.shape != vectors.shape:
-        raise ValueError(
-            f"operator maps shape {tuple(vectors.shape)} to {arguments.shown(images)}: it must "
-            "take and return vectors as rows."
-        )
-    # The norm is one pass over the numbers; it overflows before they do.
-    if not math.isfinite(float(images.norm())) and not bool(torch.isfinite(images).all()):
-        raise ValueError("operator returned NaN or infinite entries: check the model.")
-    return images
 
 
 @dataclass(frozen=True)
@@ -84,6 +47,17 @@ class Tridiagonal:
     basis : Tensor or None
         Shape (k, m, d): the orthonormal Lanczos vectors, where they were asked for; zero beyond
         ``steps``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import lanczos
+    >>> A = torch.diag(torch.tensor([1.0, 1.0, 3.0, 3.0], dtype=torch.float64))
+    >>> found = lanczos(A, torch.ones(1, 4, dtype=torch.float64), steps=4)
+    >>> found.steps, found.exhausted  # two different eigenvalues, two steps
+    (tensor([2]), tensor([True]))
+    >>> float(found.norm)
+    2.0
     """
 
     diagonal: Tensor
@@ -112,14 +86,6 @@ def tridiagonal_matrices(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
     )
 
 
-def relative_round_off(dtype: torch.dtype, round_off: float | None) -> float:
-    """Return that of a product: the format's own, or a larger one that it is said to have."""
-    own = torch.finfo(dtype).eps
-    if round_off is None:
-        return own
-    return max(own, arguments.number("round_off", round_off, at_least=0, below=1))
-
-
 class Lanczos:
     """A batch of Lanczos recurrences that can be continued: take steps, look, take more.
 
@@ -128,33 +94,53 @@ class Lanczos:
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (k, d) to (k, d), rows are vectors.
+    operator : SymmetricOperator, Tensor or callable
+        A symmetric matrix; see :func:`paperkit.linalg.as_operator`. A function of vectors will do,
+        since ``starts`` says what these are.
     starts : Tensor
         Shape (k, d), in the operator's dtype and on its device; need not be normalized.
-    round_off : float, optional
-        Relative error of a product, where it is larger than the dtype's round-off, as of a model in
-        double precision that computes parts in single.
 
     Raises
     ------
     TypeError, ValueError
-        If ``starts`` is not a stack of floating-point vectors, or one is zero or not finite.
+        If ``starts`` is not a stack of floating-point vectors, or one is zero or not finite; if the
+        operator is of another dimension, dtype or device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import Lanczos
+    >>> A = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+    >>> process = Lanczos(A, torch.ones(1, 3, dtype=torch.float64))
+    >>> process.advance(1)
+    >>> process.tridiagonal().diagonal.round(decimals=6)  # the Rayleigh quotient of the start
+    tensor([[2.3333]], dtype=torch.float64)
+    >>> process.advance(5)
+    >>> process.steps, process.exhausted  # three dimensions
+    (3, True)
     """
 
-    def __init__(
-        self, operator: Operator, starts: Tensor, *, round_off: float | None = None
-    ) -> None:
+    def __init__(self, operator: Matrix, starts: Tensor) -> None:
         arguments.tensor("starts", starts, shape=("k", "d"), floating=True, dense=True)
-        arguments.function("operator", operator, _WANTED)
+        self.operator = as_operator(operator, like=starts)
+        if starts.shape[1] != self.operator.dimension:
+            raise ValueError(
+                f"starts has vectors of {starts.shape[1]} entries, and the operator takes "
+                f"{self.operator.dimension}."
+            )
+        wanted = self.operator.dtype, self.operator.device
+        if (starts.dtype, starts.device) != wanted:
+            raise ValueError(
+                f"starts is {starts.dtype} on {starts.device}: convert it to {wanted[0]} on "
+                f"{wanted[1]}, as the operator's vectors."
+            )
         self.norm = norms(starts)
         if not bool((torch.isfinite(self.norm) & (self.norm > 0)).all()):
             raise ValueError("starts has a zero or infinite vector: draw the probes again.")
-        self.operator = operator
-        self._epsilon = relative_round_off(starts.dtype, round_off)
+        self._epsilon = self.operator.round_off
         self._diagonal: list[Tensor] = []
         self._off_diagonal: list[Tensor] = []
-        self._blocks: list[Tensor] = []  # of the basis, each (k, steps of one advance, d)
+        self._blocks: list[Tensor] = []  # parts of the basis, each (k, steps of one advance, d)
         self._previous = torch.zeros_like(starts)
         self._vector = starts / self.norm.to(starts.dtype).unsqueeze(1)
         self._scale = torch.zeros_like(self.norm)
@@ -201,7 +187,7 @@ class Lanczos:
             self._blocks.append(block)
 
     def _step(self, seen: list[Tensor]) -> None:
-        """One step of the three-term recurrence, and the orthogonalization against ``seen``."""
+        """Take a step of the three-term recurrence and orthogonalize against ``seen``."""
         image = apply(self.operator, self._vector)
         alpha = inner(image, self._vector)
         self._scale = torch.maximum(self._scale, norms(image))
@@ -211,14 +197,15 @@ class Lanczos:
             image.addcmul_(coupling, self._previous, value=-1)
         before = norms(image)
         leaked = _orthogonalize(image, seen)
-        # What the recurrence leaves along earlier vectors is round-off if A = A^T.
+        # The recurrence of a symmetric A leaves nothing but round-off along earlier vectors.
         if bool((leaked > self._epsilon**0.5 * self._scale).any()):
             raise ValueError(
                 "operator is not symmetric, or gives different results at each call: pass a "
                 "symmetric, deterministic one."
             )
         beta = norms(image)
-        # The recurrence was the first pass over the basis; twice is enough where little is left.
+        # A second pass over the basis is needed where little of the image is left, because its
+        # round-off was relative to the longer vector. A third pass would find nothing.
         if bool((beta < CANCELLED * before).any()):
             _orthogonalize(image, seen)
             beta = norms(image)
@@ -256,7 +243,7 @@ def norms(vectors: Tensor) -> Tensor:
     """Return Euclidean norms, (k, d) → (k,), float64, whatever the size of the entries."""
     limits = torch.finfo(vectors.dtype)
     squares = inner(vectors, vectors)
-    # Squares below the format's smallest number are lost, and together no more than this.
+    # Squares below the format's smallest number are lost; all of them add up to at most this.
     lost = vectors.shape[1] * limits.tiny / limits.eps
     if bool((torch.isfinite(squares) & (squares >= lost)).all()):
         return squares.sqrt()
@@ -299,7 +286,7 @@ def _orthogonalize(image: Tensor, seen: list[Tensor]) -> Tensor:
 
 
 def lanczos(
-    operator: Operator, starts: Tensor, steps: int, *, keep_basis: bool = False
+    operator: Matrix, starts: Tensor, steps: int, *, keep_basis: bool = False
 ) -> Tridiagonal:
     """Run Lanczos with full reorthogonalization from each starting vector.
 
@@ -309,8 +296,8 @@ def lanczos(
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (k, d) to (k, d), rows are vectors.
+    operator : SymmetricOperator, Tensor or callable
+        A symmetric matrix, as in :class:`Lanczos`.
     starts : Tensor
         Shape (k, d), in the operator's dtype and on its device; need not be normalized.
     steps : int
@@ -329,6 +316,18 @@ def lanczos(
     TypeError, ValueError
         If ``steps`` is not a positive integer, a starting vector is zero or not finite, or the
         operator returns another shape, NaN or infinite entries, or is not symmetric.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import lanczos
+    >>> A = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    >>> found = lanczos(A, torch.ones(1, 2, dtype=torch.float64), steps=2)
+    >>> found.matrices().round(decimals=6)
+    tensor([[[2., 1.],
+             [1., 2.]]], dtype=torch.float64)
+    >>> torch.linalg.eigvalsh(found.matrices()).round(decimals=6)  # the Ritz values
+    tensor([[1., 3.]], dtype=torch.float64)
     """
     keep_basis = arguments.flag("keep_basis", keep_basis)
     process = Lanczos(operator, starts)

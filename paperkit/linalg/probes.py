@@ -41,9 +41,9 @@ def draw_probes(
         On the CPU. Vectors are drawn one after the other: k of them at once are the same as k
         drawn in several calls, so that a memory budget does not change a result.
     distribution : str
-        One of ``"rademacher"``, ``"sphere"``, ``"normal"``.
+        Distribution of the probes: ``"rademacher"``, ``"sphere"`` or ``"normal"``.
     dtype, device
-        Of the vectors.
+        Floating format and device of the vectors.
 
     Returns
     -------
@@ -54,6 +54,17 @@ def draw_probes(
     ------
     TypeError, ValueError
         If an argument is of the wrong kind or out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import draw_probes
+    >>> draw_probes(2, 3, torch.Generator().manual_seed(0))
+    tensor([[-1.,  1.,  1.],
+            [-1.,  1.,  1.]], dtype=torch.float64)
+    >>> on_sphere = draw_probes(1, 3, torch.Generator().manual_seed(0), distribution="sphere")
+    >>> round(float(on_sphere.norm() ** 2), 6)  # every length is √d
+    3.0
     """
     count = arguments.integer("count", count, at_least=1)
     dimension = arguments.integer("dimension", dimension, at_least=1)

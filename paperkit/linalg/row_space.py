@@ -35,7 +35,7 @@ from torch import Tensor
 # Scales within one stratum: round-off of its longest rows stays below 1e-9 of its shortest.
 _WIDTH = math.log(1e6)
 
-# Units of round-off by which a row may be off.
+# A row may err by so many units of round-off.
 _ROW_ERROR = 100.0
 
 RowBlocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -81,7 +81,8 @@ def triangular_factor(blocks: Iterable[Tensor]) -> Tensor:
     pending: list[Tensor] = []
     for block in blocks:
         pending.append(block)
-        # A step costs as much as its d rows of factor even for one new row: gather as many.
+        # A step costs as much as the d rows of the factor even for one new row, so that at least
+        # as many rows are gathered.
         if sum(map(len, pending)) >= 2 * block.shape[1]:
             pending = [torch.linalg.qr(torch.cat(pending), mode="r").R]
     if not pending:
@@ -187,10 +188,10 @@ class RowFactors:
     def _ranks(self, tolerance: float) -> list[int]:
         """Return the rank of the strata up to each one.
 
-        It is read off the rows together, never off what an earlier stratum leaves of a later one.
-        The directions found are only known to round-off over their smallest singular value, so the
-        remainder of a row in their span is larger than round-off by as much; the smallest singular
-        value of both together is not.
+        The rank is read off all rows together, never off the remainder that an earlier stratum
+        leaves of a later one. Directions are known only to round-off over their smallest singular
+        value, so that the remainder of a row in their span exceeds round-off by as much. The
+        smallest singular value of all rows together does not.
         """
         together: list[Tensor] = []
         for stratum in self.strata:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
-from paperkit.linalg.lanczos import Operator, apply, lanczos
+from paperkit.linalg.lanczos import lanczos
+from paperkit.linalg.operator import SymmetricOperator, apply, as_operator
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.memory import GIBIBYTE, chunk_sizes
 
@@ -42,6 +43,16 @@ class TraceEstimate:
         Operator-vector products, those of a deflation included.
     method : str
         The estimator's name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson
+    >>> estimate = hutchinson(torch.ones(4, 4), 100, seed=0)
+    >>> estimate
+    TraceEstimate(value=3.84, standard_error=0.5269926110688955, products=100, method='hutchinson')
+    >>> abs(float(estimate) - 4) < 3 * estimate.standard_error
+    True
     """
 
     value: float
@@ -64,7 +75,19 @@ class Deflation:
     trace : float
         :math:`\operatorname{Tr} Q^\top A Q` over them; for Ritz vectors, the sum of Ritz values.
     products : int
-        What it cost.
+        Number of operator-vector products that it took.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson, top_eigenpairs
+    >>> A = torch.ones(4, 4, dtype=torch.float64)  # of rank one, with eigenvalue 4
+    >>> deflation = top_eigenpairs(A, 1).deflation()
+    >>> round(deflation.trace, 6)
+    4.0
+    >>> rest = hutchinson(A, deflation.products + 2, deflation=deflation)
+    >>> round(float(rest), 6), rest.standard_error < 1e-9  # nothing was left to estimate
+    (4.0, True)
     """
 
     basis: Tensor
@@ -73,13 +96,10 @@ class Deflation:
 
 
 def krylov_deflation(
-    operator: Operator,
-    dimension: int,
+    operator: SymmetricOperator | Tensor,
     products: int,
     *,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
 ) -> Deflation:
     """Return the Krylov space of one random vector, on which Lanczos knows the operator.
 
@@ -88,29 +108,37 @@ def krylov_deflation(
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (k, d) to (k, d), rows are vectors.
-    dimension, products : int
-        d, and the number of Lanczos steps.
+    operator : SymmetricOperator or Tensor
+        A symmetric matrix; see :func:`paperkit.linalg.as_operator`.
+    products : int
+        Number of Lanczos steps.
     seed : int
-        Of the starting vector; take another for the probes that follow.
-    dtype, device
-        The operator's.
+        Seed of the starting vector; take another for the probes that follow.
 
     Returns
     -------
     Deflation
-        Of at most ``products`` dimensions.
+        A subspace of at most ``products`` dimensions.
 
     Raises
     ------
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, or as :func:`paperkit.linalg.lanczos`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson, krylov_deflation
+    >>> A = torch.eye(50).double() + 1.0  # eigenvalues 51, and 49 times 1
+    >>> deflation = krylov_deflation(A, 2, seed=1)
+    >>> round(deflation.trace, 6)  # one vector meets each eigenvalue once
+    52.0
+    >>> round(float(hutchinson(A, 4, deflation=deflation, distribution="sphere")), 6)
+    100.0
     """
+    operator = as_operator(operator)
     products = arguments.integer("products", products, at_least=1)
-    start = draw_probes(
-        1, dimension, generator_of(seed), distribution="normal", dtype=dtype, device=device
-    )
+    start = _draw(operator, 1, generator_of(seed), "normal")
     found = lanczos(operator, start, products, keep_basis=True)
     assert found.basis is not None
     steps = int(found.steps)
@@ -118,15 +146,12 @@ def krylov_deflation(
 
 
 def hutchinson(
-    operator: Operator,
-    dimension: int,
+    operator: SymmetricOperator | Tensor,
     products: int,
     *,
     distribution: str = "rademacher",
     deflation: Deflation | None = None,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
     memory_budget: int = GIBIBYTE,
 ) -> TraceEstimate:
     r"""Estimate a trace by the mean of :math:`v^\top A v` (Hutchinson 1989).
@@ -136,20 +161,18 @@ def hutchinson(
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (k, d) to (k, d), rows are vectors.
-    dimension, products : int
-        d, and the number of products in all; what the deflation leaves of it, at least 2, goes to
-        random probes.
+    operator : SymmetricOperator or Tensor
+        A symmetric matrix; see :func:`paperkit.linalg.as_operator`.
+    products : int
+        Number of products in all. Random probes get the rest, at least 2, after the deflation.
     distribution : str
-        One of ``"rademacher"``, ``"sphere"``, ``"normal"``. Probes from the sphere are scaled back
-        to a sphere after the deflation, which removes the noise of their length.
+        Distribution of the probes: ``"rademacher"``, ``"sphere"`` or ``"normal"``. Probes from the
+        sphere are scaled back to a sphere after the deflation, which removes the noise of their
+        length.
     deflation : Deflation, optional
-        A subspace to take out first. It must not depend on these probes.
+        Subspace to take out first, which must not depend on these probes.
     seed : int
-        Of the probes.
-    dtype, device
-        The operator's.
+        Seed of the probes.
     memory_budget : int
         Bytes for the probes that run at once.
 
@@ -163,11 +186,21 @@ def hutchinson(
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, fewer than 2 products are left, the
         sizes do not fit, or the operator returns NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson
+    >>> hutchinson(torch.diag(torch.arange(1.0, 5.0)), 2)  # signs are exact on a diagonal
+    TraceEstimate(value=10.0, standard_error=0.0, products=2, method='hutchinson')
+    >>> estimate = hutchinson(torch.ones(4, 4), 100, seed=0)
+    >>> round(float(estimate), 2), round(estimate.standard_error, 2)
+    (3.84, 0.53)
     """
-    dimension = arguments.integer("dimension", dimension, at_least=1)
+    operator = as_operator(operator)
+    dimension = operator.dimension
     products = arguments.integer("products", products, at_least=2, because="one has no spread")
     memory_budget = arguments.memory_budget("memory_budget", memory_budget)
-    dtype = arguments.dtype("dtype", dtype)
     if deflation is not None:
         arguments.instance("deflation", deflation, Deflation)
     spent = deflation.products if deflation else 0
@@ -183,27 +216,22 @@ def hutchinson(
         )
     generator = generator_of(seed)
     samples = []
-    for size in chunk_sizes(count, 4 * dimension, dtype, memory_budget):
-        probes = draw_probes(
-            size, dimension, generator, distribution=distribution, dtype=dtype, device=device
-        )
+    for size in chunk_sizes(count, 4 * dimension, operator.dtype, memory_budget):
+        probes = _draw(operator, size, generator, distribution)
         if deflation:
             probes = _project(probes, deflation.basis)
             if distribution == "sphere":
                 probes = _on_sphere(probes, dimension - len(deflation.basis))
         samples.append(_quadratic_forms(operator, probes))
-    known = deflation.trace if deflation else 0.0
-    return _estimate(known + torch.cat(samples), products, "hutchinson")
+    deflated = deflation.trace if deflation else 0.0
+    return _estimate(deflated + torch.cat(samples), products, "hutchinson")
 
 
 def hutch_plus_plus(
-    operator: Operator,
-    dimension: int,
+    operator: SymmetricOperator | Tensor,
     products: int,
     *,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
 ) -> TraceEstimate:
     """Estimate a trace with a third of the products for a sketch of the range.
 
@@ -212,14 +240,12 @@ def hutch_plus_plus(
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (k, d) to (k, d), rows are vectors, k up to a third of ``products``.
-    dimension, products : int
-        d, and the number of products, at least 4.
+    operator : SymmetricOperator or Tensor
+        A symmetric matrix; it is applied to a third of ``products`` at a time.
+    products : int
+        Number of products, at least 4.
     seed : int
-        Of the probes.
-    dtype, device
-        The operator's.
+        Seed of the probes.
 
     Returns
     -------
@@ -230,32 +256,38 @@ def hutch_plus_plus(
     ------
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, or the operator returns NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutch_plus_plus, hutchinson
+    >>> A = torch.ones(50, 50).double()  # of rank one
+    >>> round(hutchinson(A, 6).standard_error)
+    24
+    >>> exact = hutch_plus_plus(A, 6)  # the sketch spans the range
+    >>> round(float(exact), 6), exact.standard_error < 1e-9
+    (50.0, True)
     """
-    dimension = arguments.integer("dimension", dimension, at_least=1)
+    operator = as_operator(operator)
     reason = "one, one, and two probes"
     products = arguments.integer("products", products, at_least=4, because=reason)
-    rank = min(products // 3, dimension)
+    rank = min(products // 3, operator.dimension)
     generator = generator_of(seed)
-    # Few random signs can be dependent, normal vectors cannot.
-    sketch = draw_probes(
-        rank, dimension, generator, distribution="normal", dtype=dtype, device=device
-    )
+    # Normal vectors are used because a few random sign vectors can be dependent.
+    sketch = _draw(operator, rank, generator, "normal")
     basis, _ = _row_basis(apply(operator, sketch))
-    known = float(_quadratic_forms(operator, basis).sum())
+    sketched = float(_quadratic_forms(operator, basis).sum())
     count = products - rank - len(basis)
-    probes = draw_probes(count, dimension, generator, dtype=dtype, device=device)
+    probes = _draw(operator, count, generator, "rademacher")
     samples = _quadratic_forms(operator, _project(probes, basis))
-    return _estimate(known + samples, products, "hutch++")
+    return _estimate(sketched + samples, products, "hutch++")
 
 
 def xtrace(
-    operator: Operator,
-    dimension: int,
+    operator: SymmetricOperator | Tensor,
     products: int,
     *,
     seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
 ) -> TraceEstimate:
     r"""Estimate a trace with every probe but one for the sketch, in turn.
 
@@ -274,15 +306,13 @@ def xtrace(
 
     Parameters
     ----------
-    operator : callable
-        Symmetric; maps (k, d) to (k, d), rows are vectors, k up to half of ``products``.
-    dimension, products : int
-        d, and the number of products, at least 4; an odd one is not used. Beyond 2d the trace is
-        exact, and fewer are used.
+    operator : SymmetricOperator or Tensor
+        A symmetric matrix; it is applied to half of ``products`` at a time.
+    products : int
+        Number of products, at least 4; an odd one is not used. Beyond 2d the trace is exact, and
+        fewer are used.
     seed : int
-        Of the probes.
-    dtype, device
-        The operator's.
+        Seed of the probes.
 
     Returns
     -------
@@ -293,36 +323,45 @@ def xtrace(
     ------
     TypeError, ValueError
         If an argument is of the wrong kind or out of range, or the operator returns NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import hutchinson, xtrace
+    >>> A = torch.eye(50).double() + 1.0  # eigenvalues 51, and 49 times 1
+    >>> estimate = xtrace(A, 20)
+    >>> round(float(estimate), 3), round(estimate.standard_error, 3)
+    (99.998, 0.017)
+    >>> round(hutchinson(A, 20).standard_error)
+    21
     """
-    dimension = arguments.integer("dimension", dimension, at_least=1)
+    operator = as_operator(operator)
+    dimension = operator.dimension
     reason = "two probes and their images"
     products = arguments.integer("products", products, at_least=4, because=reason)
     count = min(products // 2, dimension)
     generator = generator_of(seed)
-    probes = draw_probes(
-        count, dimension, generator, distribution="sphere", dtype=dtype, device=device
-    )
+    probes = _draw(operator, count, generator, "sphere")
     images = apply(operator, probes)
-    basis, left_out = _row_basis(images)
-    compressed = (apply(operator, basis) @ basis.T).to(torch.float64)
-    # Rows are probes from here on: W, R and S are the transposes of those above.
-    inner = (probes @ basis.T).to(torch.float64)
-    triangle = (images @ basis.T).to(torch.float64)
-    rest = inner - left_out * (left_out * inner).sum(dim=1, keepdim=True)
-    removed = (left_out @ compressed * left_out).sum(dim=1)
-    form = ((inner - 2 * rest) * triangle).sum(dim=1) + (rest @ compressed * rest).sum(dim=1)
-    dimensions = dimension - len(basis) + left_out.square().sum(dim=1)
-    length = probes.square().sum(dim=1, dtype=torch.float64) - rest.square().sum(dim=1)
-    samples = compressed.diagonal().sum() - removed + dimensions / length * form
-    return _estimate(samples, count + len(basis), "xtrace")
+    # The rows of w, r, s and w_bar are the vectors w_i, r_i, s_i and w̄_i of the probes.
+    Q, s = _row_basis(images)
+    M = (apply(operator, Q) @ Q.T).to(torch.float64)
+    w = (probes @ Q.T).to(torch.float64)
+    r = (images @ Q.T).to(torch.float64)
+    w_bar = w - s * (s * w).sum(dim=1, keepdim=True)
+    form = ((w - 2 * w_bar) * r).sum(dim=1) + (w_bar @ M * w_bar).sum(dim=1)
+    dimensions = dimension - len(Q) + s.square().sum(dim=1)
+    length = probes.square().sum(dim=1, dtype=torch.float64) - w_bar.square().sum(dim=1)
+    samples = M.diagonal().sum() - (s @ M * s).sum(dim=1) + dimensions / length * form
+    return _estimate(samples, count + len(Q), "xtrace")
 
 
 def _row_basis(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return an orthonormal basis (r, d) of the rows of (k, d), and what leaving one out removes.
 
-    The second tensor, (k, r), holds the unit vector of the basis' coordinates that is orthogonal to
-    all rows but the i-th. It is zero where the rows are dependent to round-off, because then no
-    single one is missed.
+    The second tensor, (k, r), holds for each i the unit vector, in the basis' coordinates, that is
+    orthogonal to all rows but the i-th. Rows that are dependent to round-off get zeros, because
+    without one of them the others still span the same space.
     """
     orthonormal, triangle = torch.linalg.qr(images.T)
     left, sizes, right = torch.linalg.svd(triangle.T)
@@ -331,9 +370,23 @@ def _row_basis(images: Tensor) -> tuple[Tensor, Tensor]:
     rank = int((sizes > tolerance).sum())
     if rank < len(images):
         return right[:rank], torch.zeros_like(left[:, :rank], dtype=torch.float64)
-    # Rows are U S V^T: the pseudo-inverse's columns are U S^{-1} in the basis V^T.
+    # The rows are U S Vᵀ, so that the columns of their pseudo-inverse are U S⁻¹ in the basis Vᵀ.
     dual = left.to(torch.float64) / sizes.to(torch.float64)
     return right, dual / dual.norm(dim=1, keepdim=True)
+
+
+def _draw(
+    operator: SymmetricOperator, count: int, generator: torch.Generator, distribution: str
+) -> Tensor:
+    """Draw probes (k, d) that the operator can be applied to."""
+    return draw_probes(
+        count,
+        operator.dimension,
+        generator,
+        distribution=distribution,
+        dtype=operator.dtype,
+        device=operator.device,
+    )
 
 
 def _project(probes: Tensor, basis: Tensor) -> Tensor:
@@ -348,11 +401,11 @@ def _on_sphere(probes: Tensor, dimensions: int) -> Tensor:
     return probes * (dimensions**0.5 / probes.norm(dim=1, keepdim=True))
 
 
-def _quadratic_forms(operator: Operator, vectors: Tensor) -> Tensor:
+def _quadratic_forms(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
     return (vectors * apply(operator, vectors)).sum(dim=1, dtype=torch.float64)
 
 
 def _estimate(samples: Tensor, products: int, method: str) -> TraceEstimate:
-    # One sample is left in dimension one, where XTrace is exact.
+    # In dimension one a single sample is left, and XTrace is exact.
     error = float(samples.std()) / len(samples) ** 0.5 if len(samples) > 1 else 0.0
     return TraceEstimate(float(samples.mean()), error, products, method)

@@ -1,4 +1,4 @@
-"""The Hessian blocks of a network's weights: from layers' pairs where there are some."""
+"""The Hessian blocks of a network's weights, read off layers' pairs where these exist."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Blocks:
     data : tuple of Tensor
         Inputs and targets.
     loss : Loss
-        Settled.
+        Loss that is already bound to the data.
     layers : sequence of str, optional
-        Names, as in :func:`paperkit.linearize.weights.chosen_weights`; default all.
+        Names of layers or of weights that are no layer's own; default all.
     memory_budget : int
-        Bytes.
+        Bytes for the pairs of a group and for temporaries, half of it each.
     chunk_size : int, optional
-        As in :func:`paperkit.linearize.linearize`.
+        Number of samples of a forward pass; default as many as the budget allows.
 
     Raises
     ------
@@ -66,56 +66,59 @@ class Blocks:
         self.named = layers is not None
         self.weights: dict[str, Weight] = chosen_weights(model, layers)
         self.memory_budget, self.chunk_size = memory_budget, chunk_size
-        readable = [name for name, one in self.weights.items() if one.obstacle is None]
+        readable = [name for name, weight in self.weights.items() if weight.obstacle is None]
         self.groups: list[list[str]] = []
         self.reasons: dict[str, str] = {}
         if readable:
             self.groups, self.reasons = grouped_layers(model, data[0], readable, memory_budget)
-        # The names under which parameters are measured.
+        # Names under which the weights that are linearized so far are measured, by parameter.
         self.covered: dict[str, str] = {}
 
     def linearization(self, group: Sequence[str], samples: int | None = None) -> Linearization:
-        """Linearize a group of layers, and note what it covers.
+        """Linearize a group of layers, and note which weights it covers.
 
-        On the first samples alone it tells what the layers are, under a loss whose factor is small.
+        With ``samples`` only the first ones are run. The result then tells what the layers are. Its
+        loss is a squared error, whose Hessian factor is the same for all samples and takes no
+        memory.
         """
         inputs, targets = self.data[0][:samples], self.data[1][:samples]
-        few = samples is not None
-        # All names of a weight, or it would be used outside of the layers.
-        own = {self.weights[name].parameter for name in group}
+        only_some = samples is not None
+        # A tied weight is named under all its names. Otherwise its other uses would lie outside of
+        # the chosen layers, and it would be left out.
+        chosen = {self.weights[name].parameter for name in group}
         group = [
             name
-            for name, one in chosen_weights(self.model).items()
-            if one.obstacle is None and one.parameter in own
+            for name, weight in chosen_weights(self.model).items()
+            if weight.obstacle is None and weight.parameter in chosen
         ]
-        found = linearize(
+        linearization = linearize(
             self.model,
             inputs,
-            "half_squared_error" if few else self.loss,
+            "half_squared_error" if only_some else self.loss,
             group,
-            targets=None if few else targets,
+            targets=None if only_some else targets,
             strict=False,
             chunk_size=self.chunk_size,
             memory_budget=self.memory_budget,
         )
-        found = self._under_chosen_names(found)
-        self.note(found)
-        return found
+        linearization = self._rename_layers(linearization)
+        self.note(linearization)
+        return linearization
 
-    def _under_chosen_names(self, linearization: Linearization) -> Linearization:
-        """Call a layer as it was asked for, where the forward pass calls it first by another."""
+    def _rename_layers(self, linearization: Linearization) -> Linearization:
+        """Give each layer the name that was asked for; a tied one may have another of its names."""
         layers = {}
         for name, layer in linearization.layers.items():
             if name not in self.weights:
-                others = (
-                    n for n, one in self.weights.items() if one.parameter == layer.weight_name
+                chosen_names = (
+                    n for n, weight in self.weights.items() if weight.parameter == layer.weight_name
                 )
-                layer.name = next(others, name)
+                layer.name = next(chosen_names, name)
             layers[layer.name] = layer
         return replace(linearization, layers=layers)
 
     def note(self, linearization: Linearization) -> None:
-        """Note what a linearization covers, and what it leaves out."""
+        """Note which weights a linearization covers, and why it leaves others out."""
         self.reasons |= linearization.left_out
         self.covered |= {layer.weight_name: n for n, layer in linearization.layers.items()}
 
@@ -126,32 +129,32 @@ class Blocks:
     def remaining(self) -> dict[str, WeightBlock]:
         """Return the blocks of the weights that are not covered so far, each weight once."""
         missing: dict[str, Weight] = {}
-        seen = set(self.covered)
-        for name, one in self.weights.items():
-            if one.parameter not in seen:
-                seen.add(one.parameter)
-                missing[name] = one
+        covered = set(self.covered)
+        for name, weight in self.weights.items():
+            if weight.parameter not in covered:
+                covered.add(weight.parameter)
+                missing[name] = weight
         if not missing:
             return {}
         sizes = len(self.data[0]), num_outputs(self.model, self.data[0])
         return {
             name: WeightBlock(
-                name, one.parameter, one.shape, self._reason(one), *sizes, not self.named
+                name, weight.parameter, weight.shape, self._reason(weight), *sizes, not self.named
             )
-            for name, one in missing.items()
+            for name, weight in missing.items()
         }
 
-    def _reason(self, one: Weight) -> str:
-        return one.obstacle or self.reasons.get(one.name, "the forward pass does not call it")
+    def _reason(self, weight: Weight) -> str:
+        return weight.obstacle or self.reasons.get(weight.name, "the forward pass does not call it")
 
     def shared(self) -> Mapping[str, str]:
-        """Return the names that were asked for and are another covered layer's too, and why."""
+        """Return the names whose weight a layer of another name covers, with the reason."""
         if not self.named:
             return {}
         return {
-            name: f"it shares the weight of layer {self.covered[one.parameter]}"
-            for name, one in self.weights.items()
-            if self.covered.get(one.parameter, name) != name
+            name: f"it shares the weight of layer {self.covered[weight.parameter]}"
+            for name, weight in self.weights.items()
+            if self.covered.get(weight.parameter, name) != name
         }
 
 
@@ -166,8 +169,8 @@ def num_outputs(model: nn.Module, inputs: Any) -> int:
 def last_layer(model: nn.Module, inputs: Any) -> str:
     """Return the name of the linear or convolution layer that a forward pass calls last.
 
-    Subclasses of these count, whatever their forward pass does; layers within others that do not
-    call them do not.
+    Subclasses of these count, whatever their forward pass does. A layer that is part of another
+    module counts only if that module calls it.
 
     Raises
     ------
@@ -183,7 +186,7 @@ def last_layer(model: nn.Module, inputs: Any) -> str:
             if weight is None or type(module) is nn.Embedding:
                 continue
             if layer_type(module) is not None or layout_like(module, weight) is not None:
-                hook = functools.partial(_note, called, name)
+                hook = functools.partial(_append_name, called, name)
                 handles.append(module.register_forward_hook(hook))
         num_outputs(network, inputs)
     finally:
@@ -194,5 +197,5 @@ def last_layer(model: nn.Module, inputs: Any) -> str:
     return called[-1]
 
 
-def _note(called: list[str], name: str, *_: Any) -> None:
+def _append_name(called: list[str], name: str, *_: Any) -> None:
     called.append(name)

@@ -1,4 +1,4 @@
-"""What the pairs of a sample take in memory, and the groups of layers whose pairs fit a budget."""
+"""Memory that the pairs of a sample take, and groups of layers whose pairs fit a budget."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from paperkit.linearize.exactness import RecordedGraph
 from paperkit.linearize.recording import (
+    JacobianOptions,
     Recording,
-    Wanted,
     calls_by_layer,
     candidate_layers,
     record,
@@ -22,19 +22,34 @@ from paperkit.network.footprint import SavedStorages
 from paperkit.network.network import Network
 from paperkit.network.samples import Inputs
 
-# Float64 matrices of a sample, C × C, that the factor of the loss's Hessian passes through.
+# Number of float64 C × C matrices per sample that exist while the factor of the loss's Hessian is
+# computed.
 _FACTOR_COPIES = 5
 
 
 @dataclass(frozen=True)
 class SampleCosts:
-    """Bytes a sample: of each layer's pairs, of all that is held, of the graph of a pass."""
+    """Bytes that a sample takes.
+
+    Attributes
+    ----------
+    layers : dict of str to int
+        Bytes of each layer's pairs.
+    stored : int
+        Bytes of all that the result stores, the layers' pairs among it.
+    graph : int
+        Bytes of the graph of a forward pass and of its backward passes.
+    left_out : dict of str to str
+        Layers that cannot be linearized by themselves, with the reason.
+    outputs : Tensor
+        Outputs of the first samples, which are as few as the model takes.
+    """
 
     layers: dict[str, int]
-    held: int
+    stored: int
     graph: int
     left_out: dict[str, str]
-    outputs: Tensor  # of the first samples, as many as the model takes at least
+    outputs: Tensor
 
 
 def sample_costs(
@@ -42,15 +57,16 @@ def sample_costs(
     chosen: dict[str, nn.Module],
     parameters: dict[str, Tensor],
     inputs: Inputs,
-    options: Wanted,
+    options: JacobianOptions,
 ) -> SampleCosts:
-    """Run a sample or two forward and add up what each leaves behind."""
-    # Two, because a network that normalises by batch statistics refuses one; it is refused later.
+    """Run a few samples forward and add up the bytes that each leaves behind."""
+    # Run two samples: a network in batch-statistics mode raises its own error on a single one,
+    # before ours can explain what is wrong.
     count = min(2, len(inputs))
     saved = SavedStorages([*parameters.values(), *model.buffers()])
 
     def run(count: int) -> Recording:
-        # A copy of the samples, since a view would count the storage of the whole batch.
+        # Run a copy of the samples: a view would count the storage of the whole batch.
         with saved.noted():
             return record(model, chosen, parameters, inputs[:count].clone(), options)
 
@@ -59,15 +75,17 @@ def sample_costs(
     except Exception:
         if count == len(inputs):
             raise
-        count = len(inputs)  # which may be the number that the model was written for
+        count = len(inputs)  # the model may have been written for this number of samples
         recording = run(count)
     num_outputs = recording.outputs.shape[1]
+    # The gradients that a backward pass holds at once take no more than the tensors that were saved
+    # for it, so twice these bytes are enough for both.
     graph = 2 * saved.bytes() + count * _FACTOR_COPIES * 8 * num_outputs**2
     groups, left_out = calls_by_layer(
         model, recording, chosen, RecordedGraph(recording.outputs.grad_fn)
     )
     layers: dict[str, int] = dict.fromkeys(groups, 0)
-    held = count * num_outputs**2 * recording.outputs.element_size()
+    stored = count * num_outputs**2 * recording.outputs.element_size()
     for name, calls in groups.items():
         for call in calls:
             element = call.preactivation.element_size()
@@ -75,36 +93,36 @@ def sample_costs(
             if options.output_jacobians:
                 size += element * num_outputs * call.preactivation.numel()
             layers[name] += size
-            held += size
+            stored += size
             if call.input_edge is not None:
-                held += element * num_outputs * call.inputs.numel()
+                stored += element * num_outputs * call.inputs.numel()
     if options.input_jacobians and recording.inputs.requires_grad:
-        held += num_outputs * recording.inputs.numel() * recording.outputs.element_size()
+        stored += num_outputs * recording.inputs.numel() * recording.outputs.element_size()
     if options.all_parameters:
         modules = [calls[0].module for calls in groups.values()]
         weights = {id(module.get_parameter("weight")) for module in modules}
-        rest = {
+        other_bytes = {
             id(p): p.nbytes
             for name, p in model.named_parameters()
-            if id(p) not in weights and options.wants(name)
+            if id(p) not in weights and options.includes(name)
         }
-        held += count * num_outputs * sum(rest.values())
-        # The normalised inputs, and the largest one's product with its gradient.
+        stored += count * num_outputs * sum(other_bytes.values())
+        # A pass keeps every normalised input. The product of one of them with its gradient takes
+        # more, and twice the largest is allowed for it.
         sizes = [call.normalized.nbytes for call in recording.normalizations]
         graph += sum(sizes) + 2 * max(sizes, default=0)
         for module in (*modules, *(call.module for call in recording.normalizations)):
             for parameter in module.parameters(recurse=False):
-                rest.pop(id(parameter), None)
-        if rest:  # a sample's Jacobian in them is vectorized over the outputs
-            graph += num_outputs * (2 * saved.bytes() + 2 * count * sum(rest.values()))
-    # The gradients that a backward pass holds at once are no more than what it was given.
+                other_bytes.pop(id(parameter), None)
+        if other_bytes:  # the Jacobian of a sample in these parameters is vectorized over outputs
+            graph += num_outputs * (2 * saved.bytes() + 2 * count * sum(other_bytes.values()))
     per_sample = {name: size // count for name, size in layers.items()}
     outputs = recording.outputs.detach()
-    return SampleCosts(per_sample, held // count, graph // count, left_out, outputs)
+    return SampleCosts(per_sample, stored // count, graph // count, left_out, outputs)
 
 
 def possible_step(step: int, costs: SampleCosts, n: int, memory_budget: int) -> int:
-    """Return the size of a chunk that the model takes."""
+    """Return the size of a chunk, or raise if the model does not take so few samples."""
     fewest = len(costs.outputs)
     if fewest <= 2 or step >= n:
         return step
@@ -118,20 +136,24 @@ def possible_step(step: int, costs: SampleCosts, n: int, memory_budget: int) -> 
 def held_bytes(
     model: nn.Module, inputs: Inputs, *, all_parameters: bool | Sequence[str] = False
 ) -> int:
-    """Return what the pairs of all samples, without input Jacobians, will take.
+    """Return the bytes that the pairs of all samples, without input Jacobians, will take.
 
     Parameters
     ----------
-    model, inputs, all_parameters
-        As in :func:`linearize`.
+    model : nn.Module
+        Any network.
+    inputs : Tensor
+        Inputs of all samples, (n, …).
+    all_parameters : bool or sequence of str
+        Whether the Jacobians in all other parameters are counted too, or names of some of them.
     """
     model = Network.of(model)
     check_inputs(inputs)
     with evaluation(model) as parameters:
-        options = Wanted.of(model, False, all_parameters, None)
+        options = JacobianOptions.of(model, False, all_parameters, None)
         chosen, _ = candidate_layers(model, None)
         costs = sample_costs(model, chosen, parameters, inputs, options)
-    return len(inputs) * costs.held
+    return len(inputs) * costs.stored
 
 
 def layer_groups(
@@ -149,14 +171,23 @@ def layer_groups(
 
     Parameters
     ----------
-    model, inputs, layers, memory_budget, strict
-        As in :func:`linearize`.
+    model : nn.Module
+        Any network.
+    inputs : Tensor
+        Inputs of all samples, (n, …).
+    layers : sequence of str, optional
+        Module names; default every layer that the forward pass calls.
+    memory_budget : int
+        Bytes, half of which the pairs of a group may take.
+    strict : bool
+        Whether a layer in ``layers`` that would be left out is refused.
 
     Returns
     -------
     list of list of str
-        In the order of the forward pass; layers that it does not call are left out, and those that
-        cannot be linearized by themselves, as far as two samples show.
+        Names of the layers of each group, in the order of the forward pass. Layers that it does not
+        call are left out, and those that cannot be linearized by themselves, as far as two samples
+        show.
 
     Raises
     ------
@@ -181,13 +212,13 @@ def grouped_layers(
     chosen, left_out = candidate_layers(model, layers)
     check_inputs(inputs)
     with evaluation(model) as parameters:
-        costs = sample_costs(model, chosen, parameters, inputs, Wanted())
+        costs = sample_costs(model, chosen, parameters, inputs, JacobianOptions())
     left_out |= costs.left_out
     if layers is not None:
         shared = "it shares the weight of another layer"
         left_out |= {n: shared for n in chosen if n not in costs.layers and n not in left_out}
     groups: list[list[str]] = []
-    available = memory_budget // 2 - len(inputs) * (costs.held - sum(costs.layers.values()))
+    available = memory_budget // 2 - len(inputs) * (costs.stored - sum(costs.layers.values()))
     room = 0
     for name, per_sample in costs.layers.items():
         size = per_sample * len(inputs)

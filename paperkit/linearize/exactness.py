@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-Node = Any  # torch.autograd.graph.Node; its attributes differ by operation
+Node = Any  # torch.autograd.graph.Node, whose attributes differ by operation
 
-# Linear in all their differentiable operands jointly.
+# Operations that are linear in all their differentiable operands jointly.
 _LINEAR = frozenset(
     """
     Add Sub Rsub Neg Sum Mean View UnsafeView ReshapeAlias Reshape Transpose T Mt Permute Squeeze
@@ -34,7 +34,7 @@ _LINEAR = frozenset(
     """.split()
 )
 
-# Piecewise linear, with finitely many pieces, in their operands jointly.
+# Operations that are piecewise linear in their operands jointly, with finitely many pieces.
 _PIECEWISE_LINEAR = frozenset(
     """
     Relu LeakyRelu Threshold Hardtanh Hardsigmoid Softshrink Hardshrink Abs RreluWithNoise
@@ -45,8 +45,8 @@ _PIECEWISE_LINEAR = frozenset(
 
 _ALWAYS = _LINEAR | _PIECEWISE_LINEAR
 
-# Products: the positions of the factors among the recorded operands. At most one factor may depend
-# on z; an operand at any other position is a summand.
+# Products, with the positions of their factors among the recorded operands. At most one factor may
+# depend on z. An operand at any other position is a summand.
 _PRODUCT_FACTORS = {
     "Mul": (0, 1),
     "Mm": (0, 1),
@@ -64,7 +64,8 @@ _PRODUCT_FACTORS = {
     "PreluKernel": (0, 1),
 }
 
-# Normalisation by frozen statistics is affine in its input, once per weight.
+# Batch normalisation by frozen statistics multiplies its input by its scale and adds its shift. At
+# most one of the two factors may depend on z.
 _BATCH_NORM = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"})
 
 
@@ -103,7 +104,8 @@ class RecordedGraph:
                     self.consumers[operand] = []
                     stack.append(operand)
                 self.consumers[operand].append(node)
-        # Insertion order runs from the outputs inwards; the obstacle nearest the layer is reported.
+        # Operations that need a closer look. ``consumers`` lists nodes from the outputs inwards, so
+        # the reversed order begins near the layers, and the obstacle nearest to one is reported.
         self._doubtful = [
             node for node in reversed(self.consumers) if operation_name(node) not in _ALWAYS
         ]
@@ -114,14 +116,14 @@ class RecordedGraph:
         Dependence that runs through one of the nodes in ``avoiding`` does not count.
         """
         avoided = set(avoiding)
-        found = {node for node in sources if node in self.consumers}
-        stack = list(found)
+        dependent = {node for node in sources if node in self.consumers}
+        stack = list(dependent)
         while stack:
             for consumer in self.consumers[stack.pop()]:
-                if consumer not in found and consumer not in avoided:
-                    found.add(consumer)
+                if consumer not in dependent and consumer not in avoided:
+                    dependent.add(consumer)
                     stack.append(consumer)
-        return found
+        return dependent
 
     def obstacle(self, preactivations: Sequence[Node]) -> str | None:
         """Name the first operation that breaks piecewise linearity in the pre-activations.
@@ -129,12 +131,13 @@ class RecordedGraph:
         Parameters
         ----------
         preactivations : sequence of Node
-            ``z.grad_fn`` for every use of the layer.
+            Operations ``z.grad_fn`` that made the pre-activations, for every use of the layer.
 
         Returns
         -------
         str or None
-            One clause, or None where everything up to the outputs is piecewise linear.
+            Clause that names the operation; None where everything up to the outputs is piecewise
+            linear.
         """
         sources = set(preactivations)
         dependent = self.dependents(sources)
@@ -150,7 +153,7 @@ def _operation_obstacle(node: Node, dependent: set[Node]) -> str | None:
     name = operation_name(node)
     depends = [operand in dependent for operand, _ in node.next_functions]
     if name in _PRODUCT_FACTORS:
-        factors = [p for p in _PRODUCT_FACTORS[name] if p < len(depends) and depends[p]]
+        factors = [k for k in _PRODUCT_FACTORS[name] if k < len(depends) and depends[k]]
         if len(factors) > 1:
             return f"{name} multiplies two factors that depend on the layer"
         return None
@@ -175,11 +178,11 @@ def block_obstacle(
     Parameters
     ----------
     graph : RecordedGraph
-        Of the outputs.
+        Graph of the outputs.
     weight : Tensor
-        The layer's, a leaf.
+        Weight of the layer, a leaf.
     inputs, preactivations : sequence of Node
-        The operations that made what each call of the layer reads and what it returns.
+        Operations that made the input of each call of the layer, and the pre-activation.
     """
     depends_on_weight = graph.dependents([get_gradient_edge(weight).node])
     if any(node in depends_on_weight for node in inputs):

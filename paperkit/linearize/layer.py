@@ -4,7 +4,7 @@ A weight is used one or more times in a forward pass (positions of a convolution
 calling the module twice is two). For each use we keep the layer's input :math:`a` and the Jacobian
 :math:`B = \partial f/\partial z` of the outputs in its pre-activation. Unfolded into P positions,
 
-.. math:: \frac{\partial f_{ic}}{\partial W} = \sum_{p=1}^{P} B_{icp}\, a_{ip}^\top ,
+.. math:: \frac{\partial f_{ic}}{\partial W} = \sum_{t=1}^{P} B_{ict}^\top\, a_{it}^\top ,
 
 and with :math:`R_i^\top R_i = \Lambda_i` the layer's Gauss–Newton block is
 :math:`\frac1n \sum_i (R_i J_i)^\top (R_i J_i)`.
@@ -32,14 +32,27 @@ class LayerUse:
     module : nn.Module
         The layer.
     inputs : Tensor
-        a, shape (n, …), samples first.
+        Activation x that enters the layer, shape (n, …), samples first.
     output_jacobian : Tensor
-        :math:`B = \partial f/\partial z`, shape (n, C, …).
+        Jacobian :math:`B = \partial f/\partial z`, shape (n, C, …).
     input_jacobian : Tensor or None
-        :math:`\partial f/\partial a`, shape (n, C, …), where it was asked for. It counts every
-        consumer of the tensor that the layer reads, so it equals the layer's operator applied to B
-        only where the layer is the one consumer; a skip connection is a second. None also where
-        no gradient reaches that tensor.
+        Jacobian :math:`X = \partial f/\partial x`, shape (n, C, …), where it was asked for. Every
+        consumer of the tensor that the layer reads counts, so it equals B A, with A the layer's
+        linear map, only where the layer is the sole consumer; a skip connection is a second. None
+        also where no gradient reaches that tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.ones_(model[1].weight)
+    >>> use = linearize(model, torch.tensor([[3.0, 4.0]]), "half_squared_error").layers["0"].uses[0]
+    >>> use.inputs, use.output_jacobian  # a and B
+    (tensor([[3., 4.]]), tensor([[[1., 1.]]]))
+    >>> use.positions()  # a convolution has several
+    1
     """
 
     module: nn.Module
@@ -62,7 +75,7 @@ class LayerUse:
         return self.layout.groups
 
     def positions(self) -> int:
-        """Return P, how many times this use applies the weight to each sample."""
+        """Return the number P of positions at which this use applies the weight to each sample."""
         return self.layer_type.num_positions(self.output_jacobian.shape[2:])
 
     def columns(self, samples: slice) -> Tensor:
@@ -77,9 +90,9 @@ class LayerUse:
 
 def contract_positions(cotangents: Tensor, columns: Tensor) -> Tensor:
     """Sum B aᵀ over positions: (n, r, g, o, P), (n, g, i, P) → (n, r, g, o, i)."""
-    n, r, g, o, p = cotangents.shape
-    left = cotangents.transpose(1, 2).reshape(n * g, r * o, p)
-    right = columns.reshape(n * g, -1, p).transpose(1, 2)
+    n, r, g, o, positions = cotangents.shape
+    left = cotangents.transpose(1, 2).reshape(n * g, r * o, positions)
+    right = columns.reshape(n * g, -1, positions).transpose(1, 2)
     return torch.bmm(left, right).reshape(n, g, r, o, -1).transpose(1, 2)
 
 
@@ -90,20 +103,35 @@ class LayerLinearization:
     Attributes
     ----------
     name : str
-        The module's name in the model.
+        Name of the module in the model.
     weight_name : str
-        The weight's name among the model's parameters.
+        Name of the weight among the model's parameters.
     weight_shape : torch.Size
         Shape of W.
     uses : list of LayerUse
         The layer's calls within one forward pass.
     hessian_factor : Tensor
-        R, shape (n, r, C), with :math:`R_i^\top R_i = \Lambda_i`.
+        Factor R, shape (n, r, C), with :math:`R_i^\top R_i = \Lambda_i`.
     obstacle : str or None
-        Why the Gauss–Newton block need not be the Hessian block; None where the proposition
+        Reason why the Gauss–Newton block need not be the Hessian block; None where the proposition
         makes them equal.
     memory_budget : int
         Bytes that a method may use for temporaries.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize
+    >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU())
+    >>> _ = nn.init.ones_(model[0].weight)
+    >>> layer = linearize(model, torch.tensor([[3.0, 4.0]]), "half_squared_error").layers["0"]
+    >>> layer.jacobian()  # B aᵀ
+    tensor([[[3., 4.]]])
+    >>> layer.spectrum()  # the block's one eigenvalue is ‖a‖²
+    Spectrum(dimension=2, rank=1, largest=25, trace=25)
+    >>> layer.exact_block  # and the Hessian block's, because everything is piecewise linear
+    True
     """
 
     name: str
@@ -141,9 +169,9 @@ class LayerLinearization:
 
     def jacobian(self) -> Tensor:
         """Return J = ∂f/∂W, shape (n, C, d_l), the weight flattened row-major."""
-        everything = slice(None)
+        all_samples = slice(None)
         parts = (
-            contract_positions(use.cotangents(everything), use.columns(everything))
+            contract_positions(use.cotangents(all_samples), use.columns(all_samples))
             for use in self.uses
         )
         total = sum(parts, start=torch.zeros((), device=self.hessian_factor.device))
@@ -157,25 +185,26 @@ class LayerLinearization:
     def _matrix_rows(self, samples: slice) -> Tensor:
         """Return the rows R J of some samples, each as the matrices of the weight's groups."""
         factor = self.hessian_factor[samples]
-        total: Tensor | None = None
+        weighted_rows: Tensor | None = None
         for use in self.uses:
-            weighted = torch.einsum("nrc,ncgop->nrgop", factor, use.cotangents(samples))
+            weighted = torch.einsum("nrc,ncgot->nrgot", factor, use.cotangents(samples))
             rows = contract_positions(weighted, use.columns(samples))
-            total = rows if total is None else total.add_(rows)
-        assert total is not None
-        return total.flatten(2).flatten(0, 1)
+            weighted_rows = rows if weighted_rows is None else weighted_rows.add_(rows)
+        assert weighted_rows is not None
+        return weighted_rows.flatten(2).flatten(0, 1)
 
     def _column_blocks(self) -> Iterator[Tensor]:
         """Yield all rows of R J, a few output channels of the weight at a time."""
         n, r, _ = self.hessian_factor.shape
         g, channels, fan_in = self.layout.matrix_shape
-        everything = slice(None)
+        all_samples = slice(None)
         weighted = [
-            torch.einsum("nrc,ncgop->nrgop", self.hessian_factor, use.cotangents(everything))
+            torch.einsum("nrc,ncgot->nrgot", self.hessian_factor, use.cotangents(all_samples))
             for use in self.uses
         ]
-        columns = [use.columns(everything) for use in self.uses]
-        # single precision rows, their float64 copy and the transposed temporary
+        columns = [use.columns(all_samples) for use in self.uses]
+        # Each entry of a row is held in the layer's format, in a transposed temporary of that
+        # format, and in a float64 copy.
         bytes_per_channel = n * r * g * fan_in * (8 + 2 * weighted[0].element_size())
         step = max(1, min(channels, self.memory_budget // (2 * bytes_per_channel)))
         for start in range(0, channels, step):
@@ -243,8 +272,8 @@ class LayerLinearization:
             product = self._product_through_rows
         else:
             groups, channels, fan_in = layout.matrix_shape
-            wide = positions * (groups * channels + fan_in)
-            chunks = self._sample_chunks(len(vectors) * wide * vectors.element_size())
+            entries_per_probe = positions * (groups * channels + fan_in)
+            chunks = self._sample_chunks(len(vectors) * entries_per_probe * vectors.element_size())
             product = self._product_through_positions
         total = torch.zeros_like(vectors)
         for chunk in chunks:
@@ -263,12 +292,12 @@ class LayerLinearization:
             g = use.groups
             columns, cotangents = use.columns(samples), use.cotangents(samples)
             weights = vectors.reshape(k, g, -1, columns.shape[2])
-            change = torch.einsum("kgoi,ngip->nkgop", weights, columns)
-            response = torch.einsum("ncgop,nkgop->nck", cotangents, change)
+            change = torch.einsum("kgoi,ngit->nkgot", weights, columns)
+            response = torch.einsum("ncgot,nkgot->nck", cotangents, change)
             responses = response if responses is None else responses + response
         assert responses is not None
         weighted = factor.transpose(1, 2) @ (factor @ responses)
         for use in self.uses:
             columns, cotangents = use.columns(samples), use.cotangents(samples)
-            pulled = torch.einsum("nck,ncgop->nkgop", weighted, cotangents)
-            total += torch.einsum("nkgop,ngip->kgoi", pulled, columns).reshape(total.shape)
+            pulled = torch.einsum("nck,ncgot->nkgot", weighted, cotangents)
+            total += torch.einsum("nkgot,ngit->kgoi", pulled, columns).reshape(total.shape)

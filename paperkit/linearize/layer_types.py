@@ -1,6 +1,6 @@
 r"""The types of layers whose weight can be read off their inputs and output Jacobians.
 
-Each applies one weight at P positions, :math:`z_p = W a_p + b`, with g groups of its own matrix
+Each applies a weight at P positions, :math:`z_t = W a_t + b`, with g groups of its own matrix
 each. A type says where a module's input and output hold these columns, and how its weight tensor
 holds the matrices. What is not exactly one of these types, a subclass with a forward pass of its
 own among them, has no type here: unknown means the general way.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-# Methods of a module that its forward pass does not call: a subclass may have its own.
+# Methods of a module that its forward pass does not call, so that a subclass may replace them.
 _HARMLESS = frozenset(
     """
     T_destination _get_name _load_from_state_dict _named_members _save_to_state_dict _version
@@ -37,34 +37,35 @@ _CALLING = frozenset({"__call__", "__getattr__", "__getattribute__"})
 def is_unmodified(module: nn.Module, known: type[nn.Module]) -> bool:
     """Whether a module computes what the known class does, from its own weight and bias.
 
-    It may be of a subclass that leaves everything alone that a forward pass runs; neither the class
-    nor the module may replace a method, and weight and bias must be plain parameters, no function
-    of others (parametrizations, weight and spectral normalisation, pruning).
+    The module may be of a subclass that leaves everything alone that a forward pass runs. Neither
+    that class nor the module itself may replace such a method. Weight and bias must be plain
+    parameters and no function of others, as under parametrizations, weight or spectral
+    normalisation and pruning.
     """
     parameters = module._parameters
     return (
         isinstance(module, known)
-        and _inherits_everything(type(module), known)  # type: ignore[arg-type]
-        and not _of_forward(known) & vars(module).keys()  # type: ignore[arg-type]
+        and _inherits_forward(type(module), known)  # type: ignore[arg-type]
+        and not _forward_methods(known) & vars(module).keys()  # type: ignore[arg-type]
         and type(parameters.get("weight")) is nn.Parameter
         and type(parameters.get("bias", "none")) in (nn.Parameter, type(None))
     )
 
 
 @functools.cache
-def _of_forward(known: type) -> frozenset[str]:
+def _forward_methods(known: type) -> frozenset[str]:
     """Return the names of a class's methods that a forward pass may run."""
     names = {name for name in dir(known) if not name.startswith("__")}
     return frozenset(names - _HARMLESS | _CALLING)
 
 
 @functools.cache
-def _inherits_everything(cls: type, known: type) -> bool:
-    """Whether one class leaves alone what a forward pass of the other runs."""
+def _inherits_forward(cls: type, known: type) -> bool:
+    """Whether a class inherits all that a forward pass of the known class runs."""
     missing = object()
     return all(
         inspect.getattr_static(cls, name, missing) is inspect.getattr_static(known, name, missing)
-        for name in itertools.chain(_of_forward(known), ("weight", "bias"))
+        for name in itertools.chain(_forward_methods(known), ("weight", "bias"))
     )
 
 
@@ -75,11 +76,12 @@ class WeightLayout:
     Attributes
     ----------
     shape : torch.Size
-        Of the tensor.
+        Shape of the tensor.
     groups : int
-        g.
+        Number g of groups.
     transposed : bool
-        False: (g · o, i, …), output channels first. True: (g · i, o, …), input channels first.
+        Order of the channels: False means (g · o, i, …), output channels first; True means
+        (g · i, o, …), input channels first.
     """
 
     shape: torch.Size
@@ -120,7 +122,7 @@ class LayerType(ABC):
     transposed : bool
         As in :class:`WeightLayout`.
     acts_pointwise : bool
-        Whether a position of the output reads one position of the input.
+        Whether a position of the output reads a single position of the input.
     """
 
     transposed = False
@@ -137,7 +139,7 @@ class LayerType(ABC):
 
     @abstractmethod
     def fits(self, module: nn.Module, input_shape: Sequence[int]) -> str | None:
-        """Return what an input without samples must look like, None if this one does."""
+        """Return the shape that an input without samples must have; None if this shape fits."""
 
     @abstractmethod
     def apply(self, module: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
@@ -242,13 +244,13 @@ class _Convolution(_Spatial):
     def apply(self, module: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         convolve: Any = self._FUNCTIONS[len(module.kernel_size) - 1]
-        padded = _padded(module, inputs)
+        padded = _pad(module, inputs)
         return convolve(padded, weight, None, module.stride, 0, module.dilation, module.groups)
 
     @override
     def columns(self, module: nn.Module, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        windows = _padded(module, inputs)
+        windows = _pad(module, inputs)
         axes = len(module.kernel_size)
         for axis, size in enumerate(module.kernel_size):
             span = module.dilation[axis] * (size - 1) + 1
@@ -258,7 +260,7 @@ class _Convolution(_Spatial):
 
 
 class _TransposedConvolution(_Spatial):
-    """A convolution of the input with zeros between its entries, its kernel turned round."""
+    """A convolution with the kernel reversed, of the input with zeros between its entries."""
 
     transposed = True
     _FUNCTIONS = (
@@ -286,26 +288,27 @@ class _TransposedConvolution(_Spatial):
     def columns(self, module: nn.Module, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
         assert isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
         axes = len(module.kernel_size)
-        spread = [
+        spread_sizes = [
             (size - 1) * s + 1 for size, s in zip(inputs.shape[2:], module.stride, strict=True)
         ]
-        windows = inputs.new_zeros(*inputs.shape[:2], *spread)
-        spots: tuple[slice, ...] = tuple(slice(None, None, s) for s in module.stride)
-        windows[(slice(None), slice(None), *spots)] = inputs
+        windows = inputs.new_zeros(*inputs.shape[:2], *spread_sizes)
+        entries: tuple[slice, ...] = tuple(slice(None, None, s) for s in module.stride)
+        windows[(slice(None), slice(None), *entries)] = inputs
         sides: list[int] = []
         for axis, size in enumerate(module.kernel_size):
             reach = module.dilation[axis] * (size - 1)
             before = reach - int(module.padding[axis])
-            # The output's own size counts, which a call may ask for.
-            sides = [before, sizes[1 + axis] + reach - before - spread[axis], *sides]
-        windows = functional.pad(windows, sides)  # a negative side is cut off
+            # The padding behind follows from the size of the output, which the caller of the module
+            # may have chosen by output_size.
+            sides = [before, sizes[1 + axis] + reach - before - spread_sizes[axis], *sides]
+        windows = functional.pad(windows, sides)  # negative padding cuts entries off
         for axis, size in enumerate(module.kernel_size):
             windows = windows.unfold(2 + axis, module.dilation[axis] * (size - 1) + 1, 1)
             windows = windows[..., :: module.dilation[axis]].flip(-1)
         return _patches(windows, axes, module.groups)
 
 
-def _padded(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> Tensor:
+def _pad(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> Tensor:
     """Pad a convolution's input as the module would."""
     sides: list[int] = []
     for axis, size in enumerate(module.kernel_size):
@@ -339,10 +342,10 @@ _LAYER_TYPES: dict[type[nn.Module], LayerType] = {
 
 def layer_type(module: nn.Module) -> LayerType | None:
     """Return a module's type; None if it is not exactly one of those known here."""
-    for known, found in _LAYER_TYPES.items():
+    for known, kind in _LAYER_TYPES.items():
         if isinstance(module, known):
-            return found if is_unmodified(module, known) else None
-    # Whoever has such a module has imported its class.
+            return kind if is_unmodified(module, known) else None
+    # transformers is not imported here: if the module is of its class, somebody has imported it.
     library = sys.modules.get("transformers.pytorch_utils")
     known = getattr(library, "Conv1D", nn.Module)
     if known is not nn.Module and isinstance(module, known) and is_unmodified(module, known):
@@ -358,13 +361,13 @@ def type_of(module: nn.Module) -> LayerType:
     TypeError
         If it has none.
     """
-    found = layer_type(module)
-    if found is None:
+    kind = layer_type(module)
+    if kind is None:
         raise TypeError(
             f"module is a {type(module).__name__} with a forward pass or a weight of its own: "
             "pass a plain linear, convolution or transposed convolution layer."
         )
-    return found
+    return kind
 
 
 def layout_like(module: nn.Module, weight: Tensor) -> WeightLayout | None:
@@ -378,17 +381,17 @@ def layout_like(module: nn.Module, weight: Tensor) -> WeightLayout | None:
     module : nn.Module
         Any module.
     weight : Tensor
-        One of its parameters.
+        Parameter of the module.
 
     Returns
     -------
     WeightLayout or None
-        None where the parameter is not known to be such a matrix.
+        Layout of the parameter; None where it is not known to be such a matrix.
     """
     if weight is module._parameters.get("weight"):
-        own = layer_type(module)
-        if own is not None:
-            return own.layout(module)
+        exact = layer_type(module)
+        if exact is not None:
+            return exact.layout(module)
         for known, kind in _LAYER_TYPES.items():
             if isinstance(module, known):
                 return kind.layout(module)

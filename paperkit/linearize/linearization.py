@@ -21,30 +21,44 @@ class Linearization:
     Attributes
     ----------
     outputs : Tensor
-        f, shape (n, C).
+        Outputs f, shape (n, C).
     hessian_factor : Tensor
-        R, shape (n, r, C), with R_iᵀ R_i the Hessian of the loss in the outputs of sample i.
+        Factor R, shape (n, r, C), with R_iᵀ R_i the Hessian of the loss in the outputs of sample i.
     layers : dict of str to LayerLinearization
-        By module name, in the order of the forward pass.
+        Layers by module name, in the order of the forward pass.
     loss : Loss
         The loss whose output Hessian the layers carry.
     input_jacobian : Tensor or None
-        ∂f/∂x, the outputs' Jacobian in the network's input, shape (n, C, …), where it was asked for
-        and the input is not a tensor of integers.
+        Jacobian X = ∂f/∂x of the outputs in the network's input, shape (n, C, …), where it was
+        asked for and the input is not a tensor of integers.
     parameter_jacobians : dict of str to Tensor or None
-        Where all parameters were asked for: by parameter name the Jacobian (n, C, d_p), flattened
-        row-major, of every parameter that is not the weight of one of the layers.
+        Jacobians (n, C, entries), flattened row-major, of every parameter that is not the weight of
+        one of the layers, by parameter name; None unless all parameters were asked for.
     memory_budget : int
         Bytes for the pairs and for temporaries, half of it each.
     exact_parameters : frozenset of str
         Names of the parameters in which the outputs are piecewise linear as far as autograd's
-        record shows: their Hessian block is their Gauss–Newton block. The weights of exact layers,
-        and biases, scales and shifts like them; the whole model is judged, not ``layers`` alone.
+        record shows, so that their Hessian block is their Gauss–Newton block. These are the weights
+        of exact layers, and biases, scales and shifts like them. The whole model is judged, not
+        ``layers`` alone.
     left_out : mapping of str to str
-        The other weights that were asked for, by name, and why each is not among ``layers``.
+        Reasons why other weights that were asked for are not among ``layers``, by name.
     computed_in : torch.dtype
-        The narrowest floating format in which the network's pass computes, whose round-off the
-        pairs carry.
+        Narrowest floating format in which the network's pass computes, whose round-off the pairs
+        carry.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> found = linearize(model, torch.eye(3))
+    >>> found.num_samples, found.num_outputs, list(found.layers)
+    (3, 2, ['0', '2'])
+    >>> products = found.gauss_newton_products({"0": torch.ones(5, 4, 3), "2": torch.ones(5, 2, 4)})
+    >>> products["0"].shape  # five probes of every layer, without a pass through the network
+    torch.Size([5, 4, 3])
     """
 
     outputs: Tensor
@@ -71,13 +85,13 @@ class Linearization:
     @property
     def num_parameters(self) -> int:
         """The number of parameters that :meth:`jacobian_blocks` covers."""
-        rest = self.parameter_jacobians or {}
+        jacobians = self.parameter_jacobians or {}
         return sum(layer.num_parameters for layer in self.layers.values()) + sum(
-            jacobian.shape[2] for jacobian in rest.values()
+            jacobian.shape[2] for jacobian in jacobians.values()
         )
 
     def jacobian_blocks(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield ∂f/∂θ over all parameters: a parameter's name and its (n, C, d_p), row-major.
+        """Yield ∂f/∂θ over all parameters: a name and its Jacobian (n, C, entries), row-major.
 
         Raises
         ------
@@ -114,66 +128,66 @@ class Linearization:
 
 
 class LinearizationBuffer:
-    """Room for the linearizations of consecutive samples, without their input Jacobians.
+    """Memory for the linearizations of consecutive samples, without their input Jacobians.
 
-    It is reserved once and filled piece by piece, so that the pairs are never held twice.
+    The memory is reserved once and filled piece by piece, so that the pairs are never held twice.
 
     Parameters
     ----------
     first : Linearization
-        The first piece; its layers, uses and options are those of all.
+        First piece, whose layers, uses and options are those of all pieces.
     num_samples : int
-        n, of all pieces together.
+        Number n of samples of all pieces together.
     """
 
     def __init__(self, first: Linearization, num_samples: int) -> None:
-        def room(piece: Tensor) -> Tensor:
+        def reserve(piece: Tensor) -> Tensor:
             return piece.new_empty(num_samples, *piece.shape[1:])
 
         layers = {
             name: replace(
                 layer,
                 uses=[
-                    LayerUse(use.module, room(use.inputs), room(use.output_jacobian))
+                    LayerUse(use.module, reserve(use.inputs), reserve(use.output_jacobian))
                     for use in layer.uses
                 ],
             )
             for name, layer in first.layers.items()
         }
-        rest = first.parameter_jacobians
-        if rest is not None:
-            rest = {name: room(jacobian) for name, jacobian in rest.items()}
-        self._whole = replace(
+        jacobians = first.parameter_jacobians
+        if jacobians is not None:
+            jacobians = {name: reserve(jacobian) for name, jacobian in jacobians.items()}
+        self._buffers = replace(
             first,
-            outputs=room(first.outputs),
-            hessian_factor=room(first.hessian_factor),
+            outputs=reserve(first.outputs),
+            hessian_factor=reserve(first.hessian_factor),
             layers=layers,
             input_jacobian=None,
-            parameter_jacobians=rest,
+            parameter_jacobians=jacobians,
         )
         self._filled = 0
 
     def add(self, piece: Linearization) -> None:
-        """Copy the next samples in."""
+        """Copy the linearization of the next samples into the memory."""
         samples = slice(self._filled, self._filled + piece.num_samples)
-        whole = self._whole
-        whole.outputs[samples] = piece.outputs
-        whole.hessian_factor[samples] = piece.hessian_factor
-        for name, layer in whole.layers.items():
+        buffers = self._buffers
+        buffers.outputs[samples] = piece.outputs
+        buffers.hessian_factor[samples] = piece.hessian_factor
+        for name, layer in buffers.layers.items():
             layer.obstacle = layer.obstacle or piece.layers[name].obstacle
             for into, use in zip(layer.uses, piece.layers[name].uses, strict=True):
                 into.inputs[samples] = use.inputs
                 into.output_jacobian[samples] = use.output_jacobian
-        for name, jacobian in (whole.parameter_jacobians or {}).items():
+        for name, jacobian in (buffers.parameter_jacobians or {}).items():
             assert piece.parameter_jacobians is not None
             jacobian[samples] = piece.parameter_jacobians[name]
-        exact = whole.exact_parameters & piece.exact_parameters
-        self._whole = replace(whole, exact_parameters=exact)
+        exact = buffers.exact_parameters & piece.exact_parameters
+        self._buffers = replace(buffers, exact_parameters=exact)
         self._filled = samples.stop
 
     def linearization(self, memory_budget: int) -> Linearization:
         """Return the linearization of all samples, whose methods may use half of the budget."""
-        for layer in self._whole.layers.values():
-            layer.hessian_factor = self._whole.hessian_factor
+        for layer in self._buffers.layers.values():
+            layer.hessian_factor = self._buffers.hessian_factor
             layer.memory_budget = memory_budget // 2
-        return replace(self._whole, memory_budget=memory_budget)
+        return replace(self._buffers, memory_budget=memory_budget)

@@ -1,4 +1,4 @@
-"""Room for the pairs of all samples, and the backward passes that fill it."""
+"""Memory for the pairs of all samples, and the backward passes that fill it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,43 @@ from torch.autograd.graph import get_gradient_edge
 from paperkit.linearize.backward import OutputRows, backward_for_each_output, rows_out_of_order
 from paperkit.linearize.exactness import RecordedGraph, block_obstacle
 from paperkit.linearize.layer import LayerLinearization, LayerUse
-from paperkit.linearize.recording import LayerCall, Recording, UnfitError, Wanted, calls_by_layer
-from paperkit.linearize.remainder import (
-    affine_sums,
-    num_affine,
+from paperkit.linearize.recording import (
+    JacobianOptions,
+    LayerCall,
+    Recording,
+    UnfitError,
+    calls_by_layer,
 )
+from paperkit.linearize.remainder import affine_sums, num_affine
 from paperkit.linearize.sample_order import OUT_OF_ORDER
 from paperkit.memory import GIBIBYTE
-from paperkit.network.interaction import (
-    SamplesInteractError,
-)
+from paperkit.network.interaction import SamplesInteractError
 
 
 @dataclass
 class Results:
-    """Room for the results of all samples, and which parameter is filled how."""
+    """Memory for the results of all samples, and how each parameter's part of it is filled.
+
+    Attributes
+    ----------
+    layers : dict of str to LayerLinearization
+        Layers with their pairs.
+    input_jacobian : Tensor or None
+        Jacobian in the network's input.
+    parameters : dict of str to Tensor
+        Jacobians in the other parameters.
+    differentiated : list of str
+        Parameters whose Jacobian is differentiated sample by sample, because it does not follow
+        from the outputs of the modules that hold them.
+    leaf_names : dict of int to str
+        Names of the model's parameters by their ``id``.
+    exact_parameters : frozenset of str
+        Parameters in which the outputs are piecewise linear.
+    left_out : dict of str to str
+        Layers that cannot be linearized by themselves, with the reason.
+    normalizations : list of str
+        Names of the normalisation layers, in the order of their calls.
+    """
 
     layers: dict[str, LayerLinearization]
     input_jacobian: Tensor | None
@@ -46,9 +68,9 @@ def allocate(
     parameters: dict[str, Tensor],
     chosen: dict[str, nn.Module],
     n: int,
-    options: Wanted,
+    options: JacobianOptions,
 ) -> Results:
-    """Reserve room for all samples and judge each layer."""
+    """Reserve memory for all samples, and decide for each layer whether its block is exact."""
     outputs = recording.outputs
     num_outputs = outputs.shape[1]
     graph = RecordedGraph(outputs.grad_fn)
@@ -71,10 +93,10 @@ def allocate(
             jacobian = outputs.new_empty(shape)
             if not options.output_jacobians:
                 jacobian = outputs.new_full((), math.nan).expand(shape)
-            pulled_back = None
+            own_input_jacobian = None
             if use.input_edge is not None:
-                pulled_back = outputs.new_empty(n, num_outputs, *use.inputs.shape[1:])
-            layer.uses.append(LayerUse(use.module, inputs, jacobian, pulled_back))
+                own_input_jacobian = outputs.new_empty(n, num_outputs, *use.inputs.shape[1:])
+            layer.uses.append(LayerUse(use.module, inputs, jacobian, own_input_jacobian))
         layers[name] = layer
     input_jacobian = None
     if recording.inputs.requires_grad:
@@ -85,43 +107,49 @@ def allocate(
         if graph.obstacle([get_gradient_edge(leaf).node]) is None
     )
     normalizations = [call.name for call in recording.normalizations]
-    held = Results(layers, input_jacobian, {}, [], leaf_names, exact, left_out, normalizations)
+    results = Results(layers, input_jacobian, {}, [], leaf_names, exact, left_out, normalizations)
     if options.all_parameters:
         weights = {layer.weight_name for layer in layers.values()}
         for name, leaf in parameters.items():
-            if name not in weights and options.wants(name):
-                held.parameters[name] = outputs.new_zeros(n, num_outputs, leaf.numel())
+            if name not in weights and options.includes(name):
+                results.parameters[name] = outputs.new_zeros(n, num_outputs, leaf.numel())
                 if used_elsewhere(graph, recording, leaf_names, name, leaf):
-                    held.differentiated.append(name)
-    return held
+                    results.differentiated.append(name)
+    return results
 
 
-def keep_calls(held: Results, recording: Recording) -> None:
-    """Keep the calls of those layers that are held, which must be called as on other samples."""
-    by_weight = {layer.weight_name: name for name, layer in held.layers.items()}
-    seen: dict[str, list[LayerCall]] = {name: [] for name in held.layers}
+def keep_calls(results: Results, recording: Recording) -> None:
+    """Keep the recorded calls of the layers that results are for; raise if these calls changed.
+
+    Raises
+    ------
+    UnfitError
+        If a layer or a normalisation is called otherwise than on the first samples.
+    """
+    by_weight = {layer.weight_name: name for name, layer in results.layers.items()}
+    calls: dict[str, list[LayerCall]] = {name: [] for name in results.layers}
     kept = []
     for call in recording.calls:
-        name = by_weight.get(held.leaf_names[id(call.module.get_parameter("weight"))])
+        name = by_weight.get(results.leaf_names[id(call.module.get_parameter("weight"))])
         if name is not None:
-            seen[name].append(call)
+            calls[name].append(call)
             kept.append(call)
     recording.calls = kept
     changed = {
         name
-        for name, layer in held.layers.items()
-        if [use.module for use in layer.uses] != [call.module for call in seen[name]]
+        for name, layer in results.layers.items()
+        if [use.module for use in layer.uses] != [call.module for call in calls[name]]
         or any(
             use.inputs.shape[1:] != call.inputs.shape[1:]
-            for use, call in zip(layer.uses, seen[name], strict=False)
+            for use, call in zip(layer.uses, calls[name], strict=False)
         )
     }
     names = [call.name for call in recording.normalizations]
-    if names != held.normalizations:
+    if names != results.normalizations:
         changed |= {
             name
-            for name in (*names, *held.normalizations)
-            if names.count(name) != held.normalizations.count(name)
+            for name in (*names, *results.normalizations)
+            if names.count(name) != results.normalizations.count(name)
         }
     if changed:
         raise UnfitError(dict.fromkeys(changed, "other samples are not passed to it alike"))
@@ -135,79 +163,86 @@ def used_elsewhere(
     leaf: Tensor,
 ) -> bool:
     """Whether a parameter reaches the outputs other than through the modules that hold it."""
-    own = [call.node for call in recording.calls if leaf_names.get(id(call.module.bias)) == name]
-    own += [
+    own_calls = [
+        call.node for call in recording.calls if leaf_names.get(id(call.module.bias)) == name
+    ]
+    own_calls += [
         call.edge.node
         for call in recording.normalizations
         if call.edge is not None
         and name in (leaf_names.get(id(call.module.weight)), leaf_names.get(id(call.module.bias)))
     ]
     source = get_gradient_edge(leaf).node
-    return recording.outputs.grad_fn in graph.dependents([source], avoiding=own)
+    return recording.outputs.grad_fn in graph.dependents([source], avoiding=own_calls)
 
 
-def fill(held: Results, recording: Recording, samples: slice, *, check_order: bool) -> None:
+def fill(results: Results, recording: Recording, samples: slice, *, check_order: bool) -> None:
     """Run one backward pass for each output and store the results of this chunk."""
-    counters = dict.fromkeys(held.layers, 0)
-    by_weight = {layer.weight_name: name for name, layer in held.layers.items()}
-    wanted: list[OutputRows] = []
+    counters = dict.fromkeys(results.layers, 0)
+    by_weight = {layer.weight_name: name for name, layer in results.layers.items()}
+    places: list[OutputRows] = []
     uses: list[LayerUse] = []
     for call in recording.calls:
-        name = by_weight[held.leaf_names[id(call.module.get_parameter("weight"))]]
-        use = held.layers[name].uses[counters[name]]
+        name = by_weight[results.leaf_names[id(call.module.get_parameter("weight"))]]
+        use = results.layers[name].uses[counters[name]]
         counters[name] += 1
         uses.append(use)
         use.inputs[samples] = call.inputs
-        if use.output_jacobian.stride(0):  # else it is not wanted, and has no memory
-            wanted.append(OutputRows(call.name, call.edge, use.output_jacobian[samples]))
+        if use.output_jacobian.stride(0):  # a tensor without strides is one that was not asked for
+            places.append(OutputRows(call.name, call.edge, use.output_jacobian[samples]))
         if call.input_edge is not None:
             assert use.input_jacobian is not None
-            wanted.append(OutputRows(call.name, call.input_edge, use.input_jacobian[samples]))
-    if held.input_jacobian is not None:
-        wanted.append(OutputRows(None, recording.inputs, held.input_jacobian[samples]))
+            places.append(OutputRows(call.name, call.input_edge, use.input_jacobian[samples]))
+    if results.input_jacobian is not None:
+        places.append(OutputRows(None, recording.inputs, results.input_jacobian[samples]))
     affine = []
     for normalization in recording.normalizations:
-        # The sums alone are kept: all Jacobians in outputs of normalisations are as many as B.
+        # Only sums over positions are stored. The Jacobians in the outputs of normalisations
+        # themselves would take as much memory as all B.
         sums = partial(affine_sums, normalization.module, normalization.normalized)
-        room = recording.outputs.new_empty(
+        buffer = recording.outputs.new_empty(
             *recording.outputs.shape, 2, num_affine(normalization.module)
         )
-        affine.append(OutputRows(normalization.name, normalization.edge, room, sums))
-    wanted += affine
-    if not wanted:
+        affine.append(OutputRows(normalization.name, normalization.edge, buffer, sums))
+    places += affine
+    if not places:
         return
-    backward_for_each_output(recording.outputs, wanted, retain_graph=check_order)
+    backward_for_each_output(recording.outputs, places, retain_graph=check_order)
     if check_order:
-        wrong = rows_out_of_order(recording.outputs, wanted)
-        strangers = {rows.owner for rows, bad in zip(wanted, wrong, strict=True) if bad}
-        if None in strangers:
+        out_of_order = rows_out_of_order(recording.outputs, places)
+        owners_out_of_order = {
+            rows.owner for rows, bad in zip(places, out_of_order, strict=True) if bad
+        }
+        if None in owners_out_of_order:
             raise SamplesInteractError(
                 "model gives an output for a sample that depends on the input of another: it "
                 "mixes samples or changes their order; measure it in a form that does not."
             )
-        if strangers:
-            raise UnfitError({owner: OUT_OF_ORDER for owner in strangers if owner is not None})
-    _add_affine(held, recording, uses, [rows.room for rows in affine], samples)
+        if owners_out_of_order:
+            raise UnfitError(
+                {owner: OUT_OF_ORDER for owner in owners_out_of_order if owner is not None}
+            )
+    _add_affine(results, recording, uses, [rows.buffer for rows in affine], samples)
 
 
 def _add_affine(
-    held: Results,
+    results: Results,
     recording: Recording,
     uses: list[LayerUse],
     sums: list[Tensor],
     samples: slice,
 ) -> None:
-    """Add what biases, scales and shifts follow from the Jacobians of their modules' outputs."""
+    """Add the Jacobians in biases, scales and shifts; the modules' output Jacobians give them."""
 
     def add(parameter: Any, jacobian: Callable[[], Tensor]) -> None:
-        name = held.leaf_names.get(id(parameter))
-        if name in held.parameters and name not in held.differentiated:
-            held.parameters[name][samples] += jacobian()
+        name = results.leaf_names.get(id(parameter))
+        if name in results.parameters and name not in results.differentiated:
+            results.parameters[name][samples] += jacobian()
 
     for call, use in zip(recording.calls, uses, strict=True):
         bias = call.module.bias
         if bias is not None:
             add(bias, partial(use.layer_type.summed, use.output_jacobian[samples]))
-    for normalization, both in zip(recording.normalizations, sums, strict=True):
-        add(normalization.module.weight, partial(both.select, 2, 0))
-        add(normalization.module.bias, partial(both.select, 2, 1))
+    for normalization, scale_and_shift in zip(recording.normalizations, sums, strict=True):
+        add(normalization.module.weight, partial(scale_and_shift.select, 2, 0))
+        add(normalization.module.bias, partial(scale_and_shift.select, 2, 1))

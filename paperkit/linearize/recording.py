@@ -1,4 +1,4 @@
-"""What one forward pass records: the calls of the layers, and which of them stand for a weight."""
+"""A recorded forward pass: the calls of the layers, and which of them stand for a weight."""
 
 from __future__ import annotations
 
@@ -14,20 +14,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from paperkit import arguments
 from paperkit.linearize.exactness import RecordedGraph
 from paperkit.linearize.layer_types import LayerType, WeightLayout, type_of
-from paperkit.linearize.remainder import (
-    NormalizationCall,
-    is_normalization,
-    normalized_input,
-)
+from paperkit.linearize.remainder import NormalizationCall, is_normalization, normalized_input
 from paperkit.linearize.weights import chosen_weights
 from paperkit.network.evaluation import check_outputs
-from paperkit.network.interaction import (
-    following,
-)
+from paperkit.network.interaction import following
 from paperkit.network.network import Network, network_outputs, note_formats
-from paperkit.network.problem import (
-    cut_parameters,
-)
+from paperkit.network.problem import cut_parameters
 from paperkit.network.sample_axes import SampleAxes
 from paperkit.network.samples import Inputs
 
@@ -36,15 +28,36 @@ _NOT_CALLED = "the forward pass does not call it"
 
 @dataclass
 class LayerCall:
-    """A recorded call of a layer."""
+    """A recorded call of a layer.
+
+    Attributes
+    ----------
+    name : str
+        Name of the module.
+    module : nn.Module
+        The layer.
+    inputs : Tensor
+        Activation that the layer reads, cut off the graph.
+    input_node : torch.autograd.graph.Node or None
+        Operation that made this activation; None where no operation before needs gradients.
+    input_edge : GradientEdge or None
+        Edge of this activation in the graph; None unless its Jacobian was asked for.
+    preactivation : Tensor
+        Pre-activation, cut off the graph. Its shape and format hold, but an operation in place may
+        have overwritten its values.
+    edge : GradientEdge or None
+        Edge of the pre-activation in the graph; None where it records no gradient.
+    layer_type : LayerType
+        Type of the layer.
+    """
 
     name: str
     module: nn.Module
     inputs: Tensor
-    input_node: Any  # torch.autograd.graph.Node, or None where nothing before needs gradients
+    input_node: Any
     input_edge: GradientEdge | None
-    preactivation: Tensor  # cut off the graph, and its memory may be another's by now
-    edge: GradientEdge | None  # of the pre-activation, None where it records no gradient
+    preactivation: Tensor
+    edge: GradientEdge | None
     layer_type: LayerType
 
     @property
@@ -58,17 +71,17 @@ class LayerCall:
         return None if self.edge is None else self.edge.node
 
     def formats(self) -> set[torch.dtype]:
-        """Return the floating formats that it reads and writes."""
-        found = (self.inputs.dtype, self.preactivation.dtype)
-        return {dtype for dtype in found if dtype.is_floating_point}
+        """Return the floating formats of the layer's input and output."""
+        dtypes = (self.inputs.dtype, self.preactivation.dtype)
+        return {dtype for dtype in dtypes if dtype.is_floating_point}
 
 
 @dataclass
 class Recording:
-    """What one forward pass left behind.
+    """A recorded forward pass.
 
-    Calls that do not see the samples first are not among ``calls`` and ``normalizations``; those of
-    layers have a reason in ``misfits``, by name.
+    Calls that do not see the samples first are not among ``calls`` and ``normalizations``. For the
+    layers among them ``misfits`` has the reason, by name.
     """
 
     outputs: Tensor
@@ -80,8 +93,20 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which Jacobians are wanted besides: in inputs, in other parameters, in these only."""
+class JacobianOptions:
+    """Jacobians to record besides those in the layers' weights.
+
+    Attributes
+    ----------
+    input_jacobians : bool
+        Whether the Jacobians in the inputs of layers and network are recorded.
+    all_parameters : bool
+        Whether the Jacobians in other parameters are recorded.
+    only : frozenset of str
+        Names of the other parameters to record; empty for all.
+    output_jacobians : bool
+        Whether the Jacobians B in the layers' outputs are recorded.
+    """
 
     input_jacobians: bool = False
     all_parameters: bool = False
@@ -95,19 +120,19 @@ class Wanted:
         input_jacobians: bool,
         all_parameters: bool | Sequence[str],
         layers: Sequence[str] | None,
-    ) -> Wanted:
-        """Check the arguments of :func:`paperkit.linearize.linearize` that say so."""
+    ) -> JacobianOptions:
+        """Make the options from the arguments of :func:`paperkit.linearize.linearize`."""
         input_jacobians = arguments.flag("input_jacobians", input_jacobians)
         if not isinstance(all_parameters, bool):
-            known = [name for name, _ in model.named_parameters()]
-            names = arguments.names("all_parameters", all_parameters, known)
+            parameter_names = [name for name, _ in model.named_parameters()]
+            names = arguments.names("all_parameters", all_parameters, parameter_names)
             return cls(input_jacobians, True, frozenset(names))
         if all_parameters and layers is not None:
             raise ValueError("all_parameters=True covers every layer: leave layers=None.")
         return cls(input_jacobians, all_parameters)
 
-    def wants(self, name: str) -> bool:
-        """Whether the Jacobian in a parameter is wanted that is no layer's weight."""
+    def includes(self, name: str) -> bool:
+        """Whether the Jacobian in a parameter that is no layer's weight is recorded."""
         return self.all_parameters and (not self.only or name in self.only)
 
 
@@ -125,6 +150,15 @@ def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str
     ------
     ValueError
         If a name is unknown or of a layer of another kind; or if there is none.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from paperkit.linearize import layers_of
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    >>> layers_of(model)
+    {'0': Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1)), '3': Linear(in_features=8,
+        out_features=2, bias=True)}
     """
     arguments.module("model", model)
     chosen, left_out = candidate_layers(model, layers)
@@ -138,18 +172,20 @@ def layers_of(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str
 
 
 def candidate_layers(
-    model: nn.Module, layers: Sequence[str] | None, options: Wanted | None = None
+    model: nn.Module, layers: Sequence[str] | None, options: JacobianOptions | None = None
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Return the layers whose modules are of a known type, and why each other weight is not."""
+    """Return the layers of known types, and the reason for each weight that is not among them."""
     if layers is not None and not isinstance(layers, str) and options and options.only:
         layers = list(layers)
         if not layers:
             return {}, {}
     weights = chosen_weights(model, layers)
     modules = {
-        name: model.get_submodule(name) for name, one in weights.items() if one.obstacle is None
+        name: model.get_submodule(name)
+        for name, weight in weights.items()
+        if weight.obstacle is None
     }
-    return modules, {name: one.obstacle for name, one in weights.items() if one.obstacle}
+    return modules, {name: weight.obstacle for name, weight in weights.items() if weight.obstacle}
 
 
 def refusal(name: str, reason: str) -> ValueError:
@@ -161,7 +197,7 @@ def refusal(name: str, reason: str) -> ValueError:
 
 
 class UnfitError(Exception):
-    """Some modules cannot be recorded on these samples: their names, and why."""
+    """Some modules cannot be recorded on these samples; ``reasons`` says why, by name."""
 
     def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__(reasons)
@@ -173,14 +209,15 @@ def record(
     chosen: dict[str, nn.Module],
     parameters: dict[str, Tensor],
     inputs: Inputs,
-    options: Wanted,
+    options: JacobianOptions,
     excluded: Mapping[str, str] = types.MappingProxyType({}),
     *,
     follow: bool = False,
 ) -> Recording:
     """Run the model forward; modules whose names are in ``excluded`` are not recorded.
 
-    ``follow`` asks for the samples' axes.
+    With ``follow`` the samples' axis is followed through the pass, and ``recording.axes`` tells
+    which tensors keep the samples in their order.
     """
     recording = Recording(torch.empty(0, device="cpu"), inputs, misfits=dict(excluded))
     if options.input_jacobians and isinstance(inputs, Tensor) and inputs.is_floating_point():
@@ -190,12 +227,12 @@ def record(
     def layer_hook(name: str, kind: LayerType) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> None:
             read = arguments[0] if arguments else next(iter(keywords.values()))
-            # The edge of now: an in-place operation moves the tensor on to another.
-            wanted = options.input_jacobians and read.requires_grad
-            edge = get_gradient_edge(read) if wanted else None
-            own = get_gradient_edge(output) if output.requires_grad else None
+            # The edge is taken now, because a later in-place operation moves the tensor to another.
+            records = options.input_jacobians and read.requires_grad
+            input_edge = get_gradient_edge(read) if records else None
+            edge = get_gradient_edge(output) if output.requires_grad else None
             call = LayerCall(
-                name, module, read.detach(), read.grad_fn, edge, output.detach(), own, kind
+                name, module, read.detach(), read.grad_fn, input_edge, output.detach(), edge, kind
             )
             recording.calls.append(call)
 
@@ -206,7 +243,7 @@ def record(
             read = arguments[0] if arguments else next(iter(keywords.values()))
             with torch.no_grad():
                 normalized = normalized_input(module, read)
-            # The edge of now: an in-place operation moves the tensor on to another.
+            # The edge is taken now, because a later in-place operation moves the tensor to another.
             edge = get_gradient_edge(output) if output.requires_grad else None
             call = NormalizationCall(name, module, normalized, edge)
             recording.normalizations.append(call)
@@ -239,12 +276,12 @@ def record(
         for handle in handles:
             handle.remove()
     check_outputs(recording.outputs, len(inputs))
-    _part_misfits(recording, len(inputs))
+    _remove_misfits(recording, len(inputs))
     return recording
 
 
-def _part_misfits(recording: Recording, n: int) -> None:
-    """Take out the calls that do not see the samples first, and those that no gradient reaches."""
+def _remove_misfits(recording: Recording, n: int) -> None:
+    """Remove the calls that do not see the samples first, and those that no gradient reaches."""
     for call in recording.calls:
         least, most = call.layer_type.input_axes(call.module)
         axes = call.inputs.ndim
@@ -269,7 +306,7 @@ def calls_by_layer(
 ) -> tuple[dict[str, list[LayerCall]], dict[str, str]]:
     """Collect the calls by weight, under the name of the layer that uses it first.
 
-    Also return the layers that cannot be linearized by themselves, and why.
+    Also return the reasons why other layers cannot be linearized by themselves, by name.
     """
     grouped: dict[int, list[LayerCall]] = {}
     for call in recording.calls:
@@ -278,7 +315,7 @@ def calls_by_layer(
     groups: dict[str, list[LayerCall]] = {}
     left_out = {name: why for name, why in recording.misfits.items() if name in chosen}
     for weight, calls in grouped.items():
-        reason = _unfitness(model, recording, graph, calls, leaf_names[weight])
+        reason = _unfit_reason(model, recording, graph, calls, leaf_names[weight])
         if reason is None:
             groups[calls[0].name] = calls
         else:
@@ -290,7 +327,7 @@ def calls_by_layer(
     return groups, left_out
 
 
-def _unfitness(
+def _unfit_reason(
     model: nn.Module,
     recording: Recording,
     graph: RecordedGraph,

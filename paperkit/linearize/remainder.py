@@ -32,7 +32,7 @@ _NORMALIZATION_TYPES = (
 
 def is_normalization(module: nn.Module) -> bool:
     """Whether a module is exactly a normalisation layer that is known here, with a scale."""
-    return any(is_unmodified(module, known) for known in _NORMALIZATION_TYPES)
+    return any(is_unmodified(module, cls) for cls in _NORMALIZATION_TYPES)
 
 
 @dataclass
@@ -42,13 +42,13 @@ class NormalizationCall:
     Attributes
     ----------
     name : str
-        The module's.
+        Name of the module.
     module : nn.Module
         The layer.
     normalized : Tensor
-        What its scale multiplies.
+        Normalised input, which the layer's scale multiplies.
     edge : GradientEdge or None
-        Of its output; None where no gradient reaches it.
+        Edge of the output in the graph; None where no gradient reaches it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class NormalizationCall:
 
 
 def normalized_input(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what the module's scale multiplies: the input, normalised in evaluation mode."""
+    """Return the input normalised in evaluation mode, which the module's scale multiplies."""
     if isinstance(module, nn.LayerNorm):
         return functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
     if isinstance(module, nn.GroupNorm):
@@ -86,7 +86,7 @@ def affine_sums(module: nn.Module, normalized: Tensor, gradient: Tensor) -> Tens
     module : nn.Module
         The layer.
     normalized, gradient : Tensor
-        What its scales multiply, and the gradient in its output, (n, …).
+        Normalised input, and the gradient in the layer's output, (n, …).
 
     Returns
     -------
@@ -96,10 +96,10 @@ def affine_sums(module: nn.Module, normalized: Tensor, gradient: Tensor) -> Tens
     if num_affine(module) == 0:
         return gradient.new_empty(len(gradient), 2, 0)
     parts = (gradient * normalized, gradient)
-    return torch.stack([_over_positions(module, part) for part in parts], dim=1)
+    return torch.stack([_sum_positions(module, part) for part in parts], dim=1)
 
 
-def _over_positions(module: nn.Module, gradient: Tensor) -> Tensor:
+def _sum_positions(module: nn.Module, gradient: Tensor) -> Tensor:
     """Sum (n, …) over positions: (n, entries)."""
     if isinstance(module, nn.LayerNorm):
         positions = gradient.ndim - 1 - len(module.normalized_shape)
@@ -110,21 +110,22 @@ def _over_positions(module: nn.Module, gradient: Tensor) -> Tensor:
 def per_sample_jacobians(
     model: nn.Module, parameters: dict[str, Tensor], names: Sequence[str], inputs: Inputs
 ) -> dict[str, Tensor]:
-    """Differentiate the outputs in some parameters, each sample alone: name → (n, C, d_p).
+    """Differentiate the outputs in some parameters, each sample alone: name → (n, C, entries).
 
-    All samples at once where torch has a rule for it, which is compared with plain backward passes
-    on the first sample; else one after the other.
+    All samples are done at once where torch has a batching rule for every operation. This result is
+    compared with plain backward passes on the first sample. Where there is no rule, or the results
+    differ, the samples are done one after the other.
 
     Parameters
     ----------
     model : nn.Module
-        In evaluation mode.
+        Network in evaluation mode.
     parameters : dict of str to Tensor
         All of its parameters, as yielded by :func:`paperkit.network.evaluation.evaluation`.
     names : sequence of str
-        Which to differentiate.
+        Names of the parameters to differentiate in.
     inputs : Tensor or Samples
-        n samples.
+        The n samples.
     """
     first = _backward_jacobian(model, parameters, names, inputs[:1])
     if len(inputs) == 1:
@@ -132,7 +133,7 @@ def per_sample_jacobians(
     if isinstance(inputs, Tensor):
         try:
             result = _vectorized_jacobians(model, parameters, names, inputs)
-        # An operation without a batching rule, or code that takes nothing but plain tensors.
+        # An operation may lack a batching rule, or the model's code may take only plain tensors.
         except Exception:
             result = {}
         if result and all(_agree(result[name][:1], first[name]) for name in names):
@@ -144,9 +145,9 @@ def per_sample_jacobians(
     return {name: torch.cat([sample[name] for sample in samples]) for name in names}
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
+def _agree(values: Tensor, expected: Tensor) -> bool:
     tolerance = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.norm())
-    return float((found - expected).norm()) <= tolerance
+    return float((values - expected).norm()) <= tolerance
 
 
 def _vectorized_jacobians(
@@ -157,7 +158,7 @@ def _vectorized_jacobians(
     def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
         return network_outputs(model, values, sample.unsqueeze(0)).squeeze(0)
 
-    with torch.no_grad():  # the transforms keep a record of their own
+    with torch.no_grad():  # the transforms record gradients by themselves
         result = vmap(jacrev(outputs), in_dims=(None, 0))(chosen, inputs)
     return {name: value.flatten(2) for name, value in result.items()}
 
@@ -165,7 +166,7 @@ def _vectorized_jacobians(
 def _backward_jacobian(
     model: nn.Module, parameters: dict[str, Tensor], names: Sequence[str], sample: Inputs
 ) -> dict[str, Tensor]:
-    """Return ∂f/∂θ of one sample, (1, C, d_p) each, by a backward pass for each output."""
+    """Return ∂f/∂θ of a sample, (1, C, entries) each, by a backward pass for each output."""
     outputs = network_outputs(model, parameters, sample)[0]
     leaves = [parameters[name] for name in names]
     rows = [

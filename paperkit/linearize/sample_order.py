@@ -1,4 +1,4 @@
-"""Whether a layer sees the samples in the order of the outputs, each by itself."""
+"""Check that a layer sees the samples in the order of the outputs, each by itself."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from paperkit.network.samples import Inputs
 OUT_OF_ORDER = "it sees the samples mixed, or in another order than the outputs"
 
 
-def _reads(recording: Recording) -> dict[str, list[Tensor]]:
-    found: dict[str, list[Tensor]] = {}
+def _tensors_read(recording: Recording) -> dict[str, list[Tensor]]:
+    """Return the tensors that each recorded module reads, by the module's name."""
+    tensors: dict[str, list[Tensor]] = {}
     for call in recording.calls:
-        found.setdefault(call.name, []).append(call.inputs)
+        tensors.setdefault(call.name, []).append(call.inputs)
     for normalization in recording.normalizations:
-        found.setdefault(normalization.name, []).append(normalization.normalized)
-    return found
+        tensors.setdefault(normalization.name, []).append(normalization.normalized)
+    return tensors
 
 
 def seen_in_order(recording: Recording) -> bool:
@@ -36,7 +37,7 @@ def seen_in_order(recording: Recording) -> bool:
     Raises
     ------
     UnfitError
-        If so, but a module reads something else than the samples in their order.
+        If they do, but a module reads something else than the samples in their order.
     """
     axes = recording.axes
     assert axes is not None
@@ -44,7 +45,7 @@ def seen_in_order(recording: Recording) -> bool:
         return False
     unfit = {
         name: OUT_OF_ORDER
-        for name, read in _reads(recording).items()
+        for name, read in _tensors_read(recording).items()
         if not all(axes.apart(tensor) for tensor in read)
     }
     if unfit:
@@ -55,7 +56,7 @@ def seen_in_order(recording: Recording) -> bool:
 def refuse_other_order(
     recording: Recording, record: Callable[[Inputs], Recording], inputs: Inputs
 ) -> None:
-    """Raise if outputs, or what a module reads of a sample, depend on the others.
+    """Raise if outputs for a sample, or the tensors that a module reads, depend on the others.
 
     Raises
     ------
@@ -77,14 +78,14 @@ def refuse_other_order(
         refuse_other_outputs(
             run, inputs, recording.outputs.detach(), alone.outputs.detach(), samples, axes
         )
-        reads = _reads(alone)
-        for name, whole in _reads(recording).items():
-            some = reads.get(name, [])
+        read_alone = _tensors_read(alone)
+        for name, together in _tensors_read(recording).items():
+            parts = read_alone.get(name, [])
             if name in alone.misfits:
                 unfit[name] = alone.misfits[name]
-            elif len(some) != len(whole) or not all(
-                agree(one, every[samples.to(every.device)], every, axes.narrowest)
-                for one, every in zip(some, whole, strict=True)
+            elif len(parts) != len(together) or not all(
+                agree(part, tensor[samples.to(tensor.device)], tensor, axes.narrowest)
+                for part, tensor in zip(parts, together, strict=True)
             ):
                 unfit[name] = OUT_OF_ORDER
     if unfit:
@@ -98,7 +99,7 @@ def refuse_unseen(
     costs: SampleCosts,
     memory_budget: int,
 ) -> None:
-    """Look for interaction where chunks of one sample would show none."""
+    """Raise if samples interact; used where chunks of a single sample would not show it."""
     size = max(2, fitting(memory_budget // 4, costs.graph, len(inputs)))
     apart: set[tuple] = set()
     for part in inputs.split(size):

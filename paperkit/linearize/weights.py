@@ -1,4 +1,4 @@
-"""Which weights a measure of layers is of, and how each can be reached.
+"""The weights that a measure of layers covers, and how each can be reached.
 
 A weight is a parameter with more than one axis. Those of linear and convolution layers are read off
 the layers' inputs and output Jacobians; every other one, an embedding's or a recurrent network's,
@@ -17,8 +17,8 @@ from torch import nn
 from paperkit import arguments
 from paperkit.linearize.layer_types import WeightLayout, layer_type, layout_like
 
-# So many weights are named one by one in a warning.
-_NAMED = 8
+# Largest number of weights that a warning names one by one for a reason.
+_MOST_NAMED = 8
 
 
 class LeftOutWarning(UserWarning):
@@ -27,20 +27,20 @@ class LeftOutWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of a model.
+    """A weight of a model.
 
     Attributes
     ----------
     name : str
-        What measures call it: the module's name where it is the module's ``weight``, else the
+        Name in measures: the module's name where it is the module's ``weight``, else the
         parameter's.
     parameter : str
-        The parameter's name.
+        Name of the parameter.
     shape : torch.Size
-        Of the parameter.
+        Shape of the parameter.
     obstacle : str or None
-        Why it cannot be read off a layer's inputs and output Jacobians, a clause; None where it
-        can, as far as the module tells.
+        Clause that says why it cannot be read off a layer's inputs and output Jacobians; None where
+        it can, as far as the module tells.
     """
 
     name: str
@@ -58,18 +58,24 @@ class Weight:
 class WeightBlock:
     """The Hessian block of a weight that is not read off a layer, to be had by products.
 
-    It stands beside :class:`paperkit.linearize.LayerLinearization` where measures take both.
+    It has the attributes of :class:`paperkit.linearize.LayerLinearization` that measures use for
+    both.
 
     Attributes
     ----------
-    name, weight_name, weight_shape
-        As there.
+    name : str
+        Name of the weight in measures.
+    weight_name : str
+        Name of the weight among the model's parameters.
+    weight_shape : torch.Size
+        Shape of the weight.
     obstacle : str
-        Why it is not read off a layer.
+        Reason why it is not read off a layer.
     num_samples, num_outputs : int
-        n and C.
+        Numbers n of samples and C of outputs.
     optional : bool
-        Whether nobody asked for this weight by its name, so that it may cost too much.
+        Whether nobody asked for this weight by its name, so that a measure may leave it out if it
+        costs too much.
     """
 
     name: str
@@ -96,12 +102,12 @@ def layout_of(model: nn.Module, parameter: str) -> WeightLayout | None:
     model : nn.Module
         Any network.
     parameter : str
-        The weight's name.
+        Name of the weight among the model's parameters.
     """
-    wanted = model.get_parameter(parameter)
+    weight = model.get_parameter(parameter)
     for module in model.modules():
-        if any(own is wanted for own in module._parameters.values()):
-            return layout_like(module, wanted)
+        if any(held is weight for held in module._parameters.values()):
+            return layout_like(module, weight)
     return None
 
 
@@ -116,10 +122,10 @@ def weights_of(model: nn.Module) -> dict[str, Weight]:
     Returns
     -------
     dict of str to Weight
-        In the order of the modules; then those that are no module's ``weight``.
+        Weights by name, in the order of the modules; then those that are no module's ``weight``.
     """
     parameters = {id(p): name for name, p in model.named_parameters()}
-    found: dict[str, Weight] = {}
+    weights: dict[str, Weight] = {}
     named: set[str] = set()
     for name, module in model.named_modules():
         parameter = module._parameters.get("weight")
@@ -127,13 +133,13 @@ def weights_of(model: nn.Module) -> dict[str, Weight]:
         if parameter is not None and (parameter.ndim > 1 or plain):
             parameter_name = parameters[id(parameter)]
             obstacle = None if plain else f"{type(module).__name__} is no plain layer known here"
-            found[name] = Weight(name, parameter_name, parameter.shape, obstacle)
+            weights[name] = Weight(name, parameter_name, parameter.shape, obstacle)
             named.add(parameter_name)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and name not in named:
             obstacle = "it is no layer's own weight"
-            found[name] = Weight(name, name, parameter.shape, obstacle)
-    return found
+            weights[name] = Weight(name, name, parameter.shape, obstacle)
+    return weights
 
 
 def chosen_weights(
@@ -146,35 +152,41 @@ def chosen_weights(
     model : nn.Module
         Any network.
     layers : sequence of str, optional
-        Names; default every weight once: tied modules whose weight can be read off all count, a
-        weight that a module of another kind shares with them does not.
+        Names of weights; default every weight once. Tied modules whose weight can be read off are
+        all listed; another module that shares the weight with them is not.
     argument : str
-        What messages call ``layers``.
+        Name of ``layers`` in messages.
 
     Raises
     ------
     ValueError
         If a name is unknown, or there is none.
     """
-    found = weights_of(model)
+    weights = weights_of(model)
     if layers is not None:
-        return _named(found, layers, argument)
-    readable = {weight.parameter for weight in found.values() if weight.obstacle is None}
+        return _select_weights(weights, layers, argument)
+    readable = {weight.parameter for weight in weights.values() if weight.obstacle is None}
     chosen: dict[str, Weight] = {}
-    for name, weight in found.items():
+    for name, weight in weights.items():
         if weight.obstacle is None or weight.parameter not in readable:
             chosen[name] = weight
             if weight.obstacle is not None:
-                readable.add(weight.parameter)  # once is enough
+                readable.add(weight.parameter)  # list it under its first name only
     return chosen
 
 
-def _named(found: dict[str, Weight], layers: Sequence[str], argument: str) -> dict[str, Weight]:
-    others = {one.parameter: name for name, one in found.items() if one.parameter not in found}
-    wanted = set(arguments.names(argument, layers, [*found, *others]))
-    for name in wanted & others.keys():
-        raise ValueError(f"{argument}: {name!r} is the weight of {others[name]!r}: name that.")
-    return {name: weight for name, weight in found.items() if name in wanted}
+def _select_weights(
+    weights: dict[str, Weight], layers: Sequence[str], argument: str
+) -> dict[str, Weight]:
+    modules_of = {
+        weight.parameter: name
+        for name, weight in weights.items()
+        if weight.parameter not in weights
+    }
+    chosen = set(arguments.names(argument, layers, [*weights, *modules_of]))
+    for name in chosen & modules_of.keys():
+        raise ValueError(f"{argument}: {name!r} is the weight of {modules_of[name]!r}: name that.")
+    return {name: weight for name, weight in weights.items() if name in chosen}
 
 
 def warn_left_out(measure: str, left_out: Mapping[str, str], also: str = "") -> None:
@@ -189,11 +201,11 @@ def warn_left_out(measure: str, left_out: Mapping[str, str], also: str = "") -> 
 
 
 def _listed(left_out: Mapping[str, str]) -> str:
-    """Name weights with their reasons, those of one reason together."""
+    """Name weights with their reasons; weights that share a reason are named together."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         by_reason.setdefault(reason, []).append(name)
     return "; ".join(
-        f"{', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''} ({reason})"
+        f"{', '.join(names[:_MOST_NAMED])}{', …' if len(names) > _MOST_NAMED else ''} ({reason})"
         for reason, names in by_reason.items()
     )

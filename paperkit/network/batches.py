@@ -21,17 +21,36 @@ from paperkit.network.samples import (
 
 _ADVICE = "pass (inputs, targets), tensors both, or an iterable of such batches"
 
-# Under these names a batch that is a dict holds its targets.
+# Keys under which a batch that is a dict may hold its targets; the first that is there counts.
 _TARGET_KEYS = ("labels", "label", "targets", "target")
 
-# Sums over the data of two passes may differ by the order of the additions, not by more.
-_SAME = 1e-9
+# Relative tolerance between the sums of two passes. A loader that shuffles adds the same samples in
+# another order, and the sums then differ by round-off, which is far below this.
+_SUMS_TOLERANCE = 1e-9
 
+# Entries that are copied to float64 at a time, so that the copy stays small beside the batch.
 _ENTRIES_AT_ONCE = 2**16
 
 
 class DataChangedError(ValueError):
-    """The data gave other samples in another pass."""
+    """The data gave other samples in another pass.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import Batches
+    >>> class Augmenting:
+    ...     def __iter__(self):
+    ...         yield torch.rand(4, 2), torch.zeros(4)
+    >>> data = Batches(Augmenting())
+    >>> first_pass = list(data)
+    >>> second_pass = list(data)
+    Traceback (most recent call last):
+        ...
+    paperkit.network.batches.DataChangedError: data gave other samples in another pass: it augments,
+        or shuffles and drops a part or pads to other lengths; pass one draw of it, list(data), or a
+        loader without that.
+    """
 
 
 class Batches:
@@ -44,14 +63,25 @@ class Batches:
         example a ``DataLoader``, which is read anew at every pass. Inputs are a tensor, or several
         in a tuple, list or dict; a batch may be one dict that has its targets under ``labels``.
     device : torch.device, optional
-        Where batches are moved to.
+        Device to which every batch is moved; default where it is.
     dtype : torch.dtype, optional
-        Inputs of a narrower floating format are taken to this one, which is exact.
+        Floating format to which inputs of a narrower one are converted, which is exact.
 
     Raises
     ------
     TypeError
         If ``data`` is of another kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import Batches
+    >>> data = Batches([(torch.ones(2, 3), torch.zeros(2)), (torch.ones(1, 3), torch.ones(1))])
+    >>> [len(targets) for _, targets in data], [len(targets) for _, targets in data]  # read twice
+    ([2, 1], [2, 1])
+    >>> inputs, targets = data.joined()
+    >>> inputs.shape, targets
+    (torch.Size([3, 3]), tensor([0., 0., 1.]))
     """
 
     def __init__(
@@ -63,10 +93,10 @@ class Batches:
         self.device = None if device is None else arguments.device("device", device)
         self.dtype = None if dtype is None else arguments.dtype("dtype", dtype)
         self._data = data
-        self._single = _pair(data)
+        self._single = _find_pair(data)
         self._first_pass: _Content | None = None
         if self._single is not None:
-            self._single = self._checked(*self._single)
+            self._single = self._check_pair(*self._single)
         elif isinstance(data, Iterator):
             raise TypeError(
                 "data is a generator, which can be read only once: pass a list or a DataLoader."
@@ -99,25 +129,25 @@ class Batches:
         if self._single is not None:
             yield self._single
             return
-        seen = _Content()
+        content = _Content()
         for batch in self._data:  # type: ignore[attr-defined]
-            pair = _pair(batch)
+            pair = _find_pair(batch)
             if pair is None:
                 raise TypeError(f"data has a batch of type {type(batch).__name__}: {_ADVICE}.")
-            inputs, targets = self._checked(*pair)
-            seen = seen.plus(inputs, targets)
+            inputs, targets = self._check_pair(*pair)
+            content = content.plus(inputs, targets)
             yield inputs, targets
-        if seen.samples == 0:
+        if content.samples == 0:
             raise ValueError(f"data is empty: {_ADVICE}.")
-        self._first_pass = self._first_pass or seen
-        if not self._first_pass.same(seen):
+        self._first_pass = self._first_pass or content
+        if not self._first_pass.same(content):
             raise DataChangedError(
                 "data gave other samples in another pass: it augments, or shuffles and drops a "
                 "part or pads to other lengths; pass one draw of it, list(data), or a loader "
                 "without that."
             )
 
-    def _checked(self, inputs: Any, targets: Tensor) -> tuple[Inputs, Tensor]:
+    def _check_pair(self, inputs: Any, targets: Tensor) -> tuple[Inputs, Tensor]:
         inputs = as_inputs(inputs)
         arguments.instance("targets", targets, Tensor, "samples come first")
         refuse_unusable("targets", targets)
@@ -128,7 +158,7 @@ class Batches:
             raise ValueError("data has an empty batch: pass at least one sample.")
         if self.dtype is not None:
             inputs = widened(inputs, self.dtype)
-        return _recordable(inputs, self.device), _recordable(targets, self.device)
+        return _make_recordable(inputs, self.device), _make_recordable(targets, self.device)
 
     def joined(self) -> tuple[Any, Tensor]:
         """Return all data as one pair."""
@@ -136,10 +166,10 @@ class Batches:
         return concatenate(inputs), targets[0] if len(targets) == 1 else torch.cat(targets)
 
 
-def _recordable(value: Any, device: torch.device | None) -> Any:
-    """Move to a device; copy what was made in inference mode, which no graph may hold."""
+def _make_recordable(value: Any, device: torch.device | None) -> Any:
+    """Move tensors to a device; copy those made in inference mode, which no graph can hold."""
     if isinstance(value, Samples):
-        return value.map(lambda part: _recordable(part, device))
+        return value.map(lambda part: _make_recordable(part, device))
     if device is not None and value.device != device:
         value = value.to(device)
     if value.is_inference():
@@ -151,8 +181,10 @@ def _recordable(value: Any, device: torch.device | None) -> Any:
 class _Content(NamedTuple):
     """Sums over the samples of a pass, which do not depend on their order or on the batches.
 
-    ``weighted`` and ``squared`` are of one number for each sample, a weighted sum of its entries
-    and its targets': what belongs to which sample counts, and where.
+    Each sample is condensed to a single number, a weighted sum of its entries and of its targets'.
+    ``weighted`` is the sum of these numbers and ``squared`` the sum of their squares. The weights
+    differ from place to place, so that entries which move within a sample, or from a sample to
+    another, change the sums. ``power`` is the sum of squares of all entries and gives the scale.
     """
 
     samples: int = 0
@@ -166,14 +198,15 @@ class _Content(NamedTuple):
         power = self.power
         for index, tensor in enumerate((*_tensors(inputs), targets)):
             rows = tensor.detach().reshape(len(tensor), -1)
-            weights = _weights(rows.shape[1], index, rows.device)
-            found = []
-            # A few at a time: a double of a large batch would cost more than the sums.
-            for some in rows.split(max(1, _ENTRIES_AT_ONCE // max(1, rows.shape[1]))):
-                double = some.to(torch.float64)
-                found.append(double @ weights)
-                power += float(torch.linalg.vector_norm(double)) ** 2
-            numbers = numbers + torch.cat(found).to(targets.device)
+            weights = _entry_weights(rows.shape[1], index, rows.device)
+            products = []
+            # Convert a few rows at a time: a float64 copy of a large batch would take more memory
+            # than everything else here.
+            for piece in rows.split(max(1, _ENTRIES_AT_ONCE // max(1, rows.shape[1]))):
+                precise = piece.to(torch.float64)
+                products.append(precise @ weights)
+                power += float(torch.linalg.vector_norm(precise)) ** 2
+            numbers = numbers + torch.cat(products).to(targets.device)
         return _Content(
             self.samples + len(inputs),
             self.weighted + float(numbers.sum()),
@@ -185,7 +218,7 @@ class _Content(NamedTuple):
         """Whether the sums are equal up to the order of their additions."""
         size = (self.power * self.samples) ** 0.5
         return self.samples == other.samples and all(
-            abs(mine - theirs) <= _SAME * scale
+            abs(mine - theirs) <= _SUMS_TOLERANCE * scale
             for mine, theirs, scale in (
                 (self.weighted, other.weighted, size),
                 (self.squared, other.squared, self.squared + self.power),
@@ -195,8 +228,8 @@ class _Content(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _weights(entries: int, part: int, device: torch.device) -> Tensor:
-    """Return weights of a sample's entries, other ones for each part of it."""
+def _entry_weights(entries: int, part: int, device: torch.device) -> Tensor:
+    """Return a weight for each entry of a sample; each part of the inputs has its own weights."""
     places = torch.arange(1, entries + 1, dtype=torch.float64, device=device)
     return torch.cos((1 + part) * places)
 
@@ -206,7 +239,19 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
 
 
 def batches(data: object) -> Iterator[tuple[Any, Tensor]]:
-    """Yield the batches of ``data``, whose sizes may differ; see :class:`Batches`."""
+    """Yield the batches of ``data``, whose sizes may differ; see :class:`Batches`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import batches
+    >>> samples = [(torch.ones(2), 0), (torch.zeros(2), 1), (torch.ones(2), 1)]
+    >>> loader = torch.utils.data.DataLoader(samples, batch_size=2)
+    >>> for inputs, targets in batches(loader):
+    ...     print(inputs.shape, targets)
+    torch.Size([2, 2]) tensor([0, 1])
+    torch.Size([1, 2]) tensor([1])
+    """
     return iter(Batches.of(data))
 
 
@@ -215,7 +260,7 @@ def as_batch(data: object) -> tuple[Any, Tensor]:
     return Batches.of(data).joined()
 
 
-def _pair(data: object) -> tuple[Any, Tensor] | None:
+def _find_pair(data: object) -> tuple[Any, Tensor] | None:
     """Return inputs and targets if the object holds one batch."""
     if isinstance(data, tuple | list):
         if len(data) == 2 and isinstance(data[1], Tensor) and _are_inputs(data[0]):
@@ -235,5 +280,5 @@ def _are_inputs(value: object) -> bool:
         return True
     if isinstance(value, Mapping):
         return any(isinstance(part, Tensor) for part in value.values())
-    # Beside targets, several tensors are the inputs' parts.
+    # A tuple or list of tensors beside the targets holds the parts of the inputs.
     return isinstance(value, tuple | list) and all(isinstance(part, Tensor) for part in value)

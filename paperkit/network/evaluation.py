@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 
 import torch
 
-# What torch loads at the first backward pass and the first torch.func gradient, 160 MiB of code:
-# here, so that no measure's first call takes it out of its memory budget.
+# torch loads these modules at the first backward pass and the first torch.func gradient, and they
+# take 160 MiB. They are imported here so that the first call of a measure does not pay for them
+# out of its memory budget.
 import torch._dynamo
 import torch.fx.experimental.symbolic_shapes
 from torch import Tensor, nn
@@ -41,27 +42,28 @@ def evaluation(
     model = Network.of(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(_modes_kept(model))
-        stack.enter_context(_buffers_kept(model))
+        stack.enter_context(_restore_modes(model))
+        stack.enter_context(_restore_buffers(model))
         stack.enter_context(one_format(model))
         stack.enter_context(without_autocast(model, model.note_autocast))
-        parameters = stack.enter_context(_recording(model, recorded))
+        parameters = stack.enter_context(_record_gradients(model, recorded))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_attention_by_parts())
-        stack.enter_context(_compiled_parts_plain())
+        stack.enter_context(_unfuse_attention())
+        stack.enter_context(_run_uncompiled())
         stack.enter_context(OperationsByParts())
-        stack.enter_context(_quiet_transforms())
+        stack.enter_context(_silence_transforms())
         model.eval()
         yield parameters
 
 
 @contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
+def _restore_modes(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        # A module with more to a change of mode than its flag does it in train().
+        # A module may do more on a change of mode than set its flag, and does that in a train() of
+        # its own. Such modules go first, because their train() may set the flags of submodules.
         for module, mode in modes:
             if module.training != mode and type(module).train is not nn.Module.train:
                 module.train(mode)
@@ -70,9 +72,9 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass does to buffers, in place or by putting another in."""
-    kept = [
+def _restore_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers that a forward pass writes into or replaces by others."""
+    saved = [
         (module, name, buffer, buffer._version, buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
@@ -82,31 +84,33 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for module, name, buffer, version, values in kept:
+            for module, name, buffer, version, values in saved:
                 if buffer._version != version:
                     buffer.copy_(values)
                 module._buffers[name] = buffer
 
 
 @contextmanager
-def _recording(model: nn.Module, recorded: Collection[str] | None) -> Iterator[dict[str, Tensor]]:
-    """Let parameters record gradients, without the hooks of somebody else's training."""
+def _record_gradients(
+    model: nn.Module, recorded: Collection[str] | None
+) -> Iterator[dict[str, Tensor]]:
+    """Let parameters record gradients, without the hooks that a training loop has put on them."""
     parameters = own_parameters(model)
-    kept = [(p, p.requires_grad, p._backward_hooks) for p in parameters.values()]
+    saved = [(p, p.requires_grad, p._backward_hooks) for p in parameters.values()]
     try:
         for name, parameter in parameters.items():
             parameter.requires_grad_(recorded is None or name in recorded)
             parameter._backward_hooks = None
         yield dict(parameters)
     finally:
-        for parameter, before, hooks in kept:
+        for parameter, before, hooks in saved:
             parameter.requires_grad_(before)
             parameter._backward_hooks = hooks
 
 
 @contextmanager
-def _attention_by_parts() -> Iterator[None]:
-    """Attention without the fused kernels, which lack a second derivative or a forward mode."""
+def _unfuse_attention() -> Iterator[None]:
+    """Switch off fused attention kernels, which lack a second derivative or forward mode."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -116,16 +120,16 @@ def _attention_by_parts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _compiled_parts_plain() -> AbstractContextManager:
-    """Run what torch.compile has compiled without it: its results have no second derivative."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+def _run_uncompiled() -> AbstractContextManager:
+    """Run compiled functions uncompiled, because compiled ones have no second derivative."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and the import takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager
-def _quiet_transforms() -> Iterator[None]:
-    """Leave out what torch's transforms warn of themselves, about their own speed and parts."""
+def _silence_transforms() -> Iterator[None]:
+    """Hide the warnings of torch's transforms about their own speed and deprecated parts."""
     with warnings.catch_warnings():
         for message in (".torch.jit.script. is deprecated", "There is a performance drop because"):
             warnings.filterwarnings("ignore", message=message)

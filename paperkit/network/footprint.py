@@ -20,11 +20,12 @@ from paperkit.network.interaction import RandomModelError, refuse_random, seen_a
 from paperkit.network.network import network_outputs, note_formats
 from paperkit.network.samples import Inputs
 
-# Peak bytes above model and data in units of what a forward pass saves for backward: the most that
-# was measured, in single and double precision, on two MLPs, ResNet-20 and two small convolution
-# networks on 64 × 64 inputs. In-place activations are the worst case of the first three, since a
-# forward pass then saves little (ResNet-20: 0.4, 0.95, 1.6, 1.7 in single precision); an MLP with
-# tanh of the last.
+# Peak bytes of a pass above model and data, divided by the bytes that a forward pass saves for
+# backward. Each factor is the largest that was measured, in single and double precision, on two
+# MLPs, ResNet-20 and two small convolution networks on 64 × 64 inputs. In-place activations are the
+# worst case of FORWARD, TANGENT and BACKWARD, because a forward pass then saves little. ResNet-20
+# has 0.4, 0.95, 1.6 there and 1.7 for REPEATED, in single precision. An MLP with tanh is the worst
+# case of REPEATED.
 FORWARD = 1.4
 """A pass without a graph."""
 TANGENT = 4.2
@@ -36,7 +37,7 @@ REPEATED = 4.5
 GRADIENT_GRAPH = 10.5
 """A pass with a graph, a backward pass with a graph of its own, and one through that."""
 
-# Float64 numbers that a loss and its gradient hold for each output of a sample: 5.04 measured.
+# Float64 numbers that a loss and its gradient hold for each output of a sample. Measured: 5.04.
 _LOSS_ENTRIES = 6
 
 
@@ -46,7 +47,7 @@ class SavedStorages:
     Parameters
     ----------
     fixed : iterable of Tensor
-        Storages that do not count: parameters and buffers.
+        Parameters and buffers, whose storages do not count.
     """
 
     def __init__(self, fixed: Iterable[Tensor]) -> None:
@@ -57,9 +58,9 @@ class SavedStorages:
     def noted(self) -> Iterator[None]:
         """Note what is saved."""
 
-        # The storages are held here, or another would take the place of one that was freed. What
-        # goes back is cut off the graph: an operation that held its own output by a hook would
-        # never be freed.
+        # The storages are kept alive: the address of a freed one could be given to another, which
+        # would then not be counted. Operations keep a detached tensor: one that keeps its own
+        # output with its graph would hold itself, and never be freed.
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._fixed:
@@ -85,11 +86,12 @@ class Footprint:
     workspace : int
         Bytes of the largest temporary inside a convolution.
     num_inputs, num_outputs : int
-        Entries of the sample and of its outputs.
+        Number of entries of the sample and of its outputs.
     element_size : int
         Bytes of an output.
     fewest : int
-        Samples that the model takes at least: 2 where it fails on one, all where it fails on two.
+        Smallest number of samples that the model takes: 2 where it fails on one, all where it fails
+        on two.
     """
 
     saved: int
@@ -112,12 +114,12 @@ def footprint(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) -
     Parameters
     ----------
     model : nn.Module
-        Called as ``model(inputs)``, returning (n, C).
+        Network that is called as ``model(inputs)`` and returns (n, C).
     parameters : dict of str to Tensor
         Leaves that record gradients, by name; they are not counted.
     inputs : Tensor
-        n samples. Two are run where the model fails on one, as it does where it normalises by
-        batch statistics; all where it was written for their number.
+        The n samples. A model that fails on the first alone, as in batch normalisation by batch
+        statistics, is run on two; a model that was written for a fixed number is run on all.
 
     Raises
     ------
@@ -130,7 +132,7 @@ def footprint(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) -
             return _footprint(model, parameters, inputs, count)
         except RandomModelError:
             raise
-        except Exception:  # too few samples for this model, or what the last try will say
+        except Exception:  # too few samples for this model, or a fault that all samples show again
             continue
     return _footprint(model, parameters, inputs, len(inputs))
 
@@ -142,16 +144,16 @@ def _footprint(
     saved = SavedStorages(fixed)
     unfolded = [0]
 
-    def convolved(module: _ConvNd, arguments: Any, output: Tensor) -> None:
-        # Without oneDNN, which has no float64, the CPU unfolds the inputs of the whole batch.
+    def note_workspace(module: _ConvNd, arguments: Any, output: Tensor) -> None:
+        # oneDNN has no float64, so the CPU then unfolds the inputs of the whole batch into patches.
         if output.dtype == torch.float64 and output.device.type == "cpu":
             fan_in = module.weight[0].numel() * module.groups
             unfolded.append(fan_in * output[:, 0].numel() * output.element_size())
 
     convolutions = [module for module in model.modules() if isinstance(module, _ConvNd)]
-    handles = [module.register_forward_hook(convolved) for module in convolutions]
+    handles = [module.register_forward_hook(note_workspace) for module in convolutions]
     try:
-        # A copy of the samples, since a view would count the storage of the whole batch.
+        # Run a copy of the samples: a view would count the storage of the whole batch.
         with torch.enable_grad(), saved.noted():
             outputs = network_outputs(model, parameters, inputs[:count].clone())
         note_formats(model, outputs)
@@ -181,11 +183,11 @@ class Chunks:
     model, parameters
         As in :func:`footprint`.
     cost : callable
-        Maps a :class:`Footprint` to the peak bytes that one sample takes.
+        Function from a :class:`Footprint` to the peak bytes that a sample takes.
     memory_budget : int
         Bytes above the model and its data.
     reserved : int
-        Bytes of it that do not depend on the samples: copies of the parameters.
+        Bytes of the budget that do not depend on the samples, such as copies of the parameters.
 
     Raises
     ------
@@ -206,19 +208,19 @@ class Chunks:
         self.model, self.parameters, self.cost = model, parameters, cost
         self.available = memory_budget - reserved
         self._costs: dict[tuple, tuple[float, int]] = {}
-        # Numbers and shapes of samples that the model is known to keep apart.
+        # Shapes and dtypes of the batches whose samples the operations have shown to be apart.
         self._apart: set[tuple] = set()
 
     def __call__(self, data: object) -> Iterator[tuple[Any, Tensor]]:
         """Yield the samples in their order, as many of a batch at a time as fit.
 
-        One at least, two where the model fails on one. A batch that is not cut is taken as it is,
-        also if its samples interact.
+        At least one is yielded, and at least two where the model fails on one. A batch that is not
+        cut is taken as it is, also if its samples interact.
 
         Parameters
         ----------
         data : pair or iterable of pairs
-            As in :func:`paperkit.network.batches`.
+            Inputs and targets in a form that :class:`~paperkit.network.Batches` accepts.
 
         Raises
         ------
@@ -240,13 +242,13 @@ class Chunks:
         """Return the sizes of the pieces of a batch."""
         key = (inputs.shape[1:], inputs.dtype)
         if key not in self._costs:
-            found = footprint(self.model, self.parameters, inputs)
-            self._costs[key] = self.cost(found), found.fewest
+            sample_cost = footprint(self.model, self.parameters, inputs)
+            self._costs[key] = self.cost(sample_cost), sample_cost.fewest
         (cost, fewest), n = self._costs[key], len(inputs)
         return equal_pieces(n, max(fewest, fitting(self.available, cost, n)), fewest)
 
     def _refuse_interaction(self, inputs: Inputs, size: int) -> None:
-        """Look at each chunk whose samples are not known to be apart, of two samples at least."""
+        """Check each chunk whose samples are not known to be apart, with two samples at least."""
         for part in inputs.split(max(2, size)):
             key = (part.shape, part.dtype)
             if key not in self._apart and seen_apart(self.model, self.parameters, part):

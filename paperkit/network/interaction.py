@@ -21,11 +21,13 @@ from paperkit.network.samples import Inputs
 
 T = TypeVar("T")
 
-# A small chance that a draw shows in one pass shows in several.
+# A random number may change no output in a given pass, so several passes on several samples are
+# compared before a model is taken for one that draws none.
 _REPETITIONS = 8
 _SAMPLES_FOR_CHANCE = 8
 
-# What to do with the nodes of a graph, say.
+# Advice of the error messages for inputs whose samples see each other on purpose, as do the nodes
+# of a graph.
 _ONE_SAMPLE = (
     "make samples that see each other one sample: pass (inputs[None], targets[None]) and "
     "forward=lambda model, inputs: model(inputs[0])[None]"
@@ -33,11 +35,42 @@ _ONE_SAMPLE = (
 
 
 class SamplesInteractError(ValueError):
-    """The model's outputs for one sample depend on the others, or rows change places inside."""
+    """The model's outputs for one sample depend on the others, or rows change places inside.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.linearize import linearize
+    >>> model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1, track_running_stats=False))
+    >>> linearize(model, torch.rand(4, 2), "mse")
+    Traceback (most recent call last):
+        ...
+    paperkit.network.interaction.SamplesInteractError: model gives other values for the same sample
+        in another batch: it mixes samples or changes their order (operation native_batch_norm);
+        freeze batch statistics, put samples first (batch_first=True), or make samples that see each
+        other one sample: pass (inputs[None], targets[None]) and forward=lambda model, inputs:
+        model(inputs[0])[None].
+    """
 
 
 class RandomModelError(ValueError):
-    """The model gives other outputs for the same inputs in evaluation mode."""
+    """The model gives other outputs for the same inputs in evaluation mode.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linearize import linearize
+    >>> class Noisy(torch.nn.Linear):
+    ...     def forward(self, x):
+    ...         return super().forward(x) + torch.randn(len(x), 1)
+    >>> linearize(torch.nn.Sequential(Noisy(2, 1)), torch.ones(3, 2), "mse")
+    Traceback (most recent call last):
+        ...
+    paperkit.network.interaction.RandomModelError: model is random in evaluation mode, it gives
+        other outputs for the same inputs: switch off dropout called with training=True, sampling
+        and added noise first.
+    """
 
 
 def following(model: nn.Module, inputs: Inputs, run: Callable[[], T]) -> tuple[T, SampleAxes]:
@@ -46,18 +79,19 @@ def following(model: nn.Module, inputs: Inputs, run: Callable[[], T]) -> tuple[T
     Parameters
     ----------
     model : nn.Module
-        A model or a network.
+        Model or network.
     inputs : Tensor or Samples
         The very tensors that ``run`` calls the model with.
     run : callable
-        The pass.
+        Function without arguments that runs the pass.
     """
     axes = SampleAxes(model, inputs)
     try:
         with axes.followed():
             return run(), axes
     except Exception:
-        # What fails without it too is the caller's; what does not is no reason to fail.
+        # Run again without following. If the pass fails again, its error is the model's and goes to
+        # the caller; if not, only the following failed, and nothing is known of the axes.
         axes.give_up()
     return run(), axes
 
@@ -74,7 +108,7 @@ def seen_apart(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) 
     -------
     bool
         Whether the operations show it, so that it holds for other samples of the same number and
-        shape; else the numbers decided for these.
+        shape too. Otherwise it was checked on these numbers and holds for these samples.
     """
     with torch.no_grad():
         outputs, axes = _with_axes(model, parameters, inputs)
@@ -100,8 +134,12 @@ def separate_outputs(model: nn.Module, parameters: dict[str, Tensor], inputs: In
 
     Parameters
     ----------
-    model, parameters, inputs
-        As in :func:`paperkit.network.network.network_outputs`.
+    model : nn.Module
+        Model or network.
+    parameters : dict of str to Tensor
+        Values of the parameters by name.
+    inputs : Tensor or Samples
+        The n samples.
 
     Raises
     ------
@@ -138,19 +176,20 @@ def _pass(model: nn.Module, parameters: dict[str, Tensor]) -> Callable[[Inputs],
 def parts_alone(
     run: Callable[[Inputs], T], inputs: Inputs, axes: SampleAxes
 ) -> Iterator[tuple[Tensor, T]]:
-    """Yield subsets of the samples, in random order, and what a forward pass gives for each alone.
+    """Yield subsets of the samples, in random order, and the result of a pass for each alone.
 
-    Of each pair of samples each is in one of them without the other: those whose number has a one
-    at some binary place, and those with a zero, for every place.
+    The samples are numbered at random. Every binary place of the numbers gives a pair of subsets:
+    samples whose number has a one there, and samples with a zero. Any two numbers differ at some
+    place, so each sample of any pair is in some subset without the other.
 
     Parameters
     ----------
     run : callable
-        Some samples → the result of a pass.
+        Function from samples to the result of a pass.
     inputs : Tensor or Samples
         All n samples.
     axes : SampleAxes
-        What is known from the pass for all.
+        Axes that the pass for all samples has followed; they name the operation to blame.
 
     Raises
     ------
@@ -181,15 +220,15 @@ def refuse_other_outputs(
     Parameters
     ----------
     run : callable
-        Some samples → outputs.
+        Function from samples to outputs.
     inputs : Tensor or Samples
         All n samples.
     together, alone : Tensor
-        Outputs for all, (n, C), and for the subset.
+        Outputs for all samples, (n, C), and for the subset.
     subset : Tensor
-        The samples' numbers.
+        Positions of the subset's samples among all.
     axes : SampleAxes
-        What is known from the pass for all.
+        Axes that the pass for all samples has followed.
     """
     rows = together[subset.to(together.device)]
     if not agree(alone, rows, together, axes.narrowest):
@@ -218,8 +257,8 @@ def refuse_changed(
 ) -> None:
     """Raise if the first samples' outputs were not what they are among all.
 
-    What no operation shows, a random number of Python's or a division by the number of samples,
-    shows here.
+    Some influences pass through no operation of torch: a random number of Python's, or a division
+    by the number of samples. They show in the numbers.
 
     Parameters
     ----------
@@ -228,7 +267,7 @@ def refuse_changed(
     first : Tensor
         Outputs (m, C) of the first m samples, from a pass of their own.
     outputs : Tensor
-        Of all samples.
+        Outputs (n, C) of all samples.
     """
     if not agree(first, outputs[: len(first)], outputs, getattr(model, "narrowest", None)):
         with torch.no_grad():
@@ -246,12 +285,12 @@ def refuse_random(
     model, parameters, inputs
         As in :func:`separate_outputs`.
     outputs : Tensor
-        Of the first m samples.
+        Outputs (m, C) of the first m samples.
     """
     with torch.no_grad():
         again, axes = _with_axes(model, parameters, inputs[: len(outputs)])
         if axes.random or not agree(again, outputs, outputs):
-            # A draw shows sooner in more samples.
+            # More samples make it likelier that a random number changes an output.
             many = inputs[: max(_SAMPLES_FOR_CHANCE, len(outputs))]
             run = _pass(model, parameters)
             refuse_chance(run, many, run(many))
@@ -263,11 +302,11 @@ def refuse_chance(run: Callable[[Inputs], Tensor], inputs: Inputs, before: Tenso
     Parameters
     ----------
     run : callable
-        Some samples → outputs.
+        Function from samples to outputs.
     inputs : Tensor or Samples
-        The samples.
+        Samples on which the passes are run.
     before : Tensor
-        Their outputs in the pass before.
+        Outputs of these samples in an earlier pass.
     """
     for _ in range(_REPETITIONS):
         if not agree(run(inputs), before, before):
@@ -278,32 +317,32 @@ def refuse_chance(run: Callable[[Inputs], Tensor], inputs: Inputs, before: Tenso
 
 
 def agree(
-    found: Tensor, expected: Tensor, whole: Tensor, narrowest: torch.dtype | None = None
+    values: Tensor, expected: Tensor, reference: Tensor, narrowest: torch.dtype | None = None
 ) -> bool:
     """Whether rows are equal up to the round-off of another order of additions.
 
     Parameters
     ----------
-    found, expected : Tensor
-        Equal but for round-off.
-    whole : Tensor
-        Its largest entry is the scale.
+    values, expected : Tensor
+        Rows to compare.
+    reference : Tensor
+        Tensor whose largest entry is the scale of the round-off.
     narrowest : torch.dtype, optional
-        What some operation computes in; default the format of ``whole``.
+        Narrowest format in which an operation computes; default the format of ``reference``.
     """
-    if found.shape != expected.shape:
+    if values.shape != expected.shape:
         return False
-    if not whole.is_floating_point() and not whole.is_complex():
-        return torch.equal(found, expected)
-    if not whole.numel():
+    if not reference.is_floating_point() and not reference.is_complex():
+        return torch.equal(values, expected)
+    if not reference.numel():
         return True
-    eps = max(torch.finfo(dtype).eps for dtype in (whole.dtype, narrowest or whole.dtype))
-    tolerance = eps**0.5 * float(whole.abs().max())
-    return float((found - expected).abs().max()) <= tolerance
+    eps = max(torch.finfo(dtype).eps for dtype in (reference.dtype, narrowest or reference.dtype))
+    tolerance = eps**0.5 * float(reference.abs().max())
+    return float((values - expected).abs().max()) <= tolerance
 
 
 def _separating_subsets(n: int) -> Iterator[Tensor]:
-    """Yield subsets such that of each pair each sample is in one without the other."""
+    """Yield subsets such that each sample of any pair is in some subset without the other."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     numbers = torch.randperm(n, generator=generator, device="cpu")
     for place in range(math.ceil(math.log2(n)) if n > 1 else 0):

@@ -30,7 +30,7 @@ from paperkit.network.samples import Inputs, Samples
 Forward = Callable[[nn.Module, Any], Any]
 """``(model, inputs) -> outputs``, for a model that is not called as ``model(inputs)``."""
 
-# Where models with several outputs keep those that the loss is of.
+# Keys and attributes under which models with several outputs return those that enter the loss.
 _OUTPUT_KEYS = ("logits", "out")
 
 
@@ -58,19 +58,30 @@ class Network(nn.Module):
     ValueError
         If it has no values yet (meta device, lazy modules), complex parameters, or changes its own
         weights in each forward pass.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.curvature import dense_jacobian
+    >>> from paperkit.network import Network
+    >>> model = torch.nn.Bilinear(1, 1, 1, bias=False)  # takes two inputs
+    >>> network = Network(model, forward=lambda model, x: model(x[:, :1], x[:, 1:]))
+    >>> dense_jacobian(network, torch.tensor([[2.0, 3.0]]))  # of w · 2 · 3 in w
+    tensor([[[6.]]])
     """
 
     def __init__(self, model: nn.Module, forward: Forward | None = None) -> None:
         super().__init__()
         if forward is not None:
             arguments.function("forward", forward, "a function of model and inputs")
-        module = _usable(_unwrapped(model))
-        # Not a submodule: names would get a prefix.
+        module = _make_usable(_unwrap(model))
+        # Set past nn.Module, because a registered submodule would give all names a prefix.
         object.__setattr__(self, "module", module)
         object.__setattr__(self, "user_forward", forward)
-        # The parameters that no gradient reaches although the outputs depend on them, once known.
+        # Parameters that no gradient reaches although the outputs depend on them; None until a
+        # measure has looked for them (see paperkit.network.problem).
         object.__setattr__(self, "cut", None)
-        # Those without any influence on the outputs.
+        # Parameters without any influence on the outputs.
         object.__setattr__(self, "unused", ())
         formats = formats_of(module)
         if is_mixed(formats) and isinstance(model, nn.parallel.DistributedDataParallel):
@@ -86,10 +97,11 @@ class Network(nn.Module):
     user_forward: Forward | None
     cut: tuple[str, ...] | None
     unused: tuple[str, ...]
-    # Of the weights; and the narrowest that a pass was seen to compute in.
+    # Floating formats of the weights, the narrowest first.
     formats: tuple[torch.dtype, ...]
+    # Narrowest floating format in which a pass has been seen to compute.
     narrowest: torch.dtype
-    # Whether the model was seen to switch autocast on.
+    # Whether the model has been seen to switch autocast on.
     autocasts: bool
 
     @property
@@ -175,11 +187,11 @@ def plain(inputs: Inputs) -> Any:
     return inputs.parts if isinstance(inputs, Samples) else inputs
 
 
-def _unwrapped(model: object) -> nn.Module:
+def _unwrap(model: object) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif hasattr(model, "_orig_mod"):  # what torch.compile returns
+        elif hasattr(model, "_orig_mod"):  # torch.compile returns such a module
             model = model._orig_mod
         else:
             break
@@ -191,7 +203,7 @@ def _unwrapped(model: object) -> nn.Module:
     return model
 
 
-def _usable(model: nn.Module) -> nn.Module:
+def _make_usable(model: nn.Module) -> nn.Module:
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in tensors.items():
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
@@ -229,8 +241,8 @@ def note_formats(model: nn.Module, outputs: Tensor) -> None:
     """Let a network remember the narrowest floating format in the graph of some outputs."""
     if isinstance(model, Network) and isinstance(outputs, Tensor) and outputs.is_floating_point():
         formats = {model.narrowest, narrowest_format(outputs)}
-        found = max(formats, key=lambda dtype: torch.finfo(dtype).eps)
-        object.__setattr__(model, "narrowest", found)
+        narrowest = max(formats, key=lambda dtype: torch.finfo(dtype).eps)
+        object.__setattr__(model, "narrowest", narrowest)
 
 
 def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -248,11 +260,12 @@ def network_outputs(model: nn.Module, parameters: Mapping[str, Tensor], inputs: 
     model : nn.Module
         A model or a :class:`Network`.
     parameters : mapping of str to Tensor
-        Values by name; the model's own parameters stand for themselves, and those left out too.
-        Other values that record no gradients are written into the model for the time of the call,
-        so that it cannot fail to read them; others take their place for the call.
+        Values by name. A name that is left out, or whose value is the model's own parameter, keeps
+        its own value. Other values that record no gradients are written into the parameter for the
+        time of the call, so that the model reads them wherever it holds it; values that record
+        gradients take the parameter's place in its modules.
     inputs : Tensor or Samples
-        n samples.
+        The n samples.
 
     Returns
     -------
@@ -271,7 +284,7 @@ def raw_outputs(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Inpu
     """Return the outputs (n, …) as the model has them; for the rest see :func:`network_outputs`."""
     network = Network.of(model)
     try:
-        outputs = _called(network, parameters, inputs)
+        outputs = _call_at(network, parameters, inputs)
     except RuntimeError as error:
         if not is_mixed(network.formats) or "type" not in str(error):
             raise
@@ -284,7 +297,7 @@ def raw_outputs(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Inpu
 
 
 def _in_format(outputs: Tensor, network: Network) -> Tensor:
-    """Take outputs to the working format, in which everything else is."""
+    """Convert outputs to the working format, in which all that follows is computed."""
     if not network.formats or not outputs.dtype.is_floating_point:
         return outputs
     dtype = network.working_format
@@ -295,17 +308,17 @@ def _shown(formats: Iterable[torch.dtype]) -> str:
     return " and ".join(str(dtype).removeprefix("torch.") for dtype in formats)
 
 
-def _called(network: Network, parameters: Mapping[str, Tensor], inputs: Inputs) -> Any:
+def _call_at(network: Network, parameters: Mapping[str, Tensor], inputs: Inputs) -> Any:
     """Return whatever the network returns at given values of the parameters."""
     own = dict(network.named_parameters())
-    moved = {name: value for name, value in parameters.items() if value is not own[name]}
-    with _tensors_forgotten(network):
-        if not moved:
+    changed = {name: value for name, value in parameters.items() if value is not own[name]}
+    with _forget_tensors(network):
+        if not changed:
             return called(network, inputs)
-        if all(_plain_value(value) for value in moved.values()):
-            with displaced(own, moved):
+        if all(_is_plain_value(value) for value in changed.values()):
+            with displaced(own, changed):
                 return network(inputs)
-        with _exchanged(network, {own[name]: value for name, value in moved.items()}):
+        with _exchange_parameters(network, {own[name]: value for name, value in changed.items()}):
             return network(inputs)
 
 
@@ -327,7 +340,7 @@ def called(model: nn.Module, inputs: Inputs) -> Any:
     try:
         return model(inputs)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or _raised_here(error):
+        if isinstance(error, torch.OutOfMemoryError) or _is_our_own(error):
             raise
         reason = str(error).strip().partition("\n")[0]
         kinds = ", ".join(sorted({str(p.dtype) for p in model.parameters()})) or "none"
@@ -342,11 +355,12 @@ def _tensors_of(inputs: Inputs) -> list[Tensor]:
     return inputs.tensors() if isinstance(inputs, Samples) else [inputs]
 
 
-def _raised_here(error: BaseException) -> bool:
+def _is_our_own(error: BaseException) -> bool:
+    """Whether this library raised the error, so that its sentence already says what to do."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    # An operation in one of our hooks, or called by one of our modes, is not ours.
+    # A failing operation is the model's, although one of our hooks or modes may have called it.
     if trace is None or isinstance(error, RuntimeError):
         return False
     if trace.tb_frame.f_code.co_name == "__torch_function__":
@@ -354,24 +368,25 @@ def _raised_here(error: BaseException) -> bool:
     return _PACKAGE in Path(trace.tb_frame.f_code.co_filename).parents
 
 
-# What every module has, of which nothing is a tensor kept from a pass.
+# Attributes that nn.Module itself gives to every module. No tensor of a forward pass is among them.
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
 @contextmanager
-def _tensors_forgotten(network: Network) -> Iterator[None]:
-    """Take back the tensors that a forward pass keeps in its modules, also in dicts and lists.
+def _forget_tensors(network: Network) -> Iterator[None]:
+    """Remove the tensors that a forward pass leaves in its modules, also in their dicts and lists.
 
-    The next pass may run at other weights, and a weight computed once would be the old one.
+    The next pass may run at other weights. A module that had kept a tensor which it computed from
+    the old ones would use that again.
     """
-    kept = [
+    states = [
         (module, dict(vars(module)), _containers(module))
         for module in dict.fromkeys(network.modules())
     ]
     try:
         yield
     finally:
-        for module, before, containers in kept:
+        for module, before, containers in states:
             now = vars(module)
             for name in [n for n, value in now.items() if _holds_tensors(value)]:
                 if name not in before:
@@ -384,7 +399,7 @@ def _tensors_forgotten(network: Network) -> Iterator[None]:
 
 
 def _containers(module: nn.Module) -> list[tuple[dict | list, dict | list]]:
-    """Return a module's own dicts and lists, each with a copy of its content."""
+    """Return the dicts and lists among a module's attributes, each with a copy of its content."""
     return [
         (value, value.copy())
         for name, value in vars(module).items()
@@ -400,7 +415,7 @@ def _refill(container: dict | list, content: dict | list) -> None:
         container[:] = content
 
 
-# Most of what a module has: these hold no tensor.
+# Types of most attributes of a module. They hold no tensor and need no closer look.
 _PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
 
 
@@ -417,35 +432,35 @@ def _holds_tensors(value: object) -> bool:
 
 
 @contextmanager
-def _exchanged(network: Network, values: Mapping[Tensor, Tensor]) -> Iterator[None]:
+def _exchange_parameters(network: Network, values: Mapping[Tensor, Tensor]) -> Iterator[None]:
     """Put other tensors in the place of parameters, in every module that holds them.
 
-    A module that stands in the model under two names holds its parameters once, which torch's own
-    exchange gets wrong.
+    A module that stands in the model under two names is visited once. torch.func.functional_call
+    visits it twice, and then fails to restore its parameters.
     """
-    kept = []
-    flat = []
+    replaced = []
+    flat_weights = []
     try:
         for module in dict.fromkeys(network.modules()):
             for name, parameter in module._parameters.items():
                 if parameter is not None and parameter in values:
-                    kept.append((module, name, parameter))
+                    replaced.append((module, name, parameter))
                     module._parameters[name] = values[parameter]  # type: ignore[assignment]
-            if isinstance(module, nn.RNNBase):  # which keeps a list of its weights
-                flat.append((module, module._flat_weights))
+            if isinstance(module, nn.RNNBase):  # holds a second list of its weights
+                flat_weights.append((module, module._flat_weights))
                 module._flat_weights = [
                     module._parameters.get(name) for name in module._flat_weights_names
                 ]
         yield
     finally:
-        for module, name, parameter in kept:
+        for module, name, parameter in replaced:
             module._parameters[name] = parameter
-        for module, weights in flat:
+        for module, weights in flat_weights:
             module._flat_weights = weights
 
 
-def _plain_value(value: Tensor) -> bool:
-    """Whether writing the numbers into a parameter loses nothing that a tensor carries."""
+def _is_plain_value(value: Tensor) -> bool:
+    """Whether a value is numbers alone, so that writing them into a parameter loses nothing."""
     return (
         not torch.is_grad_enabled()
         and type(value) in (Tensor, nn.Parameter)
@@ -460,13 +475,14 @@ def displaced(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterat
     Parameters
     ----------
     own : mapping of str to Tensor
-        The model's own parameters.
+        The model's own parameters by name.
     values : mapping of str to Tensor
-        By the same names.
+        Values that some of them take, by the same names.
     """
     before = {name: own[name].detach().clone() for name in values}
     try:
-        # Through .data, which leaves the version counters alone: all is as it was in the end.
+        # Writing through .data leaves the version counters alone, so that autograd does not take
+        # parameters that hold their old values again for changed ones.
         for name, value in values.items():
             own[name].data.copy_(value.detach())
         yield
@@ -476,7 +492,7 @@ def displaced(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterat
 
 
 def output_tensor(outputs: Any) -> Tensor:
-    """Choose the tensor that the loss is of among what a model returns.
+    """Choose the tensor that enters the loss among all that a model returns.
 
     Raises
     ------
@@ -489,22 +505,22 @@ def output_tensor(outputs: Any) -> Tensor:
         for key in _OUTPUT_KEYS:
             if _like_a_tensor(outputs.get(key)):
                 return outputs[key]
-    found = [leaf for leaf in tree_leaves(outputs, _like_a_tensor) if _like_a_tensor(leaf)]
-    if len(found) == 1:
-        return found[0]
+    tensors = [leaf for leaf in tree_leaves(outputs, _like_a_tensor) if _like_a_tensor(leaf)]
+    if len(tensors) == 1:
+        return tensors[0]
     raise ValueError(
-        f"model returned a {type(outputs).__name__} with {len(found)} tensors: choose the outputs "
-        "with forward=lambda model, inputs: model(inputs)[…]."
+        f"model returned a {type(outputs).__name__} with {len(tensors)} tensors: choose the "
+        "outputs with forward=lambda model, inputs: model(inputs)[…]."
     )
 
 
 def _like_a_tensor(value: object) -> bool:
-    """Whether it is a tensor, or what a pass computes with in place of tensors."""
+    """Whether a value is a tensor, or an object such as a jet that stands for one in a pass."""
     return hasattr(type(value), "__torch_function__")
 
 
 def _first_axis(outputs: Tensor, n: int) -> Tensor:
-    """Give the samples' axis back to the outputs of a single sample that were squeezed."""
+    """Give outputs of a single sample that the model has squeezed their samples' axis back."""
     if not isinstance(outputs, Tensor):
         return outputs
     if n == 1 and (outputs.ndim == 0 or len(outputs) != 1):
@@ -529,13 +545,13 @@ def unreached(outputs: Tensor, parameters: Mapping[str, Tensor]) -> list[str]:
     """Return the parameters that autograd's graph of the outputs lacks, by name."""
     reached = {id(outputs)}
     stack = [outputs.grad_fn] if outputs.grad_fn is not None else []
-    seen = set(stack)
+    visited = set(stack)
     while stack:
         node = stack.pop()
         if hasattr(node, "variable"):
             reached.add(id(node.variable))
         for operand, _ in node.next_functions:
-            if operand is not None and operand not in seen:
-                seen.add(operand)
+            if operand is not None and operand not in visited:
+                visited.add(operand)
                 stack.append(operand)
     return [name for name, parameter in parameters.items() if id(parameter) not in reached]

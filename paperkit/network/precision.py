@@ -28,12 +28,12 @@ def _is_narrower(dtype: torch.dtype, than: torch.dtype) -> bool:
 
 def formats_of(model: nn.Module) -> tuple[torch.dtype, ...]:
     """Return the formats of a model's weights, the narrowest first."""
-    found = {parameter.dtype for parameter in _floating(model.parameters())}
-    return tuple(sorted(found, key=lambda dtype: -torch.finfo(dtype).eps))
+    formats = {parameter.dtype for parameter in _floating(model.parameters())}
+    return tuple(sorted(formats, key=lambda dtype: -torch.finfo(dtype).eps))
 
 
 def working_format(formats: Iterable[torch.dtype]) -> torch.dtype:
-    """Return in which format weights of these are measured: the widest, single at least."""
+    """Return the format in which weights of these formats are measured: the widest, or single."""
     return torch.float64 if torch.float64 in formats else torch.float32
 
 
@@ -48,9 +48,9 @@ def widened(value: Any, dtype: torch.dtype | None) -> Any:
     Parameters
     ----------
     value : Tensor or Samples
-        One tensor or several.
+        Tensor, or samples of several.
     dtype : torch.dtype or None
-        The wider one; None leaves them as they are.
+        Wider format; None leaves the tensors as they are.
     """
     if dtype is None:
         return value
@@ -63,10 +63,10 @@ def widened(value: Any, dtype: torch.dtype | None) -> Any:
 
 @contextmanager
 def one_format(model: nn.Module) -> Iterator[None]:
-    """Let weights and buffers be in the working format, if they are not; each comes back as it was.
+    """Let weights and buffers be in the working format meanwhile, and come back as they were.
 
-    The same tensors hold other storages meanwhile, so that it does not matter where a forward pass
-    reads them.
+    The same tensors hold converted values, so that it does not matter where a forward pass reads
+    them.
     """
     formats = formats_of(model)
     if not is_mixed(formats):
@@ -74,13 +74,13 @@ def one_format(model: nn.Module) -> Iterator[None]:
         return
     dtype = working_format(formats)
     tensors = _floating([*model.parameters(), *model.buffers()])
-    kept = [(one, one.data) for one in dict.fromkeys(tensors) if _is_narrower(one.dtype, dtype)]
+    saved = [(t, t.data) for t in dict.fromkeys(tensors) if _is_narrower(t.dtype, dtype)]
     try:
-        for tensor, data in kept:
+        for tensor, data in saved:
             tensor.data = data.to(dtype)
         yield
     finally:
-        for tensor, data in kept:
+        for tensor, data in saved:
             tensor.data = data
 
 
@@ -91,21 +91,21 @@ def without_autocast(model: nn.Module, noticed: Callable[[], None] | None = None
     Parameters
     ----------
     model : nn.Module
-        Says on which devices.
+        Model whose parameters tell on which devices autocast is switched off.
     noticed : callable, optional
-        Called where the model would have switched it on.
+        Function that is called each time the model would have switched it on.
     """
     kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())}
     active = [kind for kind in sorted(kinds) if _autocast_is_on(kind)]
     contexts = [torch.autocast(kind, enabled=False) for kind in active]
-    entered = torch.autocast.__enter__
+    enter = torch.autocast.__enter__
 
     def enter_disabled(context: torch.autocast) -> Any:
         enabled, context._enabled = context._enabled, False
         if enabled and noticed is not None:
             noticed()
         try:
-            return entered(context)
+            return enter(context)
         finally:
             context._enabled = enabled
 
@@ -113,11 +113,12 @@ def without_autocast(model: nn.Module, noticed: Callable[[], None] | None = None
         for context in contexts:
             stack.enter_context(context)
         try:
-            # A class of torch's, since the model's own contexts are out of reach.
+            # The model enters contexts of its own, which are out of reach. So the method is
+            # replaced in torch's class, and a context that is entered meanwhile is a disabled one.
             torch.autocast.__enter__ = enter_disabled  # type: ignore[method-assign]
             yield
         finally:
-            torch.autocast.__enter__ = entered  # type: ignore[method-assign]
+            torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 
 
 def _autocast_is_on(kind: str) -> bool:
@@ -126,14 +127,14 @@ def _autocast_is_on(kind: str) -> bool:
 
 def narrowest_format(outputs: Tensor) -> torch.dtype:
     """Return the narrowest floating format in autograd's graph of the outputs."""
-    found = {outputs.dtype}
+    formats = {outputs.dtype}
     stack = [outputs.grad_fn] if outputs.grad_fn is not None else []
-    seen = set(stack)
+    visited = set(stack)
     while stack:
         node = stack.pop()
-        found |= {part.dtype for part in node._input_metadata if part.dtype.is_floating_point}
+        formats |= {part.dtype for part in node._input_metadata if part.dtype.is_floating_point}
         for operand, _ in node.next_functions:
-            if operand is not None and operand not in seen:
-                seen.add(operand)
+            if operand is not None and operand not in visited:
+                visited.add(operand)
                 stack.append(operand)
-    return max(found, key=lambda dtype: torch.finfo(dtype).eps)
+    return max(formats, key=lambda dtype: torch.finfo(dtype).eps)

@@ -26,7 +26,7 @@ from paperkit.network.network import (
 )
 from paperkit.network.precision import without_autocast
 
-# Samples of a pass that looks for parameters without a gradient.
+# Number of samples per pass when parameters without a gradient are looked for.
 _AT_ONCE = 32
 
 _FORWARD = """
@@ -46,11 +46,11 @@ def settled(
     Parameters
     ----------
     model : nn.Module
-        Any model; see :class:`Network`, which also takes ``forward``.
+        Any model; :class:`Network` says how it is called, also with ``forward``.
     data : pair or iterable of pairs
-        See :class:`Batches`; moved to the model's device.
+        Inputs and targets in a form that :class:`Batches` accepts; moved to the model's device.
     loss : str, nn.Module or callable, optional
-        See :func:`get_loss`; None where none is needed.
+        Loss in a form that :func:`get_loss` accepts; None where none is needed.
 
     Raises
     ------
@@ -69,7 +69,8 @@ def settled(
 def bound_loss(network: Network, data: Iterable[tuple[Any, Tensor]], loss: Loss) -> Loss:
     """Return the loss as a mean over the samples of these data; see :meth:`Loss.bound`."""
     inputs, targets = next(iter(data))
-    # A matrix and labels are so common that the model need not run for it.
+    # With a single label a sample, outputs are taken to be a matrix. Most losses then need nothing
+    # of the data, and the model need not run.
     if not loss.needs_data(targets.new_empty(0, 1), targets) and targets.ndim == 1:
         return loss
     with evaluation(network) as parameters, torch.no_grad():
@@ -100,7 +101,7 @@ def smallest_batch(network: Network, parameters: dict[str, Tensor], inputs: Any)
             with torch.no_grad():
                 raw_outputs(network, parameters, few)
         except Exception:
-            return inputs  # what is wrong with it, it will say itself
+            return inputs  # the model raises its own error on all samples, if it has one
     return few
 
 
@@ -123,11 +124,11 @@ def refuse_cut(model: nn.Module, inputs: Any, names: Iterable[str] | None = None
     Parameters
     ----------
     model : nn.Module
-        A model; a :class:`Network` is checked once for all.
+        Model; a :class:`Network` remembers the result.
     inputs : Tensor or Samples
-        Some samples.
+        Samples on which it is checked.
     names : iterable of str, optional
-        The parameters that matter; default all.
+        Names of the parameters that matter to the caller; default all.
 
     Raises
     ------
@@ -135,11 +136,11 @@ def refuse_cut(model: nn.Module, inputs: Any, names: Iterable[str] | None = None
         A ValueError that names parameters.
     """
     cut = cut_parameters(model, inputs)
-    wanted = None if names is None else set(names)
-    found = [name for name in cut if wanted is None or name in wanted]
-    if found:
+    measured = None if names is None else set(names)
+    refused = [name for name in cut if measured is None or name in measured]
+    if refused:
         raise CutGraphError(
-            f"model: the outputs depend on {_listed(found)}, but no gradient reaches it: "
+            f"model: the outputs depend on {_listed(refused)}, but no gradient reaches it: "
             "the forward pass cuts the graph (torch.no_grad, detach, NumPy, a checkpoint with "
             "use_reentrant=True); remove that, use use_reentrant=False, or measure the other "
             "parameters."
@@ -150,7 +151,7 @@ def cut_parameters(model: nn.Module, inputs: Any) -> tuple[str, ...]:
     """Return the parameters that :func:`refuse_cut` refuses; a warning names unused ones."""
     network = Network.of(model)
     if network.cut is None:
-        cut, unused = _without_gradient(network, inputs)
+        cut, unused = _find_unreached(network, inputs)
         object.__setattr__(network, "cut", cut)
         object.__setattr__(network, "unused", unused)
         if unused:
@@ -197,44 +198,45 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
-def _without_gradient(network: Network, inputs: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _find_unreached(network: Network, inputs: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the parameters that no gradient reaches: those that matter, and the others."""
     with evaluation(network) as parameters:
         few = smallest_batch(network, parameters, inputs)
         sample = raw_outputs(network, parameters, few)
         note_formats(network, sample)
-        lacking = unreached(sample, parameters)
+        lost = unreached(sample, parameters)
         parts = [few] if len(few) == len(inputs) else inputs.split(max(_AT_ONCE, len(few)))
-        for part in parts:  # other samples may take other paths, to other experts
-            if not lacking:
+        for part in parts:  # another sample may take another path, as in a mixture of experts
+            if not lost:
                 return (), ()
-            here = set(unreached(raw_outputs(network, parameters, part), parameters))
-            lacking = [name for name in lacking if name in here]
-        if not lacking:
+            lost_here = set(unreached(raw_outputs(network, parameters, part), parameters))
+            lost = [name for name in lost if name in lost_here]
+        if not lost:
             return (), ()
 
-        def outputs(moved: dict[str, Tensor]) -> list[Tensor]:
-            return [raw_outputs(network, moved, part) for part in parts]
+        def outputs(values: dict[str, Tensor]) -> list[Tensor]:
+            return [raw_outputs(network, values, part) for part in parts]
 
         def same(ones: list[Tensor], others: list[Tensor]) -> bool:
             return all(torch.equal(a, b) for a, b in zip(ones, others, strict=True))
 
-        def matter(names: Iterable[str]) -> bool:
-            # Moved far and to no round number, so that no two of them cancel.
-            moved = {name: 1.37 * parameters[name].detach() + 0.11 for name in names}
-            return not same(outputs(moved), before)
+        def have_influence(names: Iterable[str]) -> bool:
+            # Each parameter moves far, and by a factor and a shift that are no round numbers, so
+            # that the changes of two parameters do not cancel.
+            values = {name: 1.37 * parameters[name].detach() + 0.11 for name in names}
+            return not same(outputs(values), before)
 
         with torch.no_grad():
             before = outputs({})
             if not same(outputs({}), before):
-                return (), ()  # random in evaluation mode, which is refused elsewhere
-            if not matter(lacking):
-                return (), tuple(lacking)
-            cut = tuple(name for name in lacking if matter([name])) or tuple(lacking)
-            return cut, tuple(name for name in lacking if name not in cut)
+                return (), ()  # a model that is random in evaluation mode is refused elsewhere
+            if not have_influence(lost):
+                return (), tuple(lost)
+            cut = tuple(name for name in lost if have_influence([name])) or tuple(lost)
+            return cut, tuple(name for name in lost if name not in cut)
 
 
-# Arguments that mean the same in every measure, checked before anything is computed.
+# Checks of arguments that mean the same in every measure, made before anything is computed.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "memory_budget": arguments.memory_budget,
     "seed": arguments.seed,
@@ -273,21 +275,23 @@ def measure_of(function: Callable[P, R]) -> Callable[P, R]:
         bound.apply_defaults()
         given = bound.arguments
         for name in names:
-            # None stands where it is the default: the function then chooses.
+            # None is not checked where it is the default, since the function then chooses the
+            # value.
             if name in _CHECKS and not (given[name] is None is names[name].default):
                 given[name] = _CHECKS[name](name, given[name])
         loss = get_loss(given["loss"]) if "loss" in names else None
         with torch.inference_mode(False):
-            found = settled(given["model"], given["data"], loss, forward)
-            for name, value in zip(("model", "data", "loss"), found, strict=True):
+            problem = settled(given["model"], given["data"], loss, forward)
+            for name, value in zip(("model", "data", "loss"), problem, strict=True):
                 if name in names:
                     given[name] = value
-            # Also what a measure makes of its passes is not for autocast.
-            with without_autocast(found[0], found[0].note_autocast):
+            # Autocast is off for the whole measure, because sums and products after its passes need
+            # their digits as much as the passes do.
+            with without_autocast(problem[0], problem[0].note_autocast):
                 result = function(*bound.args, **bound.kwargs)
-            return _noted(result, found[0].precision_note())
+            return _note_precision(result, problem[0].precision_note())
 
-    measure.__doc__ = _documented(function.__doc__ or "")
+    measure.__doc__ = _document_forward(function.__doc__ or "")
     extra = inspect.Parameter(
         "forward", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Forward | None"
     )
@@ -297,26 +301,26 @@ def measure_of(function: Callable[P, R]) -> Callable[P, R]:
     return measure  # type: ignore[return-value]
 
 
-def _noted(result: Any, precision: str | None) -> Any:
-    """Add what a result says of its precision to its assumptions."""
+def _note_precision(result: Any, precision: str | None) -> Any:
+    """Add the sentence on precision to the assumptions of a result, or of each result within it."""
     if precision is None:
         return result
     if isinstance(result, dict):
-        return {key: _noted(value, precision) for key, value in result.items()}
+        return {key: _note_precision(value, precision) for key, value in result.items()}
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         assumptions = getattr(result, "assumptions", None)
         if isinstance(assumptions, Mapping):
             return dataclasses.replace(result, assumptions={**assumptions, "precision": precision})
         results = getattr(result, "results", None)
         if isinstance(results, dict):
-            return dataclasses.replace(result, results=_noted(results, precision))
+            return dataclasses.replace(result, results=_note_precision(results, precision))
     return result
 
 
-def _documented(docstring: str) -> str:
-    """Add what ``forward`` is to the end of a docstring's parameters."""
+def _document_forward(docstring: str) -> str:
+    """Add the description of ``forward`` to the end of a docstring's parameters."""
     for section in ("    Returns\n", "    Raises\n"):
-        before, found, after = docstring.partition(section)
-        if found:
-            return f"{before.rstrip()}{_FORWARD}\n\n{found}{after}"
+        before, heading, after = docstring.partition(section)
+        if heading:
+            return f"{before.rstrip()}{_FORWARD}\n\n{heading}{after}"
     return docstring

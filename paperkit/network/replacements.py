@@ -31,7 +31,7 @@ class OperationsByParts(TorchFunctionMode):
         args: tuple = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call the function, or what stands for it."""
+        """Call the function, or its replacement from the table."""
         return _BY_PARTS.get(function, function)(*args, **(kwargs or {}))
 
 
@@ -41,7 +41,7 @@ class UsedFunctions(TorchFunctionMode):
     Attributes
     ----------
     functions : set of callable
-        So far.
+        Functions that have been called so far.
     """
 
     def __init__(self) -> None:
@@ -66,11 +66,12 @@ def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    found = functional.relu6(input + 3) / 6
-    return input.copy_(found) if inplace else found
+    values = functional.relu6(input + 3) / 6
+    return input.copy_(values) if inplace else values
 
 
-# Fewer input channels than a vector of the widest instructions holds.
+# Float32 numbers in a vector of the widest instructions. A kernel with fewer input channels takes
+# the faulty path that is described below.
 _FEWEST_CHANNELS = 16
 
 
@@ -84,7 +85,7 @@ def _convolution(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Convolve; a strided kernel of one pixel is given only the pixels that it reads.
+    """Convolve; a strided kernel of a single pixel is given only the pixels that it reads.
 
     oneDNN 3.12 writes beyond its work space in the backward pass to the weight of such a
     convolution, if channels come last and are fewer than 16 (8 without AVX-512): the memory is
@@ -116,14 +117,16 @@ def differentiated_twice() -> Iterator[None]:
 def _recurrence(function: Callable, *args: Any, **kwargs: Any) -> Any:
     """Run a recurrent layer without the kernels that have no second derivative, or a slow one.
 
-    cuDNN's have none. That of oneDNN's LSTM is made of half as many operations again as that of the
-    plain one, which has the slower first.
+    The kernels of cuDNN have no second derivative. The second derivative of oneDNN's LSTM takes
+    half as many operations again as that of the plain LSTM, whose first derivative is the slower
+    one. So the plain kernels run only where a second derivative will be taken.
     """
     plain = _TWICE.get() and torch._C._get_mkldnn_enabled()
     with torch.backends.cudnn.flags(enabled=False):
         if not plain:
             return function(*args, **kwargs)
-        # The public switch warns of formats that this machine lacks.
+        # The public switch, torch.backends.mkldnn.flags, does the same with warnings of formats
+        # that this machine lacks.
         torch._C._set_mkldnn_enabled(False)
         try:
             return function(*args, **kwargs)
@@ -132,7 +135,7 @@ def _recurrence(function: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 def _dense_gradient(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
-    """Look rows up with a dense gradient in the table, which a sparse one has no products for."""
+    """Look up rows of a table whose gradient is dense, because a sparse one lacks products."""
     bound = inspect.signature(functional.embedding).bind(*args, **kwargs)
     bound.arguments["sparse"] = False
     return function(*bound.args, **bound.kwargs)
@@ -156,7 +159,7 @@ def _embedding_bag(
         entries, count = input, len(input)
         bags = torch.arange(count, device=input.device).unsqueeze(1).expand_as(input).flatten()
     else:
-        assert offsets is not None  # which nn.functional.embedding_bag demands of one-dimensional
+        assert offsets is not None  # demanded by nn.functional.embedding_bag for these inputs
         starts = offsets[:-1] if include_last_offset else offsets
         entries, count = input, len(starts)
         places = torch.arange(len(input), device=input.device).to(starts.dtype)
@@ -195,11 +198,12 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise; by the operations of the definition where the batch is a single sample.
+    """Normalise; a batch of a single sample by the operations of the definition.
 
-    PyTorch's gradient of it is wrong without an error there, in each format and mode, if input and
-    gradient lie in memory in different orders, as before a transposition to tokens (2.14: with a
-    single sample two orders have the same strides, and the kernel takes one for the other).
+    PyTorch's gradient for a single sample is wrong without an error, in each format and mode, if
+    input and gradient lie in memory in different orders, as before a transposition to tokens. With
+    a single sample two orders have the same strides, and the kernel of version 2.14 takes one for
+    the other.
     """
     if input.shape[0] != 1 or running_mean is None or running_var is None or training:
         if input.shape[0] == 1 and running_mean is None and input.ndim > 2:
@@ -210,8 +214,8 @@ def _batch_norm(
     shape = (1, -1, *(1 for _ in input.shape[2:]))
     scale = (running_var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
-    found = (input - running_mean.reshape(shape)) * scale.reshape(shape)
-    return found if bias is None else found + bias.reshape(shape)
+    normalised = (input - running_mean.reshape(shape)) * scale.reshape(shape)
+    return normalised if bias is None else normalised + bias.reshape(shape)
 
 
 def _instance_norm(

@@ -37,12 +37,13 @@ from paperkit.network.sample_axis_rules import (
 )
 from paperkit.network.samples import Inputs, Samples
 
-# Results without values: what is read of them was written in between, or was never defined.
+# Operations whose results have no values yet. Entries that are read later were written in between,
+# or their values are undefined anyway.
 _EMPTY = frozenset(
     "empty empty_like new_empty empty_strided new_empty_strided empty_permuted".split()
 )
 
-# What takes a tensor's values out of torch, unseen by it.
+# Methods through which a tensor's values leave torch, so that no later operation is seen.
 _EXITS = frozenset(
     {
         torch.Tensor.numpy,
@@ -59,7 +60,7 @@ _EXITS = frozenset(
 
 
 @functools.cache
-def _written(func: Any) -> tuple[str, ...]:
+def _written_arguments(func: Any) -> tuple[str, ...]:
     """Return the arguments that an operation writes into."""
     return tuple(
         argument.name
@@ -69,13 +70,15 @@ def _written(func: Any) -> tuple[str, ...]:
 
 
 @functools.cache
-def _views(func: Any) -> bool:
+def _is_view(func: Any) -> bool:
     """Whether the results are the argument's memory under another shape."""
-    return all(r.alias_info is not None for r in func._schema.returns) and not _written(func)
+    return all(r.alias_info is not None for r in func._schema.returns) and not _written_arguments(
+        func
+    )
 
 
 @functools.cache
-def _draws(func: Any) -> bool:
+def _draws_numbers(func: Any) -> bool:
     """Whether an operation may draw random numbers."""
     return torch.Tag.nondeterministic_seeded in func.tags and rule_of(func) is None
 
@@ -94,18 +97,18 @@ def _geometry(tensor: Tensor) -> _Geometry:
     return int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
 
 
-# Stands for an axis where a tensor has no values yet.
+# Stands for the samples' axis of a tensor that has no values yet.
 _NO_VALUES = SampleAxis(-1, 0)
 
 
 class _Memory:
-    """What is known of the tensors that share a storage, by their geometry."""
+    """Samples' axes of the tensors that share a storage, by the tensors' geometry."""
 
     def __init__(self, storage: torch.UntypedStorage, constant: bool) -> None:
-        # As long as it is held, no other storage gets the same address.
+        # While this reference is held, no other storage gets the same address.
         self.reference = StorageWeakRef(storage)
         self.constant = constant
-        # A copy of the values before the first sample is written into them.
+        # Copy of the values before an operation first writes samples into them.
         self.before: torch.UntypedStorage | None = None
         self.places: dict[_Geometry, SampleAxis | None] = {}
 
@@ -116,9 +119,10 @@ class SampleAxes(TorchDispatchMode):
     Parameters
     ----------
     model : nn.Module
-        Its parameters, buffers and the tensors among its modules' attributes depend on no sample.
+        Model whose parameters, buffers and tensors among its modules' attributes depend on no
+        sample.
     inputs : Tensor or Samples
-        n samples, the very tensors that the pass is called with.
+        The n samples, the very tensors that the pass is called with.
 
     Attributes
     ----------
@@ -127,7 +131,7 @@ class SampleAxes(TorchDispatchMode):
     random : bool
         Whether an operation that draws random numbers was seen.
     narrowest : torch.dtype or None
-        The narrowest format that the model was seen to compute in, where that is known.
+        Narrowest format in which the model has been seen to compute; None where it is unknown.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -183,7 +187,7 @@ class SampleAxes(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
-            if _draws(func):
+            if _draws_numbers(func):
                 self.random = True
                 self._stop(base_name(func))
             if self.obstacle is not None or self._n == 1:
@@ -207,10 +211,10 @@ class SampleAxes(TorchDispatchMode):
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # sparse and other layouts have none
             return None
-        found = self._memories.get(storage._cdata)
-        if found is None:
-            found = self._memories[storage._cdata] = _Memory(storage, constant)
-        return found
+        memory = self._memories.get(storage._cdata)
+        if memory is None:
+            memory = self._memories[storage._cdata] = _Memory(storage, constant)
+        return memory
 
     def _place(self, tensor: Tensor) -> SampleAxis | None:
         memory = self._memory(tensor)
@@ -227,35 +231,37 @@ class SampleAxes(TorchDispatchMode):
         names, defaults = _signature(func)
         given = defaults | dict(zip(names, args, strict=False)) | kwargs
         name = base_name(func)
-        fresh = name == "lift_fresh"  # torch.tensor(…): what left torch was noted when it left
+        # torch.tensor(…) makes such a tensor from values outside of torch. If they depend on the
+        # inputs, _Exits has noted it when they left.
+        fresh = name == "lift_fresh"
 
         def operand(value: Any) -> Any:
             if isinstance(value, Tensor):
                 place = None if fresh else self._place(value)
-                require(place != _NO_VALUES or _views(func))
+                require(place != _NO_VALUES or _is_view(func))
                 place = None if place == _NO_VALUES else place
                 return Operand(value, tuple(value.shape), place)
             if isinstance(value, list | tuple):
                 return [operand(part) for part in value]
             return value
 
-        written = _written(func)
+        written = _written_arguments(func)
         arguments = {key: operand(value) for key, value in given.items() if key not in written}
-        samples = any(read.axis is not None for read in operands_in(arguments.values()))
+        reads_samples = any(read.axis is not None for read in operands_in(arguments.values()))
         for key in written:
-            arguments[key] = self._target(given[key], name, samples)
+            arguments[key] = self._target(given[key], name, reads_samples)
         return Call(name, {key: arguments[key] for key in names}, self._n, [])
 
-    def _target(self, tensor: Any, name: str, samples: bool) -> Any:
-        """Return the operand that an operation writes into, as it is before."""
+    def _target(self, tensor: Any, name: str, reads_samples: bool) -> Any:
+        """Return the operand that an operation writes into, with its values before the write."""
         if not isinstance(tensor, Tensor):
             return tensor
         place, shape = self._place(tensor), tuple(tensor.shape)
         if place == _NO_VALUES:
             require(name in OVERWRITING)
             return Operand(None, shape, None)
-        if place is None and samples:
-            # When its rule asks, its entries will be other ones.
+        if place is None and reads_samples:
+            # The operation runs before its rule is asked, so the entries before it are copied.
             memory = self._memory(tensor)
             require(memory is not None and not memory.constant)
             assert memory is not None
@@ -265,25 +271,25 @@ class SampleAxes(TorchDispatchMode):
 
     def _note(self, func: Any, call: Call, args: tuple, results: Any) -> None:
         """Work out where the samples are in the results."""
-        found = list(results) if isinstance(results, list | tuple) else [results]
-        tensors = [result for result in found if isinstance(result, Tensor)]
+        outputs = list(results) if isinstance(results, list | tuple) else [results]
+        tensors = [result for result in outputs if isinstance(result, Tensor)]
         call.shapes = [tuple(tensor.shape) for tensor in tensors]
         places: Places = None
         operands = call.operands()
         if any(operand.axis is not None for operand in operands):
             rule = rule_of(func)
-            require(rule is not None and len(tensors) == len([f for f in found if f is not None]))
+            require(rule is not None and len(tensors) == len([f for f in outputs if f is not None]))
             assert rule is not None
             places = rule(call)
-        each = places if isinstance(places, list) else [places] * len(tensors)
+        result_places = places if isinstance(places, list) else [places] * len(tensors)
         if call.name in _EMPTY:
-            each = [_NO_VALUES] * len(tensors)
-        written = _written(func)
+            result_places = [_NO_VALUES] * len(tensors)
+        written = _written_arguments(func)
         if written and torch.Tag.inplace_view not in func.tags:
             require(written == ("self",) and len(tensors) == 1 and tensors[0] is args[0])
-            self._write(tensors[0], each[0])
+            self._write(tensors[0], result_places[0])
             return
-        for tensor, place in zip(tensors, each, strict=True):
+        for tensor, place in zip(tensors, result_places, strict=True):
             self._set(tensor, place)
 
     def _set(self, tensor: Tensor, place: SampleAxis | None) -> None:
@@ -294,11 +300,11 @@ class SampleAxes(TorchDispatchMode):
             require(place is None)
             return
         if place is None and _NO_VALUES in memory.places.values():
-            place = _NO_VALUES  # a view of what has none
+            place = _NO_VALUES  # the tensor is a view of memory without values
         memory.places[_geometry(tensor)] = place
 
     def _write(self, tensor: Tensor, place: SampleAxis | None) -> None:
-        """Note what a write into a tensor makes of all that share its memory."""
+        """Note where the samples are, after a write, in all tensors that share the memory."""
         memory = self._memory(tensor)
         require(memory is not None)
         assert memory is not None
@@ -310,23 +316,24 @@ class SampleAxes(TorchDispatchMode):
             require(place in (before, None))
             return
         if place is None:
-            # Values in a part do not make values of the whole, but all that is read was written.
+            # The write gives values to a part of the memory alone. Other parts count as written
+            # too, since entries that are read were written before, or are undefined anyway.
             memory.places = {
                 geometry: None if old == _NO_VALUES else old
                 for geometry, old in memory.places.items()
             }
             return
-        # The tensor that the memory was made for; the others are parts and views of it.
-        whole = next(iter(memory.places))
-        require(_dense(whole))
-        _samples_in(whole, whole, _geometry(tensor), place)
+        # The first tensor is the one for which the memory was made; the others are views of it.
+        base = next(iter(memory.places))
+        require(_dense(base))
+        _samples_in(base, base, _geometry(tensor), place)
         for geometry, old in memory.places.items():
-            found = _samples_in(geometry, whole, _geometry(tensor), place)
-            if old is None:  # and what it held before was the same for all
+            own_place = _samples_in(geometry, base, _geometry(tensor), place)
+            if old is None:  # entries that are not written must have been the same for all samples
                 assert memory.before is not None
-                rest = Operand(_view(memory.before, tensor, geometry), geometry[1], None)
-                require(same_for_all(rest, found.axis, found, self._n))
-            memory.places[geometry] = found
+                remainder = Operand(_view(memory.before, tensor, geometry), geometry[1], None)
+                require(same_for_all(remainder, own_place.axis, own_place, self._n))
+            memory.places[geometry] = own_place
         memory.before = None
 
 
@@ -337,21 +344,25 @@ def _view(storage: torch.UntypedStorage, like: Tensor, geometry: _Geometry) -> T
 
 
 def _dense(geometry: _Geometry) -> bool:
-    """Whether a tensor takes each entry of its stretch of memory once."""
+    """Whether a tensor has each entry of its stretch of memory exactly once."""
     _, shape, strides = geometry
     span = 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     return math.prod(shape) == span
 
 
 def _samples_in(
-    geometry: _Geometry, whole: _Geometry, written: _Geometry, place: SampleAxis
+    geometry: _Geometry, base: _Geometry, written: _Geometry, place: SampleAxis
 ) -> SampleAxis:
-    """Find the axis of a tensor that is the samples' axis of one written into the same memory."""
+    """Find the samples' axis of a tensor after samples were written into its memory.
+
+    ``written`` is the tensor that they were written into, with its samples at ``place``, and
+    ``base`` the one for which the memory was made.
+    """
     extent, stride = written[1][place.axis], written[2][place.axis]
     require(stride > 0)
-    # All start at the first sample, and their samples are equally far apart.
+    # Both tensors must start at the first sample.
     for start in (geometry[0], written[0]):
-        require(((start - whole[0]) // stride) % extent == 0)
+        require(((start - base[0]) // stride) % extent == 0)
     for axis, (size, step) in enumerate(zip(geometry[1], geometry[2], strict=True)):
         if (size, step) == (extent, stride):
             return SampleAxis(axis, place.inner)
@@ -359,7 +370,7 @@ def _samples_in(
 
 
 class _Exits(TorchFunctionMode):
-    """See which values leave torch."""
+    """Note the tensors whose values leave torch."""
 
     def __init__(self, axes: SampleAxes) -> None:
         super().__init__()
@@ -374,6 +385,7 @@ class _Exits(TorchFunctionMode):
 
 
 def _constants(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors that a model holds before a pass, which depend on no sample."""
     for module in model.modules():
         yield from module.parameters(recurse=False)
         yield from module.buffers(recurse=False)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class SampleAxis(NamedTuple):
-    """Where the samples of a tensor are: entry p of an axis belongs to sample (p // inner) mod n.
+    """Where the samples of a tensor are: entry k of an axis belongs to sample (k // inner) mod n.
 
     ``inner`` is 1 where the axis counts samples, and the number of tokens where (n, tokens) was
     flattened.
@@ -48,7 +48,7 @@ class Call:
     name: str
     arguments: dict[str, Any]
     n: int
-    shapes: list[tuple[int, ...]]  # of the results
+    shapes: list[tuple[int, ...]]  # shapes of the results
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -65,7 +65,7 @@ class Call:
         return operand
 
 
-# What a rule returns: one place for all results, or one for each.
+# Return values of rules: the samples' axis of all results, or a list with that of each.
 Places = SampleAxis | None | list[SampleAxis | None]
 Rule = Callable[[Call], Places]
 
@@ -94,9 +94,9 @@ def same_for_all(constant: Operand, axis: int, place: SampleAxis, n: int) -> boo
         return True
     if tensor.shape[axis] % (n * place.inner):
         return False
-    apart = tensor.unflatten(axis, (-1, n, place.inner))
-    first = apart.narrow(axis + 1, 0, 1)
-    return bool((apart == first).all())
+    by_sample = tensor.unflatten(axis, (-1, n, place.inner))
+    first = by_sample.narrow(axis + 1, 0, 1)
+    return bool((by_sample == first).all())
 
 
 def _aligned(call: Call, operands: Sequence[Operand], ndim: int) -> SampleAxis:
@@ -111,9 +111,9 @@ def _aligned(call: Call, operands: Sequence[Operand], ndim: int) -> SampleAxis:
     place = SampleAxis(ndim + axis, inner)
     for operand in operands:
         if operand.axis is None and len(operand.shape) >= -axis and operand.shape[axis] != 1:
-            own = len(operand.shape) + axis
+            own_axis = len(operand.shape) + axis
             require(operand.shape[axis] == extent)
-            require(same_for_all(operand, own, place, call.n))
+            require(same_for_all(operand, own_axis, place, call.n))
     return place
 
 
@@ -122,7 +122,7 @@ def _pointwise(call: Call) -> SampleAxis:
 
 
 def _overwritten(call: Call) -> SampleAxis | None:
-    """Take the values of another tensor, or one number."""
+    """Overwrite a tensor by the values of another, or by a single number."""
     target = call["self"]
     sources = call.operands()[1:]
     read = sources if target.axis is None else [target, *sources]
@@ -141,7 +141,7 @@ def _dims(call: Call, ndim: int) -> list[int]:
 
 
 def _along_dims(call: Call) -> list[SampleAxis | None]:
-    """Along some axes, which results keep or lose; other axes are independent of each other."""
+    """Work along some axes, which the results keep or lose; entries of other axes do not mix."""
     operands = [operand for operand in call.operands() if operand.shape or operand.axis]
     ndim = len(call["self"].shape)
     require(all(len(operand.shape) == ndim for operand in operands))
@@ -150,15 +150,15 @@ def _along_dims(call: Call) -> list[SampleAxis | None]:
     # Indices are not broadcast: fewer rows would touch the first samples only.
     require(len({operand.shape[place.axis] for operand in operands}) == 1)
     require(place.axis not in dims)
-    lost = sum(dim < place.axis for dim in dims)
+    lost_before = sum(dim < place.axis for dim in dims)
     return [
-        place._replace(axis=place.axis - lost) if len(shape) < ndim else place
+        place._replace(axis=place.axis - lost_before) if len(shape) < ndim else place
         for shape in call.shapes
     ]
 
 
 def _leading(call: Call, trailing: int) -> SampleAxis:
-    """Work on the last axes; every other is independent of the rest."""
+    """Work on the last axes; entries of every other axis do not mix."""
     operand = next(operand for operand in call.operands() if operand.axis is not None)
     place = operand.axis
     assert place is not None
@@ -183,7 +183,7 @@ def _layer_norm(call: Call) -> list[SampleAxis | None]:
 
 
 def _first_axis(name: str) -> Rule:
-    """Return the rule of what treats every entry of its input's first axis alike."""
+    """Return the rule of operations that treat every entry of the input's first axis alike."""
 
     def rule(call: Call) -> SampleAxis:
         place = call.only(name).axis
@@ -198,9 +198,9 @@ def _batch_norm(call: Call) -> list[SampleAxis | None]:
     operand = call.only("input")
     place = operand.axis
     assert place is not None
-    if place.axis == 0:  # by frozen statistics
+    if place.axis == 0:  # samples are apart if the statistics are frozen
         require(not call.arguments.get("training", False))
-    else:  # channels are normalised apart, which is how instance normalisation is written
+    else:  # samples are channels, which are normalised apart: torch's instance normalisation
         require(place.axis == 1)
         for other in call.operands():
             if other is not operand and other.shape and other.shape[0]:
@@ -273,7 +273,7 @@ def _reshape(call: Call) -> SampleAxis:
 
 
 def _same_memory(call: Call) -> SampleAxis:
-    """Accept other strides only where there is nothing to stride over."""
+    """Accept the same shape; a stride may differ only along an axis of at most one entry."""
     operand, size = call.only("self"), call["size"]
     assert operand.tensor is not None and operand.axis is not None
     require(tuple(size) == operand.shape and call["storage_offset"] is None)
@@ -297,13 +297,13 @@ def _permuted(call: Call) -> SampleAxis:
 
 
 def _cut(call: Call) -> SampleAxis:
-    """Take a part along one axis; of the samples' axis only whole batches."""
+    """Take a part along an axis; along the samples' axis only whole batches."""
     operand = call["self"]
     place, ndim = operand.axis, len(operand.shape)
     dim = call["dim"] % ndim
     if dim != place.axis:
-        removed = call.name in ("select", "unbind") and dim < place.axis
-        return place._replace(axis=place.axis - removed)
+        is_removed = call.name in ("select", "unbind") and dim < place.axis
+        return place._replace(axis=place.axis - is_removed)
     period = call.n * place.inner
     require(call.name not in ("select", "unbind"))
     require(all(shape[dim] % period == 0 and shape[dim] > 0 for shape in call.shapes))
@@ -319,10 +319,10 @@ def _squeezed(call: Call) -> SampleAxis:
     operand = call["self"]
     place, shape = operand.axis, operand.shape
     if "dim" not in call.arguments:
-        lost = [axis for axis, extent in enumerate(shape) if extent == 1]
+        removed = [axis for axis, extent in enumerate(shape) if extent == 1]
     else:
-        lost = [axis for axis in _dims(call, len(shape)) if shape[axis] == 1]
-    return place._replace(axis=place.axis - sum(axis < place.axis for axis in lost))
+        removed = [axis for axis in _dims(call, len(shape)) if shape[axis] == 1]
+    return place._replace(axis=place.axis - sum(axis < place.axis for axis in removed))
 
 
 def _unsqueezed(call: Call) -> SampleAxis:
@@ -347,13 +347,13 @@ def _diagonal(call: Call) -> SampleAxis:
 
 
 def _joined(call: Call) -> SampleAxis:
-    """Join along an axis: of the samples' axis whole batches."""
+    """Join along an axis; along the samples' axis whole batches are joined."""
     operands = call["tensors"]
     ndim = len(call.shapes[0]) - (call.name == "stack")
     require(all(len(operand.shape) == ndim for operand in operands))
     dim = call["dim"] % len(call.shapes[0])
     places = {operand.axis for operand in operands}
-    if call.name == "cat" and len(places) == 1:  # extents may differ along the axis of cat alone
+    if call.name == "cat" and len(places) == 1:  # only cat joins tensors of different extents
         (place,) = places
         assert place is not None
         return place
@@ -365,37 +365,37 @@ def _joined(call: Call) -> SampleAxis:
 def _indexed(call: Call) -> SampleAxis:
     """Index other axes than the samples', or one row of each sample, or a table by samples."""
     table, indices = call["self"], call["indices"]
-    used = [axis for axis, index in enumerate(indices) if index is not None]
-    found = [indices[axis] for axis in used]
-    require(bool(used) and all(index.tensor.dtype not in _MASKS for index in found))
-    adjacent = used == list(range(used[0], used[-1] + 1))
-    ndim = max(len(index.shape) for index in found)
-    first = used[0] if adjacent else 0
+    indexed_axes = [axis for axis, index in enumerate(indices) if index is not None]
+    given = [indices[axis] for axis in indexed_axes]
+    require(bool(indexed_axes) and all(index.tensor.dtype not in _MASKS for index in given))
+    adjacent = indexed_axes == list(range(indexed_axes[0], indexed_axes[-1] + 1))
+    ndim = max(len(index.shape) for index in given)
+    first = indexed_axes[0] if adjacent else 0
     if table.axis is None:
-        place = _aligned(call, found, ndim)
+        place = _aligned(call, given, ndim)
         return place._replace(axis=first + place.axis)
-    if table.axis.axis in used:
-        return _own_rows(call, table, indices, found)
-    require(all(index.axis is None for index in found))
-    before = sum(axis < table.axis.axis for axis in used)
+    if table.axis.axis in indexed_axes:
+        return _own_rows(call, table, indices, given)
+    require(all(index.axis is None for index in given))
+    before = sum(axis < table.axis.axis for axis in indexed_axes)
     shifted = table.axis.axis - before
-    if not adjacent or used[0] < table.axis.axis:
+    if not adjacent or indexed_axes[0] < table.axis.axis:
         shifted += ndim
     return table.axis._replace(axis=shifted)
 
 
 def _own_rows(
-    call: Call, table: Operand, indices: list[Operand | None], found: list[Operand]
+    call: Call, table: Operand, indices: list[Operand | None], given: list[Operand]
 ) -> SampleAxis:
-    """Each sample's row at a position of its own, h[arange(n), positions]."""
+    """Pick a position in each sample's row, as h[arange(n), positions] does."""
     rows = indices[0]
     require(table.axis == SampleAxis(0, 1) and table.shape[0] == call.n)
     require(rows is not None and rows.axis is None and rows.shape == (call.n,))
     assert rows is not None and rows.tensor is not None
     require(torch.equal(rows.tensor, torch.arange(call.n).to(rows.tensor)))
-    moved = [rows._replace(axis=SampleAxis(0, 1)) if index is rows else index for index in found]
-    require(all(len(index.shape) == 1 for index in moved))
-    return _aligned(call, moved, 1)
+    operands = [rows._replace(axis=SampleAxis(0, 1)) if index is rows else index for index in given]
+    require(all(len(index.shape) == 1 for index in operands))
+    return _aligned(call, operands, 1)
 
 
 def _looked_up(call: Call) -> SampleAxis:
@@ -414,7 +414,7 @@ def _index_select(call: Call) -> SampleAxis:
 
 
 def _recurrent(call: Call) -> list[SampleAxis | None]:
-    """Run over a sequence (T, n, …), or (n, T, …); states are (…, n, features)."""
+    """Run over a sequence (length, n, …) or (n, length, …); states are (…, n, features)."""
     operand = call["input"]
     axis = 0 if call["batch_first"] and call.name == "_cudnn_rnn" else 1
     require(operand.axis is not None and operand.axis.axis == axis and not call["batch_sizes"])
@@ -435,7 +435,7 @@ def _recurrent(call: Call) -> list[SampleAxis | None]:
 
 
 def _attention(call: Call) -> list[SampleAxis | None]:
-    """Attend within each sample and head, (n, heads, T, d)."""
+    """Attend within each sample and head, (n, heads, length, features)."""
     require(call["dropout_p"] == 0)
     place = _aligned(call, call.operands(), 4)
     require(place.axis < 2)
@@ -466,7 +466,8 @@ OVERWRITING = ("copy", "fill", "zero")
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(OVERWRITING, _overwritten),
-    # Entry by entry, besides what torch itself declares to be so (leaky_relu not in torch 2.6).
+    # Operations that work entry by entry, besides those that torch itself tags as such;
+    # torch 2.6 does not tag leaky_relu.
     **dict.fromkeys(
         """
         _to_copy clone detach alias lift_fresh hardswish leaky_relu _prelu_kernel
@@ -552,7 +553,7 @@ _RULES: dict[str, Rule] = {
     ),
     "_cdist_forward": _distances,
     "_euclidean_dist": _distances,
-    # Tensors that take nothing but a shape from the samples.
+    # Operations whose results take nothing but a shape from the samples.
     **dict.fromkeys(
         "zeros_like ones_like full_like new_zeros new_ones new_full empty_like new_empty".split(),
         lambda call: None,
@@ -562,7 +563,7 @@ _RULES: dict[str, Rule] = {
 
 @functools.cache
 def base_name(func: Any) -> str:
-    """Return the operation's name, in place or not."""
+    """Return the operation's name without the underscore of its form in place."""
     name = func._schema.name.removeprefix("aten::")
     return name if name.startswith("__") else re.sub(r"(?<=\w)_$", "", name)
 

@@ -21,12 +21,23 @@ class Samples:
     Parameters
     ----------
     parts : mapping, tuple or list
-        Tensors (n, …); what is no tensor belongs to all samples.
+        Tensors (n, …). A part that is no tensor belongs to all samples.
 
     Raises
     ------
     TypeError, ValueError
         If there is no tensor, or they have different numbers of samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import Samples
+    >>> samples = Samples({"ids": torch.arange(6).reshape(3, 2), "mask": torch.ones(3, 2)})
+    >>> len(samples), samples.shape
+    (3, (3, torch.Size([2]), torch.Size([2])))
+    >>> samples[1:].parts["ids"]
+    tensor([[2, 3],
+            [4, 5]])
     """
 
     def __init__(self, parts: Mapping[str, Any] | tuple | list) -> None:
@@ -58,12 +69,12 @@ class Samples:
     def map(self, function: Callable[[Tensor], Tensor]) -> Samples:
         """Apply a function to each tensor."""
 
-        def applied(part: Any) -> Any:
+        def apply(part: Any) -> Any:
             return function(part) if isinstance(part, Tensor) else part
 
         if isinstance(self.parts, dict):
-            return Samples({name: applied(part) for name, part in self.parts.items()})
-        return Samples(tuple(applied(part) for part in self.parts))
+            return Samples({name: apply(part) for name, part in self.parts.items()})
+        return Samples(tuple(apply(part) for part in self.parts))
 
     def passed_to(self, module: nn.Module) -> Any:
         """Call a module with the parts as its arguments."""
@@ -130,7 +141,7 @@ class Samples:
 
     @property
     def device(self) -> torch.device:
-        """Of the first part."""
+        """The device of the first part."""
         return self.tensors()[0].device
 
     @property

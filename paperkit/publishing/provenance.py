@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paperkit.experiments.paths import results_folder
-from paperkit.experiments.published import read_published
+from paperkit.experiments.archive import Archive
 
 
 def newest_provenance() -> dict[str, Any] | None:
@@ -14,16 +13,16 @@ def newest_provenance() -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        The record's ``provenance``; None when nothing has been published.
+        Provenance of the record; None when nothing has been published.
 
     Raises
     ------
     ValueError
         If a file of records is damaged; the sentence names file and line.
     """
-    studies = [path.stem for path in sorted(results_folder().glob("*.jsonl"))]
-    found = [record.provenance for study in studies for record in read_published(study)]
-    return max(found, key=lambda provenance: str(provenance["date"]), default=None)
+    published = Archive().published
+    provenances = [r.provenance for study in published.studies() for r in published.records(study)]
+    return max(provenances, key=lambda provenance: str(provenance["date"]), default=None)
 
 
 def last_verified() -> str:
@@ -32,7 +31,7 @@ def last_verified() -> str:
     Returns
     -------
     str
-        One sentence.
+        Sentence for the pages.
     """
     newest = newest_provenance()
     if newest is None:

@@ -5,8 +5,10 @@ Kendall's coefficient in the form of the Rényi paper's equation 8,
 .. math:: \tau_a = \frac{2}{N(N-1)} \sum_{i<j} \operatorname{sign}(x_i - x_j)
           \operatorname{sign}(y_i - y_j) ,
 
-counts tied pairs as zero and divides by all pairs. SciPy's default is τ-b, which divides by the
-pairs that are not tied and is larger in magnitude where there are ties.
+counts tied pairs as zero and divides by all pairs. The code is ours, because ``scipy.stats`` has
+τ-b, which divides by the pairs that are not tied and is larger in magnitude where there are ties,
+and τ-c, but neither τ-a nor pairs within groups; its ``permutation_test`` has neither permutations
+within groups nor the maximum over dependent measures.
 
 The paper shows for every layer the order α whose τ is highest, chosen after the gap was seen. Two
 guards belong to such a number: the distribution of the *maximum* over all that was tried when the

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import CASES, Case
+from networks import CASES, NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.bounds.information_geometry import (
@@ -37,15 +37,11 @@ from paperkit.bounds.information_geometry import (
 )
 from paperkit.bounds.statement import Approximation, Identity, Statement
 from paperkit.estimators.information_geometry import information_geometric_sharpness
-from paperkit.experiments.studies.reparametrization import (
-    nodewise,
-    radial_map_at,
-    random_problem,
-    rescale,
-)
+from paperkit.experiments.studies.reparametrization import random_problem
+from paperkit.models.symmetries import nodewise, radial_map_at, rescale
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-RELU_MLP = CASES[0]
+RELU_MLP = NAMED["relu MLP"]
 Data = tuple[Tensor, Tensor]
 
 
@@ -99,7 +95,7 @@ def test_the_softmax_variance_has_a_square_factor(scale: float) -> None:
 
 
 def test_the_divergence_is_the_fisher_form_up_to_third_order() -> None:
-    model, data = problem(12, CASES[7])
+    model, data = problem(12, NAMED["tanh before the second layer"])
     for seed in (0, 1, 2):
         power = order(lambda t, seed=seed: kullback_leibler_expansion(model, data, t, seed), 1e-2)
         assert power == pytest.approx(3.0, abs=0.2)
@@ -162,7 +158,7 @@ def test_a_weight_penalty_and_other_data_leave_the_range() -> None:
 @pytest.mark.parametrize("loss", ["cross_entropy", "half_squared_error", "mse"])
 @pytest.mark.parametrize("n", [4, 40])
 def test_the_sharpness_has_a_dual_and_a_bound(loss: str, n: int) -> None:
-    for case in (RELU_MLP, CASES[8]):
+    for case in (RELU_MLP, NAMED["GELU before the second layer"]):
         model, (inputs, targets) = problem(n, case)
         if loss != "cross_entropy":
             targets = nn.functional.one_hot(targets, 3).double()
@@ -396,14 +392,14 @@ def short_step(model: nn.Module, data: Data) -> float:
 
 
 def test_the_perturbed_loss_is_the_regularized_one_up_to_second_order() -> None:
-    model, data = problem(30, CASES[7])
+    model, data = problem(30, NAMED["tanh before the second layer"])
     rho = short_step(model, data)
     power = order(lambda t: perturbed_loss_expansion(model, data, t * rho), 1.0)
     assert power == pytest.approx(2.0, abs=0.1)
 
 
 def test_the_training_step_follows_the_hessian_to_first_order() -> None:
-    model, data = problem(30, CASES[7])
+    model, data = problem(30, NAMED["tanh before the second layer"])
     rho = short_step(model, data)
     power = order(lambda t: stop_gradient_identity(model, data, t * rho, "exact"), 1.0)
     assert power == pytest.approx(2.0, abs=0.1)

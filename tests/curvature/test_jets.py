@@ -6,18 +6,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import relative
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, weight_norm
 
-from paperkit.curvature import HessianOperator, dense_hessian, operators
+from paperkit.curvature import HessianOperator, dense_hessian, hessian
 from paperkit.curvature.jets import Jet, NoRuleError, ParameterJet
 
 
 @pytest.fixture(autouse=True)
 def preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let jets come first also for the few samples of a test."""
-    monkeypatch.setattr(operators, "_WORK_IN_SAMPLES", 0)
+    monkeypatch.setattr(hessian, "_WORK_IN_SAMPLES", 0)
 
 
 class Function(nn.Module):
@@ -268,15 +269,11 @@ def vectors_for(operator: HessianOperator, count: int = 3) -> Tensor:
     return torch.randn(count, operator.dimension, generator=generator, dtype=torch.float64)
 
 
-def relative(difference: Tensor, reference: Tensor) -> float:
-    return float(difference.norm() / reference.norm())
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_rule_gives_the_dense_hessian(name: str) -> None:
     model, inputs, targets = make(name)
     operator = HessianOperator(model, (inputs, targets))
-    assert operator._routes[0] == operator._by_jets
+    assert operator.routes[0] == "jets"
     vectors = vectors_for(operator)
     expected = vectors @ dense_hessian(model, inputs, targets)
     assert relative(operator(vectors) - expected, expected) < 1e-12
@@ -291,7 +288,7 @@ def test_every_block_of_one_parameter_is_right(name: str) -> None:
         operator = HessianOperator(model, (inputs, targets), parameters=[parameter])
         # A constant that meets a parameter might be one of the samples, or not.
         by_jets = name != "parameters outside of layers" or parameter.startswith("layer")
-        assert (operator._routes[0] == operator._by_jets) == by_jets
+        assert (operator.routes[0] == "jets") == by_jets
         vectors = vectors_for(operator)
         matrix = dense_hessian(model, inputs, targets, parameters=[parameter])
         found = operator(vectors)
@@ -302,7 +299,7 @@ def test_every_block_of_one_parameter_is_right(name: str) -> None:
 def test_what_has_no_rule_takes_another_way(name: str) -> None:
     model, inputs, targets = make(name, REFUSED)
     operator = HessianOperator(model, (inputs, targets))
-    assert operator._by_jets not in operator._routes
+    assert "jets" not in operator.routes
     vectors = vectors_for(operator)
     expected = vectors @ dense_hessian(model, inputs, targets)
     assert relative(operator(vectors) - expected, expected) < 1e-12
@@ -324,7 +321,7 @@ def test_a_path_that_only_a_larger_batch_takes_is_computed_another_way() -> None
     model = Branching().double()
     inputs, targets = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
     operator = HessianOperator(model, (inputs, targets))
-    assert operator._routes[0] == operator._by_jets
+    assert operator.routes[0] == "jets"
     # The ways are compared on two samples, which take the other path.
     model.taken.clear()
     vectors = vectors_for(operator)
@@ -350,7 +347,7 @@ def test_single_precision_images_have_their_own_layout(channels: int, count: int
     ).eval()
     inputs, targets = torch.randn(4, 2, 7, 7), torch.tensor([0, 2, 1, 1])
     operator = HessianOperator(model, (inputs, targets))
-    assert operator._routes[0] == operator._by_jets
+    assert operator.routes[0] == "jets"
     vectors = vectors_for(operator, count)
     found = operator(vectors.float()).double()
     exact = HessianOperator(model.double(), (inputs.double(), targets))

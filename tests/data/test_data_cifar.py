@@ -9,8 +9,22 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from paperkit.data import cifar, files
+
+CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
 class Python2Pickler(pickle._Pickler):
@@ -59,28 +73,46 @@ def real_images():
 
 
 @pytest.fixture
-def batch(real_images, tmp_path):
-    path = tmp_path / "test_batch"
-    return path, write_batch(path, *real_images)
+def root(real_images, tmp_path, monkeypatch):
+    """A folder with the set's files, three images in each training batch and five in the test."""
+    images, labels = real_images
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    parts = {name: slice(3 * k, 3 * k + 3) for k, (name, _) in enumerate(CIFAR10.train_list)}
+    train = [[name, write_batch(folder / name, images[p], labels[p])] for name, p in parts.items()]
+    test = [["test_batch", write_batch(folder / "test_batch", images[15:], labels[15:])]]
+    meta = pickle.dumps({"label_names": list(CLASSES)})
+    (folder / "batches.meta").write_bytes(meta)
+    monkeypatch.setattr(CIFAR10, "train_list", train)
+    monkeypatch.setattr(CIFAR10, "test_list", test)
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": hashlib.md5(meta).hexdigest()})
+    return tmp_path
 
 
-def test_a_batch_of_real_images_is_read_back(batch, real_images):
-    data = cifar.read_batch(*batch)
-    assert np.array_equal(data.images, real_images[0])
-    assert np.array_equal(data.labels, real_images[1])
-    assert data.images.dtype == np.uint8
-    assert data.labels.dtype == np.int64
+def test_the_set_is_put_together_from_all_its_batches(root, real_images):
+    images, labels = real_images
+    data = cifar.read(root)
+    assert np.array_equal(data.train.images, images[:15])
+    assert np.array_equal(data.train.labels, labels[:15])
+    assert np.array_equal(data.test.images, images[15:])
+    assert np.array_equal(data.test.labels, labels[15:])
+    assert data.classes == CLASSES
+    for part in (data.train, data.test):
+        assert part.images.dtype == np.uint8
+        assert part.labels.dtype == np.int64
+        assert part.images.flags.c_contiguous
 
 
-def test_reading_a_batch_warns_of_nothing(batch):
+def test_reading_the_set_warns_of_nothing(root):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cifar.read_batch(*batch)
+        cifar.read(root)
 
 
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
 @pytest.mark.parametrize("damage", ["truncate", "flip a bit", "empty"])
-def test_a_damaged_batch_is_named_with_the_remedy(batch, damage):
-    path, md5 = batch
+def test_a_damaged_file_is_named_with_the_remedy(root, name, damage):
+    path = root / CIFAR10.base_folder / name
     content = bytearray(path.read_bytes())
     if damage == "truncate":
         content = content[: len(content) // 2]
@@ -90,41 +122,31 @@ def test_a_damaged_batch_is_named_with_the_remedy(batch, damage):
         content.clear()
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} is incomplete or altered.*md5.*delete it"):
-        cifar.read_batch(path, md5)
+        cifar.read(root)
 
 
-def test_a_pickle_with_a_wrong_checksum_is_never_opened(batch, tmp_path):
+@pytest.mark.parametrize("name", ["data_batch_5", "batches.meta"])
+def test_a_pickle_with_a_wrong_checksum_is_never_opened(root, name, tmp_path):
     touched = tmp_path / "touched"
 
     class Malicious:
         def __reduce__(self):
             return Path.touch, (touched,)
 
-    path, md5 = batch
+    path = root / CIFAR10.base_folder / name
     path.write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(ValueError, match="incomplete or altered"):
-        cifar.read_batch(path, md5)
+        cifar.read(root)
     assert not touched.exists()
     pickle.loads(path.read_bytes())
     assert touched.exists(), "the pickle would not have run anything, so nothing was shown"
 
 
-def test_the_set_is_put_together_from_all_its_batches(real_images, tmp_path, monkeypatch):
-    images, labels = real_images
-    folder = tmp_path / cifar.FOLDER
-    folder.mkdir()
-    train = {
-        name: write_batch(folder / name, images[3 * k : 3 * k + 3], labels[3 * k : 3 * k + 3])
-        for k, name in enumerate(cifar.TRAIN_BATCHES)
-    }
-    test = {"test_batch": write_batch(folder / "test_batch", images[15:], labels[15:])}
-    monkeypatch.setattr(cifar, "TRAIN_BATCHES", train)
-    monkeypatch.setattr(cifar, "TEST_BATCHES", test)
-    data = cifar.read(tmp_path)
-    assert np.array_equal(data.train.images, images[:15])
-    assert np.array_equal(data.train.labels, labels[:15])
-    assert np.array_equal(data.test.images, images[15:])
-    assert len(data.classes) == 10
+def test_the_checksums_are_those_of_the_published_set():
+    sums = dict([*CIFAR10.train_list, *CIFAR10.test_list])
+    assert len(sums) == 6
+    assert sums["data_batch_1"] == "c99cafc152244af753f735de768cd75f"
+    assert sums["test_batch"] == "40351d587109b95175f43aff81a1287e"
 
 
 def test_a_missing_batch_starts_a_download_into_the_root(tmp_path, monkeypatch):
@@ -137,4 +159,4 @@ def test_a_missing_batch_starts_a_download_into_the_root(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "download", download)
     with pytest.raises(FileNotFoundError, match="offline"):
         cifar.read(tmp_path)
-    assert calls == [("CIFAR10", tmp_path, tmp_path / cifar.FOLDER)]
+    assert calls == [("CIFAR10", tmp_path, tmp_path / CIFAR10.base_folder)]

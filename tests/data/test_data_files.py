@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock, Timeout
 
 from paperkit.data import files, idx, load
 
@@ -68,6 +69,22 @@ def test_the_root_comes_from_the_argument_then_the_environment_then_the_cache(
     monkeypatch.delenv("PAPERKIT_DATA")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert files.data_root(None) == tmp_path / ".cache/paperkit/data"
+
+
+def test_a_second_process_waits_for_a_download_and_finds_it_done(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    seen = []
+
+    def fetch(root, download):
+        with pytest.raises(Timeout):
+            FileLock(root / ".MNIST.lock", timeout=0).acquire()
+        seen.append(root)
+
+    monkeypatch.setattr(datasets, "MNIST", fetch)
+    files.download("MNIST", tmp_path, tmp_path / "MNIST" / "raw")
+    assert seen == [tmp_path]
+    FileLock(tmp_path / ".MNIST.lock", timeout=0).acquire().lock.release()
 
 
 @pytest.fixture

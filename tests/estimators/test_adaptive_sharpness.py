@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from networks import CASES, Case
+from helpers import targets_for
+from networks import CASES, NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_hessian, dense_jacobian
@@ -28,13 +29,6 @@ every_case_some_losses = pytest.mark.parametrize(
         for case in CASES[:: 1 if loss == "cross_entropy" else 4]
     ],
 )
-BY_NAME = {case.name: case for case in CASES}
-
-
-def _targets_for(loss: str, labels: Tensor) -> Tensor:
-    if loss == "cross_entropy":
-        return labels
-    return nn.functional.one_hot(labels, 3).double()
 
 
 class Quadratic(nn.Module):
@@ -68,7 +62,7 @@ def _smooth() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 @every_case_some_losses
 def test_value_is_the_weighted_diagonal_of_the_dense_hessian(case: Case, loss: str) -> None:
     model, inputs, labels = case.make()
-    targets = _targets_for(loss, labels)
+    targets = targets_for(loss, labels)
     diagonal = dense_hessian(model, inputs, targets, loss).diagonal()
     parameters = dict(model.named_parameters())
     parts = diagonal.split([parameter.numel() for parameter in parameters.values()])
@@ -115,7 +109,7 @@ def test_a_hand_worked_quadratic_gives_its_value() -> None:
 
 def test_at_interpolation_it_is_the_mean_of_weighted_squared_gradients() -> None:
     """Compression paper, equation 42: with ½‖f − y‖² and f = y nothing but JᵀJ is left."""
-    model, inputs, _ = BY_NAME["tanh before the second layer"].make()
+    model, inputs, _ = NAMED["tanh before the second layer"].make()
     targets = model(inputs).detach()
     jacobian = dense_jacobian(model, inputs)
     w = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
@@ -125,7 +119,7 @@ def test_at_interpolation_it_is_the_mean_of_weighted_squared_gradients() -> None
 
 
 def test_chosen_parameters_add_up_to_the_whole() -> None:
-    model, inputs, targets = BY_NAME["functional gate"].make()
+    model, inputs, targets = NAMED["functional gate"].make()
     names = [name for name, _ in model.named_parameters()]
     parts = [adaptive_sharpness(model, (inputs, targets), parameters=[name]) for name in names]
     whole = adaptive_sharpness(model, (inputs, targets))
@@ -134,7 +128,7 @@ def test_chosen_parameters_add_up_to_the_whole() -> None:
 
 
 def test_scales_of_single_parameters_do_not_matter_where_the_function_does_not_see_them() -> None:
-    model, inputs, targets = BY_NAME["relu MLP"].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     before = adaptive_sharpness(model, (inputs, targets))
     scales = torch.tensor([2.0, 0.5, 4.0, 1.0, 0.25, 8.0], dtype=torch.float64)
     with torch.no_grad():
@@ -145,7 +139,7 @@ def test_scales_of_single_parameters_do_not_matter_where_the_function_does_not_s
 
 
 def test_random_probes_agree_with_the_exact_value_within_their_error() -> None:
-    model, inputs, targets = BY_NAME["GELU before the second layer"].make()
+    model, inputs, targets = NAMED["GELU before the second layer"].make()
     exact = adaptive_sharpness(model, (inputs, targets))
     estimate = adaptive_sharpness(model, (inputs, targets), max_products=0, probes=300)
     assert (estimate.method, estimate.probes) == ("hutchinson", 300)
@@ -171,7 +165,7 @@ def test_shared_pass_gives_the_weights_part_or_says_why_not(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["residual", "siamese", "functional gate"])
 def test_uneven_batches_and_small_memory_give_the_same_value(name: str) -> None:
-    model, inputs, targets = BY_NAME[name].make(n=7)
+    model, inputs, targets = NAMED[name].make(n=7)
     whole = adaptive_sharpness(model, (inputs, targets))
     batches = list(zip(inputs.split([4, 1, 2]), targets.split([4, 1, 2]), strict=True))
     parts = adaptive_sharpness(model, batches, memory_budget=40_000)
@@ -258,7 +252,7 @@ def test_the_printed_estimator_misses_the_factor_two_over_rho_squared() -> None:
 
 
 def test_model_is_left_as_found_also_after_an_error() -> None:
-    model, inputs, targets = BY_NAME["residual"].make()
+    model, inputs, targets = NAMED["residual"].make()
     model.train()
     model.stem.weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -277,7 +271,7 @@ def test_model_is_left_as_found_also_after_an_error() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_precisions_agree_to_their_round_off(dtype: torch.dtype) -> None:
-    model, inputs, targets = BY_NAME["LeNet"].make()
+    model, inputs, targets = NAMED["LeNet"].make()
     exact = adaptive_sharpness(model, (inputs, targets))
     rounded = adaptive_sharpness(model.to(dtype), (inputs.to(dtype), targets))
     # A sum of squares of products of about ten rounded factors.
@@ -289,7 +283,7 @@ def test_other_precisions_agree_to_their_round_off(dtype: torch.dtype) -> None:
 def test_measures_run_on_the_models_device(
     name: str, device: torch.device, explicit_devices
 ) -> None:
-    model, inputs, targets = BY_NAME[name].make(device=device)
+    model, inputs, targets = NAMED[name].make(device=device)
     with explicit_devices():
         values = (
             adaptive_sharpness(model, (inputs, targets)),
@@ -300,7 +294,7 @@ def test_measures_run_on_the_models_device(
 
 
 def test_bad_arguments_are_refused_with_their_names() -> None:
-    model, inputs, targets = BY_NAME["relu MLP"].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     data = (inputs, targets)
     with pytest.raises(ValueError, match="probes=1"):
         adaptive_sharpness(model, data, probes=1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from paperkit.estimators.entropy import renyi_entropy, renyi_entropy_estimate
+from paperkit.linalg.operator import as_operator
 from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
 
 D = 80
@@ -33,7 +34,7 @@ def quadrature_of(eigenvalues: Tensor, **arguments) -> SpectralQuadrature:
     matrix = (matrix + matrix.T) / 2
     positive = bool((eigenvalues >= 0).all())
     return stochastic_lanczos_quadrature(
-        lambda v: v @ matrix, D, positive_semidefinite=positive, **arguments
+        as_operator(matrix, positive_semidefinite=positive), **arguments
     )
 
 
@@ -247,8 +248,6 @@ def test_entropies_need_no_tensor_of_their_own_device(
 ) -> None:
     matrix = torch.diag(POWER_LAW).to(device)
     with explicit_devices():
-        quadrature = stochastic_lanczos_quadrature(
-            lambda v: v @ matrix, D, positive_semidefinite=True, device=device
-        )
+        quadrature = stochastic_lanczos_quadrature(as_operator(matrix, positive_semidefinite=True))
         estimates = [renyi_entropy_estimate(quadrature, alpha) for alpha in (0.5, 1.0)]
     assert estimates[0].value > estimates[1].value

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from networks import CASES
+from networks import CASES, NAMED
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_gauss_newton, dense_hessian, dense_jacobian
@@ -30,7 +30,7 @@ def case_named(name: str):
 @pytest.mark.parametrize(
     ("case", "loss"),
     [(case, "cross_entropy") for case in CASES]
-    + [(CASES[0], loss) for loss in LOSSES if loss != "cross_entropy"],
+    + [(NAMED["relu MLP"], loss) for loss in LOSSES if loss != "cross_entropy"],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_the_trace_is_that_of_the_gauss_newton_matrix(case, loss, device) -> None:
@@ -299,7 +299,7 @@ def test_single_precision_agrees_to_its_round_off(dtype, device) -> None:
     ],
 )
 def test_bad_arguments_are_refused_by_name(call, message) -> None:
-    model, inputs, targets = CASES[0].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     with pytest.raises(ValueError, match=message):
         call(model, (inputs, targets))
 

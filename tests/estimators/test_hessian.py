@@ -2,15 +2,19 @@
 
 import pytest
 import torch
-from networks import CASES, Case
+from networks import NAMED, Case
 from torch import nn
 
-from paperkit.curvature import dense_gauss_newton, dense_hessian
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator, dense_gauss_newton, dense_hessian
 from paperkit.estimators import hessian_top_eigenvalues, hessian_trace, spectral_density
 from paperkit.estimators.hessian import block_probe_trace
 
-SOME = [CASES[0], CASES[4], CASES[7], CASES[10]]
+SOME = [
+    NAMED["relu MLP"],
+    NAMED["residual"],
+    NAMED["tanh before the second layer"],
+    NAMED["functional gate"],
+]
 
 
 def hessian_of(case: Case, device: torch.device, n: int = 6):
@@ -27,7 +31,7 @@ def test_the_exact_trace_is_that_of_the_dense_hessian_biases_included(case, devi
 
 
 def test_uneven_batches_count_every_sample_once(device):
-    model, (inputs, targets), _ = hessian_of(CASES[0], device)
+    model, (inputs, targets), _ = hessian_of(NAMED["relu MLP"], device)
     parts = [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])]
     for method in ("exact", "split"):
         result = hessian_trace(model, parts, method=method, products=40)
@@ -37,7 +41,9 @@ def test_uneven_batches_count_every_sample_once(device):
 
 
 def test_an_estimate_lies_within_three_standard_errors_in_97_of_100_seeds(device):
-    case = CASES[7]  # tanh: the two parts of the Hessian both have a trace
+    case = NAMED[
+        "tanh before the second layer"
+    ]  # tanh: the two parts of the Hessian both have a trace
     model, data, hessian = hessian_of(case, device)
     exact = float(hessian.trace())
     misses = 0
@@ -50,14 +56,14 @@ def test_an_estimate_lies_within_three_standard_errors_in_97_of_100_seeds(device
 
 @pytest.mark.parametrize("method", ["block_probes", "xtrace", "hutch++", "hutchinson"])
 def test_a_named_estimator_estimates_the_whole(method, device):
-    model, data, hessian = hessian_of(CASES[7], device)
+    model, data, hessian = hessian_of(NAMED["tanh before the second layer"], device)
     result = hessian_trace(model, data, method=method, products=60)
     assert result.method == method and result.standard_error is not None
     assert abs(float(result) - float(hessian.trace())) < 5 * result.standard_error
 
 
 def test_the_split_trace_adds_the_exact_gauss_newton_part(device):
-    model, data, hessian = hessian_of(CASES[7], device)
+    model, data, hessian = hessian_of(NAMED["tanh before the second layer"], device)
     result = hessian_trace(model, data, method="split", products=60)
     part = result.assumptions["gauss_newton_part"]
     exact = float(dense_gauss_newton(model, data[0]).trace())
@@ -66,7 +72,11 @@ def test_the_split_trace_adds_the_exact_gauss_newton_part(device):
     assert abs(float(result) - part - rest) < 5 * result.standard_error
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[4], CASES[5]], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case",
+    [NAMED["relu MLP"], NAMED["LeNet"], NAMED["residual"], NAMED["siamese"]],
+    ids=lambda c: c.name,
+)
 def test_where_everything_is_piecewise_linear_the_split_trace_is_exact(case, device):
     model, data, hessian = hessian_of(case, device)
     result = hessian_trace(model, data, method="split")
@@ -78,7 +88,7 @@ def test_where_everything_is_piecewise_linear_the_split_trace_is_exact(case, dev
 
 
 def test_too_few_products_are_refused_also_where_the_method_is_chosen(device):
-    model, data, _ = hessian_of(CASES[7], device)
+    model, data, _ = hessian_of(NAMED["tanh before the second layer"], device)
     for method in ("auto", "split", "block_probes"):
         with pytest.raises(ValueError, match="products=1 must be at least 2: one has no spread"):
             hessian_trace(model, data, method=method, products=1, max_dense=1)
@@ -86,7 +96,9 @@ def test_too_few_products_are_refused_also_where_the_method_is_chosen(device):
 
 def test_probes_of_the_blocks_own_have_the_stated_variance(device):
     r"""Var = 2/(n² k) Σ_b ‖Σ_{i in b} H_i without its diagonal‖², below that of shared probes."""
-    model, (inputs, targets), hessian = hessian_of(CASES[7], device, n=8)
+    model, (inputs, targets), hessian = hessian_of(
+        NAMED["tanh before the second layer"], device, n=8
+    )
     operator = HessianOperator(model, (inputs, targets))  # 8 samples: a block is one sample
     variance = 0.0
     for x, y in zip(inputs.split(1), targets.split(1), strict=True):
@@ -147,13 +159,13 @@ def test_the_largest_magnitude_can_belong_to_a_negative_eigenvalue(device):
 
 
 def test_a_cap_that_is_met_is_reported(device):
-    model, data, _ = hessian_of(CASES[4], device)
+    model, data, _ = hessian_of(NAMED["residual"], device)
     result = hessian_top_eigenvalues(model, data, 2, tolerance=1e-12, max_products=4)
     assert not result.converged
 
 
 def test_the_density_integrates_to_one_and_has_the_mean_of_the_spectrum(device):
-    model, data, hessian = hessian_of(CASES[0], device)
+    model, data, hessian = hessian_of(NAMED["relu MLP"], device)
     result = spectral_density(model, data, probes=20, steps=60)
     grid, value = result.density.grid, result.density.value
     step = float(grid[1] - grid[0])
@@ -175,13 +187,13 @@ def test_the_density_integrates_to_one_and_has_the_mean_of_the_spectrum(device):
     ],
 )
 def test_bad_arguments_get_one_sentence(options, message, device):
-    model, data, _ = hessian_of(CASES[0], device)
+    model, data, _ = hessian_of(NAMED["relu MLP"], device)
     with pytest.raises(ValueError, match=message):
         hessian_trace(model, data, **options)
 
 
 def test_every_tensor_names_its_device(explicit_devices, device):
-    model, inputs, targets = CASES[7].make(device=device)
+    model, inputs, targets = NAMED["tanh before the second layer"].make(device=device)
     with explicit_devices():
         hessian_trace(model, (inputs, targets))
         hessian_trace(model, (inputs, targets), method="split", products=8)

@@ -8,8 +8,9 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
+from helpers import random_labels, targets_for
 from hypothesis import given, settings
-from networks import CASES, Case
+from networks import CASES, NAMED, Case
 from round_off import moves_of_model
 from torch import Tensor, nn
 
@@ -37,25 +38,17 @@ from paperkit.estimators.information_geometry import (
 )
 from paperkit.experiments.studies import curvature_blocks
 from paperkit.linearize import linearize
+from paperkit.models.small import build_digit_network
 from paperkit.network import get_loss
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_loss = pytest.mark.parametrize("loss", ["cross_entropy", "half_squared_error", "mse"])
-RELU_MLP = CASES[0]
+RELU_MLP = NAMED["relu MLP"]
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator(device="cpu").manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
-
-
-def labels(n: int, classes: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    return torch.randint(classes, (n,), generator=generator, device="cpu")
-
-
-def targets_for(loss: str, targets: Tensor) -> Tensor:
-    return targets if loss == "cross_entropy" else nn.functional.one_hot(targets, 3).double()
 
 
 def by_pseudo_inverse(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str) -> float:
@@ -98,7 +91,7 @@ def shallow(inputs: int, hidden: int, outputs: int, seed: int = 0) -> nn.Sequent
 
 
 def test_with_enough_parameters_the_sharpness_is_a_function_of_the_losses() -> None:
-    model, inputs, targets = shallow(4, 3, 4), gaussian(8, 4), labels(8, 4)
+    model, inputs, targets = shallow(4, 3, 4), gaussian(8, 4), random_labels(8, 4)
     result = information_geometric_sharpness(model, (inputs, targets))
     losses = nn.functional.cross_entropy(model(inputs).detach(), targets, reduction="none")
     assert (result.dimension, result.rank, result.num_rows) == (31, 24, 24)
@@ -110,7 +103,7 @@ def test_with_enough_parameters_the_sharpness_is_a_function_of_the_losses() -> N
 
 
 def test_with_few_parameters_the_sharpness_stays_below_the_losses() -> None:
-    model, inputs, targets = shallow(3, 3, 3), gaussian(40, 3), labels(40, 3)
+    model, inputs, targets = shallow(3, 3, 3), gaussian(40, 3), random_labels(40, 3)
     result = information_geometric_sharpness(model, (inputs, targets))
     assert (result.dimension, result.num_rows) == (24, 80)
     assert result.rank <= 24 - 4  # the head's common shift of all logits
@@ -219,7 +212,7 @@ def test_one_sample_has_its_odds_whatever_the_network() -> None:
 
 
 def test_two_classes_have_one_row_a_sample() -> None:
-    model, inputs, targets = shallow(3, 4, 2), gaussian(50, 3), labels(50, 2)
+    model, inputs, targets = shallow(3, 4, 2), gaussian(50, 3), random_labels(50, 2)
     result = information_geometric_sharpness(model, (inputs, targets))
     assert result.num_rows == 50
     assert float(result) == pytest.approx(
@@ -239,15 +232,19 @@ def test_copies_of_the_data_lower_the_rank_share_and_keep_the_sharpness() -> Non
 
 def test_zero_gradients_have_sharpness_zero() -> None:
     model = nn.Linear(4, 3, bias=False).double()
-    result = information_geometric_sharpness(model, (torch.zeros(5, 4).double(), labels(5, 3)))
+    result = information_geometric_sharpness(
+        model, (torch.zeros(5, 4).double(), random_labels(5, 3))
+    )
     assert (float(result), result.rank) == (0.0, 0)
     assert result.upper_bound > 0
-    tall = information_geometric_sharpness(model, (torch.zeros(50, 4).double(), labels(50, 3)))
+    tall = information_geometric_sharpness(
+        model, (torch.zeros(50, 4).double(), random_labels(50, 3))
+    )
     assert (float(tall), tall.rank) == (0.0, 0)
 
 
 def test_softmax_regression_has_rank_inputs_times_classes_less_one() -> None:
-    model, inputs, targets = nn.Linear(8, 3).double(), gaussian(60, 8), labels(60, 3)
+    model, inputs, targets = nn.Linear(8, 3).double(), gaussian(60, 8), random_labels(60, 3)
     result = information_geometric_sharpness(model, (inputs, targets))
     assert result.rank == 9 * 2
     assert not result.tolerance_sensitive
@@ -256,7 +253,7 @@ def test_softmax_regression_has_rank_inputs_times_classes_less_one() -> None:
 def test_a_tolerance_between_the_singular_values_is_reported_as_sensitive() -> None:
     jacobian = gaussian(6, 3, 4, seed=3)
     jacobian[..., 3] *= 1e-5
-    outputs, targets = gaussian(6, 3, seed=4), labels(6, 3, seed=5)
+    outputs, targets = gaussian(6, 3, seed=4), random_labels(6, 3, seed=5)
     coarse = of_jacobian(jacobian, outputs, targets, tolerance=1e-4)
     fine = of_jacobian(jacobian, outputs, targets, tolerance=1e-8)
     assert (coarse.rank, fine.rank) == (3, 4)
@@ -268,7 +265,7 @@ def test_a_tolerance_between_the_singular_values_is_reported_as_sensitive() -> N
 def test_a_value_that_another_tolerance_would_change_shows_both() -> None:
     jacobian = gaussian(6, 3, 4, seed=3)
     jacobian[..., 3] *= 1e-5
-    outputs, targets = gaussian(6, 3, seed=4), labels(6, 3, seed=5)
+    outputs, targets = gaussian(6, 3, seed=4), random_labels(6, 3, seed=5)
     coarse = of_jacobian(jacobian, outputs, targets, tolerance=1e-4)
     assert not coarse.converged
     for value in coarse.by_tolerance.values():
@@ -281,7 +278,7 @@ def test_a_value_that_another_tolerance_would_change_shows_both() -> None:
 
 @pytest.mark.parametrize("curvature", ["fisher", "hessian"])
 def test_a_criterion_that_another_tolerance_would_change_shows_both(curvature: str) -> None:
-    model, data = nn.Linear(5, 3).double(), (gaussian(60, 5), labels(60, 3))
+    model, data = nn.Linear(5, 3).double(), (gaussian(60, 5), random_labels(60, 3))
     data[0][:, 4] *= 1e-4
     # Singular values of G, but eigenvalues of H: their squares.
     tolerance = 1e-4 if curvature == "fisher" else 1e-8
@@ -292,14 +289,14 @@ def test_a_criterion_that_another_tolerance_would_change_shows_both(curvature: s
 
 
 def test_a_precision_that_hides_every_direction_is_refused() -> None:
-    outputs, targets = gaussian(60, 3).half(), labels(60, 3)
+    outputs, targets = gaussian(60, 3).half(), random_labels(60, 3)
     with pytest.raises(ValueError, match=r"model computes in torch.float16"):
         of_jacobian(gaussian(60, 3, 200).half(), outputs, targets)
 
 
 def test_round_off_of_inputs_and_weights_leaves_rank_and_value() -> None:
     # A wide range of row lengths: long rows know their weakest directions to 1e-12 only.
-    model = curvature_blocks.build_network("residual, frozen batch norm", 0)
+    model = build_digit_network("residual, frozen batch norm", 0)
     inputs, targets = curvature_blocks.digits_batch(60, 0)
     dual = dual_gradients(model(inputs).detach(), targets)
     rows = (dual.factor @ dense_jacobian(model, inputs)).flatten(0, 1)
@@ -371,7 +368,7 @@ def test_squared_errors_collapse_to_twice_the_loss(loss: str) -> None:
 def test_dual_gradients_are_the_gradients_in_the_outputs() -> None:
     outputs = 5 * gaussian(20, 4)
     for loss in ("cross_entropy", "half_squared_error", "mse"):
-        targets = labels(20, 4) if loss == "cross_entropy" else gaussian(20, 4, seed=1)
+        targets = random_labels(20, 4) if loss == "cross_entropy" else gaussian(20, 4, seed=1)
         dual = dual_gradients(outputs, targets, loss)
         rebuilt = torch.einsum("nrc,nr->nc", dual.factor, dual.dual_vectors)
         torch.testing.assert_close(rebuilt, get_loss(loss).gradient(outputs, targets))
@@ -390,7 +387,7 @@ def test_sharpness_lies_between_zero_and_its_bound_and_grows_with_the_rank(
     size: tuple[int, int, int], scale: float, seed: int
 ) -> None:
     n, classes, d = size
-    outputs, targets = scale * gaussian(n, classes, seed=seed), labels(n, classes, seed)
+    outputs, targets = scale * gaussian(n, classes, seed=seed), random_labels(n, classes, seed)
     jacobian = gaussian(n, classes, d, seed=seed + 1)
     result = of_jacobian(jacobian, outputs, targets)
     assert 0.0 <= float(result) <= result.upper_bound * (1 + 1e-9)
@@ -404,7 +401,7 @@ def test_sharpness_lies_between_zero_and_its_bound_and_grows_with_the_rank(
 @settings(max_examples=60, deadline=None)
 def test_sharpness_does_not_see_the_coordinates(size: tuple[int, int, int], seed: int) -> None:
     n, classes, d = size
-    outputs, targets = gaussian(n, classes, seed=seed), labels(n, classes, seed)
+    outputs, targets = gaussian(n, classes, seed=seed), random_labels(n, classes, seed)
     jacobian = gaussian(n, classes, d, seed=seed + 1)
     orthogonal, _ = torch.linalg.qr(gaussian(d, d, seed=seed + 2))
     change = orthogonal * torch.logspace(-1, 1, d, dtype=torch.float64)
@@ -443,7 +440,7 @@ def test_the_fisher_criterion_is_the_sharpness_over_n() -> None:
 
 
 def test_in_softmax_regression_both_curvatures_agree() -> None:
-    data = gaussian(60, 5), labels(60, 3)
+    data = gaussian(60, 5), random_labels(60, 3)
     model = nn.Linear(5, 3).double()
     by_hessian = takeuchi_information_criterion(model, data, curvature="hessian", tolerance=1e-10)
     by_fisher = takeuchi_information_criterion(model, data)
@@ -453,7 +450,7 @@ def test_in_softmax_regression_both_curvatures_agree() -> None:
 
 
 def test_the_hessian_criterion_is_the_dense_trace_and_counts_negative_curvature() -> None:
-    model, inputs, targets = shallow(3, 3, 3), gaussian(30, 3), labels(30, 3)
+    model, inputs, targets = shallow(3, 3, 3), gaussian(30, 3), random_labels(30, 3)
     result = takeuchi_information_criterion(model, (inputs, targets), curvature="hessian")
     hessian = dense_hessian(model, inputs, targets)
     moment = dense_empirical_fisher(model, inputs, targets)
@@ -560,7 +557,7 @@ def homogeneous(activation: type[nn.Module]) -> nn.Sequential:
 def test_fisher_rao_norm_of_a_homogeneous_network_is_a_variance_of_its_logits(
     activation: type[nn.Module],
 ) -> None:
-    model, inputs, targets = homogeneous(activation), 3 * gaussian(30, 6), labels(30, 4)
+    model, inputs, targets = homogeneous(activation), 3 * gaussian(30, 6), random_labels(30, 4)
     outputs = model(inputs).detach()
     p = torch.softmax(outputs, dim=1)
     mean = (p * outputs).sum(dim=1)
@@ -573,7 +570,7 @@ def test_fisher_rao_norm_of_a_homogeneous_network_is_a_variance_of_its_logits(
 
 
 def test_fisher_rao_norm_of_a_tanh_network_is_not() -> None:
-    model, inputs, targets = homogeneous(nn.Tanh), 3 * gaussian(30, 6), labels(30, 4)
+    model, inputs, targets = homogeneous(nn.Tanh), 3 * gaussian(30, 6), random_labels(30, 4)
     outputs = model(inputs).detach()
     p = torch.softmax(outputs, dim=1)
     variance = (p * outputs.square()).sum(dim=1) - (p * outputs).sum(dim=1).square()
@@ -596,7 +593,7 @@ def test_losses_keep_their_digits_at_both_ends() -> None:
 
 @every_loss
 def test_baselines_count_every_sample_once(loss: str, device: torch.device) -> None:
-    model, inputs, targets = CASES[4].make(n=11, device=device)
+    model, inputs, targets = NAMED["residual"].make(n=11, device=device)
     targets = targets_for(loss, targets)
     uneven = [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])]
     model.eval()
@@ -633,7 +630,7 @@ def test_the_generalization_gap_is_test_minus_train() -> None:
 
 
 def test_the_model_is_left_as_it_was_found() -> None:
-    model, inputs, targets = CASES[4].make(n=9)
+    model, inputs, targets = NAMED["residual"].make(n=9)
     model.train()
     before = copy.deepcopy(model.state_dict())
     state = torch.random.get_rng_state()

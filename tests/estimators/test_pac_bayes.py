@@ -6,13 +6,11 @@ import math
 
 import pytest
 import torch
-from networks import CASES
+from networks import NAMED
 from torch import Tensor, nn
 
 from paperkit.estimators.pac_bayes import pac_bayes_flatness
 from paperkit.estimators.parameter_norm import parameter_norm
-
-BY_NAME = {case.name: case for case in CASES}
 
 
 class Threshold(nn.Module):
@@ -93,7 +91,7 @@ def test_outputs_that_the_noise_makes_infinite_count_as_wrong() -> None:
 
 @pytest.mark.parametrize("form", ["flat", "original"])
 def test_value_and_error_follow_from_sigma(form: str) -> None:
-    model, inputs, _ = BY_NAME["relu MLP"].make(n=40)
+    model, inputs, _ = NAMED["relu MLP"].make(n=40)
     labels = model(inputs).argmax(1)
     result = pac_bayes_flatness(model, (inputs, labels), form)
     square = parameter_norm(model, squared=True).value
@@ -111,7 +109,7 @@ def test_value_and_error_follow_from_sigma(form: str) -> None:
 
 
 def test_noise_reaches_only_the_named_parameters() -> None:
-    model, inputs, _ = BY_NAME["relu MLP"].make(n=40)
+    model, inputs, _ = NAMED["relu MLP"].make(n=40)
     labels = model(inputs).argmax(1)
     all_of_them = pac_bayes_flatness(model, (inputs, labels))
     one = pac_bayes_flatness(model, (inputs, labels), parameters=["4.bias"])
@@ -119,7 +117,7 @@ def test_noise_reaches_only_the_named_parameters() -> None:
 
 
 def test_uneven_batches_count_samples_not_batches() -> None:
-    model, inputs, _ = BY_NAME["residual"].make(n=9)
+    model, inputs, _ = NAMED["residual"].make(n=9)
     labels = model.eval()(inputs).argmax(1)
     whole = pac_bayes_flatness(model, (inputs, labels), draws=3)
     parts = list(zip(inputs.split([6, 1, 2]), labels.split([6, 1, 2]), strict=True))
@@ -129,13 +127,13 @@ def test_uneven_batches_count_samples_not_batches() -> None:
 
 def test_batch_normalisation_that_is_not_folded_is_reported() -> None:
     for name, count in (("residual", 1), ("LeNet", 0)):
-        model, inputs, labels = BY_NAME[name].make()
+        model, inputs, labels = NAMED[name].make()
         result = pac_bayes_flatness(model, (inputs, labels), draws=2, max_bisections=2)
         assert result.assumptions["unfolded_batch_norm"] == count
 
 
 def test_scale_of_weights_before_batch_normalisation_moves_the_value() -> None:
-    model, inputs, _ = BY_NAME["residual"].make(n=40)
+    model, inputs, _ = NAMED["residual"].make(n=40)
     labels = model.eval()(inputs).argmax(1)
     model.norm.eps = 0.0
     names = ["stem.weight"]
@@ -152,7 +150,7 @@ def test_scale_of_weights_before_batch_normalisation_moves_the_value() -> None:
 
 
 def test_model_is_left_as_found_also_after_an_error() -> None:
-    model, inputs, labels = BY_NAME["residual"].make()
+    model, inputs, labels = NAMED["residual"].make()
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -165,14 +163,14 @@ def test_model_is_left_as_found_also_after_an_error() -> None:
 
 
 def test_measure_runs_on_the_models_device(device: torch.device, explicit_devices) -> None:
-    model, inputs, labels = BY_NAME["residual"].make(device=device)
+    model, inputs, labels = NAMED["residual"].make(device=device)
     with explicit_devices():
         result = pac_bayes_flatness(model, (inputs, labels), "original", draws=2, max_bisections=3)
     assert math.isfinite(float(result))
 
 
 def test_bad_arguments_are_refused_with_their_names() -> None:
-    model, inputs, labels = BY_NAME["relu MLP"].make()
+    model, inputs, labels = NAMED["relu MLP"].make()
     for options, message in (
         ({"form": "sharp"}, "form='sharp'"),
         ({"accuracy_drop": 0.0}, "accuracy_drop=0"),

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from networks import CASES, Case
+from helpers import targets_for
+from networks import CASES, NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_hessian
@@ -24,13 +25,6 @@ every_case_some_losses = pytest.mark.parametrize(
         for case in CASES[:: 1 if loss == "cross_entropy" else 4]
     ],
 )
-BY_NAME = {case.name: case for case in CASES}
-
-
-def _targets_for(loss: str, labels: Tensor) -> Tensor:
-    if loss == "cross_entropy":
-        return labels
-    return nn.functional.one_hot(labels, 3).double()
 
 
 def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str) -> float:
@@ -44,7 +38,7 @@ def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str) -
 @every_case_some_losses
 def test_value_is_the_largest_eigenvalue_of_the_dense_scaled_hessian(case: Case, loss: str) -> None:
     model, inputs, labels = case.make()
-    targets = _targets_for(loss, labels)
+    targets = targets_for(loss, labels)
     result = rangamani_sharpness(model, (inputs, targets), loss, tolerance=1e-6)
     # An eigenvector with a relative residual r gives its eigenvalue to r² λ²/gap: the gap is the
     # only unknown, and 1e-8 stands for a gap of a ten-thousandth.
@@ -74,7 +68,7 @@ def test_a_hand_worked_layer_has_its_value() -> None:
 
 
 def test_rescaling_layers_of_a_homogeneous_network_changes_nothing() -> None:
-    model, inputs, targets = BY_NAME["relu MLP"].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     before = rangamani_sharpness(model, (inputs, targets), tolerance=1e-8)
     with torch.no_grad():
         model[0].weight.mul_(8.0), model[0].bias.mul_(8.0)
@@ -85,7 +79,7 @@ def test_rescaling_layers_of_a_homogeneous_network_changes_nothing() -> None:
 
 
 def test_rescaling_single_neurons_changes_the_value() -> None:
-    model, inputs, targets = BY_NAME["relu MLP"].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     before = rangamani_sharpness(model, (inputs, targets))
     scales = torch.tensor([2.0, 0.5, 4.0, 1.0, 0.25, 8.0], dtype=torch.float64)
     with torch.no_grad():
@@ -96,7 +90,7 @@ def test_rescaling_single_neurons_changes_the_value() -> None:
 
 
 def test_uneven_batches_count_samples_not_batches() -> None:
-    model, inputs, targets = BY_NAME["residual"].make(n=7)
+    model, inputs, targets = NAMED["residual"].make(n=7)
     whole = rangamani_sharpness(model, (inputs, targets), tolerance=1e-8)
     parts = list(zip(inputs.split([4, 1, 2]), targets.split([4, 1, 2]), strict=True))
     batched = rangamani_sharpness(model, parts, tolerance=1e-8)
@@ -105,7 +99,7 @@ def test_uneven_batches_count_samples_not_batches() -> None:
 
 
 def test_only_the_named_parameters_count() -> None:
-    model, inputs, targets = BY_NAME["one layer"].make()
+    model, inputs, targets = NAMED["one layer"].make()
     hessian = dense_hessian(model, inputs, targets, parameters=["weight"])
     square = float(model.weight.detach().square().sum())
     expected = square * float(torch.linalg.eigvalsh(hessian)[-1])
@@ -138,14 +132,14 @@ def test_network_at_the_top_of_its_loss_has_a_value_below_zero() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_other_precisions_agree_to_their_round_off(dtype: torch.dtype, tolerance: float) -> None:
-    model, inputs, targets = BY_NAME["LeNet"].make()
+    model, inputs, targets = NAMED["LeNet"].make()
     exact = rangamani_sharpness(model, (inputs, targets))
     rounded = rangamani_sharpness(model.to(dtype), (inputs.to(dtype), targets), tolerance=tolerance)
     assert float(rounded) == pytest.approx(float(exact), rel=tolerance)
 
 
 def test_model_is_left_as_found_also_after_an_error() -> None:
-    model, inputs, targets = BY_NAME["residual"].make()
+    model, inputs, targets = NAMED["residual"].make()
     model.train()
     model.stem.weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -161,14 +155,14 @@ def test_model_is_left_as_found_also_after_an_error() -> None:
 
 
 def test_measure_runs_on_the_models_device(device: torch.device, explicit_devices) -> None:
-    model, inputs, targets = BY_NAME["residual"].make(device=device)
+    model, inputs, targets = NAMED["residual"].make(device=device)
     with explicit_devices():
         result = rangamani_sharpness(model, (inputs, targets))
     assert math.isfinite(float(result))
 
 
 def test_bad_arguments_are_refused_with_their_names() -> None:
-    model, inputs, targets = BY_NAME["relu MLP"].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     with pytest.raises(ValueError, match="nowhere"):
         rangamani_sharpness(model, (inputs, targets), parameters=["nowhere"])
     with pytest.raises(ValueError, match="tolerance=0"):

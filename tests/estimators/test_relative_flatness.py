@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from networks import CASES, Case
+from helpers import targets_for
+from networks import CASES, NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_hessian
@@ -25,13 +26,6 @@ every_case_some_losses = pytest.mark.parametrize(
         for case in CASES[:: 1 if loss == "cross_entropy" else 4]
     ],
 )
-BY_NAME = {case.name: case for case in CASES}
-
-
-def _targets_for(loss: str, labels: Tensor) -> Tensor:
-    if loss == "cross_entropy":
-        return labels
-    return nn.functional.one_hot(labels, 3).double()
 
 
 def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str, name: str) -> float:
@@ -51,7 +45,7 @@ def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str, n
 @every_case_some_losses
 def test_every_layers_value_is_that_of_the_dense_hessian(case: Case, loss: str) -> None:
     model, inputs, labels = case.make()
-    targets = _targets_for(loss, labels)
+    targets = targets_for(loss, labels)
     layers = list(linearize(model, inputs, loss).layers)
     results = relative_flatness(model, (inputs, targets), loss, layers)
     assert list(results) == layers
@@ -64,8 +58,8 @@ def test_every_layers_value_is_that_of_the_dense_hessian(case: Case, loss: str) 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_last_linear_layer_has_its_closed_form(loss: str) -> None:
-    model, inputs, labels = BY_NAME["relu MLP"].make()
-    targets = _targets_for(loss, labels)
+    model, inputs, labels = NAMED["relu MLP"].make()
+    targets = targets_for(loss, labels)
     features = model[:4](inputs).detach()
     squares = features.square().sum(1)
     weight = model[4].weight.detach()
@@ -121,7 +115,7 @@ def test_average_over_signed_permutations_of_the_input_is_the_value_over_d() -> 
 
 
 def test_rescaling_layers_of_a_homogeneous_network_changes_nothing() -> None:
-    model, inputs, targets = BY_NAME["relu MLP"].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     layers = ["0", "2", "4"]
     before = relative_flatness(model, (inputs, targets), layers=layers)
     with torch.no_grad():
@@ -134,7 +128,7 @@ def test_rescaling_layers_of_a_homogeneous_network_changes_nothing() -> None:
 
 
 def test_weight_decay_adds_its_hessian() -> None:
-    model, inputs, targets = BY_NAME["LeNet"].make()
+    model, inputs, targets = NAMED["LeNet"].make()
     layers, decay = ["3", "6"], 0.3
     plain = relative_flatness(model, (inputs, targets), layers=layers)
     decayed = relative_flatness(model, (inputs, targets), layers=layers, weight_decay=decay)
@@ -147,7 +141,7 @@ def test_weight_decay_adds_its_hessian() -> None:
 
 @pytest.mark.parametrize("name", ["tanh before the second layer", "functional gate"])
 def test_random_probes_agree_with_the_exact_value_within_their_error(name: str) -> None:
-    case = BY_NAME[name]
+    case = NAMED[name]
     model, inputs, targets = case.make()
     (layer,) = case.inexact
     exact = relative_flatness(model, (inputs, targets), layers=[layer])[layer]
@@ -159,7 +153,7 @@ def test_random_probes_agree_with_the_exact_value_within_their_error(name: str) 
 
 
 def test_standard_error_is_the_variance_of_rademacher_forms() -> None:
-    case = BY_NAME["tanh before the second layer"]
+    case = NAMED["tanh before the second layer"]
     model, inputs, targets = case.make()
     hessian = dense_hessian(model, inputs, targets, parameters=["0.weight"])
     weight = model[0].weight.detach()
@@ -194,7 +188,7 @@ def test_shared_pass_gives_the_same_values_or_says_why_not(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["residual", "siamese", "functional gate"])
 def test_uneven_batches_and_small_memory_give_the_same_value(name: str) -> None:
-    model, inputs, targets = BY_NAME[name].make(n=7)
+    model, inputs, targets = NAMED[name].make(n=7)
     layers = list(linearize(model, inputs).layers)
     whole = relative_flatness(model, (inputs, targets), layers=layers)
     batches = list(zip(inputs.split([4, 1, 2]), targets.split([4, 1, 2]), strict=True))
@@ -220,7 +214,7 @@ def test_one_sample_of_two_classes_has_its_value() -> None:
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)]
 )
 def test_other_precisions_agree_to_their_round_off(dtype: torch.dtype, tolerance: float) -> None:
-    model, inputs, targets = BY_NAME["LeNet"].make()
+    model, inputs, targets = NAMED["LeNet"].make()
     layers = ["0", "3", "6"]
     exact = relative_flatness(model, (inputs, targets), layers=layers)
     rounded = relative_flatness(model.to(dtype), (inputs.to(dtype), targets), layers=layers)
@@ -229,7 +223,7 @@ def test_other_precisions_agree_to_their_round_off(dtype: torch.dtype, tolerance
 
 
 def test_model_is_left_as_found_and_frozen_weights_are_measured() -> None:
-    model, inputs, targets = BY_NAME["residual"].make()
+    model, inputs, targets = NAMED["residual"].make()
     expected = relative_flatness(model, (inputs, targets))["head"]
     model.train()
     model.norm.eval()
@@ -249,7 +243,7 @@ def test_model_is_left_as_found_and_frozen_weights_are_measured() -> None:
 def test_measure_runs_on_the_models_device(
     name: str, device: torch.device, explicit_devices
 ) -> None:
-    model, inputs, targets = BY_NAME[name].make(device=device)
+    model, inputs, targets = NAMED[name].make(device=device)
     layers = list(linearize(model, inputs).layers)
     for products in (4096, 0):
         with explicit_devices():
@@ -260,7 +254,7 @@ def test_measure_runs_on_the_models_device(
 
 
 def test_bad_arguments_are_refused_with_their_names() -> None:
-    model, inputs, targets = BY_NAME["relu MLP"].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     data = (inputs, targets)
     with pytest.raises(ValueError, match="probes=1"):
         relative_flatness(model, data, probes=1)

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from networks import CASES
+from networks import CASES, NAMED
 from torch import nn
 
 from paperkit.curvature import dense_hessian
@@ -135,7 +135,7 @@ def test_bad_arguments_of_the_sharpness_get_one_sentence() -> None:
 
 
 def test_the_estimate_is_within_three_standard_errors_plus_bracket_in_97_of_100_seeds() -> None:
-    model, inputs, targets = CASES[0].make(40)
+    model, inputs, targets = NAMED["relu MLP"].make(40)
     exact = renyi_sharpness(model, (inputs, targets), layers=["0"])["0"]
     misses = dict.fromkeys((0.5, 1.5), 0)
     for seed in range(100):
@@ -151,7 +151,7 @@ def test_the_estimate_is_within_three_standard_errors_plus_bracket_in_97_of_100_
 
 
 def test_a_capped_step_count_is_reported_as_not_converged() -> None:
-    model, inputs, targets = CASES[0].make(40)
+    model, inputs, targets = NAMED["relu MLP"].make(40)
     options = {"layers": ["0"], "method": "lanczos", "probes": 50}
     few = renyi_sharpness(model, (inputs, targets), 0.5, max_steps=2, **options)["0"]
     enough = renyi_sharpness(model, (inputs, targets), 0.5, **options)["0"]
@@ -173,7 +173,7 @@ def test_blocks_outside_the_proposition_are_estimated_by_hessian_products() -> N
 
 
 def test_layers_that_do_not_fit_the_budget_are_measured_in_groups_or_streamed() -> None:
-    model, inputs, targets = CASES[3].make(10)
+    model, inputs, targets = NAMED["LeNet"].make(10)
     whole = renyi_sharpness(model, (inputs, targets), 1.5)
     held = held_bytes(model, inputs)
     grouped = renyi_sharpness(model, (inputs, targets), 1.5, memory_budget=2 * held - 2)
@@ -190,7 +190,7 @@ def test_layers_that_do_not_fit_the_budget_are_measured_in_groups_or_streamed() 
 
 
 def test_the_joint_hessian_of_all_weights_leaves_out_biases() -> None:
-    model, inputs, targets = CASES[4].make(10)
+    model, inputs, targets = NAMED["residual"].make(10)
     weights = [name for name, p in model.named_parameters() if p.ndim > 1]
     eigenvalues = torch.linalg.eigvalsh(dense_hessian(model, inputs, targets, parameters=weights))
     found = global_renyi_sharpness(model, (inputs, targets))
@@ -199,7 +199,7 @@ def test_the_joint_hessian_of_all_weights_leaves_out_biases() -> None:
 
 
 def test_the_joint_entropy_is_estimated_by_hessian_products() -> None:
-    model, inputs, targets = CASES[7].make(10)
+    model, inputs, targets = NAMED["tanh before the second layer"].make(10)
     exact = global_renyi_sharpness(model, (inputs, targets), 1.5)
     found = global_renyi_sharpness(model, (inputs, targets), 1.5, method="lanczos", probes=40)
     # The steps resolve what decides order 1.5; the probes' error is left.

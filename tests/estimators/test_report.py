@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from networks import CASES
+from networks import CASES, NAMED
 from torch import nn
 
 import paperkit.estimators as estimators
@@ -60,7 +60,7 @@ def test_the_default_leaves_out_only_what_takes_many_passes():
 
 
 def test_all_measures_in_one_call(device):
-    model, inputs, targets = CASES[0].make(12, device=device)
+    model, inputs, targets = NAMED["relu MLP"].make(12, device=device)
     report = measure(model, [(inputs[:5], targets[:5]), (inputs[5:], targets[5:])], "all")
     assert list(report) == list(MEASURES)
     frame = report.frame()
@@ -72,7 +72,7 @@ def test_all_measures_in_one_call(device):
 
 
 def test_a_single_result_is_found_by_measure_layer_and_order(device):
-    model, inputs, targets = CASES[0].make(device=device)
+    model, inputs, targets = NAMED["relu MLP"].make(device=device)
     report = measure(model, (inputs, targets), ["renyi_sharpness"], alpha=(0.5,))
     one = report["renyi_sharpness"]["0"][0.5]
     assert one.layer == "0" and one.alpha == 0.5
@@ -103,7 +103,7 @@ def test_a_network_that_reads_integers_has_no_input_sensitivity_but_the_rest(dev
     ],
 )
 def test_unknown_names_are_refused(measures, message, device):
-    model, inputs, targets = CASES[0].make(device=device)
+    model, inputs, targets = NAMED["relu MLP"].make(device=device)
     with pytest.raises(ValueError, match=message):
         measure(model, (inputs, targets), measures)
 
@@ -164,7 +164,7 @@ def test_what_is_wrong_with_the_data_ends_a_default_report_too(device):
 
 
 def test_layers_restrict_what_is_measured_layer_by_layer(device):
-    model, inputs, targets = CASES[0].make(10, device=device)
+    model, inputs, targets = NAMED["relu MLP"].make(10, device=device)
     data = (inputs, targets)
     whole = measure(model, data)
     some = measure(model, data, layers=["0", "4"])
@@ -208,6 +208,6 @@ def test_very_many_outputs_are_left_out_of_a_default_report_but_not_of_a_named_o
 
 
 def test_every_tensor_names_its_device(explicit_devices, device):
-    model, inputs, targets = CASES[4].make(device=device)
+    model, inputs, targets = NAMED["residual"].make(device=device)
     with explicit_devices():
         measure(model, (inputs, targets))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from networks import CASES
+from networks import CASES, NAMED
 from round_off import moves_of_model
 from torch import Tensor, nn
 
@@ -532,13 +532,13 @@ def test_samples_that_interact_are_refused() -> None:
     ],
 )
 def test_bad_arguments_are_refused_by_name(call, message) -> None:
-    model, inputs, targets = CASES[0].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     with pytest.raises(ValueError, match=message):
         call(model, (inputs, targets))
 
 
 def test_every_new_tensor_names_its_device(device, explicit_devices) -> None:
-    model, inputs, targets = CASES[0].make(device=device)
+    model, inputs, targets = NAMED["relu MLP"].make(device=device)
     with explicit_devices():
         for measure in (
             maximum_local_sensitivity,

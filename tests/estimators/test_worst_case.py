@@ -6,13 +6,12 @@ import math
 
 import pytest
 import torch
-from networks import CASES, Case
+from networks import CASES, NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-BY_NAME = {case.name: case for case in CASES}
 
 
 class Quadratic(nn.Module):
@@ -181,7 +180,7 @@ def test_more_steps_reach_a_value_that_no_random_point_of_the_ball_beats(
 
 @pytest.mark.parametrize("p", [2, math.inf])
 def test_adaptive_sharpness_does_not_see_the_scale_of_single_neurons(p: float) -> None:
-    model, inputs, labels = BY_NAME["relu MLP"].make()
+    model, inputs, labels = NAMED["relu MLP"].make()
     options = {"rho": 0.1, "p": p, "steps": 1}
     before = asam_sharpness(model, (inputs, labels), **options)
     plain = sam_sharpness(model, (inputs, labels), **options)
@@ -197,7 +196,7 @@ def test_adaptive_sharpness_does_not_see_the_scale_of_single_neurons(p: float) -
 
 
 def test_an_added_eta_or_an_unscaled_bias_breaks_the_invariance() -> None:
-    model, inputs, labels = BY_NAME["relu MLP"].make()
+    model, inputs, labels = NAMED["relu MLP"].make()
     variants = ({"eta": 0.5}, {"scaled": "weight"})
     before = [asam_sharpness(model, (inputs, labels), steps=1, **v) for v in variants]
     with torch.no_grad():
@@ -217,7 +216,7 @@ def test_zero_parameters_stay_zero_in_the_adaptive_ball() -> None:
 
 
 def test_batches_apart_average_their_own_maxima() -> None:
-    model, inputs, labels = BY_NAME["LeNet"].make(n=7)
+    model, inputs, labels = NAMED["LeNet"].make(n=7)
     sizes = [4, 1, 2]
     parts = list(zip(inputs.split(sizes), labels.split(sizes), strict=True))
     apart = sam_sharpness(model, parts, rho=0.2, per_batch=True)
@@ -247,7 +246,7 @@ def test_extreme_sizes_and_precisions_work() -> None:
 
 
 def test_model_is_left_as_found_also_after_an_error() -> None:
-    model, inputs, labels = BY_NAME["residual"].make()
+    model, inputs, labels = NAMED["residual"].make()
     model.train()
     model.stem.weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -263,7 +262,7 @@ def test_model_is_left_as_found_also_after_an_error() -> None:
 
 
 def test_measures_run_on_the_models_device(device: torch.device, explicit_devices) -> None:
-    model, inputs, labels = BY_NAME["residual"].make(device=device)
+    model, inputs, labels = NAMED["residual"].make(device=device)
     with explicit_devices():
         sam = sam_sharpness(model, (inputs, labels), steps=3)
         adaptive = asam_sharpness(model, (inputs, labels), p=math.inf, rho=0.01, steps=3)
@@ -278,7 +277,7 @@ def test_a_ball_in_which_the_loss_overflows_is_refused() -> None:
 
 
 def test_bad_arguments_are_refused_with_their_names() -> None:
-    model, inputs, labels = BY_NAME["relu MLP"].make()
+    model, inputs, labels = NAMED["relu MLP"].make()
     data = (inputs, labels)
     for options, message in (
         ({"rho": 0.0}, "rho=0"),

@@ -2,9 +2,9 @@ import pytest
 
 from paperkit.cli import main
 from paperkit.experiments import run_study
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import audit
 from paperkit.experiments.fingerprint import fingerprint
-from paperkit.experiments.published import publish, published_path, read_published
 from paperkit.experiments.study import study_named
 
 pytestmark = pytest.mark.usefixtures("studies_folder")
@@ -14,14 +14,14 @@ pytestmark = pytest.mark.usefixtures("studies_folder")
 def published(committed, store):
     for name in ("selftest_training", "selftest_measure"):
         run_study(name, "laptop", store, progress=False)
-        publish(name, store)
+        Archive(store).publish(name)
 
 
 def test_an_audit_of_unchanged_code_agrees_and_changes_nothing(published, store):
-    before = published_path("selftest_measure").read_bytes()
+    before = Archive().published.path("selftest_measure").read_bytes()
     found = audit("selftest_measure", store=store, progress=False)
     assert found.passed and (found.stale, found.renewed, len(found.sample)) == (0, 0, 2)
-    assert published_path("selftest_measure").read_bytes() == before
+    assert Archive().published.path("selftest_measure").read_bytes() == before
 
 
 def test_an_audit_runs_in_a_store_of_its_own(published, store):
@@ -32,29 +32,29 @@ def test_an_audit_runs_in_a_store_of_its_own(published, store):
 
 def test_agreement_under_new_code_renews_the_records_and_says_so(published, store, edit):
     edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
-    old = read_published("selftest_measure")[0].fingerprint
+    old = Archive().published.records("selftest_measure")[0].fingerprint
     found = audit("selftest_measure", sample=1, seed="a", store=store, progress=False)
     assert found.passed and (found.stale, found.renewed) == (6, 6)
     new = fingerprint(study_named("selftest_measure"))
-    for record in read_published("selftest_measure"):
+    for record in Archive().published.records("selftest_measure"):
         assert record.fingerprint == new
         (entry,) = record.provenance["renewed"]
         assert entry["from"] == old
         assert (entry["seed"], entry["sample"]) == ("a", list(found.sample))
         assert entry["commit"].startswith("0123") and entry["date"].endswith("Z")
     # The working store still holds the record under its former fingerprint.
-    publish("selftest_measure", store)
-    assert {r.fingerprint for r in read_published("selftest_measure")} == {new}
+    Archive(store).publish("selftest_measure")
+    assert {r.fingerprint for r in Archive().published.records("selftest_measure")} == {new}
 
 
 def test_disagreement_leaves_the_records_stale_and_exits_1(published, store, edit, capsys):
-    before = published_path("selftest_measure").read_bytes()
+    before = Archive().published.path("selftest_measure").read_bytes()
     edit("selftest_measure.py", '"large": 10.0', '"large": 10.0001')
     edit("selftest_measure.py", '"small": 1.0', '"small": 1.00001')
     assert main(["audit", "selftest_measure", "--store", str(store)]) == 1
     out = capsys.readouterr().out
     assert "size: recorded" in out and "do NOT agree" in out and "6 records stay stale" in out
-    assert published_path("selftest_measure").read_bytes() == before
+    assert Archive().published.path("selftest_measure").read_bytes() == before
 
 
 def test_the_studys_tolerance_decides(published, store, edit):
@@ -70,7 +70,7 @@ def test_uncommitted_code_renews_nothing(published, store, edit, request, capsys
     request.getfixturevalue("uncommitted")
     assert main(["audit", "selftest_measure", "--store", str(store)]) == 1
     assert "the code has uncommitted changes; commit it" in capsys.readouterr().out
-    assert "renewed" not in published_path("selftest_measure").read_text()
+    assert "renewed" not in Archive().published.path("selftest_measure").read_text()
 
 
 def test_a_trained_value_may_move_within_the_spread_across_seeds(published, store, edit):

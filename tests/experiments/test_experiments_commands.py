@@ -1,7 +1,7 @@
 import pytest
 
 from paperkit.cli import build_parser, main
-from paperkit.experiments.published import published_path
+from paperkit.experiments.archive import Archive
 
 pytestmark = pytest.mark.usefixtures("studies_folder")
 
@@ -15,7 +15,7 @@ def test_a_study_is_run_published_and_judged(committed, store, root, capsys):
     assert "6 runs of the laptop profile are finished" in capsys.readouterr().out
     assert main(["study", "publish", "selftest_measure", "--store", str(store)]) == 0
     assert "6 records, 6 of them new or replaced" in capsys.readouterr().out
-    assert len(published_path("selftest_measure").read_text().splitlines()) == 6
+    assert len(Archive().published.path("selftest_measure").read_text().splitlines()) == 6
     assert main(["verdict"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "verified: gap, here",
@@ -52,6 +52,13 @@ def test_a_refusal_shows_where_it_came_from_on_request(store):
         main(["--traceback", "study", "run", "nothing", "--store", str(store)])
 
 
+def test_the_schema_of_claims_is_rewritten(root, capsys):
+    assert main(["schema"]) == 0
+    path = root / "claims" / "schema.json"
+    assert capsys.readouterr().out == f"{path}\n"
+    assert "selftest_measure" in path.read_text()
+
+
 def test_an_interrupt_says_that_nothing_finished_is_lost(store, monkeypatch, capsys):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
@@ -74,6 +81,7 @@ def test_every_command_has_a_help_text(capsys):
         ["study", "list"],
         ["audit"],
         ["verdict"],
+        ["schema"],
     ):
         with pytest.raises(SystemExit) as caught:
             build_parser().parse_args([*words, "--help"])

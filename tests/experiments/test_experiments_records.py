@@ -1,18 +1,22 @@
 import json
 import os
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from paperkit.experiments import Record, records_of, run_study
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.provenance import tree_state
-from paperkit.experiments.published import publish, publish_checkpoint, published_path
 from paperkit.experiments.records import from_json, key_of, plain_metrics, to_json
-from paperkit.experiments.store import read_record, record_path, write_record
+from paperkit.experiments.study import study_named
 
+RESULTS = Path(__file__).parents[2] / "results"
 PROVENANCE = {"date": "2026-01-31T00:00:00.000Z", "dirty": False, "fingerprint": "f"}
 
 
@@ -35,10 +39,33 @@ def test_a_record_survives_its_line_of_json_exactly():
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda text: text[:-5], "is damaged: it is not JSON"),
-        (lambda text: text.replace('"metrics"', '"metrix"'), "is damaged: a record has exactly"),
-        (lambda text: text.replace('"seed": 0', '"seed": 1'), "key is not the hash"),
-        (lambda text: "[]", "is damaged: a record has exactly"),
+        (lambda text: text[:-5], "it is not JSON. Restore it from git or delete it"),
+        (
+            lambda text: text.replace('"metrics"', '"metrix"'),
+            "unknown field 'metrix'; did you mean 'metrics'?",
+        ),
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "its key is not the hash"),
+        (lambda text: "[]", r"it is \[\]; give a mapping."),
+        (
+            lambda text: text.replace('"profile": "laptop", ', ""),
+            "the field 'profile' is missing. Restore",
+        ),
+        (
+            lambda text: text.replace('"laptop"', '"labtop"'),
+            "unknown profile 'labtop'; did you mean 'laptop'?",
+        ),
+        (
+            lambda text: text.replace('"dirty": false', '"dirty": "no"'),
+            "provenance: dirty is 'no'; give true or false.",
+        ),
+        (
+            lambda text: text.replace('"fingerprint": "f"', '"fingerprint": 3'),
+            "provenance: fingerprint is 3; give text.",
+        ),
+        (
+            lambda text: text.replace('"date": ', '"data": '),
+            "provenance: the field 'date' is missing.",
+        ),
     ],
 )
 def test_a_damaged_line_is_reported_with_file_and_line_number(spoil, sentence, root):
@@ -46,7 +73,8 @@ def test_a_damaged_line_is_reported_with_file_and_line_number(spoil, sentence, r
     path.write_text(to_json(record(seed=1)) + "\n" + spoil(to_json(record())) + "\n")
     with pytest.raises(ValueError, match=sentence) as caught:
         records_of("study")
-    assert f"{path}:2 " in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:2 is damaged: ")
+    assert str(caught.value).endswith("run the study again.")
 
 
 def test_a_record_of_another_study_is_reported(root):
@@ -68,6 +96,60 @@ def test_metrics_become_plain_numbers():
     assert json.dumps(metrics) == '{"a": 0.5, "b": 0.25, "c": [1, true], "d": {"value": 3}}'
 
 
+class Measured:
+    """A stand-in for a measurement: all that is asked of one is the method."""
+
+    def __init__(self, value, standard_error):
+        self.kept = {"value": value, "standard_error": standard_error, "n": 64}
+        self.kept |= {"method": "hutchinson", "converged": True}
+
+    def metrics(self):
+        return self.kept
+
+
+class Reported(Measured):
+    """A stand-in for a report: measurements by the names of measures."""
+
+    def __init__(self, **measurements):
+        self.kept = measurements
+
+
+def test_a_measurement_goes_into_a_record_whole():
+    trace = Measured(torch.tensor(2.0, dtype=torch.float64, device="cpu"), None)
+    by_layer = {"conv": Measured(1.0, 0.1), "fc": [Measured(3.0, 0.2)]}
+    metrics = plain_metrics({"trace": trace, "layers": by_layer}, "study")
+    rest = {"n": 64, "method": "hutchinson", "converged": True}
+    assert metrics == {
+        "trace": {"value": 2.0, "standard_error": None, **rest},
+        "layers": {
+            "conv": {"value": 1.0, "standard_error": 0.1, **rest},
+            "fc": [{"value": 3.0, "standard_error": 0.2, **rest}],
+        },
+    }
+    original = record(metrics=metrics)
+    assert from_json(to_json(original), "somewhere") == original
+
+
+def test_a_report_is_recorded_by_measure():
+    report = Reported(trace=Measured(2.0, 0.5), norm=Measured(1.0, None))
+    assert plain_metrics(report, "study") == plain_metrics(report.kept, "study")
+    assert plain_metrics({"at the end": report}, "study")["at the end"]["trace"]["value"] == 2.0
+
+
+def test_a_measurement_that_json_cannot_say_is_refused_by_its_place():
+    with pytest.raises(ValueError, match=r"the metric study\.trace\.value is nan"):
+        plain_metrics({"trace": Measured(float("nan"), None)}, "study")
+
+
+def test_the_committed_records_are_read_as_they_are_written():
+    lines = [line for path in RESULTS.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(lines) > 500
+    for line in lines:
+        found = from_json(line, "committed")
+        assert to_json(found) == line
+        assert found.metrics == json.loads(line)["metrics"]
+
+
 @pytest.mark.parametrize(
     ("metrics", "sentence"),
     [
@@ -83,15 +165,15 @@ def test_metrics_that_json_cannot_say_are_refused(metrics, sentence):
 
 
 def test_a_failing_write_leaves_the_old_record_and_no_litter(tmp_path, monkeypatch):
-    write_record(tmp_path, record())
+    Archive(tmp_path).working.add([record()])
 
     def fail(descriptor):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_record(tmp_path, record(metrics={"loss": 0.2}))
-    assert read_record(tmp_path, "study", record().key) == record()
+        Archive(tmp_path).working.add([record(metrics={"loss": 0.2})])
+    assert Archive(tmp_path).working.record("study", record().key) == record()
     assert [p.name for p in (tmp_path / "records" / "study").iterdir()] == [f"{record().key}.json"]
 
 
@@ -108,7 +190,7 @@ def test_a_run_states_where_it_came_from(studies_folder, store, committed):
     assert provenance["date"].endswith("Z")
     assert len(provenance["fingerprint"]) == 64
     assert (found.seed, found.profile) == (0, "smoke")
-    assert read_record(store, "selftest_training", found.key) == found
+    assert Archive(store).working.record("selftest_training", found.key) == found
 
 
 def git(folder, *arguments):
@@ -138,30 +220,67 @@ def test_the_tree_is_dirty_when_code_changes_and_not_when_prose_does(tmp_path):
 
 def test_publishing_again_changes_no_byte(studies_folder, store, committed):
     run_study("selftest_training", "laptop", store, progress=False)
-    assert publish("selftest_training", store).changed == 3
-    assert publish("selftest_training", store).changed == 0
-    before = published_path("selftest_training").read_bytes()
+    assert Archive(store).publish("selftest_training").changed == 3
+    assert Archive(store).publish("selftest_training").changed == 0
+    before = Archive().published.path("selftest_training").read_bytes()
     keys = [json.loads(line)["key"] for line in before.splitlines()]
     assert keys == sorted(keys)
-    publish("selftest_training", store)
-    publish("selftest_training", store.parent / "another store")
-    assert published_path("selftest_training").read_bytes() == before
+    Archive(store).publish("selftest_training")
+    Archive(store.parent / "another store").publish("selftest_training")
+    assert Archive().published.path("selftest_training").read_bytes() == before
 
 
 def test_publishing_merges_with_what_was_published(studies_folder, store, committed):
     run_study("selftest_training", "laptop", store, progress=False)
-    publish("selftest_training", store)
+    Archive(store).publish("selftest_training")
     other = store.parent / "other"
     run_study("selftest_training", "paper", other, progress=False)
-    done = publish("selftest_training", other)
+    done = Archive(other).publish("selftest_training")
     assert (done.total, done.changed) == (4, 1)
     assert len(records_of("selftest_training", "paper", other)) == 4
+
+
+def test_publishing_waits_for_who_is_at_the_same_file_and_loses_none_of_its_records(root):
+    first, second = record(seed=0), record(seed=1)
+    archive = Archive()
+    assert archive.published.records("study") == []
+    with ThreadPoolExecutor(1) as pool, Archive().published.lock("study"):
+        waiting = pool.submit(archive.published.add, [first])
+        time.sleep(0.3)  # time enough to write, if it did not wait
+        assert not archive.published.path("study").exists()
+        Archive().published.add([second])
+    waiting.result(60)
+    assert {r.seed for r in Archive().published.records("study")} == {0, 1}
+
+
+def test_the_shelves_are_asked_alike(root, store):
+    for shelf in (Archive(store).working, Archive(store).published):
+        old, new = record(), record(metrics={"loss": 0.2})
+        other = record(seed=1)
+        assert shelf.record("study", old.key) is None
+        assert shelf.records("study") == []
+        shelf.add([old, other])
+        shelf.add([new])
+        assert shelf.record("study", old.key) == new
+        assert shelf.records("study") == sorted([new, other], key=lambda r: r.key)
+        assert shelf.checkpoint("study", old.key).name == f"{old.key}.pt"
+
+
+def test_staleness_is_a_question_to_the_archive(studies_folder, store, edit):
+    run_study("selftest_training", "laptop", store, progress=False)
+    study, archive = study_named("selftest_training"), Archive(store)
+    assert not any(archive.is_stale(study, r) for r in archive.records(study.name))
+    edit("selftest_training.py", '"ordered": True', '"ordered": False')
+    later, edited = Archive(store), study_named("selftest_training")
+    assert all(later.is_stale(edited, r) for r in later.records(study.name))
+    # One session judges by the code that it began with.
+    assert not any(archive.is_stale(edited, r) for r in archive.records(study.name))
 
 
 def test_publishing_leaves_smoke_records_out(studies_folder, store, committed):
     run_study("selftest_training", "smoke", store, progress=False)
     with pytest.raises(ValueError, match="has no laptop or paper record"):
-        publish("selftest_training", store)
+        Archive(store).publish("selftest_training")
 
 
 def test_publishing_refuses_records_of_uncommitted_code_unless_told(
@@ -169,19 +288,19 @@ def test_publishing_refuses_records_of_uncommitted_code_unless_told(
 ):
     run_study("selftest_training", "laptop", store, progress=False)
     with pytest.raises(ValueError, match=r"3 of 3 records .* come from uncommitted code; commit"):
-        publish("selftest_training", store)
-    assert not published_path("selftest_training").exists()
-    assert publish("selftest_training", store, allow_dirty=True).total == 3
+        Archive(store).publish("selftest_training")
+    assert not Archive().published.path("selftest_training").exists()
+    assert Archive(store).publish("selftest_training", allow_dirty=True).total == 3
 
 
 def test_a_clean_record_is_preferred_to_a_later_dirty_one(studies_folder, store, committed, root):
     run_study("selftest_training", "laptop", store, progress=False)
-    publish("selftest_training", store)
+    Archive(store).publish("selftest_training")
     for found in records_of("selftest_training", "laptop", store):
         later = {**found.provenance, "dirty": True, "date": "2999-01-01T00:00:00.000Z"}
-        write_record(store, replace(found, provenance=later))
+        Archive(store).working.add([replace(found, provenance=later)])
     assert all(found.clean for found in records_of("selftest_training", "laptop", store))
-    assert publish("selftest_training", store).changed == 0
+    assert Archive(store).publish("selftest_training").changed == 0
 
 
 def test_records_come_in_the_order_of_the_grid(studies_folder, store):
@@ -195,16 +314,17 @@ def test_records_come_in_the_order_of_the_grid(studies_folder, store):
 def test_a_checkpoint_is_published_only_beside_its_record(studies_folder, store, committed):
     (found, *_) = run_study("selftest_training", "laptop", store, progress=False)
     with pytest.raises(ValueError, match=r"has no published record .* publish it first"):
-        publish_checkpoint("selftest_training", found.key, store)
-    publish("selftest_training", store)
-    assert publish_checkpoint("selftest_training", found.key, store).is_file()
+        Archive(store).publish_checkpoint("selftest_training", found.key)
+    Archive(store).publish("selftest_training")
+    assert Archive(store).publish_checkpoint("selftest_training", found.key).is_file()
     with pytest.raises(FileNotFoundError, match="run the study in this store first"):
-        publish_checkpoint("selftest_training", found.key, store.parent / "empty")
+        Archive(store.parent / "empty").publish_checkpoint("selftest_training", found.key)
 
 
 def test_a_damaged_file_in_the_store_is_named(tmp_path):
-    path = write_record(tmp_path, record())
+    working = Archive(tmp_path).working
+    working.add([record()])
+    path = working.path("study", record().key)
     path.write_text("{")
     with pytest.raises(ValueError, match=f"{record().key}.json is damaged"):
-        read_record(tmp_path, "study", record().key)
-    assert path == record_path(tmp_path, "study", record().key)
+        working.record("study", record().key)

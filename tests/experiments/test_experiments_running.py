@@ -2,14 +2,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from paperkit.experiments import records_of, run_study
-from paperkit.experiments.published import publish, publish_checkpoint, published_path
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import key_of
-from paperkit.experiments.store import checkpoint_path, record_path
 from paperkit.experiments.study import Study, study_named, study_names
 
 CHILD = """
@@ -95,7 +97,7 @@ def test_a_second_start_runs_nothing_and_says_nothing(studies_folder, store, log
 
 def test_published_records_count_as_finished(studies_folder, store, committed, root, log):
     run_study("selftest_training", "laptop", store, progress=False)
-    publish("selftest_training", store)
+    Archive(store).publish("selftest_training")
     other = root / "empty"
     assert len(run_study("selftest_training", "laptop", other, progress=False)) == 3
     assert not other.exists()
@@ -110,7 +112,7 @@ def test_a_smoke_run_starts_from_nothing_and_counts_for_nothing_else(
     assert records_of("selftest_training", "laptop", store) == []
     run_study("selftest_training", "laptop", store, progress=False)
     assert log().count("training 0 from step 0") == 2
-    publish("selftest_training", store)
+    Archive(store).publish("selftest_training")
     run_study("selftest_training", "smoke", store.parent / "fresh", progress=False)
     assert (store.parent / "fresh" / "log").is_file()
 
@@ -143,7 +145,7 @@ def test_a_measurement_runs_the_training_that_it_needs_first(studies_folder, sto
     assert [record.metrics["gap"] for record in records] == [0.0, 0.0]
     key = key_of("selftest_training", {"steps": 4, "seed": 0})
     assert records[0].provenance["inputs"] == {key: "selftest_training"}
-    assert record_path(store, "selftest_training", key).is_file()
+    assert Archive(store).working.path("selftest_training", key).is_file()
 
 
 def test_the_time_of_a_needed_run_is_not_the_measurements(studies_folder, store, edit):
@@ -162,7 +164,7 @@ def test_a_missing_checkpoint_is_made_again_although_its_record_is_published(
     studies_folder, store, committed, root, log
 ):
     run_study("selftest_training", "laptop", store, progress=False)
-    publish("selftest_training", store)
+    Archive(store).publish("selftest_training")
     other = root / "other"
     run_study("selftest_measure", "laptop", other, progress=False)
     trained = [line for line in (other / "log").read_text().splitlines() if "training" in line]
@@ -171,9 +173,9 @@ def test_a_missing_checkpoint_is_made_again_although_its_record_is_published(
 
 def test_a_published_checkpoint_is_found(studies_folder, store, committed, root):
     run_study("selftest_training", "laptop", store, progress=False)
-    publish("selftest_training", store)
+    Archive(store).publish("selftest_training")
     for record in records_of("selftest_training", "laptop"):
-        publish_checkpoint("selftest_training", record.key, store)
+        Archive(store).publish_checkpoint("selftest_training", record.key)
     other = root / "other"
     run_study("selftest_measure", "laptop", other, progress=False)
     assert "training" not in (other / "log").read_text()
@@ -183,15 +185,53 @@ def test_a_half_made_checkpoint_beside_a_published_record_is_not_measured(
     studies_folder, store, committed, root
 ):
     run_study("selftest_training", "laptop", store, progress=False)
-    publish("selftest_training", store)
+    Archive(store).publish("selftest_training")
     other = root / "other"
-    path = checkpoint_path(
-        other, "selftest_training", key_of("selftest_training", {"steps": 4, "seed": 0})
-    )
+    key = key_of("selftest_training", {"steps": 4, "seed": 0})
+    path = Archive(other).working.checkpoint("selftest_training", key)
     path.parent.mkdir(parents=True)
     path.write_text('{"step": 1, "total": 99.0}')
     records = run_study("selftest_measure", "laptop", other, progress=False)
     assert {record.metrics["gap"] for record in records} == {0.0}
+
+
+def test_of_two_checkpoints_the_one_of_the_preferred_record_is_measured(
+    studies_folder, store, committed, root
+):
+    run_study("selftest_training", "laptop", store, progress=False)
+    Archive(store).publish("selftest_training")
+    for record in records_of("selftest_training", "laptop"):
+        Archive(store).publish_checkpoint("selftest_training", record.key)
+    # A later run of uncommitted code, with a checkpoint of its own, counts for less.
+    later = Archive(root / "later")
+    for record in records_of("selftest_training", "laptop"):
+        provenance = {**record.provenance, "dirty": True, "date": "2999-01-01T00:00:00.000Z"}
+        later.working.add([replace(record, provenance=provenance)])
+        path = later.working.checkpoint("selftest_training", record.key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"step": 4, "total": 99.0}')
+    records = run_study("selftest_measure", "laptop", root / "later", progress=False)
+    assert {record.metrics["gap"] for record in records} == {0.0}
+
+
+def test_a_run_that_another_process_is_at_is_waited_for_and_not_repeated(store):
+    began, may_end, calls = threading.Event(), threading.Event(), []
+
+    def run(configuration, context):
+        calls.append(configuration["seed"])
+        began.set()
+        assert may_end.wait(HANGS)
+        return {"x": 1.0}
+
+    study = Study("any", "?", lambda profile: [{"seed": 0}], run)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run_study, study, "smoke", store, progress=False)
+        assert began.wait(HANGS)
+        second = pool.submit(run_study, study, "smoke", store, progress=False)
+        time.sleep(0.5)  # time enough to begin the run a second time
+        may_end.set()
+        assert first.result(HANGS) == second.result(HANGS)
+    assert calls == [0]
 
 
 def test_a_study_that_is_not_among_the_needs_is_refused(studies_folder, store, edit):
@@ -277,4 +317,4 @@ def test_a_run_is_seeded_and_leaves_the_global_generator_alone(studies_folder, s
 
 def test_nothing_is_written_to_results_by_running(studies_folder, store):
     run_study("selftest_training", "laptop", store, progress=False)
-    assert not published_path("selftest_training").exists()
+    assert not Archive().published.path("selftest_training").exists()

@@ -2,101 +2,22 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from paperkit.curvature import dense_hessian
 from paperkit.experiments.studies import entropy_facts, reparametrization, reparametrization_digits
 from paperkit.experiments.studies.reparametrization import (
     CASES,
-    SCALINGS,
-    BatchStandardization,
     Measures,
     Problem,
-    RadialMap,
-    build_network,
-    changed_model,
     compare,
-    flat_parameters,
     grid_of,
-    layerwise,
-    layerwise_with_biases,
     measure,
-    nodewise,
-    nodewise_uncompensated,
     parse_factors,
-    radial_map_at,
     random_problem,
-    reparametrized_by,
-    reparametrized_by_sinh,
-    rescale,
     run,
     spectrum,
-    weight_names,
 )
 from paperkit.ledger.criteria import matches
-
-FACTORS = (3.0, 1 / 2, 2 / 3)
-
-
-def relative(ours, theirs):
-    return float((ours - theirs).norm() / theirs.norm())
-
-
-def hessian_of(problem, model=None):
-    model = problem.model if model is None else model
-    return dense_hessian(model, problem.inputs, problem.targets, problem.loss)
-
-
-def gradient_of(problem):
-    loss = nn.functional.cross_entropy(problem.model(problem.inputs), problem.targets)
-    gradients = torch.autograd.grad(loss, list(problem.model.parameters()))
-    return torch.cat([gradient.flatten() for gradient in gradients])
-
-
-SYMMETRIES = [
-    ("relu", layerwise, FACTORS),
-    ("leaky_relu", layerwise, FACTORS),
-    ("relu_brier", layerwise, FACTORS),
-    ("relu_bias", layerwise_with_biases, FACTORS),
-    ("relu", nodewise, (3.0,)),
-    ("relu_norm", layerwise, (0.05, 7.0, 1.0)),
-    ("relu_norm", nodewise_uncompensated, (3.0,)),
-    ("relu_residual", layerwise, (3.0, 0.5, 2.0, 1 / 3)),
-]
-
-
-@pytest.mark.parametrize(("network", "scaling", "factors"), SYMMETRIES)
-def test_a_symmetry_keeps_the_function_and_divides_the_hessian_by_its_factors(
-    network, scaling, factors
-):
-    problem = random_problem(network, seed=3)
-    scales = scaling(problem.model, factors)
-    model = rescale(problem.model, scales)
-    with torch.no_grad():
-        outputs, changed = problem.model(problem.inputs), model(problem.inputs)
-    assert (changed - outputs).abs().max() < 1e-12 * outputs.abs().max()
-    t = torch.cat([scales[name].flatten() for name, _ in problem.model.named_parameters()])
-    assert relative(hessian_of(problem, model), hessian_of(problem) / t.outer(t)) < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("network", "factors"),
-    [("relu_bias", FACTORS), ("relu_residual", (3.0, 0.5, 1.0, 2 / 3)), ("gelu", FACTORS)],
-)
-def test_layerwise_factors_with_product_one_change_functions_outside_the_proposition(
-    network, factors
-):
-    problem = random_problem(network, seed=0)
-    model = rescale(problem.model, layerwise(problem.model, factors))
-    change = (model(problem.inputs) - problem.model(problem.inputs)).abs().max()
-    assert change > 0.01
-
-
-def test_rescaling_leaves_the_original_network_alone():
-    model = build_network("relu", seed=0)
-    before = flat_parameters(model).clone()
-    rescale(model, layerwise(model, FACTORS))
-    assert torch.equal(flat_parameters(model), before)
+from paperkit.models.symmetries import flat_parameters
 
 
 def test_a_homogeneous_network_has_no_negative_layer_spectrum_but_the_brier_score_has():
@@ -107,65 +28,6 @@ def test_a_homogeneous_network_has_no_negative_layer_spectrum_but_the_brier_scor
         change[network] = compare(before, before)["negative_share"]
     assert change["relu"] == 0
     assert change["relu_brier"] > 0.1
-
-
-def test_standardization_with_epsilon_is_standardization_with_another_epsilon_after_scaling():
-    z = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    scaled = BatchStandardization(1e-2)(0.3 * z)
-    assert torch.allclose(scaled, BatchStandardization(1e-2 / 0.3**2)(z), rtol=1e-12, atol=0)
-    assert torch.allclose(
-        BatchStandardization(1e-2)(z),
-        nn.functional.batch_norm(z, None, None, training=True, eps=1e-2),
-        rtol=1e-12,
-        atol=1e-15,
-    )
-
-
-def test_the_hessian_in_sinh_parameters_obeys_the_transformation_law():
-    problem = random_problem("relu", seed=1)
-    theta, hessian, gradient = (
-        flat_parameters(problem.model),
-        hessian_of(problem),
-        gradient_of(problem),
-    )
-    slope, bend = 1 / theta.cosh(), -theta.sinh() / theta.cosh() ** 3
-    law = slope.outer(slope) * hessian + torch.diag(gradient * bend)
-    assert relative(hessian_of(problem, reparametrized_by_sinh(problem.model)), law) < 1e-12
-
-
-@pytest.mark.parametrize(("a", "b"), [(1.0, 0.5), (-0.25, 0.5), (-0.4, 2.0)])
-@pytest.mark.parametrize("distance", [0.0, 0.5])
-def test_the_hessian_in_radial_parameters_obeys_the_transformation_law(a, b, distance):
-    problem = random_problem("relu", seed=1)
-    theta = flat_parameters(problem.model)
-    radial = radial_map_at(theta, a, b, distance, seed=0)
-    jacobian = torch.func.jacfwd(radial.forward)(theta)
-    gt = torch.linalg.solve(jacobian.T, gradient_of(problem))
-    second = torch.func.hessian(lambda t: gt @ radial.forward(t))(theta)
-    inverse = torch.linalg.inv(jacobian)
-    law = inverse.T @ (hessian_of(problem) - second) @ inverse
-    assert relative(hessian_of(problem, reparametrized_by(problem.model, radial)), law) < 1e-10
-
-
-def test_the_radial_map_is_inverted_with_two_exact_derivatives():
-    generator = torch.Generator().manual_seed(0)
-    theta, centre = torch.randn(2, 5, dtype=torch.float64, generator=generator)
-    radial = RadialMap(centre, a=-0.25, b=0.5)
-    inverse = radial.inverse_near(theta)
-    eta = radial.forward(theta)
-    assert torch.allclose(inverse(eta), theta, rtol=1e-13)
-    # φ(ψ(η)) = η has the identity for its first derivative and zero for its second.
-    both = lambda x: radial.forward(inverse(x))  # noqa: E731
-    identity = torch.eye(5, dtype=torch.float64)
-    assert torch.allclose(torch.func.jacfwd(both)(eta), identity, atol=1e-13)
-    assert torch.func.jacfwd(torch.func.jacrev(both))(eta).abs().max() < 1e-12
-
-
-def test_at_its_centre_the_radial_map_divides_the_hessian_by_one_number():
-    problem = random_problem("relu", seed=0)
-    radial = radial_map_at(flat_parameters(problem.model), 1.0, 0.5, 0.0, seed=0)
-    changed = hessian_of(problem, reparametrized_by(problem.model, radial))
-    assert relative(changed, hessian_of(problem) / 0.5**2) < 1e-12
 
 
 def test_the_spectrum_of_a_singular_matrix_has_exact_zeros():
@@ -217,20 +79,6 @@ def test_each_case_runs_and_gives_finite_metrics(case):
 def test_factors_that_are_no_numbers_are_refused_by_name(text):
     with pytest.raises(ValueError, match="factors="):
         parse_factors(text)
-
-
-def test_unknown_networks_and_transformations_are_refused():
-    with pytest.raises(ValueError, match="network='relu_dropout' is unknown"):
-        build_network("relu_dropout", seed=0)
-    model = build_network("relu", seed=0)
-    with pytest.raises(ValueError, match="transformation='rotation' is unknown"):
-        changed_model(model, "rotation", (), seed=0)
-    with pytest.raises(ValueError, match="factors has 2 entries"):
-        SCALINGS["layerwise"](model, (2.0, 0.5))
-
-
-def test_layers_are_weights_and_not_biases():
-    assert weight_names(build_network("relu_bias", seed=0)) == ["0.weight", "2.weight", "4.weight"]
 
 
 def test_problems_depend_on_the_seed_alone():

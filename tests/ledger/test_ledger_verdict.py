@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from paperkit.experiments import run_study
-from paperkit.experiments.published import publish, read_published, write_published
+from paperkit.experiments.archive import Archive
 from paperkit.ledger import show_verdicts, verdicts
 from paperkit.ledger.criteria import WORDS
 from paperkit.ledger.render import badge, ledger, scoreboard, table
@@ -62,7 +62,7 @@ def claims(root):
 def published(claims, committed, store):
     for name in ("selftest_training", "selftest_measure"):
         run_study(name, "laptop", store, progress=False)
-        publish(name, store)
+        Archive(store).publish(name)
 
 
 def words(**arguments):
@@ -123,8 +123,10 @@ def test_records_of_uncommitted_code_earn_no_verdict(claims, store, uncommitted)
 
 
 def test_an_unfinished_grid_refutes_but_verifies_nothing(published, root):
-    records = [r for r in read_published("selftest_measure") if r.seed > 0]
-    write_published("selftest_measure", records)
+    published = Archive().published
+    records = [r for r in published.records("selftest_measure") if r.seed > 0]
+    published.path("selftest_measure").unlink()
+    published.add(records)
     assert words() == {
         "gap": "not run",
         "slack": "refuted",
@@ -235,6 +237,6 @@ def test_a_notebook_shows_its_chapters_verdicts(published, monkeypatch):
 
 def test_a_verdict_does_not_change_with_the_order_of_the_records(published):
     before = [replace(verdict, records=()) for verdict in verdicts()]
-    path = write_published("selftest_measure", read_published("selftest_measure"))
+    path = Archive().published.path("selftest_measure")
     path.write_text("\n".join(reversed(path.read_text().splitlines())) + "\n")
     assert [replace(verdict, records=()) for verdict in verdicts()] == before

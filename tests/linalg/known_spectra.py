@@ -56,9 +56,12 @@ def rotated(eigenvalues: Tensor) -> Tensor:
 class Counted:
     """A matrix as an operator that counts its products."""
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, *, positive_semidefinite: bool = False) -> None:
         self.matrix = matrix
         self.products = 0
+        self.dimension, self.dtype, self.device = len(matrix), matrix.dtype, matrix.device
+        self.positive_semidefinite = positive_semidefinite
+        self.round_off = torch.finfo(matrix.dtype).eps
 
     def __call__(self, vectors: Tensor) -> Tensor:
         self.products += len(vectors)

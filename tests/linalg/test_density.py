@@ -10,7 +10,8 @@ from known_spectra import INDEFINITE, Counted, D, power_law, rotated
 from scipy.stats import wasserstein_distance
 
 from paperkit.linalg.density import spectral_density
-from paperkit.linalg.quadrature import Rule, SpectralQuadrature, stochastic_lanczos_quadrature
+from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
+from paperkit.linalg.rules import Rule
 
 EIGENVALUES = INDEFINITE["mostly positive"]
 GRID = torch.linspace(-1, 2, 301, dtype=torch.float64)
@@ -18,7 +19,7 @@ GRID = torch.linspace(-1, 2, 301, dtype=torch.float64)
 
 def quadrature(device: torch.device | str = "cpu", **arguments) -> SpectralQuadrature:
     operator = Counted(rotated(EIGENVALUES).to(device))
-    return stochastic_lanczos_quadrature(operator, D, device=device, **arguments)
+    return stochastic_lanczos_quadrature(operator, **arguments)
 
 
 def test_the_density_lies_within_four_standard_errors_of_the_exact_one() -> None:
@@ -66,6 +67,6 @@ def test_the_density_names_its_devices(device: torch.device, explicit_devices) -
     assert len(power_law()) == D
     operator = rotated(EIGENVALUES).to(device)
     with explicit_devices():
-        found = stochastic_lanczos_quadrature(lambda v: v @ operator, D, device=device)
+        found = stochastic_lanczos_quadrature(operator)
         density = spectral_density(found, GRID, 0.1)
     assert density.value.shape == GRID.shape

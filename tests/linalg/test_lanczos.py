@@ -8,6 +8,7 @@ from known_spectra import EVERY, POSITIVE, Counted, D, power_law, rotated
 from round_off import moves_of
 
 from paperkit.linalg.lanczos import Lanczos, Tridiagonal, lanczos
+from paperkit.linalg.operator import FunctionOperator
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.memory import chunk_sizes
 
@@ -199,9 +200,9 @@ def test_an_operator_that_computes_in_single_precision_is_symmetric_to_that() ->
     probes = starts(2, D)
     with pytest.raises(ValueError, match="not symmetric"):
         Lanczos(lambda v: v @ noisy, probes).advance(20)
-    process = Lanczos(lambda v: v @ noisy, probes, round_off=1.2e-7)
+    process = Lanczos(FunctionOperator(lambda v: v @ noisy, D, round_off=1.2e-7), probes)
     process.advance(20)
     assert process.steps == 20
     far = matrix + 1e-1 * noise / noise.norm()
     with pytest.raises(ValueError, match="not symmetric"):
-        Lanczos(lambda v: v @ far, probes, round_off=1.2e-7).advance(20)
+        Lanczos(FunctionOperator(lambda v: v @ far, D, round_off=1.2e-7), probes).advance(20)

@@ -18,18 +18,11 @@ from known_spectra import (
 )
 
 from paperkit.linalg.lanczos import lanczos
+from paperkit.linalg.operator import FunctionOperator, as_operator
 from paperkit.linalg.probes import draw_probes, generator_of
-from paperkit.linalg.quadrature import (
-    Rule,
-    SpectralFunction,
-    SpectralQuadrature,
-    averaged_rule,
-    gauss_rule,
-    power,
-    radau_rule,
-    stochastic_lanczos_quadrature,
-    t_log_t,
-)
+from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
+from paperkit.linalg.rules import Rule, averaged_rule, gauss_rule, radau_rule
+from paperkit.linalg.spectral_functions import SpectralFunction, power, t_log_t
 
 EPSILON = torch.finfo(torch.float64).eps
 FUNCTIONS = [power(0.5), power(0.9), power(1.3), power(1.7), power(2.5), power(3.5), t_log_t()]
@@ -37,11 +30,9 @@ by_name = {"argvalues": FUNCTIONS, "ids": lambda function: function.name}
 
 
 def quadrature_of(eigenvalues: torch.Tensor, **arguments) -> SpectralQuadrature:
-    operator = Counted(rotated(eigenvalues))
     positive = bool((eigenvalues >= 0).all())
-    return stochastic_lanczos_quadrature(
-        operator, len(eigenvalues), positive_semidefinite=positive, **arguments
-    )
+    operator = Counted(rotated(eigenvalues), positive_semidefinite=positive)
+    return stochastic_lanczos_quadrature(operator, **arguments)
 
 
 def round_off(eigenvalues: torch.Tensor, function: SpectralFunction) -> float:
@@ -194,7 +185,7 @@ def test_more_probes_narrow_the_standard_error_and_more_steps_the_bracket() -> N
 
 def test_any_number_of_functions_costs_no_further_product() -> None:
     operator = Counted(rotated(power_law()))
-    quadrature = stochastic_lanczos_quadrature(operator, D, steps=6, probes=10)
+    quadrature = stochastic_lanczos_quadrature(operator, steps=6, probes=10)
     assert operator.products == quadrature.products == 60
     for function in FUNCTIONS:
         quadrature.trace(function)
@@ -240,10 +231,8 @@ def test_adaptive_steps_stop_where_the_bracket_is_narrower_than_the_standard_err
 
 
 def test_adaptive_steps_say_when_they_met_their_cap() -> None:
-    operator = Counted(rotated(power_law(300)))
-    quadrature = stochastic_lanczos_quadrature(
-        operator, 300, steps=None, max_steps=9, targets=[target], positive_semidefinite=True
-    )
+    operator = Counted(rotated(power_law(300)), positive_semidefinite=True)
+    quadrature = stochastic_lanczos_quadrature(operator, steps=None, max_steps=9, targets=[target])
     assert not quadrature.converged
     assert quadrature.products == operator.products == 900
 
@@ -257,16 +246,17 @@ def test_adaptive_steps_end_with_the_krylov_space() -> None:
 def test_a_memory_budget_changes_the_chunks_and_not_the_result() -> None:
     sizes = []
 
-    def operator(vectors: torch.Tensor) -> torch.Tensor:
+    def product(vectors: torch.Tensor) -> torch.Tensor:
         sizes.append(len(vectors))
         return vectors @ matrix
 
     matrix = rotated(power_law())
-    whole = stochastic_lanczos_quadrature(operator, D, steps=5, probes=21)
+    operator = FunctionOperator(product, D)
+    whole = stochastic_lanczos_quadrature(operator, steps=5, probes=21)
     assert set(sizes) == {21}
     sizes.clear()
     budget = 4 * 5 * D * 8
-    pieces = stochastic_lanczos_quadrature(operator, D, steps=5, probes=21, memory_budget=budget)
+    pieces = stochastic_lanczos_quadrature(operator, steps=5, probes=21, memory_budget=budget)
     assert max(sizes) <= 4
     torch.testing.assert_close(pieces.gauss.nodes, whole.gauss.nodes, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(pieces.gauss.weights, whole.gauss.weights, rtol=1e-6, atol=1e-9)
@@ -283,13 +273,18 @@ def test_a_memory_budget_changes_the_chunks_and_not_the_result() -> None:
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"steps": None}, "steps=None watches the brackets"),
         ({"distribution": "uniform"}, "'uniform' is unknown"),
-        ({"positive_semidefinite": True}, "has an eigenvalue below"),
     ],
 )
 def test_bad_input_is_refused(arguments, message) -> None:
     operator = Counted(rotated(INDEFINITE["symmetric"]))
     with pytest.raises(ValueError, match=message):
-        stochastic_lanczos_quadrature(operator, D, **{"probes": 4, **arguments})
+        stochastic_lanczos_quadrature(operator, **{"probes": 4, **arguments})
+
+
+def test_an_operator_that_is_not_what_it_says_is_refused() -> None:
+    operator = Counted(rotated(INDEFINITE["symmetric"]), positive_semidefinite=True)
+    with pytest.raises(ValueError, match="has an eigenvalue below"):
+        stochastic_lanczos_quadrature(operator, probes=4)
 
 
 def test_a_function_is_refused_outside_its_domain() -> None:
@@ -311,12 +306,7 @@ def test_quadrature_runs_on_the_operators_device(device: torch.device, explicit_
     matrix = rotated(power_law()).to(device)
     with explicit_devices():
         quadrature = stochastic_lanczos_quadrature(
-            lambda v: v @ matrix,
-            D,
-            steps=None,
-            targets=[target],
-            positive_semidefinite=True,
-            device=device,
+            as_operator(matrix, positive_semidefinite=True), steps=None, targets=[target]
         )
         estimate = quadrature.trace(t_log_t())
     assert estimate.bracket is not None

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paperkit.curvature import HessianOperator, operators
+from paperkit.curvature import HessianOperator, hessian
 
 _SIZE = 8
 
@@ -76,7 +76,7 @@ def worst_error(
     model.to(dtype, memory_format=layout)
     data = inputs.to(dtype, memory_format=layout), targets
     operator = HessianOperator(model, data)
-    assert operator._routes[0] == operator._by_jets
+    assert operator.routes[0] == "jets"
     found = [operator(vectors.to(dtype)), operator(vectors[0].to(dtype)).unsqueeze(0)]
     with operator.cached():  # double backward, by PyTorch's own passes
         found.append(operator(vectors[0].to(dtype)).unsqueeze(0))
@@ -95,7 +95,7 @@ def test_no_geometry_crashes_or_is_wrong(instructions: str) -> None:
 
 
 def _check_all() -> None:
-    operators._WORK_IN_SAMPLES = 0  # jets come first also for few samples
+    hessian._WORK_IN_SAMPLES = 0  # jets come first also for few samples
     for geometry, dtype, layout in _CASES:
         error = worst_error(geometry, dtype, layout)
         # Products of a network of three layers lose little more than a digit of what they add.

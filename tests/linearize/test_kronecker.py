@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import CASES, Case
+from helpers import relative
+from networks import CASES, NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_empirical_fisher, dense_gauss_newton
@@ -13,10 +14,6 @@ from paperkit.linearize.kronecker import KroneckerFactors, ekfac, kfac
 from paperkit.linearize.weights import LeftOutWarning
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-
-def relative(difference: Tensor, reference: Tensor) -> float:
-    return float(difference.norm() / reference.norm())
 
 
 def in_matrix_order(block: Tensor, factors: KroneckerFactors) -> Tensor:
@@ -82,7 +79,7 @@ def test_observed_labels_give_the_empirical_fisher(case: Case, device: torch.dev
 @pytest.mark.parametrize("method", [kfac, ekfac])
 @pytest.mark.parametrize("observed", [False, True])
 def test_one_sample_with_one_position_is_exact(method, observed: bool) -> None:
-    model, inputs, targets = CASES[0].make(1)
+    model, inputs, targets = NAMED["relu MLP"].make(1)
     linearization = linearize(model, inputs)
     for factors in method(linearization, targets if observed else None).values():
         names = list(factors.parameter_shapes)
@@ -144,7 +141,7 @@ def test_products_and_damped_solves_are_those_of_the_written_out_matrix(
 
 
 def test_split_undoes_join_and_results_keep_the_dtype() -> None:
-    model, inputs, _ = CASES[4].make()
+    model, inputs, _ = NAMED["residual"].make()
     factors = ekfac(linearize(model, inputs))["grouped"]
     parameters = dict(model.named_parameters())
     chosen = {name: parameters[name].detach().float() for name in factors.parameter_shapes}
@@ -156,7 +153,7 @@ def test_split_undoes_join_and_results_keep_the_dtype() -> None:
 
 
 def test_a_small_memory_budget_changes_nothing() -> None:
-    model, inputs, _ = CASES[4].make()
+    model, inputs, _ = NAMED["residual"].make()
     linearization = linearize(model, inputs)
     expected = ekfac(linearization)
     for layer in linearization.layers.values():
@@ -167,7 +164,7 @@ def test_a_small_memory_budget_changes_nothing() -> None:
 
 
 def test_bad_arguments_are_refused_in_one_sentence() -> None:
-    model, inputs, _ = CASES[0].make()
+    model, inputs, _ = NAMED["relu MLP"].make()
     factors = kfac(linearize(model, inputs))["0"]
     with pytest.raises(ValueError, match=r"damping=0\.0 must be positive"):
         factors.inverse_product(torch.zeros(6, 9, dtype=torch.float64), 0.0)

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from networks import CASES, Case, Residual
+from helpers import relative, targets_for
+from networks import CASES, NAMED, Case, Residual
 from round_off import moves_of_model
 from torch import nn
 
@@ -15,16 +16,6 @@ from paperkit.linearize import layers_of, linearize
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 LOSSES = ("cross_entropy", "half_squared_error", "mse")
-
-
-def relative(difference: torch.Tensor, reference: torch.Tensor) -> float:
-    return float(difference.norm() / reference.norm())
-
-
-def targets_for(loss: str, targets: torch.Tensor) -> torch.Tensor:
-    if loss == "cross_entropy":
-        return targets
-    return nn.functional.one_hot(targets, 3).double()
 
 
 @every_case
@@ -98,13 +89,13 @@ def test_the_decision_agrees_with_the_dense_hessian(case: Case) -> None:
 
 
 def test_full_hessian_is_not_the_full_gauss_newton_matrix() -> None:
-    model, inputs, targets = CASES[0].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     hessian = dense_hessian(model, inputs, targets)
     assert relative(hessian - dense_gauss_newton(model, inputs), hessian) > 1e-2
 
 
 def test_rank_of_a_softmax_block_is_at_most_n_times_c_minus_1() -> None:
-    model, inputs, _ = CASES[0].make(n=3)
+    model, inputs, _ = NAMED["relu MLP"].make(n=3)
     for layer in linearize(model, inputs).layers.values():
         assert layer.spectrum().rank <= min(3 * 2, layer.num_parameters)
 
@@ -153,7 +144,7 @@ def test_an_unknown_operation_counts_as_not_exact(function: type[Cubic]) -> None
 
 
 def test_temporaries_in_small_pieces_give_the_same_numbers() -> None:
-    model, inputs, _ = CASES[4].make()
+    model, inputs, _ = NAMED["residual"].make()
     whole, pieces = linearize(model, inputs), linearize(model, inputs, chunk_size=2)
     for layer in pieces.layers.values():
         layer.memory_budget = 1
@@ -169,7 +160,7 @@ def test_temporaries_in_small_pieces_give_the_same_numbers() -> None:
 
 
 def test_the_model_is_left_as_it_was_also_after_an_error() -> None:
-    model, inputs, targets = CASES[4].make()
+    model, inputs, targets = NAMED["residual"].make()
     model.norm.eval()
     model.stem.weight.requires_grad_(False)
     nn.functional.cross_entropy(model(inputs), targets).backward()
@@ -195,7 +186,7 @@ def test_the_model_is_left_as_it_was_also_after_an_error() -> None:
 
 
 def test_frozen_weights_are_measured_like_others() -> None:
-    model, inputs, _ = CASES[0].make()
+    model, inputs, _ = NAMED["relu MLP"].make()
     expected = linearize(model, inputs).layers["2"].spectrum().eigenvalues
     model.requires_grad_(False)
     frozen = linearize(model, inputs).layers["2"].spectrum().eigenvalues
@@ -266,13 +257,13 @@ def test_samples_that_interact_are_refused() -> None:
     ],
 )
 def test_bad_arguments_get_one_sentence(arguments: dict, sentence: str) -> None:
-    model, inputs, _ = CASES[0].make()
+    model, inputs, _ = NAMED["relu MLP"].make()
     with pytest.raises(ValueError, match=sentence):
         linearize(model, **{"inputs": inputs, **arguments})
 
 
 def test_bad_targets_and_probes_get_one_sentence() -> None:
-    model, inputs, targets = CASES[0].make()
+    model, inputs, targets = NAMED["relu MLP"].make()
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2"):
         dense_hessian(model, inputs, targets + 3)
     with pytest.raises(ValueError, match="integer class labels"):

@@ -19,6 +19,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from helpers import targets_for
 from hypothesis import given, settings
 from torch import Tensor, nn
 
@@ -124,12 +125,6 @@ architectures = st.builds(
     n=st.integers(1, 6),
     seed=st.integers(0, 10**6),
 )
-
-
-def targets_for(loss: str, targets: Tensor, num_outputs: int) -> Tensor:
-    if loss == "cross_entropy":
-        return targets
-    return nn.functional.one_hot(targets, num_outputs).double()
 
 
 # --- Linearizations are exact ------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_every_activation_can_be_used_in_a_resnet(device):
         ),
         (lambda: MLP((3, 2, 1), activation="relu6"), ValueError, "activation='relu6' is unknown"),
         (lambda: MLP((3,)), ValueError, r"widths=\(3,\) must hold two at least"),
-        (lambda: MLP((3, 0, 2)), ValueError, "widths\[1\]=0 must be at least 1"),
+        (lambda: MLP((3, 0, 2)), ValueError, r"widths\[1\]=0 must be at least 1"),
         (lambda: LeNet5(image_size=(8, 8)), ValueError, "too small for LeNet-5; give images of at"),
     ],
 )

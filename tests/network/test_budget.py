@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from networks import CASES
+from networks import NAMED
 from torch import Tensor, nn
 
-from paperkit.curvature.operators import HessianOperator
+from paperkit.curvature import HessianOperator
 from paperkit.estimators.adaptive_sharpness import average_adaptive_sharpness
 from paperkit.estimators.baselines import generalization_gap, mean_exponential_loss, mean_loss
 from paperkit.estimators.information_geometry import fisher_rao_norm
@@ -31,8 +31,6 @@ from paperkit.linearize.linearize import linearize, linearize_in_chunks
 from paperkit.network.evaluation import evaluation
 from paperkit.network.footprint import FORWARD, Chunks, SavedStorages, footprint
 from paperkit.network.interaction import SamplesInteractError
-
-BY_NAME = {case.name: case for case in CASES}
 
 MEASURES: dict[str, Callable] = {
     "mean_loss": mean_loss,
@@ -98,7 +96,7 @@ def sizes_seen(model: nn.Module) -> Iterator[list[int]]:
 def test_a_budget_of_one_byte_takes_one_sample_at_a_time_and_changes_nothing(
     measure: Callable, device: torch.device, explicit_devices
 ) -> None:
-    model, inputs, targets = BY_NAME["residual"].make(n=7, device=device)
+    model, inputs, targets = NAMED["residual"].make(n=7, device=device)
     with sizes_seen(model) as seen:
         whole = measure(model, (inputs, targets))
     assert max(seen) >= 4  # all of the data or, per batch, all of the larger batch
@@ -129,7 +127,7 @@ def test_a_model_that_fails_on_one_sample_gets_two(measure: Callable, device: to
 
 @every_measure
 def test_small_data_pass_at_once_by_default(measure: Callable, device: torch.device) -> None:
-    model, inputs, targets = BY_NAME["residual"].make(n=6, device=device)
+    model, inputs, targets = NAMED["residual"].make(n=6, device=device)
     with sizes_seen(model) as seen:
         measure(model, (inputs, targets))
     # The footprint, and what is looked for first, take one sample or two.
@@ -138,7 +136,7 @@ def test_small_data_pass_at_once_by_default(measure: Callable, device: torch.dev
 
 @every_measure
 def test_a_budget_must_be_positive(measure: Callable) -> None:
-    model, inputs, targets = BY_NAME["residual"].make(n=6)
+    model, inputs, targets = NAMED["residual"].make(n=6)
     with pytest.raises(ValueError, match="memory_budget=0 must be at least 1"):
         measure(model, (inputs, targets), memory_budget=0)
 

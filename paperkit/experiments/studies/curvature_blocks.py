@@ -7,21 +7,19 @@ operations, is compared with what the matrices say.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from paperkit.curvature import dense_gauss_newton, dense_hessian
 from paperkit.data import load
 from paperkit.experiments.study import RunContext, Study
 from paperkit.linearize import linearize
+from paperkit.models.small import CLASSES, DIGIT_NETWORKS, build_digit_network
 from paperkit.network import SamplesInteractError
 
 SAMPLES = 20
-CLASSES = 10
 
 # A relative difference below this is round-off: it separates 1e-15 from 1e-2.
 ROUND_OFF = 1e-10
@@ -30,108 +28,14 @@ ROUND_OFF = 1e-10
 INTERACTION = "the samples interact"
 
 
-class SmallResidual(nn.Module):
-    """A stem, one residual block with batch normalisation, pooling and a linear head."""
-
-    def __init__(self, batch_statistics: bool = False) -> None:
-        super().__init__()
-        tracked = not batch_statistics
-        self.stem = nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(4, track_running_stats=tracked)
-        self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(4, track_running_stats=tracked)
-        self.head = nn.Linear(16, CLASSES)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map (n, 1, 8, 8) to (n, 10)."""
-        hidden = functional.relu(self.norm1(self.stem(inputs)))
-        hidden = functional.relu(self.norm2(self.conv(hidden)) + hidden)
-        return self.head(functional.adaptive_avg_pool2d(hidden, 2).flatten(1))
-
-
-class TwoHalves(nn.Module):
-    """One weight applied to both halves of the image, in parallel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared = nn.Linear(32, 8)
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map (n, 1, 8, 8) to (n, 10)."""
-        left, right = inputs.flatten(1).chunk(2, dim=1)
-        return self.head(functional.relu(self.shared(left)) + functional.relu(self.shared(right)))
-
-
-class WeightTwice(nn.Module):
-    """One weight used twice along the depth."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(64, 8)
-        self.cell = nn.Linear(8, 8)
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map (n, 1, 8, 8) to (n, 10)."""
-        hidden = functional.relu(self.first(inputs.flatten(1)))
-        hidden = functional.relu(self.cell(hidden))
-        return self.head(functional.relu(self.cell(hidden)))
-
-
-def _mlp(first: nn.Module, second: nn.Module) -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 8), first, nn.Linear(8, 8), second, nn.Linear(8, CLASSES)
-    )
-
-
-def _lenet() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        nn.LeakyReLU(0.1),
-        nn.MaxPool2d(2),
-        nn.Conv2d(4, 6, 2),
-        nn.LeakyReLU(0.1),
-        nn.Flatten(),
-        nn.Linear(24, CLASSES),
-    )
-
-
-# Every layer of these is covered by the proposition.
-COVERED: dict[str, Callable[[], nn.Module]] = {
-    "ReLU MLP": lambda: _mlp(nn.ReLU(), nn.ReLU()),
-    "leaky ReLU LeNet": _lenet,
-    "residual, frozen batch norm": SmallResidual,
-    "one weight in parallel": TwoHalves,
-}
-
-# At least one layer of these is not.
-NOT_COVERED: dict[str, Callable[[], nn.Module]] = {
-    "tanh, then ReLU": lambda: _mlp(nn.Tanh(), nn.ReLU()),
-    "GELU": lambda: _mlp(nn.GELU(), nn.GELU()),
-    "layer normalisation": lambda: _mlp(nn.LayerNorm(8), nn.ReLU()),
-    "batch statistics": lambda: SmallResidual(batch_statistics=True),
-    "one weight twice in depth": WeightTwice,
-}
-
-NETWORKS = COVERED | NOT_COVERED
-
-
-def build_network(name: str, seed: int) -> nn.Module:
-    """Build one of :data:`NETWORKS` in float64, with statistics and scales away from 0 and 1."""
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = NETWORKS[name]().double()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
-                if tensor is not None:
-                    noise = torch.rand(
-                        tensor.shape, generator=generator, dtype=tensor.dtype, device="cpu"
-                    )
-                    tensor.data.copy_(0.5 + noise)
-    return model.eval()
+# Every layer of these is covered by the proposition; at least one layer of the others is not.
+COVERED = (
+    "ReLU MLP",
+    "leaky ReLU LeNet",
+    "residual, frozen batch norm",
+    "one weight in parallel",
+)
+NOT_COVERED = tuple(name for name in DIGIT_NETWORKS if name not in COVERED)
 
 
 def digits_batch(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -163,7 +67,7 @@ def compare_blocks(name: str, seed: int, n: int = SAMPLES) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        One of :data:`NETWORKS`.
+        One of :data:`paperkit.models.small.DIGIT_NETWORKS`.
     seed : int
         Draws the weights and the digits.
     n : int
@@ -174,7 +78,7 @@ def compare_blocks(name: str, seed: int, n: int = SAMPLES) -> dict[str, Any]:
     dict
         Metrics of the study's record; see the claims that use them.
     """
-    model = build_network(name, seed)
+    model = build_digit_network(name, seed)
     inputs, targets = digits_batch(n, seed)
     obstacles = decisions(model, inputs)
     other_targets = (targets + 1) % CLASSES
@@ -233,7 +137,9 @@ def _affine_difference(model: nn.Module, inputs: Tensor, targets: Tensor) -> flo
 
 def _grid(profile: str) -> list[dict[str, Any]]:
     seeds = range(1) if profile == "smoke" else range(3)
-    return [{"network": name, "n": SAMPLES, "seed": seed} for name in NETWORKS for seed in seeds]
+    return [
+        {"network": name, "n": SAMPLES, "seed": seed} for name in DIGIT_NETWORKS for seed in seeds
+    ]
 
 
 def _run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:

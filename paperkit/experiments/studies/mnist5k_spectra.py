@@ -14,10 +14,8 @@ from torch import nn
 from paperkit import data
 from paperkit.estimators import LayerSpectrum, layer_spectra, renyi_entropy
 from paperkit.experiments import RunContext, Study
-from paperkit.experiments.paths import store_folder
-from paperkit.experiments.published import published_checkpoint_path
+from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import key_of
-from paperkit.experiments.store import checkpoint_path
 from paperkit.experiments.studies import mnist5k_training as training
 
 ORDERS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
@@ -134,13 +132,13 @@ def kept_checkpoint(profile: str, store: str | Path | None = None) -> tuple[dict
     FileNotFoundError
         If there is neither.
     """
-    study = training.STUDY.name
+    study, archive = training.STUDY.name, Archive(store)
     settings = {key_of(study, setting): setting for setting in training.grid(profile)}
-    places = [published_checkpoint_path(study, key) for key in settings]
-    places += [checkpoint_path(store_folder(store), study, key) for key in settings]
-    for path in places:
-        if path.is_file():
-            return settings[path.stem], path
+    for shelf in (archive.published, archive.working):
+        for key, setting in settings.items():
+            path = shelf.checkpoint(study, key)
+            if path.is_file():
+                return setting, path
     raise FileNotFoundError(
         f"no network of study {study!r} was kept; run `paperkit study run {study}` first."
     )

@@ -19,11 +19,11 @@ from paperkit.experiments.studies.reparametrization import (
     Case,
     Measures,
     Problem,
-    build_network,
     changes,
     grid_of,
     measure,
 )
+from paperkit.models.small import build_dense_network
 from paperkit.training import evaluate, train
 
 SAMPLES = 100
@@ -49,7 +49,9 @@ def trained_problem(
     """
     widths = (16, width, width, 10)
     digits = data.load("digits", dtype=torch.float64)
-    model = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *build_network(network, seed, widths))
+    model = nn.Sequential(
+        nn.AvgPool2d(2), nn.Flatten(), *build_dense_network(network, seed, widths)
+    )
     train(model, digits.train, epochs=epochs, lr=0.05, weight_decay=0.0, seed=seed, progress=False)
     accuracy = evaluate(model, digits.test).accuracy
     problem = Problem(model, digits.train.inputs[:SAMPLES], digits.train.targets[:SAMPLES])

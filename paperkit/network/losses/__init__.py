@@ -94,20 +94,33 @@ def get_loss(loss: LossLike) -> Loss:
         If a name is unknown, or a module does not average.
     TypeError
         If it is something else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import get_loss
+    >>> outputs, targets = torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)
+    >>> float(get_loss("half_squared_error").value(outputs, targets))  # ½ ‖f‖²
+    12.5
+    >>> float(get_loss(torch.nn.MSELoss()).value(outputs, targets))  # ‖f‖² / C
+    12.5
+    >>> huber = get_loss(torch.nn.functional.huber_loss)
+    >>> float(huber.value(outputs, targets))  # any mean over samples: (2.5 + 3.5) / 2
+    3.0
     """
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
         return LOSSES[arguments.choice("loss", loss, LOSSES)]
     if isinstance(loss, nn.Module):
-        return _of_module(loss)
+        return _loss_of_module(loss)
     if not callable(loss) or isinstance(loss, type):
         advice = f", an instance: {loss.__name__}()" if isinstance(loss, type) else ""
         raise TypeError(
             f"loss={arguments.shown(loss)} must be one of {', '.join(LOSSES)}, a loss module such "
             f"as torch.nn.MSELoss(), or a callable of outputs and targets{advice}."
         )
-    return _of_function(loss)
+    return _loss_of_function(loss)
 
 
 def fitted(loss: LossLike, outputs: Tensor, targets: Tensor) -> Loss:
@@ -118,11 +131,11 @@ def fitted(loss: LossLike, outputs: Tensor, targets: Tensor) -> Loss:
     ValueError
         If they do not fit each other.
     """
-    found = get_loss(loss)
-    if found.needs_data(outputs, targets):
-        found = found.bound(outputs, lambda: [targets])
-    found.check(outputs, targets)
-    return found
+    resolved = get_loss(loss)
+    if resolved.needs_data(outputs, targets):
+        resolved = resolved.bound(outputs, lambda: [targets])
+    resolved.check(outputs, targets)
+    return resolved
 
 
 _MODULES_OF: dict[Callable, type[nn.Module]] = {
@@ -134,17 +147,17 @@ _MODULES_OF: dict[Callable, type[nn.Module]] = {
 }
 
 
-def _of_function(function: Callable) -> Loss:
+def _loss_of_function(function: Callable) -> Loss:
     if isinstance(function, functools.partial) and not function.args:
         name = getattr(function.func, "__name__", "partial")
-        known, options = function.func, function.keywords
+        base, options = function.func, function.keywords
     else:
         name = getattr(function, "__name__", type(function).__name__)
-        known, options = function, {}
-    # A callable object need not be hashable.
-    for one, module in _MODULES_OF.items():
-        if known is one:
-            return _of_module(module(**options))
+        base, options = function, {}
+    # Compare by identity, because a callable object need not be hashable.
+    for known, module in _MODULES_OF.items():
+        if base is known:
+            return _loss_of_module(module(**options))
     _refuse_reduction(name, options)
     return GeneralLoss(name, function)
 
@@ -157,9 +170,9 @@ def _refuse_reduction(name: str, options: Mapping[str, object]) -> None:
         )
 
 
-def _of_module(module: nn.Module) -> Loss:
+def _loss_of_module(module: nn.Module) -> Loss:
     kind = type(module)
-    # A module of the user's own may call something else so.
+    # Only torch's modules are known to mean by "reduction" how samples are averaged.
     if kind.__module__.startswith("torch.nn."):
         _refuse_reduction(kind.__name__, vars(module))
     if kind is nn.GaussianNLLLoss:
@@ -168,8 +181,8 @@ def _of_module(module: nn.Module) -> Loss:
             "and targets, such as lambda f, y: torch.nn.functional.gaussian_nll_loss(f[:, :1], y, "
             "f[:, 1:].exp()), or 'half_squared_error' for a fixed one."
         )
-    if kind in _KNOWN:
-        return _KNOWN[kind](module)
+    if kind in _RULES:
+        return _RULES[kind](module)
     return GeneralLoss(kind.__name__, module)
 
 
@@ -220,7 +233,7 @@ def _poisson_of(module: Any) -> Loss:
     return Poisson("PoissonNLLLoss(full=True)", _reduction(module), full=True)
 
 
-_KNOWN: dict[type[nn.Module], Callable[[Any], Loss]] = {
+_RULES: dict[type[nn.Module], Callable[[Any], Loss]] = {
     nn.CrossEntropyLoss: _cross_entropy_of,
     nn.NLLLoss: _nll_of,
     nn.MSELoss: lambda module: MEAN_SQUARED_ERROR,

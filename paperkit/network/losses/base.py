@@ -21,9 +21,22 @@ class Loss(ABC):
     Attributes
     ----------
     name : str
-        What results and error messages call it.
+        Name of the loss in results and error messages.
     reduction : str
-        What is averaged and with which factor, in words.
+        Average that is taken and its factor, in words.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.network import get_loss
+    >>> loss = get_loss("cross_entropy")
+    >>> outputs, targets = torch.zeros(1, 2), torch.tensor([0])  # p = (½, ½)
+    >>> loss.sample_losses(outputs, targets)  # log 2
+    tensor([0.6931], dtype=torch.float64)
+    >>> loss.gradient(outputs, targets)  # p − e_y
+    tensor([[-0.5000,  0.5000]])
+    >>> loss.hessian_product(outputs, torch.tensor([[1.0, 0.0]]))  # (diag p − ppᵀ) e₀
+    tensor([[ 0.2500, -0.2500]])
     """
 
     name: str
@@ -92,9 +105,9 @@ class Loss(ABC):
         Parameters
         ----------
         sample : Tensor
-            What the model returns for some samples, (n, …); only its shape matters.
+            Output of the model for some samples, (n, …); only its shape matters.
         targets : Tensor
-            Of one batch.
+            Targets of a batch.
         """
         return sample.ndim != 2
 
@@ -104,9 +117,9 @@ class Loss(ABC):
         Parameters
         ----------
         sample : Tensor
-            What the model returns for some samples, (n, …).
+            Output of the model for some samples, (n, …).
         targets : callable
-            Starts a pass over the targets of all data.
+            Function that starts a pass over the targets of all data.
 
         Raises
         ------

@@ -2,8 +2,8 @@ r"""Cross-entropy of a softmax, and the derivatives of the softmax that keep the
 
 With masses :math:`m_c \ge 0` of the classes, the loss of a sample is
 :math:`-\sum_c m_c \log p_c`: a hard label has the mass 1 at the label, soft targets are the masses
-themselves, label smoothing and class weights change them. With :math:`M = \sum_c m_c` the gradient
-in the logits is :math:`M p - m` and the Hessian :math:`M (\operatorname{diag}(p) - pp^\top)`.
+themselves, label smoothing and class weights change them. With :math:`s = \sum_c m_c` the gradient
+in the logits is :math:`s p - m` and the Hessian :math:`s (\operatorname{diag}(p) - pp^\top)`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def softmax_hessian_factor(outputs: Tensor) -> Tensor:
     """
     n, num_outputs = outputs.shape
     dtype, outputs = outputs.dtype, outputs.to(torch.float64)
-    # A softmax that ends at 1 keeps no digits of 1 − p; the square root through log-softmax does.
+    # A probability that rounds to 1 has no digits of 1 − p left. The square root is therefore taken
+    # through log-softmax, which keeps them.
     root = torch.exp(0.5 * functional.log_softmax(outputs, dim=1))
     pivot = root.argmax(dim=1, keepdim=True)
     axis = torch.zeros_like(root).scatter_(1, pivot, 1.0)
@@ -69,9 +70,9 @@ def softmax_hessian_product(outputs: Tensor, changes: Tensor) -> Tensor:
 
 
 def softmax_gradient(outputs: Tensor, masses: Tensor) -> Tensor:
-    """Return M p − m for each sample, (n, C), float64.
+    """Return s p − m for each sample, (n, C), float64.
 
-    Its entries add up to zero. The one at the largest p is minus the sum of the others, which
+    Its entries add up to zero. So the entry at the largest p is minus the sum of the others, which
     keeps its digits where p − 1 has none.
     """
     outputs = outputs.to(torch.float64)
@@ -107,7 +108,8 @@ def log_odds_against(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.logsumexp(differences.scatter(1, label, -torch.inf), dim=1)
 
 
-# Compared by identity: a tensor among its fields has no truth value.
+# Instances are compared by identity, because equality of the tensor among their fields is not a
+# single truth value.
 @dataclass(frozen=True, eq=False)
 class CrossEntropy(Loss):
     """Cross-entropy of a softmax with labels, or with probabilities as targets.
@@ -115,11 +117,11 @@ class CrossEntropy(Loss):
     Attributes
     ----------
     weight : Tensor or None
-        Of the classes, (C,).
+        Weights of the classes, (C,).
     ignore_index : int or None
-        Labels that do not count; None refuses negative ones.
+        Label that does not count; None refuses negative labels.
     label_smoothing : float
-        As in :class:`torch.nn.CrossEntropyLoss`.
+        Share of the mass that is spread evenly over all classes, from 0 to 1, as in torch.
     soft : bool
         Whether the targets are known to be probabilities.
     mean_weight : float or None
@@ -141,14 +143,15 @@ class CrossEntropy(Loss):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is that of logits, every sample counts alike and its label is hard."""
+        """Whether outputs are logits, every sample counts alike and labels are hard."""
         options = self.weighted or self.soft or self.label_smoothing
         return type(self) is CrossEntropy and not options
 
     @property
     @override
     def curvature_needs_targets(self) -> bool:
-        # Smoothing moves mass between the classes and leaves its sum.
+        # Smoothing moves mass between the classes and leaves the total mass, which alone enters
+        # Λ_i.
         return self.weighted or self.soft
 
     @override
@@ -156,7 +159,8 @@ class CrossEntropy(Loss):
         outputs = outputs.to(torch.float64)
         if not targets.is_floating_point() and self.label_smoothing == 0:
             log_odds = log_odds_against(outputs, self._labels(targets))
-            # torch's softplus is the identity above 20, at the price of nine digits there.
+            # torch's softplus returns its argument above 20, where e⁻²⁰ costs digits from the
+            # ninth.
             losses = torch.logaddexp(log_odds, torch.zeros_like(log_odds))
             if outputs.shape[1] == 1:
                 losses = 0.0 * outputs.squeeze(1)
@@ -182,7 +186,7 @@ class CrossEntropy(Loss):
         return factor if scales is None else factor * scales.sqrt().reshape(-1, 1, 1).to(factor)
 
     def _curvature_scales(self, outputs: Tensor, targets: Tensor | None) -> Tensor | None:
-        """Return M of each sample, (n,), None where all are 1."""
+        """Return the total mass s of each sample, (n,); None where all are 1."""
         if not self.curvature_needs_targets:
             return None
         if targets is None:
@@ -191,22 +195,22 @@ class CrossEntropy(Loss):
         return self._masses(outputs, targets).sum(dim=-1)
 
     def _labels(self, targets: Tensor) -> Tensor:
-        """Return labels that can index, those that do not count as 0."""
+        """Return labels that can be used as indices; a label that does not count becomes 0."""
         labels = targets.long()
         if self.ignore_index is None:
             return labels
         return torch.where(labels != self.ignore_index, labels, 0)
 
     def _weights(self, targets: Tensor) -> Tensor:
-        """Return by what each label is weighted in the mean, float64."""
+        """Return the weight of each label in the mean, float64; 0 for one that does not count."""
         labels = self._labels(targets)
         if self.weight is None:
             weights = torch.ones_like(labels, dtype=torch.float64)
         else:
             weights = self.weight.to(labels.device, torch.float64)[labels]
-        return weights if self.ignore_index is None else weights * self._known(targets)
+        return weights if self.ignore_index is None else weights * self._counted(targets)
 
-    def _known(self, targets: Tensor) -> Tensor:
+    def _counted(self, targets: Tensor) -> Tensor:
         return targets.long().ne(self.ignore_index)  # type: ignore[arg-type]
 
     def _scales(self, targets: Tensor) -> Tensor:
@@ -215,7 +219,7 @@ class CrossEntropy(Loss):
         return weights / (weights.mean() if self.mean_weight is None else self.mean_weight)
 
     def _masses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return what multiplies −log p of each class, (n, C), float64."""
+        """Return the masses m, which multiply −log p of each class, (n, C), float64."""
         num_outputs = outputs.shape[-1]
         soft = targets.is_floating_point()
         if soft:
@@ -230,7 +234,7 @@ class CrossEntropy(Loss):
             return masses
         mean = self._weights(targets).mean() if self.mean_weight is None else self.mean_weight
         if self.ignore_index is not None:
-            masses = masses * self._known(targets).unsqueeze(-1)
+            masses = masses * self._counted(targets).unsqueeze(-1)
         return masses / mean
 
     @override
@@ -243,29 +247,30 @@ class CrossEntropy(Loss):
     def bound(self, sample: Tensor, targets: Targets) -> Loss:
         first = next(iter(targets()))
         axis = class_axis(self, sample, first)
-        here = self
+        bound = self
         if first.is_floating_point():
-            here = replace(self, soft=True)
+            bound = replace(self, soft=True)
         elif self.weighted and self.mean_weight is None:
-            here = self._with_mean_weight(sample.shape[axis], targets)
-        return here if sample.ndim == 2 else Positional(here, tuple(sample.shape[1:]), axis)
+            bound = self._with_mean_weight(sample.shape[axis], targets)
+        return bound if sample.ndim == 2 else Positional(bound, tuple(sample.shape[1:]), axis)
 
     def _with_mean_weight(self, num_classes: int, targets: Targets) -> CrossEntropy:
+        """Return the loss with the mean weight of all labels, or a plainer one that equals it."""
         self._check_weight(num_classes)
-        total, known, count = 0.0, 0, 0
+        total, counted, count = 0.0, 0, 0
         for part in targets():
             if part.is_floating_point():
                 raise ValueError("targets are labels in one batch and probabilities in another.")
             self._check_labels(part, num_classes)
             total += float(self._weights(part).sum())
             count += part.numel()
-            known += part.numel() if self.ignore_index is None else int(self._known(part).sum())
+            counted += part.numel() if self.ignore_index is None else int(self._counted(part).sum())
         if not total > 0:
             raise ValueError(f"targets: loss={self.name} leaves no label with a positive weight.")
-        here = self if known < count else replace(self, ignore_index=None)
-        if here.is_plain:
+        bound = self if counted < count else replace(self, ignore_index=None)
+        if bound.is_plain:
             return CrossEntropy()
-        return replace(here, mean_weight=total / count) if here.weighted else here
+        return replace(bound, mean_weight=total / count) if bound.weighted else bound
 
     @override
     def without_targets(self, sample: Tensor) -> Loss:
@@ -315,10 +320,10 @@ class CrossEntropy(Loss):
     def _check_labels(self, targets: Tensor, num_outputs: int) -> None:
         if targets.dtype == torch.bool or targets.is_complex():
             raise ValueError(f"targets has {targets.dtype}: {self.name} needs integer labels.")
-        known = targets.long() if self.ignore_index is None else targets[self._known(targets)]
-        if not known.numel():
+        labels = targets.long() if self.ignore_index is None else targets[self._counted(targets)]
+        if not labels.numel():
             return
-        low, high = int(known.min()), int(known.max())
+        low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_outputs:
             advice = ""
             if low < 0 and self.ignore_index is None:
@@ -332,7 +337,8 @@ class CrossEntropy(Loss):
     def likelihood(self) -> Loss:
         if self.weight is not None or self.label_smoothing:
             return super().likelihood()
-        # The model's own labels do not depend on the given ones, but on which of them count.
+        # The model draws labels of its own, so given probabilities do not matter. Which samples
+        # count, and how much, still does.
         return CrossEntropy() if self.soft else self
 
 
@@ -351,7 +357,7 @@ class NegativeLogLikelihood(CrossEntropy):
 
     @override
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        # A zero that depends on the outputs, for who differentiates.
+        # Add a zero that depends on the outputs, so that a caller can differentiate the gradient.
         return (0.0 * outputs - self._masses(outputs, targets)).to(outputs.dtype)
 
     @override

@@ -27,7 +27,7 @@ class Elementwise(Loss):
     mean : bool
         Whether the outputs of a sample are averaged, as torch does, or summed.
     shape : tuple of int or None
-        What the model returns for a sample, where it is more than a row of numbers.
+        Shape of the model's output for a sample; None where it is a row of numbers.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Elementwise(Loss):
 
     @abstractmethod
     def _values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the function's values, all in float64 and of one shape."""
+        """Return the function's values; all tensors are float64 and have the same shape."""
 
     @abstractmethod
     def _first(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ class Elementwise(Loss):
         return 1.0 / outputs.shape[-1] if self.mean else 1.0
 
     def _shaped(self, outputs: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return both in float64, in the shape that the model returns."""
+        """Return outputs and targets in float64, in the shape of the model's output."""
         shape = outputs.shape if self.shape is None else (-1, *self.shape)
-        whole = outputs.to(torch.float64).reshape(shape)
+        shaped = outputs.to(torch.float64).reshape(shape)
         if targets is None:
-            return whole, torch.zeros_like(whole)
-        return whole, targets.to(torch.float64).reshape(whole.shape)
+            return shaped, torch.zeros_like(shaped)
+        return shaped, targets.to(torch.float64).reshape(shaped.shape)
 
     @override
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -103,7 +103,8 @@ class Elementwise(Loss):
                 f"model returned {outputs.shape[1]} numbers a sample, and {shape} in the first "
                 "batch: pad all batches to one length."
             )
-        # (n,) and (n, 1) are the same; other shapes of equal size may be another order.
+        # Axes of a single entry do not matter: (n,) fits (n, 1). Another shape of the same size may
+        # hold its entries in another order, so it is refused.
         if len(targets) != n or _without_ones(targets.shape[1:]) not in (
             _without_ones(shape),
             _without_ones(outputs.shape[1:]),
@@ -128,7 +129,7 @@ class SquaredError(Elementwise):
     Attributes
     ----------
     curvature : float
-        Its second derivative in an output, before averaging.
+        Second derivative in an output, before averaging.
     """
 
     curvature: float = 2.0
@@ -150,7 +151,7 @@ class SquaredError(Elementwise):
         n, num_outputs = outputs.shape
         identity = torch.eye(num_outputs, dtype=torch.float64, device=outputs.device)
         root = (self.curvature * self._factor(outputs)) ** 0.5
-        # One for all samples, which take no memory of their own.
+        # All samples share the same factor, so that they take no memory of their own.
         return (root * identity).to(outputs.dtype).expand(n, -1, -1)
 
     @override
@@ -167,7 +168,7 @@ class BinaryCrossEntropy(Elementwise):
     Attributes
     ----------
     weight, pos_weight : Tensor or None
-        w and v, of a shape that broadcasts against what the model returns for a sample.
+        Weights w and v, of a shape that broadcasts against the model's output for a sample.
     """
 
     weight: Tensor | None = None
@@ -179,7 +180,7 @@ class BinaryCrossEntropy(Elementwise):
         return self.pos_weight is not None
 
     def _masses(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what multiplies −log(1 − p) and −log p."""
+        """Return the masses that multiply −log(1 − p) and −log p."""
         negative, positive = 1.0 - targets, targets
         if self.pos_weight is not None:
             positive = positive * self.pos_weight.to(outputs)
@@ -192,7 +193,7 @@ class BinaryCrossEntropy(Elementwise):
     def _values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         negative, positive = self._masses(outputs, targets)
         zero = torch.zeros_like(outputs)
-        # torch's softplus is the identity above 20, at the price of nine digits there.
+        # torch's softplus returns its argument above 20, where e⁻²⁰ costs digits from the ninth.
         return negative * torch.logaddexp(outputs, zero) + positive * torch.logaddexp(
             -outputs, zero
         )

@@ -14,13 +14,18 @@ from typing_extensions import override
 
 from paperkit.network.losses.base import Loss, Targets, refuse_negative
 
-# Targets on which a function is tried, and the round-off that its sums may differ by.
+# Largest number of targets on which a function is tried.
 _MOST_TRIED = 48
+# Largest relative difference, by round-off, between the mean over samples and the mean of values on
+# each sample alone.
 _TOLERANCE = 1e-6
 
 
 class _InDouble(TorchFunctionMode):
-    """Where a function mixes double precision with less, as with its own weights, all is double."""
+    """Convert all operands to double precision where a function mixes it with a narrower format.
+
+    Outputs come in double precision, and a function may have weights of its own in another format.
+    """
 
     def __torch_function__(
         self,
@@ -52,11 +57,11 @@ class GeneralLoss(Loss):
     function : callable
         ``(outputs, targets) -> scalar``.
     shape : tuple of int or None
-        What the model returns for a sample; None until it is known.
+        Shape of the model's output for a sample; None until it is known.
     target : tuple or None
-        Shape of a sample's target and its kind; None until it is known.
+        Shape and dtype of a sample's target; None until they are known.
     obstacle : str or None
-        Why PyTorch has no second derivative of it, as far as is known.
+        Reason why PyTorch has no second derivative of it, as far as is known.
     """
 
     name: str
@@ -85,7 +90,7 @@ class GeneralLoss(Loss):
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         f, y = self._operands(outputs, targets)
         pairs = zip(f.split(1), y.split(1), strict=True)
-        return torch.stack([self._total(one, target) for one, target in pairs])
+        return torch.stack([self._total(output, target) for output, target in pairs])
 
     def _gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the gradient of the sum, differentiable in the outputs if these record."""
@@ -97,7 +102,7 @@ class GeneralLoss(Loss):
             )
         if wrapped:
             return torch.func.grad(lambda f: self._total(f, targets))(outputs)
-        # Plain autograd also takes operations that know nothing of torch.func.
+        # Plain autograd also differentiates operations that torch.func does not support.
         with torch.enable_grad():
             recorded = outputs.requires_grad
             leaf = outputs if recorded else outputs.detach().requires_grad_()
@@ -107,7 +112,8 @@ class GeneralLoss(Loss):
             (gradient,) = torch.autograd.grad(
                 total, leaf, create_graph=recorded, materialize_grads=True, allow_unused=True
             )
-        # Of a loss that is affine in the outputs it is a constant, without a graph.
+        # The gradient of a loss that is affine in the outputs is a constant without a graph. Adding
+        # a zero that depends on the outputs gives it one.
         return gradient if gradient.requires_grad or not recorded else gradient + 0.0 * outputs
 
     @override
@@ -132,13 +138,13 @@ class GeneralLoss(Loss):
         with torch.enable_grad():
             leaf = outputs.requires_grad_()
             gradient = self._gradient(leaf, targets)
-        found = [
+        products = [
             torch.autograd.grad(
                 gradient, leaf, row, retain_graph=True, materialize_grads=True, allow_unused=True
             )[0]
             for row in rows
         ]
-        return torch.stack(found)
+        return torch.stack(products)
 
     @override
     def hessian_factor(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -159,37 +165,37 @@ class GeneralLoss(Loss):
 
     @override
     def bound(self, sample: Tensor, targets: Targets) -> Loss:
-        tried = _telling(targets())
-        kind = tuple(tried.shape[1:]), _kind(tried)
-        here = replace(self, shape=tuple(sample.shape[1:]), target=kind)
+        examples = _choose_examples(targets())
+        kind = tuple(examples.shape[1:]), _kind(examples)
+        bound = replace(self, shape=tuple(sample.shape[1:]), target=kind)
         outputs = sample.detach().flatten(1)
-        outputs = outputs[torch.arange(len(tried), device=outputs.device) % len(outputs)]
-        operands = here._operands(outputs, tried)
-        here._refuse_other_means(*operands)
+        outputs = outputs[torch.arange(len(examples), device=outputs.device) % len(outputs)]
+        operands = bound._operands(outputs, examples)
+        bound._refuse_other_means(*operands)
         try:
-            here._products(*operands, torch.zeros_like(operands[0]).unsqueeze(0))
+            bound._products(*operands, torch.zeros_like(operands[0]).unsqueeze(0))
         except RuntimeError as error:
-            return replace(here, obstacle=str(error).split("\n")[0].rstrip("."))
-        return here
+            return replace(bound, obstacle=str(error).split("\n")[0].rstrip("."))
+        return bound
 
     def _refuse_other_means(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise if the function is no mean over samples whose graph autograd can follow."""
         shaped = outputs.reshape(len(outputs), *(self.shape or ()))
         try:
             with _InDouble():
-                found = self.function(shaped, targets)
+                result = self.function(shaped, targets)
         except Exception as error:
             raise ValueError(
                 f"loss={self.name} fails on outputs of shape {tuple(shaped.shape)} in double "
                 f"precision and targets of shape {tuple(targets.shape)}: {error}"
             ) from error
-        if not isinstance(found, Tensor) or found.numel() != 1:
-            kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(result, Tensor) or result.numel() != 1:
+            kind = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(
                 f"loss={self.name} returns {kind}: it must return a tensor of one number, the "
                 "mean over samples."
             )
-        together = float(found.detach())
+        together = float(result.detach())
         if together != together or together in (float("inf"), -float("inf")):
             raise ValueError(
                 f"loss={self.name} is {together} on these outputs and targets: see whether it "
@@ -226,7 +232,9 @@ class GeneralLoss(Loss):
             )
         if bool(gradient.any()):
             return
-        # A step function has no other gradient; what has no graph must not depend on them at all.
+        # A zero gradient with a graph is right for a step function, which a small move of the
+        # outputs leaves unchanged. Without a graph, a large move must leave the losses unchanged
+        # too.
         graph = self._total(outputs.detach().requires_grad_(), targets).requires_grad
         elsewhere = 1.0001 * outputs + 1e-4 if graph else outputs.flip(-1) + 1.0
         moved = self.sample_losses(elsewhere, targets).detach()
@@ -249,30 +257,35 @@ class GeneralLoss(Loss):
 
 
 def _kind(targets: Tensor) -> torch.dtype:
-    """Return the dtype that targets are handed over in."""
+    """Return the dtype in which the function gets targets."""
     if targets.is_floating_point():
         return torch.float64
     return targets.dtype if targets.dtype == torch.bool or targets.is_complex() else torch.int64
 
 
-def _telling(targets: Iterable[Tensor]) -> Tensor:
-    """Choose targets that a function treats differently if it treats any differently.
+def _choose_examples(targets: Iterable[Tensor]) -> Tensor:
+    """Choose targets that a function treats differently, if it treats any targets differently.
 
-    Those with the smallest and largest entries and sums, and as many different ones as may be.
+    Targets with the smallest and largest entries and sums are chosen, and as many distinct others
+    as fit.
     """
-    kept: Tensor | None = None
+    chosen: Tensor | None = None
     for part in targets:
-        few = _different(part)
-        kept = few if kept is None or kept.shape[1:] != few.shape[1:] else torch.cat([kept, few])
-        kept = _different(kept)
-    assert kept is not None  # an empty stream is refused where it is read
-    return kept
+        distinct = _distinct(part)
+        chosen = (
+            distinct
+            if chosen is None or chosen.shape[1:] != distinct.shape[1:]
+            else torch.cat([chosen, distinct])
+        )
+        chosen = _distinct(chosen)
+    assert chosen is not None  # an empty stream is refused where it is read
+    return chosen
 
 
-def _different(targets: Tensor) -> Tensor:
+def _distinct(targets: Tensor) -> Tensor:
     rows = targets.reshape(len(targets), -1)
     if rows.shape[1] == 1 and not targets.is_floating_point():
-        # One of each label.
+        # The first target of each label; the smallest and largest labels if there are too many.
         labels, place = rows[:, 0].unique(return_inverse=True)
         order = torch.arange(len(rows), device=rows.device)
         first = torch.zeros_like(labels, dtype=torch.int64).scatter_(

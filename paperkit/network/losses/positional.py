@@ -1,4 +1,4 @@
-"""A loss of many positions: of each token of a text, of each pixel of an image."""
+"""A loss of many positions: each token of a text, each pixel of an image."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Positional(Loss):
     Attributes
     ----------
     base : Loss
-        Of one position with its C classes.
+        Loss of a position with its classes.
     shape : tuple of int
-        What the model returns for a sample.
+        Shape of the model's output for a sample.
     axis : int
-        Where the classes are, counted with the samples' axis.
+        Axis of the classes, counted with the samples' axis.
     """
 
     base: Loss
@@ -50,60 +50,66 @@ class Positional(Loss):
     @property
     def positions(self) -> int:
         """Positions of a sample."""
-        return math.prod(self._others)
+        return math.prod(self._position_shape)
 
     @property
-    def _others(self) -> tuple[int, ...]:
+    def _position_shape(self) -> tuple[int, ...]:
         return self.shape[: self.axis - 1] + self.shape[self.axis :]
 
-    def _apart(self, rows: Tensor) -> Tensor:
-        """Take (…, n, K) apart into positions, (…, n · T, C)."""
+    def _split_positions(self, rows: Tensor) -> Tensor:
+        """Split outputs (…, n, K P) into P positions with K classes each, (…, n P, K)."""
         lead = rows.ndim - 1
-        moved = rows.unflatten(-1, self.shape).movedim(lead + self.axis - 1, -1)
-        return moved.flatten(lead - 1, -2)
+        classes_last = rows.unflatten(-1, self.shape).movedim(lead + self.axis - 1, -1)
+        return classes_last.flatten(lead - 1, -2)
 
-    def _together(self, parts: Tensor) -> Tensor:
-        """Undo :meth:`_apart`."""
+    def _join_positions(self, parts: Tensor) -> Tensor:
+        """Undo :meth:`_split_positions`."""
         lead = parts.ndim - 1
-        whole = parts.unflatten(-2, (-1, *self._others)).movedim(-1, lead + self.axis - 1)
-        return whole.flatten(lead)
+        shaped = parts.unflatten(-2, (-1, *self._position_shape)).movedim(-1, lead + self.axis - 1)
+        return shaped.flatten(lead)
 
-    def _of_positions(self, targets: Tensor) -> Tensor:
+    def _position_targets(self, targets: Tensor) -> Tensor:
         if targets.is_floating_point():
-            return self._apart(targets.flatten(1))
+            return self._split_positions(targets.flatten(1))
         return targets.flatten()
 
     @override
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        each = self.base.sample_losses(self._apart(outputs), self._of_positions(targets))
-        return each.unflatten(0, (-1, self.positions)).mean(dim=1)
+        losses = self.base.sample_losses(
+            self._split_positions(outputs), self._position_targets(targets)
+        )
+        return losses.unflatten(0, (-1, self.positions)).mean(dim=1)
 
     @override
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        each = self.base.gradient(self._apart(outputs), self._of_positions(targets))
-        return self._together(each) / self.positions
+        gradients = self.base.gradient(
+            self._split_positions(outputs), self._position_targets(targets)
+        )
+        return self._join_positions(gradients) / self.positions
 
     @override
     def hessian_product(
         self, outputs: Tensor, changes: Tensor, targets: Tensor | None = None
     ) -> Tensor:
-        labels = None if targets is None else self._of_positions(targets)
-        each = self.base.hessian_product(self._apart(outputs), self._apart(changes), labels)
-        return self._together(each) / self.positions
+        labels = None if targets is None else self._position_targets(targets)
+        products = self.base.hessian_product(
+            self._split_positions(outputs), self._split_positions(changes), labels
+        )
+        return self._join_positions(products) / self.positions
 
     @override
     def hessian_factor(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
-        labels = None if targets is None else self._of_positions(targets)
-        each = self.base.hessian_factor(self._apart(outputs), labels)
-        each = each.unflatten(0, (-1, self.positions)) / self.positions**0.5
-        n, positions, rows, classes = each.shape
-        # A position's rows are zero in the outputs of the others.
-        factor = each.new_zeros(n, positions, rows, positions, classes)
-        index = torch.arange(positions, device=each.device)
-        factor[:, index, :, index] = each.movedim(1, 0)
-        # To the outputs' order: (rows, n · T, C) → (rows, n, K).
+        labels = None if targets is None else self._position_targets(targets)
+        factors = self.base.hessian_factor(self._split_positions(outputs), labels)
+        factors = factors.unflatten(0, (-1, self.positions)) / self.positions**0.5
+        n, positions, rows, classes = factors.shape
+        # The rows that belong to a position are zero in the outputs of all other positions.
+        factor = factors.new_zeros(n, positions, rows, positions, classes)
+        index = torch.arange(positions, device=factors.device)
+        factor[:, index, :, index] = factors.movedim(1, 0)
+        # Bring the factor's columns into the order of the outputs: (rows, n P, K) → (rows, n, K P).
         parts = factor.flatten(1, 2).movedim(1, 0).flatten(1, 2)
-        return self._together(parts).movedim(0, 1)
+        return self._join_positions(parts).movedim(0, 1)
 
     @override
     def needs_data(self, sample: Tensor, targets: Tensor) -> bool:
@@ -117,13 +123,13 @@ class Positional(Loss):
                 f"model returned {outputs.shape[1]} numbers a sample, and {self.shape} in the "
                 "first batch: pad all batches to one length, with labels that the loss ignores."
             )
-        expected = (n, *(self.shape if targets.is_floating_point() else self._others))
+        expected = (n, *(self.shape if targets.is_floating_point() else self._position_shape))
         if tuple(targets.shape) != expected:
             raise ValueError(
                 f"targets has shape {tuple(targets.shape)}: {self.name} needs {expected} for "
                 f"outputs of shape {(n, *self.shape)}."
             )
-        self.base.check(self._apart(outputs), self._of_positions(targets))
+        self.base.check(self._split_positions(outputs), self._position_targets(targets))
 
     @override
     def likelihood(self) -> Loss:

@@ -1,0 +1,53 @@
+"""A file is replaced whole or not at all."""
+
+import os
+
+import pytest
+
+from paperkit import atomic
+
+
+def test_what_is_written_takes_the_name_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "new folder" / "a.txt"
+    atomic.write_text(path, "erste Fassung, ü")
+    atomic.write_text(path, "second")
+    assert path.read_bytes() == b"second"
+    assert [other.name for other in path.parent.iterdir()] == ["a.txt"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    atomic.write_text(path, "old")
+    with atomic.replacing(path) as file:
+        file.write(b"half")
+        file.flush()
+        assert path.read_text() == "old"
+        file.write(b" and half")
+    assert path.read_text() == "half and half"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "the block"])
+def test_a_failure_at_any_step_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, step):
+    path = tmp_path / "a.txt"
+    atomic.write_text(path, "old")
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    if step != "the block":
+        monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="disk full"), atomic.replacing(path) as file:
+        file.write(b"new")
+        if step == "the block":
+            fail()
+    assert path.read_text() == "old"
+    assert [other.name for other in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_two_writers_of_one_name_do_not_mix(tmp_path):
+    path = tmp_path / "a.txt"
+    with atomic.replacing(path) as first, atomic.replacing(path) as second:
+        first.write(b"first " * 1000)
+        second.write(b"second " * 1000)
+    assert path.read_bytes() == b"first " * 1000
