@@ -72,6 +72,17 @@ class RSAM(WrappedOptimizer):
     ValueError
         If an option is out of range; if ``mode="exact"`` and groups differ in ρ, which then is no
         loss's gradient, or ``no_sync`` is given, as the step follows the first gradient too.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import RSAM
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = RSAM([w], rho=1.0, alpha=2.0, lr=0.1)
+    >>> (0.5 * w.square().sum()).backward()
+    >>> optimizer.first_step()
+    >>> w.detach()  # moved by R(g) g / ‖g‖², R = (3⁴ + 4⁴) / 5⁴
+    tensor([3.0647, 4.0863])
     """
 
     def __init__(
