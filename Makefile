@@ -4,6 +4,10 @@
 # make portable  tests and chapters as other processors would run them (about two hours)
 # make refresh  rewrite the chapters' committed outputs (CHAPTERS="01_five_minutes" for some)
 # make benchmark  time and memory beside other libraries (half an hour on a quiet machine)
+# make device-check  the library on a device against the CPU; installs nothing (PYTHON with torch)
+# make wheel    the library as a wheel, in dist/
+# make wheel-check  the wheel in fresh environments: oldest, newest, alone (15 GB, 10 minutes)
+# make library  the library's tests beside an oldest or a newest PyTorch (SET=oldest)
 #
 # Settings: PYTHON=<Python 3.11>  THREADS=<processor cores to use>  DEVICE=<cpu or cuda>
 
@@ -57,7 +61,7 @@ define newline
 endef
 
 .PHONY: help environment book html refresh test format lint types unit foreign smoke outputs browser
-.PHONY: zoo portable lock clean moved benchmark
+.PHONY: zoo portable lock clean moved benchmark wheel wheel-check library device-check
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -79,6 +83,7 @@ format: environment
 
 lint: environment
 	$(call stage,lint,$(BIN) -m ruff check .,correct the lines named above.)
+	$(call stage,imports between the rooms,$(VENV)/bin/lint-imports --no-logo --cache-dir _build/imports,move the code named above to the room that it belongs to; the order of the rooms stands in pyproject.toml.)
 
 types: environment
 	$(call stage,types,$(BIN) -m mypy,correct the lines named above.)
@@ -126,13 +131,45 @@ $(STAMP): requirements.lock pyproject.toml
 	@printf %s '$(CURDIR)' > $(STAMP)
 	@echo "== environment: ready"
 
-# After a change of the pins in pyproject.toml: resolve them and write the lock.
-# Soupsieve 3 needs a newer Python 3.11 than that of Debian 12; a test looks for more of these.
+# After a change of what pyproject.toml asks for: install it and write the lock. UPGRADE names
+# releases to take instead of the locked ones. Soupsieve 3 needs a newer Python 3.11 than that of
+# Debian 12; a test looks for more of these.
+UPGRADE ?=
 lock:
-	$(BIN) -m pip install --editable '.[book,test]' 'soupsieve<3'
+	$(BIN) -m pip install --editable '.[dev]' 'soupsieve<3' $(UPGRADE)
 	$(BIN) -m pip check
 	@{ sed -n '/^#/p' requirements.lock; $(BIN) -m pip freeze --all --exclude-editable --exclude pip --exclude paperkit | sed -E 's/^((nvidia|cuda)-.*|triton==.*)$$/\1 ; platform_machine == "x86_64" and sys_platform == "linux"/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
+
+# What an earlier build left in build/ would go into the wheel, so it is deleted first.
+wheel: environment
+	@rm -rf build dist/*.whl
+	@$(BIN) -m pip wheel --disable-pip-version-check --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	@rm -rf build
+	@ls dist/*.whl
+
+# Fresh environments beside the locked one. NEWEST is any Python from 3.11 to 3.13.
+NEWEST ?= $(PYTHON)
+ENVIRONMENTS := _build/wheel-check
+WHEEL_CHECK = $(BIN) tests/wheel_check.py dist/*.whl --folder $(ENVIRONMENTS)
+wheel-check: wheel
+	$(call stage,the wheel beside the oldest packages,$(WHEEL_CHECK) oldest --python $(PYTHON),read the error above.)
+	$(call stage,the wheel beside the newest packages,$(WHEEL_CHECK) newest --python $(NEWEST),read the error above.)
+	$(call stage,the wheel without the packages of the book,$(WHEEL_CHECK) alone --python $(NEWEST),read the error above.)
+
+SET ?= oldest
+LIBRARY_TESTS := tests/linalg tests/network tests/curvature tests/linearize tests/estimators tests/bounds
+LIBRARY_TESTS += tests/optim tests/statistics tests/models tests/test_training.py tests/test_checkpoint.py
+LIBRARY_TESTS += tests/test_arguments.py tests/test_arguments_of_every_public_name.py
+library: wheel
+	$(call stage,the wheel beside the $(SET) packages,$(WHEEL_CHECK) $(SET) --python $(PYTHON),read the error above.)
+	$(call stage,the library beside the $(SET) packages,OMP_NUM_THREADS=$(UNIT_THREADS) $(ENVIRONMENTS)/$(SET)/bin/python -m pytest -q -n $(THREADS) $(LIBRARY_TESTS),correct the code or raise the range in pyproject.toml.)
+
+# Nothing is installed: PYTHON has its own PyTorch; without PYTHON it is the locked environment's.
+DEVICE_RECORD ?= results/device.json
+DEVICE_PYTHON = $(if $(filter file,$(origin PYTHON)),$(BIN),$(PYTHON))
+device-check:
+	$(call stage,the library on $(DEVICE) against the CPU,env -u OMP_WAIT_POLICY $(DEVICE_PYTHON) -m benchmarks.device_check --device $(DEVICE) --output $(DEVICE_RECORD),read what failed in $(DEVICE_RECORD).)
 
 # Threads wait for work as in any program: asleep, each small operation takes a third longer.
 # The libraries to compare with stand beside the locked environment, which stays as it is.

@@ -1,12 +1,14 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext.formats,jupytext.text_representation.extension,jupytext.text_representation.format_name,-all
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -20,11 +22,14 @@
 #
 # They all look at the same object.
 # Replace the network by its tangent at the current weights.
-# What is left of a layer is a pair of tensors: $a_l$, what its weights multiply, and $B_l$, how the outputs answer to the layer's result.
+# Then a pair of tensors is left of each layer: $a_l$, which holds what the layer's weights multiply, and $B_l$, which holds how the outputs answer to the layer's result.
 #
 # **The question of this chapter: how much of the four papers can be read off the pairs $(a_l, B_l)$, and by which equations?**
-# The answer: every measure that belongs to the tangent. What evaluates the loss somewhere else, like worst-case sharpness, stays outside. We derive the measures one by one.
-# Every equation becomes a few lines of code, and every number is computed twice more, by brute force and by the library.
+#
+# The answer is: every measure that belongs to the tangent.
+# A measure that evaluates the loss somewhere else, like worst-case sharpness, stays outside.
+# We derive the measures one by one, and turn each equation into a few lines of code.
+# Every number is then computed twice more, by brute force and by the library.
 # These are identities, so there are no verdicts: a cell whose assertion fails stops the notebook.
 
 # %% tags=["parameters"]
@@ -33,67 +38,43 @@ seed = 0  # draws the weights and the images
 samples = None  # images; None: the profile's own number
 
 # %% tags=["hide-input"]
-from paperkit.experiments import resolve
+from paperkit.chapter import Comparisons, distance, setup, table
 
-p = resolve(
+p = setup(
     globals(),
     {"smoke": {"samples": 8}, "laptop": {"samples": 15}, "paper": {"samples": 15}},
-    allowed=["profile", "seed", "samples", "store"],
+    allowed=["seed", "samples"],
+    threads=1,
 )
 
 # %% tags=["hide-input"]
 from copy import deepcopy
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 from torch.nn import functional
 
-from paperkit import estimators
+from paperkit import estimators, plotting
 from paperkit.bounds import compression
 from paperkit.curvature import FisherOperator, dense_gauss_newton, dense_hessian, dense_jacobian
-from paperkit.estimators import PASS_MEASURES, measure
 from paperkit.experiments.studies import curvature_blocks as study
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linearize import ekfac, kfac, linearize
 from paperkit.models.small import build_digit_network
-from paperkit.plotting import book_style, layer_styles
+from paperkit.models.untied import operator_matrix, untie
 
-book_style()
-torch.set_num_threads(1)  # on matrices this small, sharing the work costs more than it saves
-
-checked: dict[str, dict[str, str]] = {}
-
-
-def distance(one, other) -> float:
-    """Return the largest relative distance of two numbers, tensors, or mappings of them."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        return max(distance(one[key], other[key]) for key in one)
-    x, y = (
-        v.detach().double()
-        if isinstance(v, Tensor)
-        else torch.tensor(float(v), dtype=torch.float64)
-        for v in (one, other)
-    )
-    return float((x - y).norm() / x.norm())
-
-
-def agree(row: str, ours, *, brute_force, library, tolerance: float = 1e-12) -> None:
-    """Assert that three routes agree, and enter it in the table at the end."""
-    others = {"brute force": brute_force, "the library": library}
-    for other in others.values():
-        assert distance(ours, other) < tolerance, f"{row}: {distance(ours, other)}"
-    checked[row] = {f"against {name}": f"below {tolerance:.0e}" for name in others}
-
+checked = Comparisons()
 
 # %% [markdown]
 # **What to know first.** The chain rule, the singular values of a matrix, and the symbols of the {doc}`notation page <../book/notation>`.
-# {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian block $H_l$ equals its Gauss–Newton block $G_l$. It does in every layer of the network below, so "the block" needs no second name here.
+# {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian block $H_l$ equals its Gauss–Newton block $G_l$.
+# It does in every layer of the network below, so "the block" needs no second name here.
+# {ref}`Batch normalisation <one-fisher>` brings four letters of its own, $\gamma_h$, $\beta_h$, $m_h$ and $s_h$, which belong to its section alone.
 #
-# **Time and hardware.** Under twenty seconds on two cores. Nothing is trained, no record is read, and all arithmetic is in float64.
+# **Time and hardware.** Under twenty seconds on two cores.
+# Nothing is trained, no record is read, and all arithmetic is in float64.
 #
 # | quantity | in the paper | here |
 # |---|---|---|
@@ -103,7 +84,7 @@ def agree(row: str, ours, *, brute_force, library, tolerance: float = 1e-12) -> 
 # | Rényi entropies of all orders | Rényi, Definition 2.1 and eq. 6 | {eq}`eq-one-entropy` |
 # | the Fisher matrix over all parameters | IGS, eq. 2 | {eq}`eq-one-fisher` |
 # | information-geometric sharpness | IGS, eq. 6 | {eq}`eq-one-igs` |
-# | Takeuchi's criterion; the Fisher–Rao norm | IGS, eq. 9; Section 3.2 | {eq}`eq-one-tic` |
+# | Takeuchi's criterion; the Fisher–Rao norm | IGS, eq. 9; Section 3.2 | {eq}`eq-one-tic`; {eq}`eq-one-fisher` |
 # | trace sharpness $S$, tied and untied | Compression, eqs. 3 and 4 | {eq}`eq-one-sharing` |
 # | local sensitivity, volume, dimension | Compression, Definitions 3.3, 3.7 and F.1, eq. 15 | {eq}`eq-one-features` |
 # | relative flatness | Petzka et al. {cite:p}`petzka2021` | {eq}`eq-one-flatness` |
@@ -113,21 +94,39 @@ def agree(row: str, ours, *, brute_force, library, tolerance: float = 1e-12) -> 
 # (one-pair)=
 # ## The pass
 #
-# Our network is small enough that every matrix can be written out: a convolution ("stem") with stride 2, batch normalisation by frozen statistics, ReLU; a second convolution ("conv") and its normalisation, **added to its own input**; ReLU; pooling; a linear layer ("head").
-# It reads real 8 × 8 digits.
+# Our network is small enough that every matrix can be written out.
+# It reads real 8 × 8 digits, and has three layers.
 #
-# Write $x_l$ for the activation that enters layer $l$. The layer cuts it into patches $a_{l,t}$, one for each position $t = 1, \dots, P_l$, and multiplies: $z_{l,t} = W_l\, a_{l,t} + b_l$.
-# A forward pass records the $a_l$. Then each of the $C$ outputs is sent backwards once, which gives $B_l = \partial f / \partial z_l$ in all layers together. Samples do not interact, so one backward pass serves all $n$ of them.
+# * The *stem* is a convolution with stride 2, followed by batch normalisation with frozen statistics and ReLU.
+# * *Conv* is a second convolution with its normalisation; its result is **added to its own input** before the next ReLU.
+# * The *head* is a linear layer, which comes after pooling.
 #
-# A change $V$ of the weights moves every $z_{l,t}$ by $V a_{l,t}$, since no input of the layer depends on its own weights, and $z_{l,t}$ moves the outputs by $B_{l,t} V a_{l,t}$ in first order. Hence for output $c$ of sample $i$
+# Write $x_l$ for the activation that enters layer $l$.
+# A convolution cuts it into patches $a_{l,t}$, one for each position $t = 1, \dots, P_l$.
+# A linear layer has one position, $P_l = 1$, and its one patch is $x_l$ itself.
+# The layer multiplies each patch by its weights $W_l$, a matrix of $h_l$ rows and $k_l$ columns, and adds its bias: $z_{l,t} = W_l\, a_{l,t} + b_l$.
+#
+# A forward pass over $n$ samples records the $a_l$.
+# Then each of the $C$ outputs $f_c$ is sent backwards once, which gives $B_l = \partial f / \partial z_l$ in all layers together.
+# Samples do not interact, so one backward pass serves all $n$ of them.
+#
+# To see what the two tensors know, change the weights by $V$.
+# No input of the layer depends on the layer's own weights, so $z_{l,t}$ moves by exactly $V a_{l,t}$.
+# The outputs then move by $B_{l,t} V a_{l,t}$ in first order, and the contributions of the positions add up.
+# For output $c$ of sample $i$ this is the left side of the next equation.
+# The right side reads the gradient off it, because a linear function of $V$ is the scalar product of $V$ with its gradient:
 #
 # $$
 # \mathrm d f_{ic} = \sum_{t} B_{l,ict}^{\vphantom\top}\, V a_{l,it}
 # \qquad\Longleftrightarrow\qquad
-# \frac{\partial f_{ic}}{\partial W_l} = \sum_{t=1}^{P_l} B_{l,ict}^\top\, a_{l,it}^\top ,
+# \frac{\partial f_{ic}}{\partial W_l} = \sum_{t=1}^{P_l} B_{l,ict}^\top\, a_{l,it}^\top .
 # $$ (eq-one-pair)
 #
-# where $B_{l,ict}$ is a row of $h_l$ numbers. The pair has $n (C h_l + k_l) P_l$ numbers, the Jacobian $J_l$ has $n C h_l k_l$. So the pair is smaller where the layer is wide and its positions are few.
+# Here $B_{l,ict}$ is the row of $h_l$ numbers that belongs to output $c$ of sample $i$ and to position $t$.
+# Written as one row, the gradient on the right is row $c$ of the Jacobian $J_{l,i} = \partial f_i / \partial \operatorname{vec} W_l$.
+#
+# The pair has $n (C h_l + k_l) P_l$ numbers, and the Jacobian has $n C h_l k_l$.
+# So the pair is the smaller of the two where the layer is wide and its positions are few.
 
 # %%
 model = build_digit_network("residual, frozen batch norm", p.seed)
@@ -143,14 +142,17 @@ J = {name: torch.einsum("ncht,nkt->nchk", B[name], a[name]).flatten(2) for name 
 
 brute = {name: dense_jacobian(model, inputs, [f"{name}.weight"]) for name in layers}
 library = {name: layer.jacobian() for name, layer in layers.items()}
-agree("Jacobian of a layer's weights", J, brute_force=brute, library=library)
+checked.agree("Jacobian of a layer's weights", J, brute_force=brute, library=library)
 assert all(layer.exact_block for layer in layers.values())
 
 # %% [markdown]
 # (one-product)=
 # ## A block times a vector
 #
-# The block is $G_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$, and {eq}`eq-one-pair` is both $J_{l,i}$ and its transpose. Read it from right to left for a change $V$ of the weights:
+# Every method that never writes a matrix out asks for one thing: the block times a vector.
+# The block is $G_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$, where $\Lambda_i$ is the $C \times C$ Hessian of the loss in the outputs of sample $i$.
+# Equation {eq}`eq-one-pair` holds $J_{l,i}$ and its transpose.
+# So apply the three factors from right to left to a change $V$ of the weights: the first gives the change $u_i$ of the outputs, and the other two give the product.
 #
 # $$
 # u_i = \sum_t B_{l,it}\, V a_{l,it} \in \mathbb R^C,
@@ -158,8 +160,9 @@ assert all(layer.exact_block for layer in layers.values())
 # G_l\, V = \frac1n \sum_{i,t} B_{l,it}^\top\, (\Lambda_i u_i)\; a_{l,it}^\top .
 # $$ (eq-one-product)
 #
-# The first equation carries the change forward to the outputs. There it is weighed by the curvature of softmax cross-entropy, $\Lambda_i u = p_i \odot (u - p_i^\top u)$. The second equation carries it back.
-# Autograd takes no part. The change $V$ may be many changes at once, and the network is not asked again.
+# For softmax cross-entropy, with the probabilities $p_i$ of sample $i$, the middle factor is $\Lambda_i u = p_i \odot (u - p_i^\top u)$.
+# It costs a few operations for each output.
+# Autograd takes no part, so $V$ may be many changes at once, and the network is not asked again.
 
 
 # %%
@@ -176,7 +179,7 @@ def gauss_newton_product(name: str, V: Tensor) -> Tensor:
 H = {name: dense_hessian(model, *data, parameters=[f"{name}.weight"]) for name in layers}
 V = {name: draw_probes(3, W[name].numel(), generator_of(0)) for name in layers}
 shaped = {name: V[name].view(-1, *layers[name].weight_shape) for name in layers}
-agree(
+checked.agree(
     "Gauss–Newton block times a vector",
     {name: gauss_newton_product(name, V[name]) for name in layers},
     brute_force={name: V[name] @ H[name] for name in layers},
@@ -184,13 +187,19 @@ agree(
 )
 
 # %% [markdown]
-# The brute force is the *Hessian*, from automatic differentiation of the loss: that the two agree is the proposition of {doc}`chapter 2 <02_curvature_objects>`.
+# The brute force is the *Hessian*, from automatic differentiation of the loss.
+# That the two agree is the proposition of {doc}`chapter 2 <02_curvature_objects>`.
 #
 # (one-gram)=
 # ## The spectrum, exactly
 #
-# For any matrix $M$, $M^\top M$ and $M M^\top$ have the same nonzero eigenvalues.
-# So factor each $\Lambda_i = R_i^\top R_i$, stack the $R_i J_{l,i} / \sqrt n$ into $M_l$, and take whichever of the two products is smaller: $G_l = M_l^\top M_l$ with $d_l$ rows, or
+# The Rényi paper asks for eigenvalues, and a wide layer's block has too many rows to be diagonalised.
+# A fact about all matrices helps: $M^\top M$ and $M M^\top$ have the same nonzero eigenvalues.
+# To use it, the block has to be written as $M_l^\top M_l$.
+# Suppose that $\Lambda_i = R_i^\top R_i$ with some matrix $R_i$, which we construct in a moment.
+# Stack the matrices $R_i J_{l,i} / \sqrt n$ of all samples into $M_l$.
+# Then $G_l = M_l^\top M_l$, with $d_l = h_l k_l$ rows, and the other product is a Gram matrix.
+# Insert {eq}`eq-one-pair`, and its block for the samples $i$ and $j$ needs nothing but inner products of the pair:
 #
 # $$
 # K_l = M_l M_l^\top,
@@ -198,20 +207,29 @@ agree(
 # (K_l)_{ij} = \frac1n \sum_{t,t'} \langle a_{l,it},\, a_{l,jt'} \rangle\; (R_i B_{l,it}) (R_j B_{l,jt'})^\top .
 # $$ (eq-one-gram)
 #
-# *How few rows can $R_i$ have?* Put $q = \sqrt{p_i}$, entry by entry. It is a unit vector, since the probabilities sum to one, and
+# The fewer rows $R_i$ has, the smaller $K_l$ is.
+# To see how few can be enough, write $\sqrt{p_i}$ for the vector of the roots of the probabilities.
+# It has length one, since the probabilities sum to one.
+# It turns $\Lambda_i$ into a product whose middle factor is a projection:
 #
 # $$
 # \Lambda_i = \operatorname{diag}(p_i) - p_i p_i^\top
-# = D\,(I - q q^\top)\,D, \qquad D = \operatorname{diag}(q) .
+# = \operatorname{diag}(\sqrt{p_i})\, \Big(I - \sqrt{p_i}\, \sqrt{p_i}^{\,\top}\Big)\, \operatorname{diag}(\sqrt{p_i}) .
 # $$ (eq-one-factor)
 #
-# $I - qq^\top$ projects on the complement of $q$. With $C - 1$ orthonormal rows $Q \perp q$ it is $Q^\top Q$, and $R_i = Q D$. No factor has fewer rows, for the null vectors of $\Lambda_i$ are the multiples of $\mathbf 1$.
-# So $K_l$ has $n(C - 1)$ rows. Where these are more than $d_l$, as in the stem, the library writes $G_l$ out instead; the smaller number bounds the rank.
+# The middle factor projects on the complement of $\sqrt{p_i}$.
+# Choose a matrix $Q_i$ whose $C - 1$ rows are orthonormal and orthogonal to $\sqrt{p_i}$.
+# Then the projection is $Q_i^\top Q_i$, and $R_i = Q_i \operatorname{diag}(\sqrt{p_i})$ is a factor of $C - 1$ rows.
+# No factor has fewer, because the null vectors of $\Lambda_i$ are the multiples of $\mathbf 1$, so that its rank is $C - 1$.
+#
+# Hence $K_l$ has $n(C - 1)$ rows.
+# In the stem these are more than $d_l$, and the library writes $G_l$ out instead.
+# In either case the smaller of the two numbers bounds the rank.
 
 # %%
 Lambda = torch.diag_embed(prob) - prob[:, :, None] * prob[:, None, :]
-q = prob.sqrt().unsqueeze(1)  # (n, 1, C)
-R = torch.linalg.svd(q).Vh[:, 1:] * q  # the right singular vectors but the first are ⟂ q
+root = prob.sqrt().unsqueeze(1)  # (n, 1, C)
+R = torch.linalg.svd(root).Vh[:, 1:] * root  # the right singular vectors but the first are ⟂ root
 assert distance(R.mT @ R, Lambda) < 1e-12
 
 eigenvalues, spectra = {}, {name: layer.spectrum() for name, layer in layers.items()}
@@ -223,25 +241,32 @@ for name in layers:
 
 dense = {k: torch.linalg.eigvalsh(H[k]).flip(0)[: spectra[k].rank] for k in layers}
 library = {name: spectrum.eigenvalues for name, spectrum in spectra.items()}
-agree("spectrum through the Gram dual", eigenvalues, brute_force=dense, library=library)
+checked.agree("spectrum through the Gram dual", eigenvalues, brute_force=dense, library=library)
 sizes = {k: (*W[k].shape, W[k].numel(), n * (C - 1), spectra[k].rank) for k in layers}
-pd.DataFrame(sizes, index=["rows h", "columns k", "weights d", "n(C − 1)", "rank"]).T
+table(["layer", "rows $h$", "columns $k$", "weights $d$", "$n(C - 1)$", "rank"], sizes)
 
 # %% [markdown]
-# The rank of the stem and of conv stays below both numbers. The library's own factor $R_i$ comes from a Householder reflection, which stays accurate where the softmax is saturated. It is another $R_i$ with the same $\Lambda_i$, and gives the same spectrum.
+# The rank of the stem and of conv stays below both numbers.
+# The library's own factor $R_i$ comes from a Householder reflection, which stays accurate where the softmax is saturated.
+# It is another $R_i$ with the same $\Lambda_i$, and gives the same spectrum.
 #
 # (one-entropy)=
 # ## All orders at once
 #
-# With $q_j = \lambda_j / \sum_k \lambda_k$ over the nonzero eigenvalues {cite:p}`renyi2025`,
+# The Rényi paper {cite:p}`renyi2025` keeps of a spectrum only how it is spread.
+# So divide the nonzero eigenvalues $\lambda_j$ by their sum, $q_j = \lambda_j / \sum_k \lambda_k$, and take the entropy of the order $\alpha$ that is wanted:
 #
 # $$
 # \mathcal H_\alpha(H_l) = \frac{1}{1-\alpha} \log \sum_j q_j^\alpha ,
 # \qquad
-# \mathcal H_1(H_l) = -\sum_j q_j \log q_j .
+# \mathcal H_1(H_l) = -\sum_j q_j \log q_j
+# \qquad (\text{Rényi paper: eq. 6, for } \alpha \ne 1) .
 # $$ (eq-one-entropy)
 #
-# One spectrum serves every order. Where it does not fit into memory, one set of Lanczos matrices does: the operator is {eq}`eq-one-product`, and {doc}`chapter 4 <04_stochastic_estimators>` says how wrong the result can be. In the figure its bracket, widened by four standard errors, must contain the exact entropy at every order, from the same matrices.
+# One spectrum serves every order.
+# Where it does not fit into memory, one set of Lanczos matrices does: the operator is {eq}`eq-one-product`, and {doc}`chapter 4 <04_stochastic_estimators>` says how wrong the result can be.
+# Both ways are in the figure.
+# The bracket of the estimate, widened by four standard errors, must contain the exact entropy at every order, from the same matrices.
 
 
 # %%
@@ -263,10 +288,10 @@ orders = (0.5, 1.0, 1.5, 2.0)
 found = estimators.renyi_sharpness(model, data, orders)
 library = {name: {order: -float(found[name][order]) for order in orders} for name in layers}
 ours, brute = at_all_orders(eigenvalues), at_all_orders(dense)
-agree("Rényi entropies of all orders", ours, brute_force=brute, library=library)
+checked.agree("Rényi entropies of all orders", ours, brute_force=brute, library=library)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels, a curve for each of the three layers. Left: the eigenvalues fall by several decades with their index; the first nine of the head stand far above its others. Right: the entropy falls as the order grows from 0.1 to 4; error bars at the orders 0.5, 1, 1.5 and 2 lie across the curves."}, "figure": {"caption": "The three layers of one network, from one pass. Left: all nonzero eigenvalues of each layer's Hessian block. Right: the Rényi entropy of that spectrum, in nats, against its order; the bars are estimates from one set of Lanczos matrices a layer, with four standard errors.", "name": "fig-one-spectra"}}
-styles = layer_styles(list(layers))
+styles = plotting.layer_styles(list(layers))
 grid = [step / 20 for step in range(2, 81)]
 estimates = estimators.renyi_sharpness(model, data, orders, method="lanczos")
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -274,28 +299,32 @@ for name, values in eigenvalues.items():
     left.semilogy(range(1, len(values) + 1), values, label=name, **styles[name])
     right.plot(grid, [float(entropy(values, alpha)) for alpha in grid], **styles[name])
     for alpha, one in estimates[name].items():
-        low, high = (
-            end + 4 * sign * one.standard_error
-            for end, sign in zip(one.bracket, (-1, 1), strict=True)
-        )
-        assert low <= -entropy(values, alpha) <= high
+        low, high = one.bracket
+        wider = 4 * one.standard_error
+        assert low - wider <= -entropy(values, alpha) <= high + wider
         bar = {"color": styles[name]["color"], "fmt": "o", "ms": 3, "capsize": 4}
-        right.errorbar(alpha, -one.value, 4 * one.standard_error, **bar)
+        right.errorbar(alpha, -one.value, wider, **bar)
 left.set(xlabel="index of the eigenvalue", ylabel="eigenvalue")
 right.set(xlabel="order α", ylabel="entropy")
 left.legend(title="layer")
 plt.show()
 
 # %% [markdown]
-# The first nine eigenvalues of the head stand apart: one for each of the $C - 1$ directions in which outputs can differ.
+# The first nine eigenvalues of the head stand apart.
+# They are as many as the directions in which outputs can differ, $C - 1$.
 #
 # (one-fisher)=
 # ## All parameters, biases and normalisation included
 #
-# Information-geometric sharpness belongs to the network, not to a layer, and needs the Jacobian $J$ in *every* parameter. The pairs have the rest, too.
+# Information-geometric sharpness belongs to the network and not to a layer, so it needs the Jacobian $J$ in *every* parameter.
+# Biases and normalisation have no pair of their own, but their Jacobians can be read off the pairs of the layers before them.
 #
 # A bias is added at every position, so $\partial f / \partial b_l = \sum_t B_{l,t}$.
-# Frozen normalisation of channel $h$ maps $z_h$ to $y_h = \gamma_h (z_h - m_h) / s_h + \beta_h$, with its stored mean $m_h$ and deviation $s_h$. By the chain rule $\partial f / \partial z_{ht} = (\gamma_h / s_h)\, \partial f / \partial y_{ht}$, hence for $\gamma_h \ne 0$
+#
+# For normalisation, look at one channel $h$.
+# Frozen normalisation maps $z_h$ to $y_h = \gamma_h (z_h - m_h) / s_h + \beta_h$, with a scale $\gamma_h$, a shift $\beta_h$, a stored mean $m_h$ and a stored deviation $s_h$.
+# Its two Jacobians need $\partial f / \partial y_h$, and the pair has $B_l = \partial f / \partial z$.
+# By the chain rule $\partial f / \partial z_{ht} = (\gamma_h / s_h)\, \partial f / \partial y_{ht}$, so for $\gamma_h \ne 0$ one turns into the other:
 #
 # $$
 # \begin{aligned}
@@ -319,18 +348,22 @@ for name, norm in (("stem", model.norm1), ("conv", model.norm2)):
 names = [name for name, _ in model.named_parameters()]
 brute_force = {name: dense_jacobian(model, inputs, [name]) for name in blocks}
 library = dict(linearization.jacobian_blocks())
-agree("Jacobian in every parameter", blocks, brute_force=brute_force, library=library)
+checked.agree("Jacobian in every parameter", blocks, brute_force=brute_force, library=library)
 
 # %% [markdown]
-# Now stack $M_i = R_i J_i / \sqrt n$ over the samples. For softmax cross-entropy $F = G$ {cite:p}`martens2020`, so that
+# With all Jacobians at hand, the Fisher matrix $F$ is the construction of {eq}`eq-one-gram` once more, now for all parameters $\theta$.
+# For softmax cross-entropy $F = G$ {cite:p}`martens2020`, so $\Lambda_i$ and its factor $R_i$ are those of before.
+# Stack $M_i = R_i J_i / \sqrt n$ over the samples, and call the result $M$:
 #
 # $$
 # F = \frac1n \sum_i J_i^\top \Lambda_i J_i = M^\top M ,
 # \qquad
-# \theta^\top F\, \theta = \lVert M \theta \rVert^2 ,
+# \theta^\top F\, \theta = \lVert M \theta \rVert^2
+# \qquad (\text{IGS paper: eq. 2, Section 3.2}) .
 # $$ (eq-one-fisher)
 #
-# and the second is the Fisher–Rao norm {cite:p}`liang2019`. $M$ has $n(C-1)$ rows, $F$ has $d$.
+# The second is the Fisher–Rao norm {cite:p}`liang2019`.
+# $M$ has $n(C-1)$ rows, while $F$ has one for each of the $d$ parameters.
 
 # %%
 M = (R @ torch.cat([blocks[name] for name in names], dim=2)).flatten(0, 1) / n**0.5
@@ -338,19 +371,24 @@ F = dense_gauss_newton(model, inputs)
 theta = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 identity = torch.eye(len(theta), dtype=theta.dtype)
 operator = FisherOperator(model, data)
-agree("Fisher matrix of all parameters", M.T @ M, brute_force=F, library=operator(identity))
+checked.agree("Fisher matrix of all parameters", M.T @ M, brute_force=F, library=operator(identity))
 
 norm = estimators.fisher_rao_norm(model, data)
 square = (M @ theta).square().sum()
-agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
+checked.agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 
 # %% [markdown]
 # (one-igs)=
 # ## Information-geometric sharpness, in the space of the samples
 #
-# The measure {cite:p}`igs2022` is $\mathrm{IGS} = \frac1n \sum_i g_i^\top F^{+} g_i$, with $g_i$ the gradient of sample $i$'s loss. $F$ is $d \times d$ and singular. But its rows know the gradients.
+# The measure {cite:p}`igs2022` is $\mathrm{IGS} = \frac1n \sum_i g_i^\top F^{+} g_i$, where $g_i$ is the gradient of sample $i$'s loss $\ell_i$ and $F^{+}$ the pseudo-inverse.
+# Written like this it needs a pseudo-inverse of a singular $d \times d$ matrix.
+# It can be had in the space of the samples instead, because the gradients are combinations of the rows of $M$.
 #
-# The gradient of the loss in the outputs is $p_i - e_y$, $y$ being the label. From $\Lambda_i e_y = p_{iy}(e_y - p_i)$ and $\Lambda_i = R_i^\top R_i$,
+# To see this, begin with the gradient of the loss in the outputs, $p_i - e_y$, where $e_y$ is the unit vector of the label $y$.
+# The column of $\Lambda_i$ that belongs to the label is $\Lambda_i e_y = p_{iy}(e_y - p_i)$.
+# Since $\Lambda_i = R_i^\top R_i$, this column is $R_i^\top$ applied to $R_i e_y$, so the gradient in the outputs lies in the range of $R_i^\top$.
+# Its coordinates there are called $c_i$, and $J_i^\top$ carries it on to the parameters:
 #
 # $$
 # p_i - e_y = R_i^\top c_i, \qquad c_i = - \frac{R_i\, e_y}{p_{iy}},
@@ -358,21 +396,27 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 # g_i = J_i^\top (p_i - e_y) = \sqrt n\, M_i^\top c_i .
 # $$ (eq-one-dual)
 #
-# Put this in. $M (M^\top M)^{+} M^\top = \Pi$ is the projector on the range of $M$, a subspace of $\mathbb R^{n(C-1)}$, and
+# Now put $g_i$ into the measure.
+# The gradients bring $M^\top$ and $M$ to either side of $F^{+} = (M^\top M)^{+}$, and $\Pi = M (M^\top M)^{+} M^\top$ is the projector on the range of $M$, a subspace of $\mathbb R^{n(C-1)}$.
+# Write $\Pi_{ii}$ for its diagonal block of sample $i$.
+# A projector lengthens nothing, which gives a bound, and the squared length of $c_i$ is a function of the loss $\ell_i = -\log p_{iy}$:
 #
 # $$
 # \begin{gathered}
 # \mathrm{IGS} = \sum_i c_i^\top \Pi_{ii}\, c_i \;\le\; \sum_i \lVert c_i \rVert^2
-# = \sum_i \big( e^{\ell_i} - 1 \big) ,
+# = \sum_i \big( e^{\ell_i} - 1 \big)
+# \qquad (\text{IGS paper: eq. 6, for the left side}) ,
 # \\
 # \lVert c_i \rVert^2 = \frac{e_y^\top \Lambda_i e_y}{p_{iy}^2} = \frac1{p_{iy}} - 1 .
 # \end{gathered}
 # $$ (eq-one-igs)
 #
-# The bound is met if $M$ has full row rank, as it has as a rule while $n(C-1) \le d$. **Then the measure is a function of the losses alone, and no geometry is left in it.**
+# The bound is met if $M$ has full row rank, as it has as a rule while $n(C-1) \le d$.
+# **Then the measure is a function of the losses alone, and no geometry is left in it.**
 # So we take two batches: ours, and one of 60 images, where $n(C-1) = 540$ exceeds $d = 366$ and the projector matters.
 #
-# Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} \widehat F)$, with $\widehat F = \frac1n \sum_i g_i g_i^\top$. With $F^{+}$ in the place of $H^{-1}$ it is the same number over $n$:
+# Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} \widehat F)$, with the second moment of the gradients $\widehat F = \frac1n \sum_i g_i g_i^\top$ (IGS paper: eq. 9, where the second moment is called $C$).
+# With $F^{+}$ in the place of $H^{-1}$, which is the library's default, it is no new number, because the trace of $F^{+} g_i g_i^\top$ is $g_i^\top F^{+} g_i$:
 #
 # $$
 # \frac1n \operatorname{Tr}\big( F^{+} \widehat F \big) = \frac1{n^2} \sum_i g_i^\top F^{+} g_i = \frac{\mathrm{IGS}}{n} .
@@ -400,98 +444,53 @@ for batch in (data, study.digits_batch(60, p.seed)):
     F = torch.einsum("nra,nrb->ab", *[one.hessian_factor @ J_all] * 2) / len(g)
     brute = (g @ torch.linalg.pinv(F, rtol=1e-14, hermitian=True) * g).sum() / len(g)
     library = estimators.information_geometric_sharpness(model, batch)
-    agree(f"IGS, n = {len(g)}", igs, brute_force=brute, library=library, tolerance=1e-6)
+    checked.agree(f"IGS, n = {len(g)}", igs, brute_force=brute, library=library, tolerance=1e-6)
     tic = estimators.takeuchi_information_criterion(model, batch)
     assert distance(igs / len(g), tic) < 1e-6 and rank == library.rank <= len(theta) - 25
-    rows.append((len(g), library.num_rows, rank, float(igs), library.upper_bound, library.method))
-columns = ["n", "rows of M", "rank", "IGS", "Σ (exp ℓ − 1)", "method"]
-pd.DataFrame(rows, columns=columns).set_index("n").round(4)
+    rows.append((len(g), library.num_rows, rank, igs, library.upper_bound, library.method))
+table(["$n$", "rows of $M$", "rank", "IGS", r"$\sum_i (e^{\ell_i} - 1)$", "method"], rows)
 
 # %% [markdown]
 # The tolerance is 1e-6 here, because brute force inverts $F$, whose condition number is the square of that of $M$.
-# The rank cannot reach $d = 366$, for 25 directions change nothing: the same amount added to all ten logits by any of the 17 columns of the head, and, in each of the eight channels, a scaling of the filter that normalisation undoes by its scale and shift.
+# The rank cannot reach $d = 366$, because 25 directions of the parameters change no probability.
+# Seventeen of them belong to the head: each of its 17 columns, the bias included, may add the same amount to all ten logits.
+# The other eight belong to the eight channels: normalisation undoes a scaling of the filter by its scale and shift.
 #
 # (one-sharing)=
 # ## Trace sharpness, with shared weights and without
 #
-# For $\frac12 \lVert f - y \rVert^2$, $\Lambda_i = I$, and the trace of the block is the mean squared gradient of the outputs {cite:p}`compression`. Insert {eq}`eq-one-pair`:
+# The compression paper {cite:p}`compression` measures sharpness by a trace, for the loss $\frac12 \lVert f - y \rVert^2$.
+# There $\Lambda_i = I$, so the trace of the block is the mean squared gradient of the outputs.
+# Insert {eq}`eq-one-pair`, write the square as a double sum over positions, and use that the inner product of two outer products is the product of two inner products:
 #
 # $$
 # S_l = \frac1n \sum_i \Big\lVert \sum_t B_{l,it}^\top \otimes a_{l,it} \Big\rVert^2
-# = \frac1n \sum_i \sum_{t,t'} \langle B_{l,it}, B_{l,it'} \rangle \langle a_{l,it}, a_{l,it'} \rangle .
+# = \frac1n \sum_i \sum_{t,t'} \langle B_{l,it}, B_{l,it'} \rangle \langle a_{l,it}, a_{l,it'} \rangle
+# \quad (\text{compression paper: eq. 3, for one layer}) .
 # $$ (eq-one-sharing)
 #
-# $\langle B_t, B_{t'} \rangle$ sums over outputs and channels. The double sum is what weight sharing does: terms of different positions can cancel.
-# Undo the sharing in two ways. Give **every position its own copy** of the weight, and only $t = t'$ is left, $\sum_t \lVert B_t \rVert^2 \lVert a_t \rVert^2$.
-# Or free **every entry of the layer's matrix** $A_l$, where $z_l = A_l x_l + b_l$: its gradient is the outer product of $B_l$ and $x_l$, of squared norm $\lVert B_l \rVert_F^2 \lVert x_l \rVert^2$.
-# A linear layer with one position knows no difference.
+# The product $\langle B_t, B_{t'} \rangle$ sums over outputs and channels.
+# The terms with $t \ne t'$ are what weight sharing adds, and they can cancel the others.
 #
-# For the brute force we build these networks, and differentiate them. They compute the same function; only what counts as a parameter differs.
+# Sharing can be undone in two ways.
+# Give **every position its own copy** of the weight, and only $t = t'$ is left: $\sum_t \lVert B_t \rVert^2 \lVert a_t \rVert^2$.
+# Or free **every entry of the layer's matrix** $A_l$, where $z_l = A_l x_l + b_l$.
+# Then the gradient is the outer product of $B_l$ and $x_l$, with the squared norm $\lVert B_l \rVert_F^2 \lVert x_l \rVert^2$ (compression paper: eq. 4).
+# A linear layer has one position, and for it all three are the same.
+#
+# For the brute force we build these networks and differentiate them.
+# They compute the same function, and differ only in what counts as a parameter.
+
+# %%
+A = {name: operator_matrix(use.module, use.inputs.shape[1:]) for name, use in uses.items()}
 
 
-# %% tags=["hide-input"]
-class FreePositions(nn.Module):
-    """A convolution of its own at every position."""
-
-    def __init__(self, convolution: nn.Conv2d, side: int):
-        super().__init__()
-        self.side, self.window = side, convolution
-        self.weight = nn.Parameter(convolution.weight.flatten(1).repeat(side * side, 1, 1))
-
-    def forward(self, x):
-        like = self.window
-        patches = functional.unfold(x, like.kernel_size, padding=like.padding, stride=like.stride)
-        result = torch.einsum("thk,nkt->nht", self.weight, patches)
-        return result.unflatten(2, (self.side, self.side))
-
-
-class FreeMatrix(nn.Module):
-    """A convolution as a matrix without zeros that would have to stay."""
-
-    def __init__(self, matrix: Tensor, side: int):
-        super().__init__()
-        self.side, self.weight = side, nn.Parameter(matrix.clone())
-
-    def forward(self, x):
-        return (x.flatten(1) @ self.weight.T).reshape(len(x), -1, self.side, self.side)
-
-
-class Tail(nn.Module):
-    """The rest of the network, from the input of a layer on."""
-
-    def __init__(self, network: nn.Module, start: str):
-        super().__init__()
-        self.network, self.start = network, start
-
-    def forward(self, x):
-        f = self.network
-        if self.start == "stem":
-            return f(x)
-        if self.start == "conv":
-            x = functional.adaptive_avg_pool2d(functional.relu(f.norm2(f.conv(x)) + x), 2)
-        return f.head(x.flatten(1))
-
-
-def operator_matrix(name: str) -> Tensor:
-    """Return A_l, column by column: the layer applied to a basis, less its bias."""
-    shape = uses[name].inputs.shape[1:]
-    basis = torch.eye(shape.numel(), dtype=inputs.dtype).view(-1, *shape)
-    module = uses[name].module
-    return (module(basis) - module(0 * basis)).detach().flatten(1).T
-
-
-A = {name: operator_matrix(name) for name in layers}
-
-
-def freed_trace(name: str, sharing: str) -> float:
+def freed_trace(name: str, sharing: str) -> Tensor:
     """Return the mean squared gradient in one weight of the network without sharing."""
-    network = deepcopy(model)
-    if name != "head" and sharing == "operator":
-        setattr(network, name, FreeMatrix(A[name], 4))
-    if name != "head" and sharing == "positions":
-        setattr(network, name, FreePositions(uses[name].module, 4))
+    network, use = deepcopy(model), uses[name]
+    setattr(network, name, untie(use.module, use.inputs.shape[1:], sharing))
     assert distance(model(inputs), network(inputs)) < 1e-12
-    return float(dense_jacobian(network, inputs, [f"{name}.weight"]).square().sum()) / n
+    return dense_jacobian(network, inputs, [f"{name}.weight"]).square().sum() / n
 
 
 # %% tags=["nbval-rtol=1e-6"]
@@ -499,46 +498,81 @@ S = {"tied": {}, "positions": {}, "operator": {}}
 for name, use in uses.items():
     BB, aa = B[name].flatten(1, 2).mT @ B[name].flatten(1, 2), a[name].mT @ a[name]
     norms = B[name].square().sum(dim=(1, 2, 3)) * use.inputs.flatten(1).square().sum(dim=1)
-    S["tied"][name] = float((BB * aa).sum()) / n
-    S["positions"][name] = float(torch.einsum("ntt,ntt->", BB, aa)) / n
-    S["operator"][name] = float(norms.sum()) / n
+    S["tied"][name] = (BB * aa).sum() / n
+    S["positions"][name] = torch.einsum("ntt,ntt->", BB, aa) / n
+    S["operator"][name] = norms.sum() / n
 
 brute = {sharing: {name: freed_trace(name, sharing) for name in layers} for sharing in S}
 library = {k: estimators.layer_gauss_newton_traces(model, data, sharing=k) for k in S}
-agree("trace sharpness, tied and untied", S, brute_force=brute, library=library)
-pd.DataFrame(S).rename_axis("layer").round(4)
+checked.agree("trace sharpness, tied and untied", S, brute_force=brute, library=library)
+table(["layer", *S], {name: [column[name] for column in S.values()] for name in layers})
 
 # %% [markdown]
-# The difference is no detail. Bounds of the compression paper that divide a gradient by $\lVert x_l \rVert$ speak of the last column, and its sharpness is the first. We come back to it {ref}`below <one-bounds>`.
+# In the convolutions the columns differ widely, in the stem by a factor of more than seven.
+# Bounds of the compression paper that divide a gradient by $\lVert x_l \rVert$ are about the last column, while its sharpness is the first.
+# {ref}`The last section <one-bounds>` shows what becomes of such a bound.
 #
 # (one-features)=
 # ## What the features feel, and the second consumer
 #
-# The compression paper looks at $X_l = \partial f / \partial x_l$, in which $x_l$ is the activation that enters a layer. From its singular values $\sigma_1 \ge \dots \ge \sigma_C$ at each sample come, with a bar for the mean over the samples,
+# The compression paper asks how the outputs answer to an activation $x_l$ that enters a layer, and measures this by the Jacobian $X_l = \partial f / \partial x_l$.
+# At each sample $X_l$ has singular values $\sigma_1 \ge \dots \ge \sigma_C$.
+# The largest is the strongest response, their product is the change of volume, and a ratio of their sums counts the directions that matter.
+# With a bar for the mean over the samples, the four measures are
 #
 # $$
 # \mathrm{MLS} = \overline{\sigma_1}, \quad
 # \mathrm{MLS}_{\mathrm{norm}} = \overline{\lVert x \rVert^2 \sigma_1^2}, \quad
 # \mathrm{Vol} = \overline{\textstyle\prod_j \sigma_j}, \quad
-# D_{\mathrm{PR}} = \overline{\big(\textstyle\sum_j \sigma_j^2\big)^2 \big/ \textstyle\sum_j \sigma_j^4} .
+# D_{\mathrm{PR}} = \overline{\big(\textstyle\sum_j \sigma_j^2\big)^2 \big/ \textstyle\sum_j \sigma_j^4} ,
 # $$ (eq-one-features)
 #
-# The second is the paper's *normalized* sensitivity, of Definition F.1. Its letters NMLS stand for another one, the *network* sensitivity of Definition 3.9: the sum of the $\mathrm{MLS}$ of all layers.
-# (The determinant in the paper's equation 7 is that of $\nabla f^\top \nabla f$. That is our $X X^\top$ where its Jacobian is inputs × outputs, as in its equation 13; in its equations 4 and 14, as here, it is outputs × inputs.)
+# in the compression paper Definitions 3.7, F.1 and 3.3, and equation 15.
 #
-# Is $X_l$ in the pair? If the layer is the only one that reads $x_l$, then $f$ depends on $x_l$ through $z_l = A_l x_l + b_l$ alone, and $X_l = B_l A_l$.
-# A **skip connection** is a second reader. In our block $y = \gamma (z - m)/s + \beta$ is added to $x$ itself, so with $\tilde\gamma = \gamma / s$, channel by channel,
+# Two of them need a word about names and conventions.
+# The second is the paper's *normalized* sensitivity.
+# Its letters NMLS stand for another one, the *network* sensitivity of Definition 3.9, which is the sum of the $\mathrm{MLS}$ of all layers.
+# The determinant in its equation 7 is that of $\nabla f^\top \nabla f$.
+# That is our $X X^\top$ where its Jacobian is inputs × outputs, as in its equation 13; in its equations 4 and 14, as here, it is outputs × inputs.
+#
+# Is $X_l$ in the pair?
+# If the layer is the only one that reads $x_l$, then $f$ depends on $x_l$ through $z_l = A_l x_l + b_l$ alone, and $X_l = B_l A_l$.
+# A **skip connection** is a second reader.
+# In our block, $y = \gamma (z - m)/s + \beta$ is added to $x$ itself.
+# With $\tilde\gamma = \gamma / s$, channel by channel, the chain rule for $y$ gives $B_{\mathrm{conv}} = \tilde\gamma\, \partial f / \partial (x + y)$.
+# The sum $x + y$ hears of $x$ in both ways, so the two contributions add up:
 #
 # $$
 # X_{\mathrm{conv}} = \underbrace{B_{\mathrm{conv}} A_{\mathrm{conv}}}_{\text{through the layer}}
-# + \underbrace{\tilde\gamma^{-1} B_{\mathrm{conv}}}_{\text{through the skip}},
-# \qquad\text{since}\quad B_{\mathrm{conv}} = \tilde\gamma\, \frac{\partial f}{\partial (x + y)} .
+# + \underbrace{\tilde\gamma^{-1} B_{\mathrm{conv}}}_{\text{through the skip}} .
 # $$ (eq-one-skip)
 #
-# What reads a tensor is not a property of the layer, and in general nobody knows the second term. So the pass records $X_l$ beside $B_l$, at the tensor itself, where autograd adds up all consumers. It costs no further pass.
+# Which layers read a tensor is not a property of any one of them, so in general the second term is not known.
+# The pass therefore records $X_l$ beside $B_l$, at the tensor itself, where autograd adds up all readers.
+# It costs no further pass.
+#
+# The brute force differentiates the rest of the network, from the input of each layer on:
+
 
 # %%
-tails = {name: Tail(model, name) for name in layers}  # the network from a layer's input on
+class Tail(nn.Module):
+    """The rest of the network, from the input of a layer on."""
+
+    def __init__(self, start: str):
+        super().__init__()
+        self.start = start
+
+    def forward(self, x):
+        if self.start == "stem":
+            return model(x)
+        if self.start == "conv":
+            added = functional.relu(model.norm2(model.conv(x)) + x)
+            x = functional.adaptive_avg_pool2d(added, 2).flatten(1)
+        return model.head(x)
+
+
+# %%
+tails = {name: Tail(name) for name in layers}
 X = {k: vmap(jacrev(lambda x, k=k: tails[k](x[None])[0]))(use.inputs) for k, use in uses.items()}
 X = {name: jacobian.detach().flatten(2) for name, jacobian in X.items()}
 through_layer = {name: B[name].flatten(2) @ A[name] for name in layers}
@@ -546,7 +580,7 @@ scale = (model.norm2.weight / (model.norm2.running_var + model.norm2.eps).sqrt()
 skip = {"stem": 0, "conv": (B["conv"] / scale[:, None]).flatten(2), "head": 0}
 ours = {name: through_layer[name] + skip[name] for name in layers}
 library = {name: use.input_jacobian.flatten(2) for name, use in uses.items()}
-agree("Jacobian in a layer's input", ours, brute_force=X, library=library)
+checked.agree("Jacobian in a layer's input", ours, brute_force=X, library=library)
 assert distance(X["conv"], through_layer["conv"]) > 0.01  # the skip connection counts
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter plot with one marker for each layer and sample: the sensitivity through the layer alone against the whole sensitivity. The markers of stem and head lie on the diagonal, those of conv far below it."}, "figure": {"caption": "The sensitivity of the outputs to a layer's input, at every sample: all of it (horizontal) and the part that passes through the layer (vertical). On the line where the layer is the only reader, below it where a skip connection reads too.", "name": "fig-one-skip"}}
@@ -563,9 +597,11 @@ axes.legend(title="layer")
 plt.show()
 
 # %% [markdown]
-# At the head all samples lie on one point: there $B_l = I$, so $X_l$ is the head's weight matrix.
+# At the head all samples lie on one point, because there $B_l = I$, so that $X_l$ is the head's weight matrix at every sample.
 #
-# Now the measures. The brute force uses operator norms, the triangular factor of $X^\top$ for the determinant, and traces of $X X^\top$ and its square. Small singular values are known to round-off of the large ones, so the tolerance is 1e-10.
+# Now the measures {eq}`eq-one-features`.
+# The brute force avoids singular values: it uses operator norms, the triangular factor of $X^\top$ for the determinant, and traces of $X X^\top$ and its square.
+# Small singular values are known to round-off of the large ones, so the tolerance is 1e-10.
 
 
 # %% tags=["nbval-rtol=1e-6"]
@@ -581,10 +617,13 @@ def features(jacobian: Tensor, x: Tensor) -> dict[str, Tensor]:
 
 
 found = {k: features(use.input_jacobian.flatten(2), use.inputs) for k, use in uses.items()}
-pd.DataFrame({k: {m: float(v) for m, v in row.items()} for k, row in found.items()}).T.round(4)
+rows = {name: list(row.values()) for name, row in found.items()}
+table(["layer", *found["head"]], rows)
 
 # %% tags=["hide-input"]
-brute = {}
+brute, library = {}, {}
+whole = [estimators.maximum_local_sensitivity, estimators.normalized_maximum_local_sensitivity]
+whole += [estimators.log_volume, estimators.local_dimension]
 for name, use in uses.items():
     K, norm = X[name] @ X[name].mT, torch.linalg.matrix_norm(X[name], ord=2)
     x = use.inputs.flatten(1).norm(dim=1)
@@ -592,62 +631,66 @@ for name, use in uses.items():
     triangular = torch.linalg.qr(X[name].mT).R  # its diagonal squared multiplies to det X Xᵀ
     volume = triangular.diagonal(dim1=1, dim2=2).prod(dim=1).abs().mean().log()
     dimension = (traces[0].square() / traces[1]).mean()
-    brute[name] = {"MLS": norm.mean(), "normalized MLS": (x * norm).square().mean()}
-    brute[name] |= {"log volume": volume, "dimension": dimension}
-whole = [estimators.maximum_local_sensitivity, estimators.normalized_maximum_local_sensitivity]
-whole += [estimators.log_volume, estimators.local_dimension]
-library = {
-    name: {
-        key: one(tails[name], (use.inputs, targets))
-        for key, one in zip(found[name], whole, strict=True)
-    }
-    for name, use in uses.items()
-}
-agree(
-    "sensitivities, volume, dimension", found, brute_force=brute, library=library, tolerance=1e-10
-)
+    values = norm.mean(), (x * norm).square().mean(), volume, dimension
+    brute[name] = dict(zip(found[name], values, strict=True))
+    values = [one(tails[name], (use.inputs, targets)) for one in whole]
+    library[name] = dict(zip(found[name], values, strict=True))
+row = "sensitivities, volume, dimension"
+checked.agree(row, found, brute_force=brute, library=library, tolerance=1e-10)
 
 # %% [markdown]
-# The library is asked here for each tail of the network as if it were a network of its own, whose input is $x_l$. Sums of the sensitivities $\mathrm{MLS}$ and of the volumes over the layers are the paper's Definitions 3.9 (its NMLS) and 3.5.
+# The library is asked here for each tail of the network as if it were a network of its own, whose input is $x_l$.
+# Sums over the layers, of the sensitivities $\mathrm{MLS}$ and of the volumes, are the paper's Definitions 3.9 (its NMLS) and 3.5.
 #
 # (one-flatness)=
 # ## Measures that look at the weights as well
 #
-# Write $G_{ir} = \sum_t (R_i B_{l,it})_r^\top\, a_{l,it}^\top$, a matrix shaped like $W_l$: the rows of $R_i J_{l,i}$, folded up. Then $\operatorname{vec}(V)^\top G_l \operatorname{vec}(V) = \frac1n \sum_{i,r} \langle G_{ir}, V \rangle^2$ for any $V$.
+# Some measures multiply the Hessian with the weights, so that the units of a layer drop out.
+# They need the quadratic form of a block for matrices that are shaped like $W_l$, so fold the rows of $R_i J_{l,i}$ into that shape: $G_{ir} = \sum_t (R_i B_{l,it})_r^\top\, a_{l,it}^\top$, where $r$ counts the rows of $R_i$.
+# Then $\operatorname{vec}(V)^\top G_l \operatorname{vec}(V) = \frac1n \sum_{i,r} \langle G_{ir}, V \rangle^2$ for any $V$.
 #
-# **Relative flatness** {cite:p}`petzka2021` is $\kappa = \sum_{s,s'} \langle w_s, w_{s'} \rangle \operatorname{Tr} H_{ss'}$, with $w_s$ the rows of $W_l$ and $H_{ss'}$ the blocks that belong to them. The row of $G_{ir}$ that belongs to $w_s$, call it $v_s$, contributes $\operatorname{Tr} v_s^\top v_{s'} = \langle v_s, v_{s'} \rangle$ to the trace, and $\sum_{s,s'} \langle w_s, w_{s'} \rangle \langle v_s, v_{s'} \rangle = \lVert \sum_s w_s^\top v_s \rVert_F^2$.
-# **Adaptive sharpness**, $\sum_j w_j^2 H_{jj}$, needs the diagonal of the block only:
+# **Relative flatness** {cite:p}`petzka2021` is $\kappa_l = \sum_{h,h'} \langle w_h, w_{h'} \rangle \operatorname{Tr} H_{hh'}$, with $w_h$ the rows of $W_l$ and $H_{hh'}$ the blocks of $H_l$ that belong to two of them.
+# Let $v_h$ be row $h$ of one $G_{ir}$.
+# It contributes $\operatorname{Tr} v_h^\top v_{h'} = \langle v_h, v_{h'} \rangle$ to the trace, and $\sum_{h,h'} \langle w_h, w_{h'} \rangle \langle v_h, v_{h'} \rangle = \lVert \sum_h w_h^\top v_h \rVert_F^2$.
+#
+# **Adaptive sharpness**, $\sum_j w_j^2 H_{jj}$ over the entries $w_j$ of $W_l$, needs only the diagonal of the block.
+# The diagonal is the mean of the squared entries of the $G_{ir}$.
+# So both measures are mean squared norms of products with $W_l$:
 #
 # $$
 # \kappa_l = \frac1n \sum_{i,r} \big\lVert W_l^\top G_{ir} \big\rVert_F^2 ,
 # \qquad
-# \sum_j w_j^2\, H_{jj} = \frac1n \sum_{i,r} \big\lVert W_l \odot G_{ir} \big\rVert_F^2 .
+# \sum_j w_j^2\, H_{jj} = \frac1n \sum_{i,r} \big\lVert W_l \odot G_{ir} \big\rVert_F^2
+# \quad (\text{compression paper: eq. 40}) .
 # $$ (eq-one-flatness)
 
 # %% tags=["nbval-rtol=1e-6"]
 kappa, adaptive, brute_kappa, brute_adaptive = {}, {}, {}, {}
 for name in layers:
     G = (R @ J[name]).unflatten(2, W[name].shape)  # (n, C − 1, h, k)
-    kappa[name] = float((W[name].T @ G).square().sum()) / n
-    adaptive[f"{name}.weight"] = float((W[name] * G).square().sum()) / n
+    kappa[name] = (W[name].T @ G).square().sum() / n
+    adaptive[f"{name}.weight"] = (W[name] * G).square().sum() / n
 
     folded = H[name].view(*W[name].shape, *W[name].shape)
     brute_kappa[name] = torch.einsum("st,sktk->", W[name] @ W[name].T, folded)
     brute_adaptive[f"{name}.weight"] = W[name].flatten().square() @ H[name].diagonal()
 
 library = estimators.relative_flatness(model, data, layers=list(layers))
-agree("relative flatness", kappa, brute_force=brute_kappa, library=library)
+checked.agree("relative flatness", kappa, brute_force=brute_kappa, library=library)
 library = estimators.adaptive_sharpness(model, data, parameters=list(adaptive)).by_parameter
-agree(
-    "adaptive sharpness, the weights' part", adaptive, brute_force=brute_adaptive, library=library
-)
-pd.Series(kappa, name="relative flatness").rename_axis("layer").to_frame().round(6)
+row = "adaptive sharpness, the weights' part"
+checked.agree(row, adaptive, brute_force=brute_adaptive, library=library)
+table(["layer", "relative flatness"], kappa, spec=".6f")
 
 # %% [markdown]
 # (one-kfac)=
 # ## Kronecker factors
 #
-# $G_l$ is a mean of Kronecker products. With $s_{irt} = (R_i B_{l,it})_r \in \mathbb R^{h_l}$, and a 1 appended to $a_{l,it}$ where there is a bias,
+# Optimizers want the inverse of a block, and a Kronecker product of two small matrices is cheap to invert.
+# How far is $G_l$ from such a product?
+# Write $s_{irt} = (R_i B_{l,it})_r$ for the column of $h_l$ numbers that the output side contributes, and append a 1 to $a_{l,it}$ where there is a bias.
+# Then $G_l$ is a mean of Kronecker products.
+# To arrive at a single one, replace the mean of the products by the product of the means:
 #
 # $$
 # \begin{aligned}
@@ -659,8 +702,13 @@ pd.Series(kappa, name="relative flatness").rename_axis("layer").to_frame().round
 # \end{aligned}
 # $$ (eq-one-kfac)
 #
-# **K-FAC** ({cite:t}`martens2015`; {cite:t}`grosse2016` for convolutions) drops $t \ne t'$ and takes the mean of the product for the product of the means. In other words, it lets every $s$ meet the input of *every* sample, not only its own; this is our brute force, for the head.
-# **EKFAC** {cite:p}`george2018` keeps the eigenvectors $U = U_\Omega \otimes U_\Psi$, and corrects the eigenvalues to the diagonal of $U^\top G_l\, U$, which are the mean squares of $U_\Omega^\top G_{ir}\, U_\Psi$. In this basis no other diagonal comes closer to $G_l$: the entries off the diagonal of $U^\top G_l\, U$ are an error that no diagonal changes.
+# This is **K-FAC** ({cite:t}`martens2015`; {cite:t}`grosse2016` for convolutions).
+# It drops the terms with $t \ne t'$, and it lets every $s$ meet the input of *every* sample, not only its own.
+# For the head, this second description is our brute force.
+#
+# **EKFAC** {cite:p}`george2018` keeps the eigenvectors $U = U_\Omega \otimes U_\Psi$ of the two factors and corrects the eigenvalues.
+# It takes the diagonal of $U^\top G_l\, U$, whose entries are the mean squares of $U_\Omega^\top G_{ir}\, U_\Psi$.
+# In this basis no other diagonal comes closer to $G_l$, because the entries off the diagonal of $U^\top G_l\, U$ are an error that no diagonal changes.
 
 # %% tags=["nbval-rtol=1e-6"]
 kronecker, corrected, exact = {}, {}, {}
@@ -677,7 +725,7 @@ for name, use in uses.items():
     corrected[name] = U * ((G @ U).square().sum(dim=(0, 1)) / n) @ U.T
 errors = {k: [distance(exact[k], m[k]) for m in (kronecker, corrected)] for k in exact}
 assert all(better < worse for worse, better in errors.values())
-pd.DataFrame(errors, index=["K-FAC", "EKFAC"]).T.rename_axis("distance from the block").round(4)
+table(["distance from the block", "K-FAC", "EKFAC"], errors)
 
 # %% tags=["hide-input"]
 library = {name: factors.matrix() for name, factors in kfac(linearization).items()}
@@ -685,7 +733,7 @@ s = torch.einsum("nrc,nch->nrh", R, B["head"].squeeze(3)).flatten(0, 1)
 columns = functional.pad(uses["head"].inputs, (0, 1), value=1.0)
 pairs = torch.einsum("ih,jk->ijhk", s, columns).flatten(2).flatten(0, 1)  # every s meets every a
 brute = {**kronecker, "head": pairs.T @ pairs / n**2}
-agree("K-FAC", kronecker, brute_force=brute, library=library)
+checked.agree("K-FAC", kronecker, brute_force=brute, library=library)
 
 brute, library = {}, ekfac(linearization)
 for name, factors in library.items():
@@ -697,44 +745,51 @@ for name, factors in library.items():
     brute[name] = U * (U.T @ (rows.T @ rows / n) @ U).diagonal() @ U.T
     assert distance(corrected[name].trace(), exact[name].trace()) < 1e-12
 library = {name: factors.matrix() for name, factors in library.items()}
-agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
+checked.agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
 
 # %% [markdown]
-# The trace of EKFAC is that of the block, in any basis. The tolerance on its matrix is 1e-9, because eigenvectors are less certain than eigenvalues.
+# The trace of EKFAC is that of the block, in any basis.
+# The tolerance on its matrix is 1e-9, because eigenvectors are less certain than eigenvalues.
 #
 # (one-call)=
 # ## All of it in one call
 #
-# `measure(model, data)` linearizes once and computes the measures of this chapter from the pass. Takeuchi's criterion is one of its numbers over $n$, and `kfac(linearization)` and `ekfac(linearization)` take the same object. The last four rows are no part of the pass; they need a forward pass, or one product $J\theta$ (the Fisher–Rao norm).
-# The last column is as important as the value. A number that does not say what it presumes cannot be compared:
+# `measure(model, data)` linearizes once and computes the measures of this chapter from the pass.
+# Takeuchi's criterion is one of its numbers over $n$, and `kfac(linearization)` and `ekfac(linearization)` take the same object.
+# The last four rows are no part of the pass; they need a forward pass, or one product $J\theta$ (the Fisher–Rao norm).
 #
-# * `exact_block=True`: the recorded operations allow the Hessian block to be read off the Gauss–Newton block. Where they do not, `measure` takes Hessian products and says so.
+# The last column says what a value presumes, and two values can be compared only where it agrees:
+#
+# * `exact_block=True`: the recorded operations allow the Hessian block to be read off the Gauss–Newton block.
+#   Where they do not, `measure` takes Hessian products and says so.
 # * `policy`: what was done with negative eigenvalues, of which there are none here.
-# * `rank` and `num_rows` of information-geometric sharpness: equal, so this value is the closed form {eq}`eq-one-igs`.
-# * `sharing` of the trace; `average` and `rank_deficient` of the volume, what was averaged and how many samples have none; `labels`, whether they are the model's or the data's.
+# * `rank` and `num_rows` of information-geometric sharpness: they are equal, so this value is the closed form {eq}`eq-one-igs`.
+# * `sharing` of the trace: which of the three columns above it is.
+# * `average` and `rank_deficient` of the volume: what was averaged, and how many samples have none.
+# * `labels`: whether they are the model's or the data's.
 # * `loss`: the Hessian measures are of cross-entropy, the traces of ½‖f − y‖², as the compression paper defines them, and the measures of features have no loss in them at all.
 
 # %% tags=["nbval-rtol=1e-6"]
-report = measure(model, data)
+report = estimators.measure(model, data)
 
 
-def described(one) -> dict[str, str]:
+def described(one) -> tuple[str, str, float, str, str]:
     order = f", α = {one.alpha}" if hasattr(one, "alpha") else ""
     facts = {k: v for k, v in one.assumptions.items() if isinstance(v, bool | int | str)}
     if one.loss is not None:
         facts = {"loss": one.loss, **facts}
-    assumes = ", ".join(f"{key}={value}" for key, value in facts.items())
-    of = (one.layer or "network") + order
-    return {"of": of, "value": f"{one.value:.5g}", "method": one.method, "assumes": assumes}
+    presumes = ", ".join(f"{key}={value}" for key, value in facts.items())
+    return one.measure, (one.layer or "network") + order, one.value, one.method, presumes
 
 
-rows = report.measurements()
-pd.DataFrame(map(described, rows), index=[one.measure for one in rows]).rename_axis("measure")
+rows = map(described, report.measurements())
+table(["measure", "of", "value", "method", "presumes"], rows, spec=".5g")
 
 # %% [markdown]
 # (one-checked)=
 # **Everything that was checked.** What we computed by hand must be what the report says, and below is every comparison of this chapter.
-# Every tolerance comes from the arithmetic: 1e-12 relative, except where a step multiplies by a condition number or turns eigenvectors, as said at the place.
+# Every tolerance comes from the arithmetic.
+# It is 1e-12 relative, except where a step multiplies by a condition number or turns eigenvectors, as said at the place.
 
 # %%
 by_hand = {
@@ -750,55 +805,67 @@ by_hand = {
 assert max(distance(value, report[name]) for name, value in by_hand.items()) < 1e-10
 for name, by_order in report["renyi_sharpness"].items():
     assert max(distance(-entropy(eigenvalues[name], o), one) for o, one in by_order.items()) < 1e-12
-pd.DataFrame(checked).T.rename_axis("quantity")
+checked.table()
 
 # %% [markdown]
 # (one-cost)=
 # ## What the sharing saves
 #
-# A pass of linearization is one forward pass and $C$ backward passes over the batch, after a look at a few samples, whether they interact. Asked for one at a time, each measure needs such a pass of its own. We count the forward passes over the whole batch.
+# A linearization takes a look at a few samples, whether they interact, and then one forward pass and $C$ backward passes over the batch.
+# A measure that is asked for alone needs such a linearization of its own.
+# To see what is shared, we count the forward passes over the whole batch.
 #
-# Memory is the price: the pairs of all layers take about $C$ times what the layers' outputs take. If `memory_budget` is small, `measure` goes through the samples a few at a time, or through the layers in groups. The numbers must stay the same.
+# The price is memory: the pairs of all layers take about $C$ times what the layers' outputs take.
+# If `memory_budget` is small, `measure` goes through the samples a few at a time, or through the layers in groups.
+# The numbers must stay the same.
 
 
 # %%
 def passes(measures: list[str]) -> int:
     sizes = []
     hook = model.register_forward_hook(lambda module, arguments, f: sizes.append(len(f)))
-    measure(model, data, measures)
+    estimators.measure(model, data, measures)
     hook.remove()
     return sizes.count(n)
 
 
-separately = sum(passes([name]) for name in PASS_MEASURES)
-together = passes(list(PASS_MEASURES))
-print(f"{len(PASS_MEASURES)} measures, one at a time: {separately} passes; in one call: {together}")
+every = estimators.PASS_MEASURES
+separately, together = sum(passes([name]) for name in every), passes(list(every))
+print(f"{len(every)} measures, one at a time: {separately} passes; in one call: {together}")
 
-streamed = [name for name in PASS_MEASURES if name != "information_geometric_sharpness"]
-small = measure(model, data, streamed, memory_budget=300_000)
-for one, other in zip(
-    small.measurements(), measure(model, data, streamed).measurements(), strict=True
-):
-    assert distance(one, other) < 1e-10
+streamed = [name for name in every if name != "information_geometric_sharpness"]
+whole = estimators.measure(model, data, streamed).measurements()
+small = estimators.measure(model, data, streamed, memory_budget=300_000).measurements()
+assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, strict=True))
 
 # %% [markdown]
-# The passes are not the whole cost. The Gram products {eq}`eq-one-gram` grow with the square of $n(C-1)$, and with exact spectra they are most of it. They are paid once in either case, since only the entropies need them.
-# So sharing saves most among cheap measures, and least where one of them is dear. The times, beside those of other libraries, are on the {doc}`benchmarks page <../book/benchmarks>`.
+# The passes are not the whole cost.
+# The Gram products {eq}`eq-one-gram` grow with the square of $n(C-1)$, and with exact spectra they are most of it.
+# They are paid once in either case, since only the entropies need them.
+# So sharing saves most among cheap measures, and least where one of them is dear.
+# The times, beside those of other libraries, are on the {doc}`benchmarks page <../book/benchmarks>`.
 #
-# Information-geometric sharpness is the one that cannot be split: all rows of $M$ meet in one projector, and a budget without room for it is refused. Where a Gram matrix does not fit either, the entropies are estimated by Lanczos.
+# Information-geometric sharpness is the one that cannot be split: all rows of $M$ meet in one projector, and a budget without room for it is refused.
+# Where a Gram matrix does not fit either, the entropies are estimated by Lanczos.
 #
 # (one-bounds)=
 # ## Two sides of a bound, from the same pass
 #
-# The compression paper bounds what features feel by the sharpness {cite:p}`compression`. Its step is {eq}`eq-one-sharing` for **one** position: $\lVert \partial f / \partial W \rVert_F = \lVert B \rVert_F \lVert x \rVert$, and from $X = BW$,
+# The compression paper bounds what features feel by the sharpness {cite:p}`compression`.
+# The step that carries its bounds is {eq}`eq-one-sharing` for **one** position, where the gradient is an outer product: $\lVert \partial f / \partial W \rVert_F = \lVert B \rVert_F \lVert x \rVert$ (its equation 4).
+# Together with $X = BW$ this gives
 #
 # $$
 # \lVert X \rVert_F \;\le\; \lVert W \rVert_2\, \lVert B \rVert_F \;=\; \frac{\lVert W \rVert_2}{\lVert x \rVert}\, \Big\lVert \frac{\partial f}{\partial W} \Big\rVert_F
-# \qquad (\text{paper: eq. 5, corrected}) .
+# \qquad (\text{compression paper: eq. 5, corrected}) .
 # $$ (eq-one-bound)
 #
-# A convolution breaks the equality in the middle, in the direction that hurts. What holds there has $A_l$ for $W_l$ and $\lVert B_l \rVert_F \lVert x_l \rVert$ for the gradient: the last column of the table of traces.
-# A bound of the library carries both sides and its hypotheses, checked on the recorded tensors. `certified` says that the theorem applies, `holds` that the numbers are in order.
+# A convolution breaks the equality in the middle: terms of different positions can cancel in the gradient, so the right side may be too small.
+# What holds there has $A_l$ for $W_l$, and $\lVert B_l \rVert_F \lVert x_l \rVert$ for the gradient.
+# That is the last column of {ref}`the table of traces <one-sharing>`.
+#
+# A bound of the library carries both sides and its hypotheses, which are checked on the recorded tensors.
+# `certified` says that the theorem applies, and `holds` that the numbers are in order.
 
 # %% tags=["nbval-rtol=1e-6"]
 networks = {"dense": build_digit_network("ReLU MLP", p.seed), "convolution": model}
@@ -812,51 +879,76 @@ for kind, sharing in (("dense", "tied"), ("convolution", "tied"), ("convolution"
     for equation, bound in bounds.items():
         assert bound.certified == ((kind, sharing) != ("convolution", "tied"))
         assert bound.holds == (bound.certified or equation == "eq. 11")
-        sides = (round(bound.left, 5), round(bound.right, 5))
-        rows[kind, sharing, equation] = (*sides, bound.holds, bound.certified)
-index = ["first layer", "gradient in", "bound"]
-pd.DataFrame(rows, index=["left", "right", "holds", "certified"]).T.rename_axis(index)
+        rows[kind, sharing, equation] = bound.left, bound.right, bound.holds, bound.certified
+columns = ["first layer", "gradient in", "bound", "left", "right", "holds", "certified"]
+table(columns, rows, spec=".5f")
 
 # %% [markdown]
-# All three cases can be seen. Certified, and it holds. Not certified, and it holds all the same, by luck. Not certified, and false: on real digits, with a network that nobody designed for the purpose, equation 5, corrected, fails for the convolution. (It is about one sample; the sides are those of the tightest.)
-# Equation 11, on the mean sensitivity, has the gradient of all parameters on its right side, and survives here. Exercise 2 refutes it with two pixels.
+# All three cases occur.
+# Where a bound is certified, it holds.
+# Where it is not certified, it may hold all the same: equation 11 for the convolution does.
+# Equation 5, corrected, does not.
+# It is false for the convolution on real digits, with a network that nobody designed for the purpose.
+# (It is about one sample; the sides are those of the tightest.)
+#
+# Equation 11, on the mean sensitivity, has the gradient of all parameters on its right side, and survives here.
+# Exercise 2 refutes it with two pixels.
 
 # %% [markdown]
 # ## Deviations, and what failed
 #
-# * *Piecewise linear networks only, for Hessian measures.* Behind GELU or layer normalisation the pairs still give $G_l$, and everything that is built on $J$ and $X$. The entropy and the flatness of the *Hessian* then need Hessian products.
-# * *$X_l$ is not in the pair.* Multiplying $B_l$ by the layer is the natural shortcut, and wrong by the skip connection's share, without a warning.
-# * *Information-geometric sharpness on few samples* is a function of the losses. The value in the report above contains no curvature.
-# * *K-FAC is no measure of the block.* For the convolutions its error is nearly as large as the block. For the head it is small, because at random weights all samples have nearly the same $\Lambda_i$. It belongs to optimizers, where a cheap inverse matters more than accuracy; {eq}`eq-one-product` and {eq}`eq-one-gram` need no approximation.
-# * *Random weights.* The identities hold at any weights, so none were trained. The numbers mean nothing beyond this page.
-# * *The normalisation formula* {eq}`eq-one-normalisation` divides by $\gamma_h$. The library records the Jacobian at the normalisation's own output instead, and has no such division.
+# * *Piecewise linear networks only, for Hessian measures.* Behind GELU or layer normalisation the pairs still give $G_l$, and everything that is built on $J$ and $X$.
+#   The entropy and the flatness of the *Hessian* then need Hessian products.
+# * *$X_l$ is not in the pair.* Multiplying $B_l$ by the layer is the natural shortcut.
+#   It is wrong by the skip connection's share, without a warning.
+# * *Information-geometric sharpness on few samples* is a function of the losses.
+#   The value in the report above contains no curvature.
+# * *K-FAC is no measure of the block.* For the convolutions its error is nearly as large as the block.
+#   For the head it is small, because at random weights all samples have nearly the same $\Lambda_i$.
+#   It belongs to optimizers, where a cheap inverse matters more than accuracy; {eq}`eq-one-product` and {eq}`eq-one-gram` need no approximation.
+# * *Random weights.* The identities hold at any weights, so none were trained.
+#   The numbers mean nothing beyond this page.
+# * *The normalisation formula* {eq}`eq-one-normalisation` divides by $\gamma_h$.
+#   The library records the Jacobian at the normalisation's own output instead, and has no such division.
 #
 # ## Exercises
 #
 # **1.** For which layers is {eq}`eq-one-sharing` with $t \ne t'$ dropped always *larger* than the double sum?
 #
 # ````{dropdown} Solution
-# For none, in general. The off-diagonal terms are $\sum_{t \ne t'} \langle B_t, B_{t'} \rangle \langle a_t, a_{t'} \rangle$, of either sign. If all positions agree, $B_t = b$ and $a_t = a$, the double sum is $P^2 \lVert b \rVert^2 \lVert a \rVert^2$, which is $P$ times the other; if they cancel it is zero. By the inequality of Cauchy and Schwarz the factor $P$ is the worst.
+# For none, in general.
+# The off-diagonal terms are $\sum_{t \ne t'} \langle B_t, B_{t'} \rangle \langle a_t, a_{t'} \rangle$, of either sign.
+# If all positions agree, $B_t = b$ and $a_t = a$, the double sum is $P^2 \lVert b \rVert^2 \lVert a \rVert^2$, which is $P$ times the other; if they cancel it is zero.
+# By the inequality of Cauchy and Schwarz the factor $P$ is the worst.
 # ````
 #
 # **2.** Find a network of one convolution and one linear layer, with two pixels and one output, for which the sensitivity is positive and the gradient of the convolution's weight is zero.
 #
 # ````{dropdown} Solution
-# $f = v_1 w x_1 + v_2 w x_2$, a convolution with a kernel of one pixel and weight $w$. At $x = (1, 1)$ and $v = (1, -1)$: $\partial f / \partial w = x_1 - x_2 = 0$, while $\lVert \partial f / \partial x \rVert = \sqrt 2\, |w|$. Equation 5 would read $\sqrt 2\,|w| \le 0$. Equation 11 has all parameters on its right side: $S = \lVert \partial f / \partial v \rVert^2 = 2 w^2$, and $\mathrm{MLS} = \sqrt 2\,|w| \le |w| \cdot \sqrt{1/2} \cdot \sqrt{2}\,|w| = w^2$ is false for $|w| < \sqrt 2$.
+# Take $f = v_1 w x_1 + v_2 w x_2$, a convolution with a kernel of one pixel and weight $w$.
+# At $x = (1, 1)$ and $v = (1, -1)$, $\partial f / \partial w = x_1 - x_2 = 0$, while $\lVert \partial f / \partial x \rVert = \sqrt 2\, |w|$.
+# Equation 5 would read $\sqrt 2\,|w| \le 0$.
+# Equation 11 has all parameters on its right side: $S = \lVert \partial f / \partial v \rVert^2 = 2 w^2$, and $\mathrm{MLS} = \sqrt 2\,|w| \le |w| \cdot \sqrt{1/2} \cdot \sqrt{2}\,|w| = w^2$ is false for $|w| < \sqrt 2$.
 # ````
 #
-# **3.** Let the linear head's features be $\varphi_i$. Show that its block is $\frac1n \sum_i \Lambda_i \otimes \varphi_i \varphi_i^\top$, and that for $n = 1$ K-FAC without the bias is exact.
+# **3.** Let the linear head's features be $x_i$, the activation that enters it.
+# Show that its block is $\frac1n \sum_i \Lambda_i \otimes x_i x_i^\top$, and that for $n = 1$ K-FAC without the bias is exact.
 #
 # ````{dropdown} Solution
-# $B = I$ and $P = 1$, so {eq}`eq-one-product` reads $G V = \frac1n \sum_i \Lambda_i V \varphi_i \varphi_i^\top$, which is $\frac1n \sum_i \Lambda_i \otimes \varphi_i \varphi_i^\top$ applied to the row-major vector of $V$. The $s_r$ are the rows of $R$, so for $n = 1$ $\Omega = \sum_r s_r s_r^\top = R^\top R = \Lambda$, and $\Psi = \varphi \varphi^\top$.
+# $B = I$ and $P = 1$, so {eq}`eq-one-product` reads $G V = \frac1n \sum_i \Lambda_i V x_i x_i^\top$, which is $\frac1n \sum_i \Lambda_i \otimes x_i x_i^\top$ applied to the row-major vector of $V$.
+# The $s_r$ are the rows of $R$, so for $n = 1$ $\Omega = \sum_r s_r s_r^\top = R^\top R = \Lambda$, and $\Psi = x x^\top$.
 # ````
 #
-# **4.** Two samples of the batch are equal, with the same label. How large can the rank of $M$ be, and is {eq}`eq-one-igs` still a function of the losses?
+# **4.** Two samples of the batch are equal, with the same label.
+# How large can the rank of $M$ be, and is {eq}`eq-one-igs` still a function of the losses?
 #
 # ````{dropdown} Solution
-# The rows of the two samples are equal, so the rank is at most $(n-1)(C-1)$. In the space of the two samples $\Pi$ projects on pairs $(u, u) / \sqrt 2$, so each $\Pi_{ii}$ is $\frac12 I$ if the rows are otherwise independent. The two contribute $\lVert c \rVert^2$ together, and not $2 \lVert c \rVert^2$: still a function of the losses, but a smaller one than the bound.
+# The rows of the two samples are equal, so the rank is at most $(n-1)(C-1)$.
+# In the space of the two samples $\Pi$ projects on pairs $(u, u) / \sqrt 2$, so each $\Pi_{ii}$ is $\frac12 I$ if the rows are otherwise independent.
+# The two contribute $\lVert c \rVert^2$ together, and not $2 \lVert c \rVert^2$: still a function of the losses, but a smaller one than the bound.
 # ````
 #
 # ## How to cite
 #
-# Cite the book as `CITATION.cff` says, and the chapter as "One linearization, every measure". The measures belong to the papers that the table at the top names; Gram duals of Jacobians are old, and ours are no discovery.
+# Cite the book as `CITATION.cff` says, and the chapter as "One linearization, every measure".
+# The measures belong to the papers that the table at the top names; Gram duals of Jacobians are old, and ours are no discovery.

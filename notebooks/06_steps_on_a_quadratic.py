@@ -1,12 +1,14 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext.formats,jupytext.text_representation.extension,jupytext.text_representation.format_name,-all
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -279,6 +281,10 @@ print("an exceptional start:", exception.squeeze().tolist())
 # Farther out the step is below the edge and contracts, nearer it is above and expands.
 # No pair $(\eta, \rho)$ avoids this.
 # What un-normalised ascent demands of the *curvature*, normalised ascent arranges by the *distance*.
+#
+# The figure shows both edges in the units of the inverse curvature.
+# For its left side gradient regularisation runs at many pairs of step and ascent, and each coordinate must shrink exactly where the theorem says so.
+# For its right side SAM runs on a line, and its ascent $r_t \lambda$ is noted at each step.
 
 # %%
 dots = []
@@ -426,6 +432,8 @@ table(["cycle on the eigenvalue", *(f"along {name}" for name in names)], rows)
 # %% [markdown]
 # Read the rows: in the first all entries are below 1 in size; each other row has an entry below −1 in each column to the left of its diagonal.
 # A saddle is left along a *larger* curvature, alternating in sign.
+#
+# One trajectory in two dimensions shows both: it starts near the flat direction, passes the saddle there, and must end in the well.
 
 # %%
 H, eta, rho = torch.diag(vector(2, 4)), 0.35, 0.4
@@ -709,6 +717,9 @@ assert points[-1, 0] == 0 and abs(0.5 * points[-1, 1] ** 2 - floor(2)) < 1e-12
 make = adaptive(SASAM, eta0=1.0, full_batch=True)
 points, _ = follow_quadratic(make, 0.5 * line, vector(7), 6)
 assert points.squeeze().tolist() == [7, 3, 1, 0, 0, 0, 0]
+
+# %% [markdown]
+# The last figure sets the methods side by side, by their distance to the minimum on one quadratic and by the loss of their two-cycle on many.
 
 # %%
 H, theta = torch.diag(vector(4, 1)), vector(1, 1)

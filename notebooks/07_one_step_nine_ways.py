@@ -1,12 +1,14 @@
 # ---
 # jupyter:
 #   jupytext:
+#     cell_metadata_filter: tags,mystnb,-all
 #     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext.formats,jupytext.text_representation.extension,jupytext.text_representation.format_name,-all
 #     text_representation:
 #       extension: .py
 #       format_name: percent
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -15,12 +17,16 @@
 # (chapter-one-step)=
 # # One step, nine ways
 #
-# A sharpness-aware method looks at the loss somewhere else before it moves. It goes to $\theta + \varepsilon$, takes the gradient there, comes back, and follows it.
+# A sharpness-aware method looks at the loss somewhere else before it moves.
+# It goes to $\theta + \varepsilon$, takes the gradient there, comes back, and follows it.
 # The methods differ in $\varepsilon$, and their papers describe it in nine notations.
 #
 # **The question of this chapter: from the same weights and the same batch, what does one step of each method do, and how different are they?**
-# We take one step of nine methods on one small network. Each is derived, written in about ten lines, and compared with what `paperkit.optim` does.
-# The answer in short: for four of the seven methods that look elsewhere, $\varepsilon$ is a multiple of the gradient. They are one method with four rules for its radius.
+#
+# We take one step of nine methods on one small network.
+# Each is derived, written in about ten lines, and compared with what `paperkit.optim` does.
+# The answer in short: for four of the seven methods that look elsewhere, $\varepsilon$ is a multiple of the gradient.
+# They are one method with four rules for its radius.
 #
 # These are identities, so there are no verdicts: a cell whose assertion fails stops the notebook.
 
@@ -30,152 +36,42 @@ seed = 0  # draws the weights and the images
 samples = None  # images; None: the profile's own number
 
 # %% tags=["hide-input"]
-from paperkit.experiments import resolve
+from paperkit.chapter import batch_closure, distance, follow_quadratic, setup, table, take_steps
 
-p = resolve(
+p = setup(
     globals(),
     {"smoke": {"samples": 32}, "laptop": {"samples": 64}, "paper": {"samples": 64}},
-    allowed=["profile", "seed", "samples", "store"],
+    allowed=["seed", "samples"],
+    threads=1,
 )
 
 # %% tags=["hide-input"]
-import gc
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from paperkit import estimators
+from paperkit import estimators, plotting
 from paperkit.bounds.renyi import regularizer_descent
 from paperkit.curvature import dense_gauss_newton
 from paperkit.experiments.studies import curvature_blocks as study
 from paperkit.linearize import linearize
-from paperkit.optim import (
-    ASAM,
-    IGSAM,
-    RSAM,
-    SAM,
-    SASAM,
-    SASGD,
-    EigenSAM,
-    GradientRegularization,
-)
-from paperkit.plotting import COLORS, LINE_STYLES, QUIET, book_style
-
-book_style()
-torch.set_num_threads(1)  # on matrices this small, sharing the work costs more than it saves
-
-gc.freeze()  # optimizers look for their model among all objects: not among those of imports
-
-ROUND_OFF = torch.finfo(torch.float64).eps  # 2.2e-16
-
-
-class Taken(NamedTuple):
-    """One step of an optimizer of the library, and what it asked for."""
-
-    weights: Tensor
-    closures: int
-    evaluations: int
-    forwards: int
-    optimizer: Any
-
-
-def backward(value: Tensor, optimizer: Any) -> float:
-    optimizer.zero_grad()
-    value.backward()
-    return value.item()
-
-
-def closure_of(network: nn.Module, optimizer: Any) -> Callable[[], Tensor]:
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = functional.cross_entropy(network(inputs), targets)
-        value.backward()
-        return value
-
-    return closure
-
-
-def take_step(make: Callable[[nn.Module], Any], steps: int = 1) -> Taken:
-    """Let the optimizer that ``make`` builds take steps from the weights of its network."""
-    network = deepcopy(model)
-    optimizer = make(network)
-    before = getattr(optimizer, "gradient_evaluations", 0)
-    closure, calls, forwards = closure_of(network, optimizer), [], []
-    hook = network.register_forward_hook(lambda module, x, f: forwards.append(len(f)))
-    for _ in range(steps):
-        optimizer.step(lambda: calls.append(1) or closure())
-    hook.remove()
-    evaluations = getattr(optimizer, "gradient_evaluations", len(calls)) - before
-    weights = parameters_to_vector(network.parameters()).detach()
-    return Taken(weights, len(calls), evaluations, forwards.count(len(inputs)), optimizer)
-
-
-def agree(row: str, ours: Tensor, make: Callable[[nn.Module], Any], tolerance=1e-12) -> Taken:
-    """Assert that the library takes our step, up to a part of the step's length."""
-    taken = take_step(make)
-    difference = float((ours - taken.weights).norm() / (ours - theta).norm())
-    assert difference < tolerance, f"{row}: {difference}"
-    return taken
-
-
-def using(kind: Any, **extra: Any) -> Callable[[nn.Module], Any]:
-    """Say how to build an optimizer of the library around a network."""
-
-    def make(network: nn.Module) -> Any:
-        own = {"model": network} if kind is IGSAM else {}
-        return kind(network.parameters(), lr=eta, log=True, **own, **extra)
-
-    return make
-
-
-def first_step_taken(kind: Any, **extra: Any) -> Callable[[nn.Module], Any]:
-    """Say how to go on, from θ, where SA-SGD has taken its first step from θ₋."""
-
-    def make(network: nn.Module) -> Any:
-        vector_to_parameters(theta_before.clone(), network.parameters())
-        first = SASGD(network.parameters(), eta0=eta)
-        first.step(closure_of(network, first))
-        optimizer = kind(network.parameters(), eta0=eta, log=True, **extra)
-        optimizer.load_state_dict(first.state_dict())
-        return optimizer
-
-    return make
-
-
-def two_steps(kind: Any, **extra: Any) -> Tensor:
-    """Return where two steps of a smoothness-adaptive method lead from θ₋."""
-
-    def make(network: nn.Module) -> Any:
-        vector_to_parameters(theta_before.clone(), network.parameters())
-        return kind(network.parameters(), eta0=eta, **extra)
-
-    return take_step(make, steps=2).weights
-
-
-def spectrum(theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues and eigenvectors of the Hessian, in ascending order."""
-    return torch.linalg.eigh(vmap(lambda v: hessian_product(theta, v))(identity))
-
-
-def cosine(x: Tensor, y: Tensor) -> float:
-    return float(x @ y / (x.norm() * y.norm()))
-
+from paperkit.optim import ASAM, IGSAM, RSAM, SAM, SASAM, SASGD, EigenSAM, GradientRegularization
 
 # %% [markdown]
-# **What to know first.** The gradient and the Hessian of a loss, Taylor's theorem, and the symbols of the {doc}`notation page <../book/notation>`. The step size is $\eta$, a radius $\rho$, the weight of a penalty $\mu$; $\alpha$ is the order of an entropy and nothing else.
+# **What to know first.** The gradient and the Hessian of a loss, Taylor's theorem, and the symbols of the {doc}`notation page <../book/notation>`.
+# The step size is $\eta$, a radius $\rho$, the weight of a penalty $\mu$; $\alpha$ is the order of an entropy and nothing else.
 # Where a paper uses one of these letters for another thing, we rename it and say so.
+# Two letters are the SA-SAM paper's, as in {doc}`chapter 6 <06_steps_on_a_quadratic>`: $c$ damps its step size, $\delta$ the growth of it.
 #
-# **Time and hardware.** Under fifteen seconds on two cores. All arithmetic is in float64.
+# **Time and hardware.** Under fifteen seconds on two cores.
+# All arithmetic is in float64.
 #
 # | method | perturbation | in the paper | here |
 # |---|---|---|---|
@@ -189,12 +85,15 @@ def cosine(x: Tensor, y: Tensor) -> float:
 # | SA-SAM {cite:p}`sasam2024` | along $g$ | SA-SAM, eqs. 2 and 5, Algorithm 1 | {eq}`eq-step-sasam` |
 # | SA-SGD {cite:p}`malitsky2020` | none | SA-SAM, Section 3 | {eq}`eq-step-sasam` |
 #
-# The papers of the middle column are the four that this book audits. For the others we derive the equation and give no number.
+# The papers of the third column are the four that this book audits.
+# For the others we derive the equation and give no number.
 #
 # (step-network)=
 # ## The weights, the batch
 #
-# Two convolutions with batch normalisation and tanh, and a linear head, on real 8 × 8 digits. The normalisation is frozen at the statistics of the batch, so the loss is one smooth function of $d = 286$ parameters. We write them as one vector $\theta$, so that an equation reads in code as it does in print.
+# The network has two convolutions with batch normalisation and tanh, and a linear head, and it reads real 8 × 8 digits.
+# The normalisation is frozen at the statistics of the batch, so the loss $L$ is one smooth function of $d = 286$ parameters.
+# We write them as one vector $\theta$, so that an equation reads in code as it does in print.
 
 # %%
 inputs, targets = study.digits_batch(p.samples, p.seed)
@@ -215,13 +114,14 @@ def split(vector: Tensor) -> dict[str, Tensor]:
 
 
 # %% [markdown]
-# Random weights have no sharpness worth the name. So we first take 100 steps of gradient descent,
+# At random weights the loss says little about what training meets.
+# So we first take 100 steps of gradient descent, which is the first of the nine ways: each step follows the gradient $g$ of the loss.
 #
 # $$
-# \theta \leftarrow \theta - \eta\, g, \qquad g = \nabla L(\theta), \qquad \eta = 0.2 ,
+# \theta \leftarrow \theta - \eta\, g, \qquad g = \nabla L(\theta), \qquad \eta = 0.2 .
 # $$ (eq-step-sgd)
 #
-# and keep the last point but one, $\theta_-$, which the smoothness-adaptive methods ask for. That was the first of the nine ways.
+# We keep the last point but one, $\theta_-$, because the smoothness-adaptive methods ask for it.
 
 
 # %%
@@ -239,34 +139,58 @@ def hessian_product(theta: Tensor, v: Tensor) -> Tensor:
 eta, theta = 0.2, parameters_to_vector(model.parameters()).detach()
 for _ in range(100):
     theta_before, theta = theta, theta - eta * gradient(theta)
-
-# %% tags=["nbval-rtol=1e-6"]
 vector_to_parameters(theta.clone(), model.parameters())
-g, identity = gradient(theta), torch.eye(286, dtype=theta.dtype)
-
-
-eigenvalues, eigenvectors = spectrum(theta)
-v_top, unit_g = eigenvectors[:, -1], g / g.norm()
-steps = {"SGD": agree("SGD", theta - eta * g, lambda m: torch.optim.SGD(m.parameters(), lr=eta))}
-epsilon = {"SGD": 0 * g}
-start = {
-    "L": loss(theta),
-    "‖θ‖": theta.norm(),
-    "‖g‖": g.norm(),
-    "largest eigenvalue": eigenvalues[-1],
-}
-start |= {"smallest": eigenvalues[0], "|cos(g, top eigenvector)|": abs(unit_g @ v_top)}
-pd.Series({name: float(value) for name, value in start.items()}).round(5)
 
 # %% [markdown]
 # From here on nothing is trained: every step starts at this $\theta$.
-# `agree` lets the library take its step from the same weights, and asserts that the result is ours, up to 1e-12 of the step's *length* unless another tolerance is named. (As a part of $\lVert\theta\rVert$ it would be two hundred times more forgiving.)
-#
+# To hold a step of ours against the library, `agree` lets the library's optimizer step from the same weights on the same batch.
+# It asserts that the result is ours, up to 1e-12 of the step's *length* unless another tolerance is named.
+# (As a part of $\lVert\theta\rVert$ the same number would be two hundred times more forgiving.)
+
+
+# %% tags=["hide-input"]
+def agree(name: str, ours: Tensor, make, tolerance: float = 1e-12):
+    """Assert that the library takes our step, up to a part of the step's length."""
+    taken = take_steps(make, model, inputs, targets)
+    difference = float((ours - taken.weights).norm() / (ours - theta).norm())
+    assert difference < tolerance, f"{name}: {difference}"
+    return taken
+
+
+def using(kind, **options):
+    """Say how to build an optimizer of the library around a network."""
+
+    def make(network: nn.Module):
+        own = {"model": network} if kind is IGSAM else {}
+        return kind(network.parameters(), lr=eta, log=True, **own, **options)
+
+    return make
+
+
+# %% tags=["nbval-rtol=1e-6"]
+def spectrum(theta: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.linalg.eigh(vmap(lambda v: hessian_product(theta, v))(identity))
+
+
+g, identity = gradient(theta), torch.eye(286, dtype=theta.dtype)
+(eigenvalues, eigenvectors), unit_g = spectrum(theta), g / g.norm()
+v_top, epsilon = eigenvectors[:, -1], {"SGD": 0 * g}
+steps = {"SGD": agree("SGD", theta - eta * g, lambda m: torch.optim.SGD(m.parameters(), lr=eta))}
+start = {"L": loss(theta), "‖θ‖": theta.norm(), "‖g‖": g.norm()}
+start |= {"largest eigenvalue": eigenvalues[-1], "smallest": eigenvalues[0]}
+start["|cos(g, top eigenvector)|"] = abs(unit_g @ v_top)
+table(["at θ", "value"], start, spec=".5f")
+
+# %% [markdown]
 # (step-sam)=
 # ## SAM: the worst point of a ball
 #
-# The aim {cite:p}`foret2021` is to lower $\max_{\lVert\varepsilon\rVert_p \le \rho} L(\theta + \varepsilon)$. To first order the inner problem is linear: maximise $g^\top\varepsilon$ over the ball.
-# With $\frac1p + \frac1q = 1$, Hölder's inequality says $g^\top\varepsilon \le \lVert g\rVert_q \lVert\varepsilon\rVert_p$, with equality if and only if the signs agree and $|\varepsilon_j|^p \propto |g_j|^q$. As $q / p = q - 1$,
+# A sharp place is one where a small change of the weights can raise the loss much.
+# So SAM {cite:p}`foret2021` lowers the worst loss in a ball, $\max_{\lVert\varepsilon\rVert_p \le \rho} L(\theta + \varepsilon)$.
+# To first order in $\varepsilon$ the inner problem is linear: maximise $g^\top\varepsilon$ over the ball.
+# Hölder's inequality solves it.
+# With the conjugate exponent $q$, $\frac1p + \frac1q = 1$, it says $g^\top\varepsilon \le \lVert g\rVert_q \lVert\varepsilon\rVert_p$, with equality if and only if the signs agree and $|\varepsilon_j|^p \propto |g_j|^q$.
+# As $q / p = q - 1$, the worst $\varepsilon$ and the step that follows the gradient there are
 #
 # $$
 # \varepsilon = \rho\, \frac{\operatorname{sign}(g)\, |g|^{q-1}}{\lVert g \rVert_q^{\,q-1}},
@@ -275,10 +199,13 @@ pd.Series({name: float(value) for name, value in start.items()}).round(5)
 # \quad (\text{SA-SAM paper: eqs. 1 and 2}).
 # $$ (eq-step-sam)
 #
-# The denominator is right because $\lVert\, |g|^{q-1} \rVert_p = \lVert g\rVert_q^{q/p}$. For $p = 2$ it is $\rho\, g / \lVert g\rVert$; for $p = \infty$ it is $\rho \operatorname{sign}(g)$.
+# The denominator gives $\varepsilon$ the length $\rho$, because $\lVert\, |g|^{q-1} \rVert_p = \lVert g\rVert_q^{q/p}$.
+# For $p = 2$ this is $\rho\, g / \lVert g\rVert$, and for $p = \infty$ it is $\rho \operatorname{sign}(g)$.
 # The SA-SAM paper states the ball for every $p$ and prints one direction, that of $p = 2$.
 #
-# One term is left out, on purpose: the derivative of $L(\theta + \varepsilon(\theta))$ has another part, through $\varepsilon(\theta)$. SAM holds $\varepsilon$ fixed, and so do ASAM, Eigen-SAM, RSAM as printed, IGSAM and SA-SAM.
+# One term is left out on purpose.
+# The derivative of $L(\theta + \varepsilon(\theta))$ has another part, through $\varepsilon(\theta)$.
+# SAM holds $\varepsilon$ fixed, and so do ASAM, Eigen-SAM, RSAM as printed, IGSAM and SA-SAM.
 
 # %%
 rho = 0.05
@@ -295,17 +222,23 @@ for name, norm, q in (("SAM", 2, 2), ("SAM, p = 3", 3, 3 / 2), ("SAM, p = ∞", 
     assert abs(g @ epsilon[name] - rho * g.norm(q)) < 1e-14  # equality in Hölder
     ours = theta - eta * gradient(theta + epsilon[name])
     steps[name] = agree(name, ours, using(SAM, rho=rho, p=norm))
-descent, steps["SGD"] = steps["SGD"], take_step(using(SAM, rho=0.0))
+descent = steps["SGD"]
+steps["SGD"] = take_steps(using(SAM, rho=0.0), model, inputs, targets)
 assert torch.equal(descent.weights, steps["SGD"].weights) and steps["SGD"].closures == 1
 
 # %% [markdown]
-# With $\rho = 0$ the library calls the closure once and takes the base optimizer's step, to the last bit; so plain descent can keep a log like the others.
+# With $\rho = 0$ the library calls the closure once and takes the base optimizer's step, to the last bit.
+# So plain descent can keep a log like the others.
 #
 # (step-asam)=
 # ## ASAM: a ball in units of the weights
 #
-# Scale a ReLU layer up and the next one down, and the network is the same function, while SAM's ball is not the same set of functions. ASAM {cite:p}`kwon2021` measures $\varepsilon$ relative to the weights: $\lVert T^{-1}\varepsilon\rVert \le \rho$, with $T = |\theta| + t$ entry by entry (the paper's $\eta$ is our $t$, which keeps zeros movable).
-# Substitute $\varepsilon = T\tilde\varepsilon$: then $g^\top\varepsilon = (Tg)^\top\tilde\varepsilon$ over the ordinary ball, and
+# Scale a ReLU layer up and the next one down, and the network is the same function.
+# SAM's ball is not the same set of functions, because its radius is measured in the old units.
+# ASAM {cite:p}`kwon2021` therefore measures $\varepsilon$ relative to the weights: $\lVert T^{-1}\varepsilon\rVert \le \rho$, with $T = |\theta| + \zeta$ entry by entry.
+# (The paper writes $\eta$ for our $\zeta$, which keeps zeros movable.)
+# To find the worst point of this ball, substitute $\varepsilon = T\tilde\varepsilon$.
+# Then $g^\top\varepsilon = (Tg)^\top\tilde\varepsilon$ over the ordinary ball, which is the problem that SAM has solved already:
 #
 # $$
 # \tilde\varepsilon = \rho\, \frac{T g}{\lVert T g\rVert},
@@ -313,51 +246,68 @@ assert torch.equal(descent.weights, steps["SGD"].weights) and steps["SGD"].closu
 # \varepsilon = \rho\, \frac{T^2 g}{\lVert T g\rVert} .
 # $$ (eq-step-asam)
 #
-# The text and the authors' code part here. The code gives a $T$ only to tensors with "weight" in their name, and $T = 1$ to biases. The most used implementation scales all tensors, with $t = 0$. `scaled="weights"` and `scaled="all"` are the two.
-# **With $T = 1$ everywhere ASAM is SAM**, and since multiplying by one is exact, to the last bit.
+# The paper's text and its authors' code part here.
+# The code gives a $T$ only to tensors with "weight" in their name, and $T = 1$ to biases.
+# The most used implementation scales all tensors, with $\zeta = 0$.
+# In the library these are `scaled="weights"` and `scaled="all"`.
+#
+# With $T = 1$ everywhere **ASAM is SAM**, and since multiplying by one is exact, to the last bit.
 
 # %%
 scales = {k: q.abs() + 0.01 if "weight" in k else q**0 for k, q in split(theta).items()}
 authors = torch.cat([T.flatten() for T in scales.values()])
-for name, T, extra in (
+for name, T, options in (
     ("ASAM", authors, {}),
     ("ASAM, all", theta.abs(), {"scaled": "all", "eta": 0.0}),
 ):
     epsilon[name] = 0.5 * T**2 * g / (T * g).norm()
     ours = theta - eta * gradient(theta + epsilon[name])
-    steps[name] = agree(name, ours, using(ASAM, rho=0.5, **extra))
+    steps[name] = agree(name, ours, using(ASAM, rho=0.5, **options))
 
-unit = take_step(  # no name has "weight" in it, so T = 1
-    lambda m: ASAM([(f"{i}", q) for i, q in enumerate(m.parameters())], rho=rho, lr=eta)
-)
+
+def without_names(network: nn.Module) -> ASAM:  # no name has "weight" in it, so T = 1
+    return ASAM([(f"{i}", q) for i, q in enumerate(network.parameters())], rho=rho, lr=eta)
+
+
+unit = take_steps(without_names, model, inputs, targets)
 assert torch.equal(unit.weights, steps["SAM"].weights)
 
 # %% [markdown]
 # (step-eigen)=
 # ## Eigen-SAM: towards the top eigenvector
 #
-# SAM feels the largest eigenvalue only as far as $g$ has a part along its eigenvector $v$. Eigen-SAM {cite:p}`luo2024` adds the part of $v$ that is missing. With $\hat g = g / \lVert g\rVert$ and a weight $\kappa$ (the paper's $\alpha$),
+# The curvature that one fears most is the largest eigenvalue of the Hessian.
+# SAM feels it only as far as the gradient has a part along its eigenvector $v$.
+# Eigen-SAM {cite:p}`luo2024` adds the part of $v$ that the direction $\hat g = g / \lVert g\rVert$ lacks, with a weight $\gamma$ (the paper's $\alpha$), and gives the sum the length $\rho$:
 #
 # $$
-# \tilde g = \hat g + \kappa\, \operatorname{sign}(g^\top v)\, \big( v - (v^\top \hat g)\, \hat g \big),
+# \tilde g = \hat g + \gamma\, \operatorname{sign}(g^\top v)\, \big( v - (v^\top \hat g)\, \hat g \big),
 # \qquad
 # \varepsilon = \rho\, \frac{\tilde g}{\lVert \tilde g\rVert} .
 # $$ (eq-step-eigen)
 #
-# The sign makes it a function of the line of $v$: replace $v$ by $-v$, and nothing changes. What does it do to the angles? Put $c = v^\top\hat g$. The two parts of $\tilde g$ are orthogonal, so $\lVert\tilde g\rVert^2 = 1 + \kappa^2(1 - c^2)$, and
+# The sign makes it a function of the line of $v$: replace $v$ by $-v$, and nothing changes.
+#
+# What does the addition do to the angles?
+# Put $\chi = v^\top\hat g$, the cosine between $v$ and the gradient.
+# The two parts of $\tilde g$ are orthogonal, so $\lVert\tilde g\rVert^2 = 1 + \gamma^2(1 - \chi^2)$.
+# Multiply $\tilde g$ by $\hat g$ and by $v$, and divide by this length:
 #
 # $$
 # \cos(\varepsilon, g) = \frac{1}{\lVert\tilde g\rVert},
 # \qquad
-# |\cos(\varepsilon, v)| = \frac{|c| + \kappa\,(1 - c^2)}{\lVert\tilde g\rVert} .
+# |\cos(\varepsilon, v)| = \frac{|\chi| + \gamma\,(1 - \chi^2)}{\lVert\tilde g\rVert} .
 # $$ (eq-step-eigen-angles)
 #
-# The second exceeds $|c|$ if and only if $(|c| + \kappa(1-c^2))^2 > c^2 (1 + \kappa^2(1-c^2))$, that is $2|c| + \kappa(1 - 2c^2) > 0$. For $\kappa \le 2$ this always holds, unless $|c|$ is 0 or 1 already; a very large $\kappa$ can overshoot.
+# The second is larger than $|\chi|$, as it is meant to be, if and only if $(|\chi| + \gamma(1-\chi^2))^2 > \chi^2 (1 + \gamma^2(1-\chi^2))$, that is $2|\chi| + \gamma(1 - 2\chi^2) > 0$.
+# For $\gamma \le 2$ this always holds, unless $|\chi|$ is 0 or 1 already; a very large $\gamma$ can overshoot.
 #
-# The eigenvector comes from power iterations, whose products with $H$ are central differences, a distance $\tau$ to either side; the factor $1/2\tau$ is lost in the normalisation.
+# The eigenvector comes from power iterations.
+# Their products with $H$ are central differences of gradients, a distance $\tau$ to either side, and the factor $1/2\tau$ is lost in the normalisation.
 
 # %%
-kappa, tau = 0.2, 1e-2
+gamma, tau = 0.2, 1e-2
+round_off = torch.finfo(torch.float64).eps  # 2.2e-16
 generator = torch.Generator(device="cpu").manual_seed(0)
 draws = [torch.randn(q.shape, generator=generator) for q in model.parameters()]
 v = parameters_to_vector(draws).double()
@@ -368,56 +318,76 @@ v = v / v.norm()
 
 
 def tilted(v: Tensor) -> Tensor:
-    c = v @ unit_g
-    return unit_g + kappa * torch.sign(c) * (v - c * unit_g)
+    chi = v @ unit_g
+    return unit_g + gamma * torch.sign(chi) * (v - chi * unit_g)
 
 
 epsilon["Eigen-SAM"] = rho * tilted(v) / tilted(v).norm()
 ours = theta - eta * gradient(theta + epsilon["Eigen-SAM"])
-make = using(EigenSAM, rho=rho, alpha=kappa, tau=tau)
-steps["Eigen-SAM"] = agree("Eigen-SAM", ours, make, 100 * ROUND_OFF / tau)
+make = using(EigenSAM, rho=rho, alpha=gamma, tau=tau)
+steps["Eigen-SAM"] = agree("Eigen-SAM", ours, make, 100 * round_off / tau)
 
 # %% [markdown]
-# The tolerance: a gradient is wrong by a few $u = 2.2\cdot 10^{-16}$ of its terms, and a difference over $\tau$ divides that by $\tau$. We allow $100\,u/\tau = 2.2\cdot 10^{-12}$ here and for all differences below.
+# The tolerance comes from the differences.
+# A gradient is wrong by a few units of round-off, $2.2\cdot 10^{-16}$ of its terms, and a difference over $\tau$ divides that by $\tau$.
+# We allow a hundred units over $\tau$, which is $2.2\cdot 10^{-12}$, here and for all differences below.
 #
-# Five iterations from a random vector are the library's default. Are they enough? In the table the exact products $Hv$ go on. With 64 images they are enough, as the first eigenvalue is well apart from the second. With 32 it is not, and five iterations miss the eigenvector by a wide angle. The last column, which decides the side, we come back to.
+# Five iterations from a random vector are the library's default.
+# Are they enough?
+# In the table we go on from the fifth with exact products $Hv$.
+# With 64 images five are enough, because the first eigenvalue is well apart from the second.
+# With 32 it is not, and five iterations miss the eigenvector by a wide angle.
+# The last column is the cosine of $v$ with the gradient; its sign decides to which side the gradient is tilted.
+
 
 # %% tags=["nbval-rtol=1e-6"]
-c, norm, angle = abs(cosine(v, g)), tilted(v).norm(), abs(cosine(epsilon["Eigen-SAM"], v))
+def cosine(x: Tensor, y: Tensor) -> float:
+    return float(x @ y / (x.norm() * y.norm()))
+
+
+chi, norm, angle = abs(cosine(v, g)), tilted(v).norm(), abs(cosine(epsilon["Eigen-SAM"], v))
 assert abs(cosine(epsilon["Eigen-SAM"], g) - 1 / norm) < 1e-14
-assert abs(angle - (c + kappa * (1 - c**2)) / norm) < 1e-14 and angle > c
+assert abs(angle - (chi + gamma * (1 - chi**2)) / norm) < 1e-14 and angle > chi
 rows, power = {}, v
 for iteration in range(5, 21):
     power = power / power.norm()
     product = hessian_product(theta, power)
     if iteration in (5, 8, 12, 20):
-        rows[iteration] = (
-            abs(cosine(power, v_top)),
-            power @ product / eigenvalues[-1],
-            1e4 * cosine(power, g),
-        )
+        quotient = power @ product / eigenvalues[-1]
+        rows[iteration] = abs(cosine(power, v_top)), quotient, 1e4 * cosine(power, g)
     power = product
 columns = ["|cos(v, eigenvector)|", "vᵀHv over the eigenvalue", "10⁴ cos(v, g)"]
-pd.DataFrame(rows, index=columns).T.rename_axis("iterations").astype(float).round(5)
+table(["iterations", *columns], rows, spec=".5f")
 
 # %% [markdown]
 # (step-gr)=
 # ## Gradient regularisation
 #
-# Gradient descent itself prefers flat places. One step of size $\eta$ follows the flow of a changed loss for time $\eta$: try $\dot\theta = -(g + \eta f_1)$, whose solution is $\theta - \eta g - \eta^2 f_1 + \frac{\eta^2}2 H g + O(\eta^3)$. For this to be $\theta - \eta g$ we need $f_1 = \frac12 H g = \nabla\,\frac14\lVert g\rVert^2$.
-# So the descent has a penalty $\frac\eta4 \lVert\nabla L\rVert^2$ built in {cite:p}`barrett2021`. Gradient regularisation adds to it, with a weight $\mu$ of one's own:
+# Gradient descent itself prefers flat places.
+# To see it, look for a changed loss whose gradient flow, followed for the time $\eta$, ends where the step ends.
+# Try the flow $\dot\theta = -(g + \eta f_1)$ with an unknown correction $f_1$.
+# Its solution at time $\eta$ is $\theta - \eta g - \eta^2 f_1 + \frac{\eta^2}2 H g + O(\eta^3)$.
+# For this to be the step $\theta - \eta g$ we need $f_1 = \frac12 H g = \nabla\,\frac14\lVert g\rVert^2$.
+# So descent has a penalty $\frac\eta4 \lVert\nabla L\rVert^2$ built in {cite:p}`barrett2021`.
+#
+# Gradient regularisation adds a penalty of the same form with a weight $\mu$ of one's own.
+# Since $\nabla \lVert\nabla L\rVert^2 = 2 H g$, its step is
 #
 # $$
 # \theta \leftarrow \theta - \eta\, \nabla\big( L + \mu \lVert\nabla L\rVert^2 \big) = \theta - \eta\,( g + 2\mu\, H g ) .
 # $$ (eq-step-gr)
 #
-# We take $\mu = \eta/4$, which doubles the penalty that is there already. $Hg$ comes from differentiating the gradient, or from one more gradient a distance $\tau$ away,
+# We take $\mu = \eta/4$, which doubles the penalty that is there already.
+#
+# The product $Hg$ can come from differentiating the gradient.
+# A cheaper way needs one more gradient, a distance $\tau$ away:
 #
 # $$
 # H g \approx \frac{\lVert g\rVert}{\tau} \big( \nabla L(\theta + \tau\, \hat g) - g \big) .
 # $$ (eq-step-difference)
 #
-# To first order it is SAM without the normalisation, for $\nabla L(\theta + 2\mu g) = g + 2\mu Hg + O(\mu^2)$. We enter $\varepsilon = 2\mu g$ in the comparison.
+# To first order gradient regularisation is SAM without the normalisation, because $\nabla L(\theta + 2\mu g) = g + 2\mu Hg + O(\mu^2)$.
+# So we enter $\varepsilon = 2\mu g$ in the comparison.
 
 # %%
 mu = eta / 4
@@ -433,23 +403,27 @@ assert (theta - eta * penalised(theta) - exact).norm() < 1e-14 * theta.norm()
 steps["GR"] = agree("GR, double backward", exact, using(GradientRegularization, mu=mu))
 near = theta - eta * (g + 2 * mu * g.norm() * difference(unit_g, tau))
 make = using(GradientRegularization, mu=mu, method="finite_difference", tau=tau)
-steps["GR, difference"] = agree("GR, difference", near, make, 100 * ROUND_OFF / tau)
+steps["GR, difference"] = agree("GR, difference", near, make, 100 * round_off / tau)
 epsilon["GR"] = 2 * mu * g
 
 # %% [markdown]
-# How far may $\tau$ be from zero? By Taylor's theorem along the unit vector $u$, with $D^k$ the $k$-th derivative of the gradient along $u$,
+# How far may $\tau$ be from zero?
+# Let $u$ be a unit vector, and write $\nabla_u^k g$ for the $k$-th derivative of the gradient along it.
+# Taylor's theorem for $\nabla L(\theta \pm \tau u)$ gives the leading error of the one-sided difference and of the central one:
 #
 # $$
 # \begin{aligned}
-# \frac{\nabla L(\theta + \tau u) - g}{\tau} &= Hu + \frac\tau2 D^2 + O(\tau^2),
+# \frac{\nabla L(\theta + \tau u) - g}{\tau} &= Hu + \frac\tau2\, \nabla_u^2 g + O(\tau^2),
 # \\
-# \frac{\nabla L(\theta + \tau u) - \nabla L(\theta - \tau u)}{2\tau} &= Hu + \frac{\tau^2}6 D^3 + O(\tau^4),
+# \frac{\nabla L(\theta + \tau u) - \nabla L(\theta - \tau u)}{2\tau} &= Hu + \frac{\tau^2}6\, \nabla_u^3 g + O(\tau^4) .
 # \end{aligned}
 # $$ (eq-step-order)
 #
-# and rounding adds about $u_{\text{round}} \lVert g\rVert / \tau$ to both. The first is the difference of gradient regularisation, and of RSAM's exact mode below; the second is Eigen-SAM's. The coefficients can be computed by nested differentiation, so the figure has nothing fitted in it, and the cell asserts both coefficients.
+# Rounding adds about $2.2 \cdot 10^{-16}\, \lVert g\rVert / \tau$ to both.
+# The first is the difference of gradient regularisation, and of RSAM's exact mode below; the second is Eigen-SAM's.
+# Nested differentiation computes the derivatives, so nothing in the figure is fitted, and the cell asserts both coefficients.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Relative error of a Hessian product against the distance of the difference, both axes logarithmic. The one-sided difference falls with slope one as the distance shrinks, the central one with slope two, each on a thin predicted line, until both turn up along a dotted line of slope minus one."}, "figure": {"caption": "The error of a Hessian product from differences of gradients, relative to its length, against the distance τ. Thin lines are the predicted leading terms; dotted, round-off over τ. A vertical line marks the library's default.", "name": "fig-step-order"}}
+# %%
 derivatives = [gradient]
 for _ in range(3):
     last = derivatives[-1]
@@ -464,17 +438,18 @@ def central(u: Tensor, tau: float) -> Tensor:
 assert ((difference(unit_g, 1e-4) - D1) / 1e-4 - D2 / 2).norm() < 1e-2 * D2.norm()
 assert ((central(unit_g, 1e-2) - D1) / 1e-4 - D3 / 6).norm() < 1e-2 * D3.norm()
 
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Relative error of a Hessian product against the distance of the difference, both axes logarithmic. The one-sided difference falls with slope one as the distance shrinks, the central one with slope two, each on a thin predicted line, until both turn up along a dotted line of slope minus one."}, "figure": {"caption": "The error of a Hessian product from differences of gradients, relative to its length, against the distance τ. Thin lines are the predicted leading terms; dotted, round-off over τ. A vertical line marks the library's default.", "name": "fig-step-order"}}
 distances = torch.logspace(-9, -0.5, 35, dtype=torch.float64)
 figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 cases = (("one-sided", difference, D2 / 2, 1, "o"), ("central", central, D3 / 6, 2, "s"))
-for (label, rule, coefficient, order, marker), color in zip(cases, COLORS[:3:2], strict=True):
-    errors = [float((rule(unit_g, float(t)) - D1).norm() / D1.norm()) for t in distances]
+for (label, rule, leading, order, marker), color in zip(cases, plotting.COLORS[:3:2], strict=True):
+    errors = [distance(D1, rule(unit_g, float(t))) for t in distances]
     axes.loglog(distances, errors, marker, ms=4, color=color, label=label)
-    leading = distances**order * float(coefficient.norm() / D1.norm())
-    axes.loglog(distances, leading, "-", lw=1, color=color)
-floor = ROUND_OFF * float(g.norm() / D1.norm()) / distances
-axes.loglog(distances, floor, ":", color=QUIET, label="round-off / τ")
-axes.axvline(tau, color=QUIET, lw=1)
+    predicted = distances**order * leading.norm() / D1.norm()
+    axes.loglog(distances, predicted, "-", lw=1, color=color)
+floor = round_off * g.norm() / D1.norm() / distances
+axes.loglog(distances, floor, ":", color=plotting.QUIET, label="round-off / τ")
+axes.axvline(tau, color=plotting.QUIET, lw=1)
 axes.set(xlabel="distance τ", ylabel="relative error of Hg", ylim=(1e-13, 10))
 axes.legend()
 plt.show()
@@ -485,90 +460,112 @@ plt.show()
 # (step-rsam)=
 # ## RSAM: a penalty that the step does not see
 #
-# The Rényi paper replaces the Hessian's eigenvalues by the squares of the gradient's entries, and the entropy by its monotone core {cite:p}`renyi2025`:
+# The Rényi paper {cite:p}`renyi2025` wants to descend a loss with an entropy as penalty, and no eigenvalues are at hand in training.
+# It replaces the Hessian's eigenvalues by the squares of the gradient's entries, and the entropy by its monotone core:
 #
 # $$
 # R(g) = \frac{\sum_j |g_j|^{2\alpha}}{\big(\sum_j g_j^2\big)^\alpha}
-# \qquad (\text{paper: eq. 10}).
+# \qquad (\text{Rényi paper: eq. 10}).
 # $$ (eq-step-ratio)
 #
-# It wants to descend $L - \mu s R$ with $s = \operatorname{sign}(1-\alpha)$ (its $\rho$ is our $\mu$). Rather than differentiate $R$, it looks for an $\varepsilon$ with $g^\top\varepsilon = -\mu s R$, since then $L(\theta + \varepsilon) \approx L - \mu s R$ (eq. 12), and takes the one along $g$:
+# The logarithm of $R$, divided by $1 - \alpha$, is the entropy of the squares, so the paper descends $L - \mu \operatorname{sign}(1-\alpha)\, R$ (its $\rho$ is our $\mu$).
+# It does not differentiate $R$.
+# Instead it looks for an $\varepsilon$ with $g^\top\varepsilon = -\mu \operatorname{sign}(1-\alpha)\, R$, since then $L(\theta + \varepsilon) \approx L - \mu \operatorname{sign}(1-\alpha)\, R$ (eq. 12).
+# There are many; the paper takes the one along $g$:
 #
 # $$
-# \varepsilon = -\mu\, s\, R(g)\, \frac{g}{\lVert g\rVert^2}
-# \qquad (\text{paper: eq. 11}).
+# \varepsilon = -\mu\, \operatorname{sign}(1-\alpha)\, R(g)\, \frac{g}{\lVert g\rVert^2}
+# \qquad (\text{Rényi paper: eq. 11}).
 # $$ (eq-step-rsam)
 #
-# Algorithm 2, step 5, prints the opposite sign, which for the paper's $\alpha > 1$ would go down instead of up. The released code has the sign of equation 11.
+# Algorithm 2, step 5, prints the opposite sign, which for the paper's $\alpha > 1$ would go down instead of up.
+# The released code has the sign of equation 11.
 #
-# **For $\alpha > 1$ this is SAM with radius $\mu R(g)/\lVert g\rVert$**; nothing else of the entropy survives. With $\varepsilon$ held fixed the step follows $g + H\varepsilon$, and $H\varepsilon \propto Hg$ is what gradient regularisation adds, too.
-# The gradient of the penalty is another vector. With $u = \partial R/\partial g$, by the chain rule
+# **For $\alpha > 1$ this is SAM with radius $\mu R(g)/\lVert g\rVert$**, and nothing else of the entropy survives.
+# With $\varepsilon$ held fixed the step follows $g + H\varepsilon$, and $H\varepsilon \propto Hg$ is what gradient regularisation adds, too.
+#
+# The gradient of the penalty is another vector.
+# Let $\nabla R$ be the gradient of $R$ in its argument.
+# By the chain rule the penalty's gradient in $\theta$ is $H \nabla R$ times its weight, and $\nabla R$ is orthogonal to $g$, because $R$ does not change when $g$ is scaled:
 #
 # $$
-# \nabla\big(L - \mu s R\big) = g - \mu s\, H u,
+# \nabla\big(L - \mu \operatorname{sign}(1-\alpha)\, R(g)\big) = g - \mu \operatorname{sign}(1-\alpha)\, H\, \nabla R(g) ,
 # \qquad
-# g^\top u = 0 ,
+# g^\top \nabla R(g) = 0 .
 # $$ (eq-step-rsam-exact)
 #
-# the second because $R$ does not change when $g$ is scaled. So the printed $\varepsilon$ is *orthogonal* to the one whose step would descend the right side of equation 12. `mode="exact"` follows {eq}`eq-step-rsam-exact`, with {eq}`eq-step-difference` for the product.
+# So the printed $\varepsilon$ is *orthogonal* to the one whose step would descend the right side of equation 12.
+# The library's `mode="exact"` follows {eq}`eq-step-rsam-exact`, with {eq}`eq-step-difference` for the product.
 
 # %%
 mu_R, alpha = 0.65, 1.2  # the paper's, for ResNet-20 on CIFAR-10
-s = math.copysign(1.0, 1 - alpha)
+sign = math.copysign(1.0, 1 - alpha)
 
 
 def ratio(g: Tensor) -> Tensor:
     return g.abs().pow(2 * alpha).sum() / g.square().sum().pow(alpha)
 
 
-epsilon["RSAM"] = -mu_R * s * ratio(g) * g / g.square().sum()
+epsilon["RSAM"] = -mu_R * sign * ratio(g) * g / g.square().sum()
 ours, rsam = theta - eta * gradient(theta + epsilon["RSAM"]), {"rho": mu_R, "alpha": alpha}
 steps["RSAM"] = agree("RSAM", ours, using(RSAM, **rsam))
 radius = float(mu_R * ratio(g) / g.norm())
 agree("SAM of RSAM's radius", ours, using(SAM, rho=radius))
-same = take_step(using(RSAM, mode="sam_radius", **rsam))
+same = take_steps(using(RSAM, mode="sam_radius", **rsam), model, inputs, targets)
 assert torch.equal(same.weights, steps["RSAM"].weights)
 
 # %% tags=["nbval-rtol=1e-6"]
-u = grad(ratio)(g)
-assert abs(g @ u) < 1e-14 * len(g) * g.norm() * u.norm()
-epsilon["RSAM, exact"] = d = -mu_R * s * u
+slope = grad(ratio)(g)
+assert abs(g @ slope) < 1e-14 * len(g) * g.norm() * slope.norm()
+epsilon["RSAM, exact"] = d = -mu_R * sign * slope
 product = d.norm() * difference(d / d.norm(), tau)
 ours = theta - eta * (g + product)
 make = using(RSAM, mode="exact", tau=tau, **rsam)
-steps["RSAM, exact"] = agree("RSAM, exact", ours, make, 100 * ROUND_OFF / tau)
-objective = grad(lambda t: loss(t) - mu_R * s * ratio(gradient(t)))(theta)
-assert (g + hessian_product(theta, d) - objective).norm() < 1e-12 * objective.norm()
+steps["RSAM, exact"] = agree("RSAM, exact", ours, make, 100 * round_off / tau)
+objective = grad(lambda t: loss(t) - mu_R * sign * ratio(gradient(t)))(theta)
+assert distance(objective, g + hessian_product(theta, d)) < 1e-12
 H = eigenvectors @ eigenvalues.diag() @ eigenvectors.T
-rate = regularizer_descent(H, g, alpha)
-values = {"‖ε‖ printed": radius, "‖ε‖ exact": float(d.norm()), "rate": rate.left}
+rate = regularizer_descent(H, g, alpha).left
+values = {"‖ε‖ printed": radius, "‖ε‖ exact": d.norm(), "rate": rate}
 values["cos(Hε printed, Hε exact)"] = cosine(H @ g, H @ d)
-pd.Series(values).round(5)
+table(["of RSAM", "value"], values, spec=".5f")
 
 # %% [markdown]
-# The rate is the one at which the printed extra term changes the penalty that it stands for, per unit of $\mu$. It is positive here: the step *raises* what it is meant to lower. Nothing forces its sign, at other points it is negative.
+# The rate says how fast the printed extra term changes the penalty that it stands for, per unit of $\mu$.
+# It is positive here: the step *raises* what it is meant to lower.
+# Nothing forces its sign, and at other points it is negative.
 #
 # (step-igsam)=
 # ## IGSAM: along the natural gradient
 #
-# The information-geometric paper wants to lower $L + \mu\, \mathrm{IGS}$, its equation 12, and does so with the mini-batch form of its sharpness (equation 7): for one batch, whose gradient is $g$, that is $L + \mu\, g^\top F^{+} g$. It finds an $\varepsilon$ with this first-order rise {cite:p}`igs2022`:
+# The information-geometric paper {cite:p}`igs2022` wants to lower $L + \mu\, \mathrm{IGS}$, its equation 12.
+# It uses the mini-batch form of its sharpness (equation 7): for one batch, whose gradient is $g$, that is $L + \mu\, g^\top F^{+} g$, with the pseudo-inverse of the Fisher matrix $F$.
+# As before, an $\varepsilon$ is wanted whose first-order rise $g^\top\varepsilon$ is the penalty, and the natural gradient is one:
 #
 # $$
 # \varepsilon = \mu\, F^{+} g,
 # \quad
 # L(\theta + \varepsilon) \approx L + \mu\, g^\top F^{+} g
-# \quad (\text{paper: eq. 13; its } \rho \text{ is our } \mu).
+# \quad (\text{IGS paper: eq. 13; its } \rho \text{ is our } \mu).
 # $$ (eq-step-igsam)
 #
-# $F$ is too large to invert, so the paper takes EKFAC {cite:p}`george2018` (Section 4.2; the details are in its Appendix G.4.1, in the supplement of the proceedings, which we did not have). We take it a layer at a time, with damping $\nu$ in place of the pseudo-inverse. From the pairs $(a, B)$ of {doc}`chapter 5 <05_one_linearization>`, with $s = R B$ of each sample, a layer's Fisher block is $\frac1n\sum_i \sum_r \operatorname{vec} G_{ir} \operatorname{vec}(G_{ir})^\top$, $G_{ir} = \sum_t s_{irt}\, a_{it}^\top$. Let $U_S$, $U_A$ hold the eigenvectors of the second moments of $s$ and of $a$. Then
+# $F$ is too large to invert, so the paper takes EKFAC {cite:p}`george2018` (Section 4.2; the details are in its Appendix G.4.1, in the supplement of the proceedings, which we did not have).
+# We take it a layer at a time, with a damping $\nu$ in place of the pseudo-inverse.
+# The construction is that of {doc}`chapter 5 <05_one_linearization>`.
+# From the pairs $(a, B)$ of a layer and the factor $R_i$ of $\Lambda_i = R_i^\top R_i$ come $s_{irt} = (R_i B_{it})_r$ and the matrices $G_{ir} = \sum_t s_{irt}\, a_{it}^\top$.
+# The layer's Fisher block is $\frac1n\sum_{i,r} \operatorname{vec} G_{ir} \operatorname{vec}(G_{ir})^\top$.
+# Let $U_\Omega$ and $U_\Psi$ hold the eigenvectors of the second moments of $s$ and of $a$.
+# In their basis EKFAC keeps the mean squares $V_l$ alone, so that the damped inverse, applied to the layer's gradient $g_l$, is a division of entries:
 #
 # $$
-# \Lambda = \frac1n \sum_{i,r} \big( U_S^\top G_{ir} U_A \big)^{\odot 2},
+# V_l = \frac1n \sum_{i,r} \big( U_\Omega^\top G_{ir} U_\Psi \big)^{\odot 2},
 # \qquad
-# \varepsilon_l = \mu\; U_S\, \frac{U_S^\top g_l\, U_A}{\Lambda + \nu}\, U_A^\top ,
+# \varepsilon_l = \mu\; U_\Omega\, \frac{U_\Omega^\top g_l\, U_\Psi}{V_l + \nu}\, U_\Psi^\top .
 # $$ (eq-step-ekfac)
 #
-# square and quotient entry by entry; a bias is one more column, with $a = 1$. Normalisation is not perturbed. The paper's $\mu$, and its damping if it has one, are not in its main text; ours are round numbers.
+# Square and quotient are taken entry by entry, and a bias is one more column, with $a = 1$.
+# Normalisation is not perturbed.
+# The paper's $\mu$, and its damping if it has one, are not in its main text; ours are round numbers.
 
 # %%
 linear = linearize(model, inputs)
@@ -579,11 +576,11 @@ def ekfac_factors(name: str, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
     a = use.columns(slice(None))[:, 0]  # (n, k, P)
     a = torch.cat([a, torch.ones_like(a[:, :1])], dim=1) if bias else a
     cotangents = use.cotangents(slice(None))[:, :, 0]  # (n, C, h, P)
-    signals = torch.einsum("nrc,ncht->nrht", linear.hessian_factor, cotangents)
-    U_S = torch.linalg.eigh(torch.einsum("nrht,nrgt->hg", signals, signals)).eigenvectors
-    U_A = torch.linalg.eigh(torch.einsum("nkt,nmt->km", a, a)).eigenvectors
-    G = torch.einsum("nrht,nkt->nrhk", signals, a)
-    return U_S, U_A, (U_S.T @ G @ U_A).square().sum(dim=(0, 1)) / len(a)
+    s = torch.einsum("nrc,ncht->nrht", linear.hessian_factor, cotangents)
+    U_Omega = torch.linalg.eigh(torch.einsum("nrht,nrgt->hg", s, s)).eigenvectors
+    U_Psi = torch.linalg.eigh(torch.einsum("nkt,nmt->km", a, a)).eigenvectors
+    G = torch.einsum("nrht,nkt->nrhk", s, a)
+    return U_Omega, U_Psi, (U_Omega.T @ G @ U_Psi).square().sum(dim=(0, 1)) / len(a)
 
 
 # %%
@@ -592,8 +589,8 @@ parts, found = split(g), split(0 * g)
 for name in linear.layers:
     own = [key for key in (f"{name}.weight", f"{name}.bias") if key in parts]
     columns = [parts[key].reshape(len(parts[key]), -1) for key in own]  # the bias is the last
-    U_S, U_A, Lambda = ekfac_factors(name, bias=len(own) == 2)
-    natural = U_S @ (U_S.T @ torch.cat(columns, dim=1) @ U_A / (Lambda + nu)) @ U_A.T
+    U_Omega, U_Psi, V = ekfac_factors(name, bias=len(own) == 2)
+    natural = U_Omega @ (U_Omega.T @ torch.cat(columns, dim=1) @ U_Psi / (V + nu)) @ U_Psi.T
     for key, part in zip(own, natural.split([c.shape[1] for c in columns], dim=1), strict=True):
         found[key] = mu_F * part.reshape(found[key].shape)
 
@@ -605,14 +602,25 @@ steps["IGSAM"] = agree("IGSAM", ours, using(IGSAM, **igsam), 1e-10)
 # %% [markdown]
 # The tolerance is 1e-10, as eigenvectors are good to round-off over the gap to the next eigenvalue, and we allow gaps down to $10^{-5}$ of the largest.
 #
-# **What is in this step?** Hold $\varepsilon$ fixed: the step follows $g + \mu H F^{+} g$. Where $H = F$ and $g$ lies in its range this is $(1 + \mu)\, g$, a larger step size and nothing else. What remains is due to $H - F$, the damping, and EKFAC's errors.
-# The other end is as plain. As $\nu (F + \nu I)^{-1} = I - F (F + \nu I)^{-1}$,
+# **What is in this step?**
+#
+# Hold $\varepsilon$ fixed: the step follows $g + \mu H F^{+} g$.
+# Where $H = F$ and $g$ lies in its range this is $(1 + \mu)\, g$, a larger step size and nothing else.
+# What remains is due to $H - F$, the damping, and EKFAC's errors.
+#
+# With large damping the step loses its geometry in another way.
+# Since $\nu (F + \nu I)^{-1} = I - F (F + \nu I)^{-1}$, the distance of $\varepsilon$ from a multiple of the gradient is
 #
 # $$
 # \Big\lVert \frac\nu\mu\, \varepsilon - g \Big\rVert \le \frac{\lambda_{\max}(F)}{\lambda_{\max}(F) + \nu}\, \lVert g\rVert ,
 # $$ (eq-step-damping)
 #
-# with EKFAC's $\Lambda$ in the place of $F$ in the layers that it covers. So with large damping $\varepsilon \to (\mu/\nu)\, g$: SAM without normalisation, or, to first order, gradient regularisation of weight $\mu/2\nu$. The library has both ends as controls. The first is exact; the second differs from gradient regularisation in second order, so that halving $\mu$ must divide the distance by four.
+# with EKFAC's $V_l$ in the place of $F$ in the layers that it covers.
+# So as $\nu$ grows, $\varepsilon \to (\mu/\nu)\, g$: SAM without normalisation, or, to first order, gradient regularisation of weight $\mu/2\nu$.
+#
+# The library has both ends as controls.
+# The first is exact.
+# The second differs from gradient regularisation in second order, so that halving $\mu$ must divide the distance by four.
 
 # %%
 make = using(IGSAM, mode="scaled_gradient", **igsam)
@@ -626,28 +634,58 @@ for strength in (2e-3, 1e-3):
 assert abs(gaps[0] / gaps[1] - 4) < 0.05
 
 perturbed, blocks = epsilon["IGSAM"] != 0, [ekfac_factors(k, k == "head") for k in linear.layers]
-bound = max(Lambda.max() / (Lambda.max() + nu) for _, _, Lambda in blocks)
+bound = max(V.max() / (V.max() + nu) for _, _, V in blocks)
 assert (epsilon["IGSAM"] * nu / mu_F - g)[perturbed].norm() <= bound * g.norm()
 
 # %% [markdown]
 # (step-sasam)=
 # ## SA-SAM and SA-SGD: the step size from the last two points
 #
-# Along the last step the gradient changed by $\lVert g - g_-\rVert$ over a distance $\lVert\theta - \theta_-\rVert$, both gradients on the present batch. The quotient is a local smoothness $\beta$, and the step size is a part of its inverse, but may not grow too fast {cite:p}`sasam2024,malitsky2020`:
+# All methods so far share one step size, and it is chosen by hand.
+# The smoothness-adaptive ones read it off the last step {cite:p}`sasam2024,malitsky2020`.
+# Along that step the gradient changed by $\lVert g_t - g_{t-1}\rVert$ over a distance $\lVert\theta_t - \theta_{t-1}\rVert$, both gradients on the present batch.
+# The quotient is a local smoothness $\beta_t$.
+# The step size is a part of its inverse, $1/(c\beta_t)$, but may not grow too fast from one step to the next:
 #
 # $$
 # \begin{aligned}
-# \eta_t &= \min\Big\{ \frac{\lVert\theta_t - \theta_{t-1}\rVert}{c\, \lVert g_t - g_{t-1}\rVert},\; \sqrt{1 + \gamma\, \vartheta_{t-1}}\; \eta_{t-1} \Big\} \quad (\text{paper: eq. 5}), \\
+# \eta_t &= \min\Big\{ \frac{\lVert\theta_t - \theta_{t-1}\rVert}{c\, \lVert g_t - g_{t-1}\rVert},\; \sqrt{1 + \delta\, \vartheta_{t-1}}\; \eta_{t-1} \Big\} \quad (\text{SA-SAM paper: eq. 5}), \\
 # \vartheta_t &= \frac{\eta_t}{\eta_{t-1}}, \qquad \vartheta_0 = \infty, \\
-# \theta_{t+1} &= \theta_t - \eta_t\, \nabla L\Big(\theta_t + \rho_t \frac{g_t}{\lVert g_t\rVert}\Big), \quad \rho_t = \sqrt{\eta_t} \quad (\text{eq. 2, Algorithm 1}),
+# \theta_{t+1} &= \theta_t - \eta_t\, \nabla L\Big(\theta_t + \rho_t \frac{g_t}{\lVert g_t\rVert}\Big), \quad \rho_t = \sqrt{\eta_t} \quad (\text{eq. 2, Algorithm 1}).
 # \end{aligned}
 # $$ (eq-step-sasam)
 #
-# with $c = 2$, and $\gamma = 0.02$ in the experiments (the paper's $\delta$). SA-SGD is the same with $\rho_t = 0$. Algorithm 1 uses $\vartheta_t$ where equation 5 has $\vartheta_{t-1}$, which is the only one known, and Section 3 puts $\eta_t$ under the root. The equation above is as it must be.
+# Equation 5 has $c = 2$ and $\delta = 1$, and the experiments have $\delta = 0.02$ (Section 3).
+# SA-SGD is the same with $\rho_t = 0$.
 #
-# The derivation stops at the first line: for SA-SGD on a convex loss with $c = 2$, $\gamma = 1$ and full batches, Malitsky and Mishchenko prove convergence. For SA-SAM no theorem is claimed. The displacement followed a gradient at $\theta + \varepsilon$, and $\rho = \sqrt\eta$ has not the units of a length in $\theta$.
+# The paper prints the growth in three ways.
+# Equation 5 has $\vartheta_{t-1}$ under the root, as here.
+# Algorithm 1 has $\vartheta_t$, which is not known at that moment.
+# Section 3 has $\eta_t$ under the root as well.
 #
-# A first step has no predecessor; so ours is a second one, from $\theta_-$ by SA-SGD with $\eta_0 = 0.2$. The two methods keep the same state, so that one can go on where the other was.
+# How far does the theory reach?
+# For SA-SGD on a convex loss with $c = 2$, $\delta = 1$ and full batches, Malitsky and Mishchenko prove convergence.
+# For SA-SAM no theorem is claimed.
+# Its displacement followed a gradient at $\theta + \varepsilon$, and not the gradient at $\theta$ that the rule compares.
+# Besides, $\rho = \sqrt\eta$ has not the units of a length in $\theta$.
+#
+# A first step has no predecessor, so ours is a second one, after a first from $\theta_-$ by SA-SGD with $\eta_0 = 0.2$.
+# The two methods keep the same state, so that one can go on where the other was.
+
+
+# %% tags=["hide-input"]
+def first_step_taken(kind, **options):
+    """Say how to go on, from θ, where SA-SGD has taken its first step from θ₋."""
+
+    def make(network: nn.Module):
+        vector_to_parameters(theta_before.clone(), network.parameters())
+        first = SASGD(network.parameters(), eta0=eta)
+        first.step(batch_closure(network, first, inputs, targets))
+        optimizer = kind(network.parameters(), eta0=eta, log=True, **options)
+        optimizer.load_state_dict(first.state_dict())
+        return optimizer
+
+    return make
 
 
 # %%
@@ -660,7 +698,11 @@ steps["SA-SGD"] = agree("SA-SGD", theta - eta_1 * g, first_step_taken(SASGD))
 epsilon["SA-SGD"] = 0 * g
 
 # %% [markdown]
-# **Where SA-SAM comes to rest.** Take a parabola $L = \frac12\lambda\theta^2$. There $\beta = \lambda$ along any step, so $\eta = 1/(c\lambda)$ and $\rho = 1/\sqrt{c\lambda}$. From $\theta > 0$ a step leads to
+# **Where SA-SAM comes to rest.**
+#
+# A parabola $L = \frac12\lambda\theta^2$ shows what the rule leads to.
+# There $\beta = \lambda$ along any step, so $\eta = 1/(c\lambda)$ and $\rho = 1/\sqrt{c\lambda}$ from the second step on.
+# From $\theta > 0$ a step leads to the point below, and one starting point is sent to its mirror image:
 #
 # $$
 # \theta - \eta\lambda\,(\theta + \rho) = \Big(1 - \frac1c\Big)\theta - \frac\rho c ,
@@ -668,22 +710,26 @@ epsilon["SA-SGD"] = 0 * g
 # \text{which is } {-\theta} \text{ for } \theta = \frac{\rho}{2c - 1} .
 # $$ (eq-step-cycle)
 #
-# The state repeats up to its sign, for ever, at the loss $\frac12 \lambda\rho^2/(2c-1)^2 = 1/(2c(2c-1)^2)$. **With the paper's $c = 2$ it is 1/36, whatever the curvature.** With the released code's $c = 1$ it is 1/2. The library, in one dimension:
+# From there the state repeats up to its sign, for ever, at the loss $\frac12 \lambda\rho^2/(2c-1)^2 = 1/(2c(2c-1)^2)$.
+# **With the paper's $c = 2$ it is 1/36, whatever the curvature.**
+# With the released code's $c = 1$ it is 1/2.
+# The library, in one dimension:
 
 
 # %%
-def parabola(curvature: float, damping: float, floor: float) -> None:
-    point = 1 / math.sqrt(damping * curvature) / (2 * damping - 1)
-    w = nn.Parameter(torch.tensor([point], dtype=torch.float64))
-    optimizer = SASAM([w], eta0=1 / (damping * curvature), damping=damping)
-    for t in range(1, 6):
-        value = optimizer.step(lambda: backward(curvature / 2 * w.square().sum(), optimizer))
-        assert abs(value - floor) < 1e-13 and abs(w.item() - (-1) ** t * point) < 1e-13 * point
+def parabola(curvature: float, c: float, floor: float) -> None:
+    point = torch.tensor([1 / math.sqrt(c * curvature) / (2 * c - 1)], dtype=torch.float64)
+    hessian = torch.tensor([[curvature]], dtype=torch.float64)
+    adaptive = lambda w: SASAM(w, eta0=1 / (c * curvature), damping=c)  # noqa: E731
+    points, _ = follow_quadratic(adaptive, hessian, point, 5)
+    signs = torch.tensor([1, -1, 1, -1, 1, -1])[:, None]
+    assert (points - signs * point).abs().max() < 1e-13 * point
+    assert (curvature / 2 * points**2 - floor).abs().max() < 1e-13
 
 
 for curvature in (0.5, 3.0, 50.0):
-    parabola(curvature, damping=2.0, floor=1 / 36)
-    parabola(curvature, damping=1.0, floor=1 / 2)
+    parabola(curvature, c=2.0, floor=1 / 36)
+    parabola(curvature, c=1.0, floor=1 / 2)
 
 # %% [markdown]
 # What else these methods do on quadratics is the subject of {doc}`the chapter before <06_steps_on_a_quadratic>`.
@@ -691,7 +737,11 @@ for curvature in (0.5, 3.0, 50.0):
 # (step-compare)=
 # ## Nine steps side by side
 #
-# Every optimizer was asked to keep a log: `log=True` notes for each step $\lVert g\rVert$, $\lVert\varepsilon\rVert$, their cosine, and the regularizer's value: $g^\top\varepsilon$, the rise of the loss to first order, unless the method has a penalty of its own, as gradient regularisation has $\mu\lVert g\rVert^2$. The table shows the log; the cell asserts that it is what our equations say. The evaluations are counted: how often the closure was called, how many gradients the optimizer says it took, how many times the network saw the whole batch.
+# Every optimizer was asked to keep a log.
+# With `log=True` it notes for each step $\lVert g\rVert$, $\lVert\varepsilon\rVert$, their cosine, and the value of its regularizer.
+# This value is $g^\top\varepsilon$, the rise of the loss to first order, unless the method has a penalty of its own, as gradient regularisation has $\mu\lVert g\rVert^2$.
+# The table shows the log, and the cell asserts that it is what our equations say.
+# The evaluations are counted: how often the closure was called, how many gradients the optimizer says it took, and how many times the network saw the whole batch.
 
 # %% tags=["nbval-rtol=1e-6"]
 nine = ("SGD", "SAM", "ASAM", "Eigen-SAM", "GR", "RSAM", "IGSAM", "SA-SAM", "SA-SGD")
@@ -705,25 +755,37 @@ for name in nine:
     torch.testing.assert_close(
         torch.tensor(logged, dtype=torch.float64), ours, rtol=1e-10, atol=0, equal_nan=True
     )
-    length = float((taken.weights - theta).norm())
-    rows[name] = [*logged, length, taken.closures, taken.evaluations, taken.forwards]
+    logged = [value or 0 for value in logged]  # a zero that is exact, and no round-off
+    length = (taken.weights - theta).norm()
+    rows[name] = *logged, length, taken.closures, taken.evaluations, taken.forwards
 columns = ["‖ε‖", "cos(ε, g)", "regularizer", "step", "closures", "gradients", "forward passes"]
-pd.DataFrame(rows, index=columns).T.round(5).astype(dict.fromkeys(columns[4:], int))
+table(["method", *columns], rows, spec=".5f")
 
 # %% [markdown]
 # * SAM, GR, RSAM and SA-SAM have cosine 1.
-# * Eigen-SAM's ten further gradients renew the eigenvector, every hundredth step by default. IGSAM's further forward pass is the linearization, every tenth. Gradient regularisation by double backward calls the closure once, but pays for the second differentiation. SA-SAM pays three gradients for each mini-batch step, and two with `full_batch=True`.
-# * A published $\rho$ is nothing to compare by: from GR to SA-SAM $\lVert\varepsilon\rVert$ grows more than a hundredfold. RSAM's is not even a constant of the method, it goes with $1/\lVert g\rVert$; and SA-SAM's exceeds a third of $\lVert\theta\rVert$, for nothing in $\rho = \sqrt\eta$ knows the scale of $\theta$.
+# * Eigen-SAM's ten further gradients renew the eigenvector, every hundredth step by default.
+#   IGSAM's further forward pass is the linearization, every tenth.
+#   Gradient regularisation by double backward calls the closure once, but pays for the second differentiation.
+#   SA-SAM pays three gradients for each mini-batch step, and two with `full_batch=True`.
+# * A published $\rho$ is nothing to compare by: from GR to SA-SAM $\lVert\varepsilon\rVert$ grows more than a hundredfold.
+#   RSAM's is not even a constant of the method, as it goes with $1/\lVert g\rVert$.
+#   SA-SAM's exceeds a third of $\lVert\theta\rVert$, because nothing in $\rho = \sqrt\eta$ knows the scale of $\theta$.
 #
-# So we compare directions. In the figure, "$g$" stands for all four.
+# So we compare directions.
+# In the figure, "$g$" stands for all four.
+
+# %%
+uphill = v_top * torch.sign(g @ v_top)
+shown = ("SAM, p = 3", "SAM, p = ∞", "ASAM", "ASAM, all", "Eigen-SAM", "IGSAM", "RSAM, exact")
+directions = {"g: SAM, GR, RSAM, SA-SAM": g} | {name: epsilon[name] for name in shown}
+directions["top eigenvector"] = uphill
+units = torch.stack([d / d.norm() for d in directions.values()])
+cosines = units @ units.T
+assert all(abs(cosine(epsilon[k], g) - 1) < 1e-14 for k in ("SAM", "GR", "RSAM", "SA-SAM"))
+assert abs(cosine(epsilon["RSAM, exact"], g)) < 1e-13
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "A matrix of cosines between nine directions. The gradient, SAM with p = 3 and Eigen-SAM are close to each other; the two forms of ASAM are close to each other and at about 0.6 to the gradient; the exact direction of RSAM and the top eigenvector are at right angles to the gradient."}, "figure": {"caption": "The cosine between the perturbations; darker is closer to a common line. The first row stands for SAM, GR, RSAM and SA-SAM alike. In the last row is no method, but the top eigenvector of the Hessian, in the direction in which the loss rises.", "name": "fig-step-cosines"}}
-uphill = v_top * torch.sign(g @ v_top)
-directions = {"g: SAM, GR, RSAM, SA-SAM": g}
-shown = ("SAM, p = 3", "SAM, p = ∞", "ASAM", "ASAM, all", "Eigen-SAM", "IGSAM", "RSAM, exact")
-directions |= {name: epsilon[name] for name in shown} | {"top eigenvector": uphill}
-names, units = list(directions), torch.stack([d / d.norm() for d in directions.values()])
-cosines = units @ units.T
+names = list(directions)
 figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
 axes.imshow(cosines.abs(), cmap="Greys", vmin=0, vmax=2, aspect="auto")
 for i, row in enumerate(cosines.tolist()):
@@ -734,18 +796,16 @@ axes.set_yticks(range(len(names)), names)
 axes.tick_params(axis="x", rotation=40, length=0)
 axes.tick_params(axis="y", length=0)
 axes.grid(False)
-for side in axes.spines.values():
-    side.set_visible(False)
+axes.spines[:].set_visible(False)
 plt.show()
-for name in ("SAM", "GR", "RSAM", "SA-SAM"):
-    assert abs(cosine(epsilon[name], g) - 1) < 1e-14
-assert abs(cosine(epsilon["RSAM, exact"], g)) < 1e-13
 
 # %% [markdown]
 # (step-raise)=
 # ## What does each direction raise?
 #
-# Each method has a sharpness that it says it lowers, by first going where it is large. So let all directions go to the same length, 0.05, and look what is there: the loss; the largest eigenvalue of the Hessian; the Rényi sharpness $-\mathcal H_{1.2}$ of the Hessian's whole spectrum and its proxy $R(g)$; information-geometric sharpness.
+# Each method has a sharpness that it says it lowers, by first going where it is large.
+# So let all directions go to the same length, 0.05, and look what is there.
+# We look at the loss, at the largest eigenvalue of the Hessian, at the Rényi sharpness $-\mathcal H_{1.2}$ of the Hessian's whole spectrum and its proxy $R(g)$, and at information-geometric sharpness.
 
 
 # %% tags=["nbval-rtol=1e-6"]
@@ -760,43 +820,55 @@ def sharpnesses(theta: Tensor) -> Tensor:
 
 here, rows = sharpnesses(theta), {}
 for name, direction in directions.items():
-    if name in ("SAM, p = 3", "ASAM, all"):
-        continue  # near others
-    rows[name] = (sharpnesses(theta + rho * direction / direction.norm()) - here).tolist()
+    if name not in ("SAM, p = 3", "ASAM, all"):  # which are near others
+        rows[name] = (sharpnesses(theta + rho * direction / direction.norm()) - here).tolist()
 rows["value at θ"] = here.tolist()
-columns = ["loss", "λ max", "Rényi", "R(g)", "IGS"]
-pd.DataFrame(rows, index=columns).T.rename_axis("change along").round(4)
+table(["change along", "loss", "λ max", "Rényi", "R(g)", "IGS"], rows)
 
 # %% [markdown]
-# **What a method calls sharp is a place of high loss, and not one of high curvature.** All of them raise the loss. But with 64 images the largest eigenvalue *falls* along every method's direction but one, by up to two percent; with 32 images several of these signs turn around. The Rényi sharpness falls along the gradient in both cases.
-# To first order the eigenvalue changes along a unit vector $u$ by $D^3 L[v, v, u]$, a third derivative, and no method looks at its sign.
+# **What a method calls sharp is a place of high loss, and not one of high curvature.**
 #
-# * *Eigen-SAM* chooses the side of $v$ by $g^\top v$, which has nothing to do with the side on which the curvature grows. Besides, descent has long removed what $g$ had along $v$: the cosine is of order $10^{-4}$, and that decides.
-# * *RSAM's exact direction* is no ascent, and raises $R$ by little. It marks where a difference is taken; the steepest ascent of $R$ in $\theta$ is $Hu$.
-# * *IGSAM's* direction raises information-geometric sharpness less than the gradient does. That sharpness all but follows the loss; {doc}`chapter 5 <05_one_linearization>` says why.
+# All of them raise the loss.
+# But with 64 images the largest eigenvalue *falls* along every method's direction but one, by up to two percent; with 32 images several of these signs turn around.
+# The Rényi sharpness falls along the gradient in both cases.
+# To first order the eigenvalue changes along a unit vector $u$ by the third derivative $\nabla^3 L[v, v, u]$, and no method looks at its sign.
 #
-# These are observations at one point. The next figure lets the lengths vary.
+# * *Eigen-SAM* chooses the side of $v$ by $g^\top v$, which has nothing to do with the side on which the curvature grows.
+#   Besides, descent has long removed what $g$ had along $v$: the cosine is of order $10^{-4}$, and its sign decides.
+# * *RSAM's exact direction* is no ascent, and raises $R$ by little.
+#   It marks where a difference is taken; the steepest ascent of $R$ in $\theta$ is $H \nabla R$.
+# * *IGSAM's* direction raises information-geometric sharpness less than the gradient does.
+#   That sharpness all but follows the loss; {doc}`chapter 5 <05_one_linearization>` says why.
+#
+# These are observations at one point.
+# The next figure lets the lengths vary.
+
+
+# %%
+def rise(epsilon: Tensor) -> float:
+    return float(loss(theta + epsilon) - loss(theta))
+
+
+lengths = torch.logspace(-2.3, 0.6, 40, dtype=torch.float64)
+curves = {"g": g} | {k: epsilon[k] for k in ("ASAM", "Eigen-SAM", "IGSAM", "RSAM, exact")}
+curves["top eigenvector"] = uphill
+rises = {name: [rise(x * d / d.norm()) for x in lengths] for name, d in curves.items()}
+marked = {name: (name,) for name in curves} | {"top eigenvector": ()}
+marked["g"] = ("SAM", "GR", "RSAM", "SA-SAM")
+marks = {k: (float(epsilon[k].norm()), rise(epsilon[k])) for own in marked.values() for k in own}
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Rise of the loss against the length of the perturbation, both axes logarithmic, for six directions. Along the gradient, ASAM's, Eigen-SAM's and IGSAM's directions it rises with slope one, along RSAM's exact direction and the top eigenvector with slope two. Marks show the length that each method takes by itself: GR near 0.02; SAM, Eigen-SAM and IGSAM near 0.05; ASAM near 0.5; RSAM and SA-SAM beyond one."}, "figure": {"caption": "How much the loss rises along each direction, against the distance. A mark is where the method goes by itself, with the published radius where there is one; four methods lie on the curve of the gradient. Slope two means that the direction is at a right angle to the gradient, or nearly so.", "name": "fig-step-rise"}}
-lengths = torch.logspace(-2.3, 0.6, 40, dtype=torch.float64)
 figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
-curves = {"g": g} | {k: epsilon[k] for k in ("ASAM", "Eigen-SAM", "IGSAM", "RSAM, exact")}
-marked = {"g": ("SAM", "GR", "RSAM", "SA-SAM")}
-for i, (name, direction) in enumerate((curves | {"top eigenvector": uphill}).items()):
-    unit = direction / direction.norm()
-    rises = [float(loss(theta + x * unit) - loss(theta)) for x in lengths]
-    grey = name == "top eigenvector"
-    style = {
-        "color": QUIET if grey else COLORS[i],
-        "ls": (0, (8, 3)) if grey else LINE_STYLES[i % 4],
-    }
-    axes.loglog(lengths, rises, **style, label=name)
-    for method in () if grey else marked.get(name, (name,)):
-        place = (float(epsilon[method].norm()), float(loss(theta + epsilon[method]) - loss(theta)))
-        axes.plot(*place, "o", ms=5, color=style["color"])
-        shift = {"Eigen-SAM": (-4, 16), "IGSAM": (6, -12), "ASAM": (6, -12)}.get(method, (-4, 5))
-        side = "left" if shift[0] > 0 else "right"
-        axes.annotate(method, place, shift, textcoords="offset points", ha=side, fontsize=8)
+offsets = {"Eigen-SAM": (-4, 16), "IGSAM": (6, -12), "ASAM": (6, -12)}
+styles = [*zip(plotting.COLORS, (*plotting.LINE_STYLES, "-"), strict=True)]
+styles.append((plotting.QUIET, (0, (8, 3))))  # of the eigenvector, which is no method
+for (name, curve), (color, line) in zip(rises.items(), styles, strict=True):
+    axes.loglog(lengths, curve, color=color, ls=line, label=name)
+    for method in marked[name]:
+        axes.plot(*marks[method], "o", ms=5, color=color)
+        shift = offsets.get(method, (-4, 5))
+        place = {"textcoords": "offset points", "ha": "left" if shift[0] > 0 else "right"}
+        axes.annotate(method, marks[method], shift, fontsize=8, **place)
 axes.set(xlabel="‖ε‖", ylabel="rise of the loss", ylim=(1e-5, None))
 axes.legend(loc="lower right")
 plt.show()
@@ -805,17 +877,22 @@ plt.show()
 # (step-variants)=
 # ## Where text and code part
 #
-# Every method here exists in several versions. How far apart are their steps? The first column is the distance of the two steps over the length of the first; the second is the distance over what sets the first apart from plain descent: a 1 says that the choice matters as much as the method. The smoothness-adaptive methods take two steps, from $\theta_-$, and their plain descent is SA-SGD.
+# Every method here exists in several versions.
+# How far apart are their steps?
+# The table gives the distance of two steps, once over the length of the first.
+# The last column has it over the distance of the first step from plain descent, so that a 1 says that the choice matters as much as the method.
+#
+# Most versions can be compared at $\theta$.
+# The smoothness-adaptive methods take two steps, from $\theta_-$, and their plain descent is SA-SGD.
 
 
-# %% tags=["hide-input", "nbval-rtol=1e-6"]
+# %%
 def at(epsilon: Tensor) -> Tensor:
     return theta - eta * gradient(theta + epsilon)
 
 
 F, top = dense_gauss_newton(model, inputs), tilted(v_top)
 dense = mu_F * torch.linalg.solve(F + nu * identity, g)
-consistent = {"ascent": "gradient", "rho_rule": "sqrt_eta_over_beta"}
 others = {
     ("SAM", "p = 2", "p = ∞"): steps["SAM, p = ∞"].weights,
     ("ASAM", "authors' code", "popular code"): steps["ASAM, all"].weights,
@@ -825,33 +902,64 @@ others = {
     ("RSAM", "eq. 11", "gradient of eq. 12"): steps["RSAM, exact"].weights,
     ("IGSAM", "EKFAC", "dense F + νI"): at(dense),
     ("IGSAM", "EKFAC", "(1 + μ) g"): steps["(1 + μ) g"].weights,
+}
+
+
+# %%
+def two_steps(kind, **options) -> Tensor:
+    """Return where two steps of a smoothness-adaptive method lead from θ₋."""
+
+    def make(network: nn.Module):
+        vector_to_parameters(theta_before.clone(), network.parameters())
+        return kind(network.parameters(), eta0=eta, **options)
+
+    return take_steps(make, model, inputs, targets, steps=2).weights
+
+
+consistent = {"ascent": "gradient", "rho_rule": "sqrt_eta_over_beta"}
+adaptive, descent = two_steps(SASAM), two_steps(SASGD)
+of_sasam = {
     ("SA-SAM", "paper", "release"): two_steps(SASAM, variant="release"),
     ("SA-SAM", "ρ g/‖g‖, ρ² = η", "ρ g, ρ² = η/β"): two_steps(SASAM, **consistent),
-    ("SA-SGD", "paper", "release"): two_steps(SASGD, variant="release"),
 }
-descent = two_steps(SASGD)
-twice = {"SA-SAM": two_steps(SASAM), "SA-SGD": descent}
+of_sasgd = {("SA-SGD", "paper", "release"): two_steps(SASGD, variant="release")}
+
+
+# %% tags=["hide-input", "nbval-rtol=1e-6"]
+def over(one: Tensor, other: Tensor, start: Tensor) -> Tensor:
+    return (one - other).norm() / (one - start).norm()
+
+
 rows = {}
 for key, other in others.items():
-    start, plain = (theta_before, descent) if key[0] in twice else (theta, steps["SGD"].weights)
-    one = twice.get(key[0], steps[key[0]].weights)
-    departure = (
-        float((one - other).norm() / (one - plain).norm()) if key[0] != "SA-SGD" else math.nan
-    )
-    rows[key] = float((one - other).norm() / (one - start).norm()), departure
-table = pd.DataFrame(rows, index=["over the step", "over its departure"]).T
-table.rename_axis(["method", "one", "other"]).round(4)
+    one = steps[key[0]].weights
+    rows[key] = over(one, other, theta), over(one, other, steps["SGD"].weights)
+for key, other in of_sasam.items():
+    rows[key] = over(adaptive, other, theta_before), over(adaptive, other, descent)
+for key, other in of_sasgd.items():
+    rows[key] = over(descent, other, theta_before), None
+table(["method", "one", "other", "over the step", "over its departure"], rows)
 
 # %% [markdown]
-# * *SAM.* The same 0.05 in the maximum norm is another ball, of Euclidean radius up to $0.05\sqrt{286} \approx 0.85$. A radius without its norm says nothing.
-# * *RSAM.* With the sign of Algorithm 2 the departure from descent is about reversed, a 2 in the last column. The gradient that equation 12 asks for is further from the step of equation 11 than plain descent is.
-# * *IGSAM.* EKFAC's step is nearly as far from the one with the exact damped matrix, and from $(1 + \mu)\,g$, as it is from descent. What the step does depends on the approximation as much as on the idea.
-# * *SA-SAM and SA-SGD.* The paper's $\vartheta_0 = \infty$ lets the second step size jump to $1/2\beta$, wherever $\eta_0$ was. The release has $\vartheta_0 = 1$, and can grow by one percent a step. These are two algorithms. The row between has $\rho g$ in place of $\rho g/\lVert g\rVert$, and the radius that then has the right units.
+# * *SAM.* The same 0.05 in the maximum norm is another ball, of Euclidean radius up to $0.05\sqrt{286} \approx 0.85$.
+#   A radius without its norm says nothing.
+# * *RSAM.* With the sign of Algorithm 2 the departure from descent is about reversed, a 2 in the last column.
+#   The gradient that equation 12 asks for is further from the step of equation 11 than plain descent is.
+# * *IGSAM.* EKFAC's step is nearly as far from the one with the exact damped matrix, and from $(1 + \mu)\,g$, as it is from descent.
+#   What the step does depends on the approximation as much as on the idea.
+# * *SA-SAM and SA-SGD.* The paper's $\vartheta_0 = \infty$ lets the second step size jump to $1/2\beta$, wherever $\eta_0$ was.
+#   The release has $\vartheta_0 = 1$, and can grow by one percent a step.
+#   These are two algorithms.
+#   The row between has $\rho g$ in place of $\rho g/\lVert g\rVert$, and the radius that then has the right units.
 #
 # (step-scaler)=
 # ## The same step under mixed precision
 #
-# A `GradScaler` multiplies the loss, so that small gradients survive in half precision, and skips a step whose gradient overflowed. PyTorch's own refuses closures. So the closure scales its loss, and the scaler is handed to `step`, which unscales every pass. Gradients are accumulated inside the closure, which is replayed as a whole. In float64 the result must be the step that we know.
+# A `GradScaler` multiplies the loss, so that small gradients survive in half precision, and skips a step whose gradient overflowed.
+# PyTorch's own refuses closures.
+# So here the closure scales its loss, and the scaler is handed to `step`, which unscales every pass.
+# Gradients are accumulated inside the closure, which is replayed as a whole.
+# In float64 the result must be the step that we know.
 
 # %%
 network = deepcopy(model)
@@ -874,39 +982,55 @@ assert (weights - steps["SAM"].weights).norm() < 1e-12 * (weights - theta).norm(
 # %% [markdown]
 # ## Deviations, and what failed
 #
-# * *Published radii do not travel.* They belong to networks with a hundred thousand parameters and more. We left them as they are, and compared directions at one length.
-# * *Warm starts.* Eigen-SAM goes on from its last eigenvector, IGSAM keeps its factors for ten steps. A single step cannot show what that costs.
-# * *One batch, one point, no training.* Which method generalises better cannot be asked here. Nor did we choose the point: it is where a hundred steps of descent end.
+# * *Published radii do not travel.* They belong to networks with a hundred thousand parameters and more.
+#   We left them as they are, and compared directions at one length.
+# * *Warm starts.* Eigen-SAM goes on from its last eigenvector, IGSAM keeps its factors for ten steps.
+#   A single step cannot show what that costs.
+# * *One batch, one point, no training.* Which method generalises better cannot be asked here.
+#   Nor did we choose the point: it is where a hundred steps of descent end.
 # * *The equations of SAM, ASAM and Eigen-SAM carry no numbers of their papers*, since the book audits four others.
 # * *IGSAM's $\mu$ and $\nu$ are ours.* The paper's are in Appendix G.4, in the supplement of the proceedings, which we did not have.
 # * *The Rényi sharpness of the table* is that of the whole Hessian, negative eigenvalues by their absolute value, and not a layer's.
 #
 # ## Exercises
 #
-# **1.** Show that SAM's step does not change under $L \to \kappa L$, $\eta \to \eta / \kappa$, and that RSAM's with $\mu \to \kappa\mu$ does not, either. What does SA-SAM's do?
+# **1.** Show that SAM's step does not change under $L \to \kappa L$, $\eta \to \eta / \kappa$, and that RSAM's with $\mu \to \kappa\mu$ does not, either.
+# What does SA-SAM's do?
 #
 # ````{dropdown} Solution
-# $g / \lVert g\rVert$ is unchanged, so SAM's $\varepsilon$ is, and $\eta\nabla L(\theta + \varepsilon)$ with it. $R(g)$ is unchanged, and $\mu g/\lVert g\rVert^2$ as well. SA-SAM divides $\eta_t$ by $\kappa$ by itself (once its first branch rules), but with it $\rho_t = \sqrt{\eta_t}$ by $\sqrt\kappa$: another $\varepsilon$, and another step. The two-cycle says the same: its loss is 1/36 in every unit.
+# $g / \lVert g\rVert$ is unchanged, so SAM's $\varepsilon$ is, and $\eta\nabla L(\theta + \varepsilon)$ with it.
+# $R(g)$ is unchanged, and $\mu g/\lVert g\rVert^2$ as well.
+# SA-SAM divides $\eta_t$ by $\kappa$ by itself (once its first branch rules), but with it $\rho_t = \sqrt{\eta_t}$ by $\sqrt\kappa$: another $\varepsilon$, and another step.
+# The two-cycle says the same: its loss is 1/36 in every unit.
 # ````
 #
 # **2.** For which $\alpha$ does the first-order rise $g^\top\varepsilon$ of RSAM not depend on the gradient at all, and what is $\varepsilon$ then?
 #
 # ````{dropdown} Solution
-# $g^\top\varepsilon = -\mu s R(g)$, and $R = 1$ for all $g$ only at $\alpha = 1$, which is excluded, for there $s = 0$. As $\alpha \to 1$ from above, $\varepsilon \to \mu\, g / \lVert g\rVert^2$: SAM with a radius that makes the first-order rise of the loss the constant $\mu$.
+# $g^\top\varepsilon = -\mu \operatorname{sign}(1-\alpha)\, R(g)$, and $R = 1$ for all $g$ only at $\alpha = 1$, which is excluded, for there the sign is 0.
+# As $\alpha \to 1$ from above, $\varepsilon \to \mu\, g / \lVert g\rVert^2$: SAM with a radius that makes the first-order rise of the loss the constant $\mu$.
 # ````
 #
-# **3.** A weight and its copy: replace an entry $\theta_1$ of a linear layer's input weight by the sum of two parameters $a + b$, each starting at $\theta_1 / 2$. How does $\theta_1 = a + b$ move under the $\varepsilon$ of SAM and of ASAM (with $t = 0$), if all else is fixed and $g$ has this one entry?
+# **3.** A weight and its copy: replace an entry $\theta_1$ of a linear layer's input weight by the sum of two parameters $a + b$, each starting at $\theta_1 / 2$.
+# How does $\theta_1 = a + b$ move under the $\varepsilon$ of SAM and of ASAM (with $\zeta = 0$), if all else is fixed and $g$ has this one entry?
 #
 # ````{dropdown} Solution
-# With one entry SAM moves $\theta_1$ by $\rho$, and ASAM by $\rho\,\theta_1^2 |g| / |\theta_1 g| = \rho |\theta_1|$ (up to the sign of $g$). With the copy the gradient is $(g, g)$. SAM moves each by $\rho / \sqrt 2$, the sum by $\sqrt 2\,\rho$. ASAM moves each by $\rho\, (\theta_1/2)^2 |g| / (\sqrt 2\, |\theta_1 g| / 2) = \rho |\theta_1| / (2\sqrt2)$, the sum by $\rho|\theta_1| / \sqrt 2$. ASAM is invariant to scalings of layers, and not to other changes of parameters.
+# With one entry SAM moves $\theta_1$ by $\rho$, and ASAM by $\rho\,\theta_1^2 |g| / |\theta_1 g| = \rho |\theta_1|$ (up to the sign of $g$).
+# With the copy the gradient is $(g, g)$.
+# SAM moves each by $\rho / \sqrt 2$, the sum by $\sqrt 2\,\rho$.
+# ASAM moves each by $\rho\, (\theta_1/2)^2 |g| / (\sqrt 2\, |\theta_1 g| / 2) = \rho |\theta_1| / (2\sqrt2)$, the sum by $\rho|\theta_1| / \sqrt 2$.
+# ASAM is invariant to scalings of layers, and not to other changes of parameters.
 # ````
 #
-# **4.** Where the loss is $\frac12\theta^\top A\theta$, show that SAM of the right radius, gradient regularisation of the right weight and IGSAM's control $(\mu/\nu) g$ take the same step.
+# **4.** Where the loss is $\frac12\theta^\top H\theta$, show that SAM of the right radius, gradient regularisation of the right weight and IGSAM's control $(\mu/\nu) g$ take the same step.
 #
 # ````{dropdown} Solution
-# The gradient is linear, so $\nabla L(\theta + \varepsilon) = g + A\varepsilon$ without remainder. With $\varepsilon = r g$ all three follow $g + r A g$: SAM for $\rho = r\lVert g\rVert$, gradient regularisation for $2\mu = r$, the control for $\mu/\nu = r$. From the next step on SAM differs, as its $\rho$ does not follow $\lVert g\rVert$.
+# The gradient is linear, so $\nabla L(\theta + \varepsilon) = g + H\varepsilon$ without remainder.
+# With $\varepsilon = r g$ all three follow $g + r H g$: SAM for $\rho = r\lVert g\rVert$, gradient regularisation for $2\mu = r$, the control for $\mu/\nu = r$.
+# From the next step on SAM differs, as its $\rho$ does not follow $\lVert g\rVert$.
 # ````
 #
 # ## How to cite
 #
-# Cite the book as `CITATION.cff` says, and the chapter as "One step, nine ways". The methods belong to the papers that the table at the top names.
+# Cite the book as `CITATION.cff` says, and the chapter as "One step, nine ways".
+# The methods belong to the papers that the table at the top names.

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 Shape = Sequence[int | str]
-"""Sizes that are wanted; a letter stands for any size, a last "…" for any number of them."""
+"""Expected sizes; a letter stands for any size, a last "…" for any number of sizes."""
 
-_LARGEST_COUNT = 2**63 - 1  # what a tensor's size or index can be
-_SEEDS = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
-# Beyond it α and α − 1 are the same float64, and so are the entropies of order α and infinity.
+_LARGEST_COUNT = 2**63 - 1  # the largest size or index of a tensor
+_SEEDS = -(2**63), 2**64 - 1  # the range that torch.Generator.manual_seed accepts
+# Orders beyond this are refused: α and α − 1 are then the same float64, and so are the entropies of
+# order α and infinity.
 _LARGEST_ORDER = 2**53
 _MOST_NAMES = 12
 
@@ -44,13 +45,13 @@ def integer(
     Parameters
     ----------
     name : str
-        The argument's name.
+        Name of the argument.
     value : object
-        What the caller passed.
+        Value that the caller passed.
     at_least, at_most : int, optional
-        The range, its ends included.
+        Ends of the range, which belong to it.
     because : str
-        Why the range is what it is, to close the sentence with.
+        Reason for the range, with which the sentence closes.
 
     Raises
     ------
@@ -58,10 +59,10 @@ def integer(
         If it is no integer, or out of range.
     """
     within = _range(at_least=at_least, at_most=at_most)
-    found = _scalar(value)
-    if isinstance(found, bool) or not isinstance(found, Integral):
+    scalar = _scalar(value)
+    if isinstance(scalar, bool) or not isinstance(scalar, Integral):
         raise TypeError(_sentence(name, value, _joined("an integer", within), because, kind=True))
-    result = int(found)
+    result = int(scalar)
     low = -_LARGEST_COUNT if at_least is None else at_least
     high = _LARGEST_COUNT if at_most is None else at_most
     if not low <= result <= high:
@@ -91,11 +92,11 @@ def number(
     name, value
         As in :func:`integer`.
     above, at_least, below, at_most : float, optional
-        The range, without and with its ends.
+        Ends of the range: ``above`` and ``below`` do not belong to it, the others do.
     finite : bool
         Whether infinity is refused.
     nan : bool
-        Whether NaN is taken.
+        Whether NaN is accepted.
     because : str
         As in :func:`integer`.
 
@@ -107,8 +108,8 @@ def number(
     limits = _range(above=above, at_least=at_least, below=below, at_most=at_most)
     closed = below is not None or at_most is not None
     within = " and ".join(filter(None, [limits, "finite" if finite and not closed else ""]))
-    found = _scalar(value)
-    if isinstance(found, bool) or not isinstance(found, Real):
+    scalar = _scalar(value)
+    if isinstance(scalar, bool) or not isinstance(scalar, Real):
         raise TypeError(
             _sentence(
                 name,
@@ -119,7 +120,7 @@ def number(
             )
         )
     try:
-        result = float(found)
+        result = float(scalar)
     except OverflowError:
         raise ValueError(_sentence(name, value, "a number that fits a float")) from None
     if nan and result != result:
@@ -145,7 +146,7 @@ def order(
     name, value
         As in :func:`integer`.
     one_allowed : bool
-        False where the formula divides by 1 − α.
+        Whether α = 1 is accepted; False where the formula divides by 1 − α.
     ends_allowed : bool
         Whether 0 and infinity are orders too.
 
@@ -180,15 +181,15 @@ def orders(name: str, value: object, *, infinite: bool = False) -> tuple[float, 
     TypeError, ValueError
         If it is no sequence of numbers, empty, or one of them is out of range.
     """
-    wanted = "a sequence of positive numbers"
-    found = tuple(
-        order(name, entry, ends_allowed=infinite) for entry in _entries(name, value, wanted)
+    expected = "a sequence of positive numbers"
+    alphas = tuple(
+        order(name, entry, ends_allowed=infinite) for entry in _entries(name, value, expected)
     )
-    if 0 in found:
+    if 0 in alphas:
         raise ValueError(f"{name}={shown(value)} has 0, at which the entropy counts the rank.")
-    if not found:
-        raise ValueError(_sentence(name, value, wanted + ", one at least"))
-    return tuple(dict.fromkeys(found))
+    if not alphas:
+        raise ValueError(_sentence(name, value, expected + ", one at least"))
+    return tuple(dict.fromkeys(alphas))
 
 
 def seed(name: str, value: object) -> int:
@@ -200,12 +201,12 @@ def seed(name: str, value: object) -> int:
         If it is no integer, or out of range.
     """
     low, high = _SEEDS
-    found = _scalar(value)
-    if isinstance(found, bool) or not isinstance(found, Integral):
+    scalar = _scalar(value)
+    if isinstance(scalar, bool) or not isinstance(scalar, Integral):
         raise TypeError(_sentence(name, value, "an integer", kind=True))
-    if not low <= int(found) <= high:
+    if not low <= int(scalar) <= high:
         raise ValueError(_sentence(name, value, "an integer of at most 64 bits"))
-    return int(found)
+    return int(scalar)
 
 
 def memory_budget(name: str, value: object) -> int:
@@ -227,10 +228,10 @@ def flag(name: str, value: object) -> bool:
     TypeError
         If it is neither.
     """
-    found = _scalar(value)
-    if not isinstance(found, bool):
+    scalar = _scalar(value)
+    if not isinstance(scalar, bool):
         raise TypeError(_sentence(name, value, "True or False", kind=True))
-    return found
+    return scalar
 
 
 def choice(name: str, value: object, options: Iterable[str]) -> str:
@@ -242,13 +243,13 @@ def choice(name: str, value: object, options: Iterable[str]) -> str:
         If it is no string, or unknown; a similar option is proposed.
     """
     known = list(options)
-    wanted = f"one of {_listed(known)}"
+    expected = f"one of {_listed(known)}"
     if not isinstance(value, str):
-        raise TypeError(_sentence(name, value, wanted, kind=True))
+        raise TypeError(_sentence(name, value, expected, kind=True))
     if value not in known:
         close = difflib.get_close_matches(value[:80], known, n=1)
         proposal = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{name}={shown(value)} is unknown{proposal}: choose {wanted}.")
+        raise ValueError(f"{name}={shown(value)} is unknown{proposal}: choose {expected}.")
     return value
 
 
@@ -258,13 +259,13 @@ def names(name: str, value: object, known: Iterable[str], *, at_least: int = 1) 
     Parameters
     ----------
     name : str
-        The argument's name.
+        Name of the argument.
     value : object
-        An iterable of strings. One string is refused: it would be read letter by letter.
+        Iterable of strings. A single string is refused, because it would be read letter by letter.
     known : iterable of str
-        What may be named.
+        Names to choose from.
     at_least : int
-        How many different ones.
+        Smallest number of different names.
 
     Raises
     ------
@@ -272,8 +273,8 @@ def names(name: str, value: object, known: Iterable[str], *, at_least: int = 1) 
         If it is no iterable of strings, one of them is unknown, or they are too few.
     """
     known = list(known)
-    wanted = f"a list of names out of {_listed(known)}"
-    chosen = list(dict.fromkeys(strings(name, value, wanted)))
+    expected = f"a list of names out of {_listed(known)}"
+    chosen = list(dict.fromkeys(strings(name, value, expected)))
     unknown = [entry for entry in chosen if entry not in known]
     if unknown:
         close = difflib.get_close_matches(unknown[0][:80], known, n=1)
@@ -282,11 +283,11 @@ def names(name: str, value: object, known: Iterable[str], *, at_least: int = 1) 
             f"{name}={shown(unknown)} not found{proposal}: choose among {_listed(known)}."
         )
     if len(chosen) < at_least:
-        raise ValueError(_sentence(name, value, f"{wanted}, {at_least} at least"))
+        raise ValueError(_sentence(name, value, f"{expected}, {at_least} at least"))
     return chosen
 
 
-def strings(name: str, value: object, wanted: str = "a list of strings") -> list[str]:
+def strings(name: str, value: object, expected: str = "a list of strings") -> list[str]:
     """Return the strings of an iterable that is not itself a string.
 
     Raises
@@ -294,9 +295,9 @@ def strings(name: str, value: object, wanted: str = "a list of strings") -> list
     TypeError
         If it is anything else.
     """
-    entries = _entries(name, value, wanted)
+    entries = _entries(name, value, expected)
     if not all(isinstance(entry, str) for entry in entries):
-        raise TypeError(_sentence(name, value, wanted))
+        raise TypeError(_sentence(name, value, expected))
     return entries
 
 
@@ -316,7 +317,7 @@ def integers(
     name, value, at_least, at_most
         As in :func:`integer`, for every entry.
     length : int, optional
-        How many there must be.
+        Number of entries; default any.
     empty : bool
         Whether there may be none.
 
@@ -325,12 +326,12 @@ def integers(
     TypeError, ValueError
         If it is no sequence of integers, one of them is out of range, or they are too few or many.
     """
-    wanted = "a sequence of "
-    wanted += "integers" if length is None else f"{length} integers"
-    wanted = _joined(wanted, _range(at_least=at_least, at_most=at_most))
-    entries = _entries(name, value, wanted)
+    expected = "a sequence of "
+    expected += "integers" if length is None else f"{length} integers"
+    expected = _joined(expected, _range(at_least=at_least, at_most=at_most))
+    entries = _entries(name, value, expected)
     if (length is not None and len(entries) != length) or not (entries or empty):
-        raise ValueError(_sentence(name, value, wanted))
+        raise ValueError(_sentence(name, value, expected))
     return tuple(
         integer(f"{name}[{index}]", entry, at_least=at_least, at_most=at_most)
         for index, entry in enumerate(entries)
@@ -350,16 +351,16 @@ def known_truths(
     known = list(known)
     if value is None:
         return {}
-    found = mapping(name, value, f"a mapping from {_listed(known)} to True or False")
-    for key in found:
+    truths = mapping(name, value, f"a mapping from {_listed(known)} to True or False")
+    for key in truths:
         if key not in known:
             raise ValueError(
                 f"{name}={shown(value)}: {key!r} {unknown}: choose among {_listed(known)}."
             )
-    return {key: flag(f"{name}[{key!r}]", truth) for key, truth in found.items()}
+    return {key: flag(f"{name}[{key!r}]", truth) for key, truth in truths.items()}
 
 
-def mapping(name: str, value: object, wanted: str = "a mapping") -> dict[str, Any]:
+def mapping(name: str, value: object, expected: str = "a mapping") -> dict[str, Any]:
     """Return a mapping from strings, as a dictionary.
 
     Raises
@@ -368,7 +369,7 @@ def mapping(name: str, value: object, wanted: str = "a mapping") -> dict[str, An
         If it is anything else.
     """
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(_sentence(name, value, wanted, kind=True))
+        raise TypeError(_sentence(name, value, expected, kind=True))
     return dict(value)
 
 
@@ -390,42 +391,44 @@ def tensor(
     name, value
         As in :func:`integer`.
     ndim : int, optional
-        The number of dimensions.
+        Number of dimensions.
     shape : sequence of int or str, optional
-        The sizes; see :data:`Shape`.
+        Sizes; see :data:`Shape`.
     floating : bool, optional
-        True for real floating-point numbers, False for integers that are not bool.
+        Kind of the entries: True for real floating-point numbers, False for integers that are not
+        bool; default either.
     finite : bool
         Whether NaN and infinite entries are refused.
     dense : bool
-        Whether what holds no values, or not all of them, is refused; ``finite`` says so too.
+        Whether a tensor that holds no values, or not all of them, is refused; ``finite`` implies
+        it.
     empty : bool
-        Whether it may have no entry.
+        Whether the tensor may have no entry.
 
     Raises
     ------
     TypeError, ValueError
         If it is no tensor; if its shape, its dtype or its entries do not fit.
     """
-    wanted = "a Tensor"
+    expected = "a Tensor"
     if shape is not None:
-        wanted += f" of shape {_shape(shape)}"
+        expected += f" of shape {_shape(shape)}"
     elif ndim is not None:
-        wanted += f" with {ndim} dimension{'s' * (ndim != 1)}"
+        expected += f" with {ndim} dimension{'s' * (ndim != 1)}"
     if not isinstance(value, Tensor):
-        raise TypeError(_sentence(name, value, wanted, kind=True))
+        raise TypeError(_sentence(name, value, expected, kind=True))
     if floating is not None and value.is_floating_point() != floating:
         kind = "floating-point numbers" if floating else "integers"
-        raise ValueError(_sentence(name, value, f"{wanted} of {kind}"))
+        raise ValueError(_sentence(name, value, f"{expected} of {kind}"))
     if value.is_complex() or (floating is False and value.dtype == torch.bool):
         kind = "integers" if floating is False else "real numbers"
-        raise ValueError(_sentence(name, value, f"{wanted} of {kind}"))
+        raise ValueError(_sentence(name, value, f"{expected} of {kind}"))
     if not (shape is None or _fits(value.shape, shape)) or (
         ndim is not None and value.ndim != ndim
     ):
-        raise ValueError(_sentence(name, value, wanted))
+        raise ValueError(_sentence(name, value, expected))
     if value.numel() == 0 and not empty:
-        raise ValueError(_sentence(name, value, f"{wanted} with one entry at least"))
+        raise ValueError(_sentence(name, value, f"{expected} with one entry at least"))
     if finite or dense:
         _check_dense(name, value)
     if finite:
@@ -446,13 +449,13 @@ def vector(
     Parameters
     ----------
     name : str
-        The argument's name.
+        Name of the argument.
     value : Tensor or sequence of float
-        The numbers; a tensor is flattened.
+        Numbers; a tensor is flattened.
     above : float, optional
-        What every entry exceeds.
+        Number that every entry must exceed.
     at_least : int
-        How many entries.
+        Smallest number of entries.
     finite : bool
         Whether infinity is refused, as NaN always is.
 
@@ -462,7 +465,7 @@ def vector(
         If it is no sequence of numbers, too short, or an entry is out of range.
     """
     kind = "finite numbers" if finite else "numbers"
-    wanted = _joined(f"{at_least} or more {kind}", _range(above=above))
+    expected = _joined(f"{at_least} or more {kind}", _range(above=above))
     if isinstance(value, Tensor):
         tensor(name, value, dense=True)
         _check_entries(name, value, infinite=not finite)
@@ -470,14 +473,14 @@ def vector(
     elif getattr(getattr(value, "dtype", None), "kind", None) in ("i", "u", "f"):
         return vector(name, torch.as_tensor(value), above=above, at_least=at_least, finite=finite)
     else:
-        entries = _entries(name, value, wanted)
+        entries = _entries(name, value, expected)
         rows = [
             number(f"{name}[{index}]", entry, finite=finite) for index, entry in enumerate(entries)
         ]
         numbers = torch.tensor(rows, dtype=torch.float64, device="cpu")
     result = numbers.detach().to(device="cpu", dtype=torch.float64).flatten()
     if len(result) < at_least or (above is not None and not bool((result > above).all())):
-        raise ValueError(_sentence(name, value, wanted))
+        raise ValueError(_sentence(name, value, expected))
     return result
 
 
@@ -508,8 +511,8 @@ def module(name: str, value: Any, also: type | tuple[type, ...] = ()) -> Any:
         If it is anything else.
     """
     if not isinstance(value, nn.Module) and not isinstance(value, also):
-        what = " or its class: pass an object" if isinstance(value, type) else ""
-        raise TypeError(_sentence(name, value, f"a torch.nn.Module{what}", kind=True))
+        hint = " or its class: pass an object" if isinstance(value, type) else ""
+        raise TypeError(_sentence(name, value, f"a torch.nn.Module{hint}", kind=True))
     return value
 
 
@@ -521,9 +524,9 @@ def instance(name: str, value: object, kind: type[T] | tuple[type[T], ...], sour
     name, value
         As in :func:`integer`.
     kind : type or tuple of type
-        The class.
+        Class, or several of them.
     source : str
-        Where such an object comes from, to close the sentence with.
+        Clause that says where such an object comes from, with which the sentence closes.
 
     Raises
     ------
@@ -531,12 +534,12 @@ def instance(name: str, value: object, kind: type[T] | tuple[type[T], ...], sour
         If it is anything else.
     """
     if not isinstance(value, kind):
-        kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        kinds = " or ".join(cls.__name__ for cls in (kind if isinstance(kind, tuple) else (kind,)))
         raise TypeError(_sentence(name, value, f"a {kinds}", source, kind=True))
     return value
 
 
-def function(name: str, value: Any, wanted: str = "a function") -> Callable[..., Any]:
+def function(name: str, value: Any, expected: str = "a function") -> Callable[..., Any]:
     """Return something that can be called.
 
     Raises
@@ -545,7 +548,7 @@ def function(name: str, value: Any, wanted: str = "a function") -> Callable[...,
         If it cannot.
     """
     if not callable(value):
-        raise TypeError(_sentence(name, value, wanted, kind=True))
+        raise TypeError(_sentence(name, value, expected, kind=True))
     return value
 
 
@@ -557,10 +560,10 @@ def functions(name: str, value: object, of: str) -> tuple[Callable[..., Any], ..
     TypeError
         If it is no sequence, or an entry cannot be called.
     """
-    wanted = f"a sequence of functions {of}"
+    expected = f"a sequence of functions {of}"
     if isinstance(value, Tensor):
-        raise TypeError(_sentence(name, value, wanted, kind=True))
-    entries = _entries(name, value, wanted)
+        raise TypeError(_sentence(name, value, expected, kind=True))
+    entries = _entries(name, value, expected)
     return tuple(
         function(f"{name}[{index}]", entry, f"a function {of}")
         for index, entry in enumerate(entries)
@@ -601,18 +604,18 @@ def device(name: str, value: object) -> torch.device:
     TypeError, ValueError
         If it is neither a device nor a string, or there is no such device.
     """
-    wanted = 'a device such as "cpu" or "cuda:0"'
+    expected = 'a device such as "cpu" or "cuda:0"'
     if not isinstance(value, str | torch.device):
-        raise TypeError(_sentence(name, value, wanted, kind=True))
+        raise TypeError(_sentence(name, value, expected, kind=True))
     try:
-        found = torch.device(value)
+        result = torch.device(value)
     except RuntimeError:
-        raise ValueError(_sentence(name, value, wanted)) from None
+        raise ValueError(_sentence(name, value, expected)) from None
     try:
-        torch.empty(0, device=found)
+        torch.empty(0, device=result)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"{name}={shown(value)} is not there: pass {wanted}.") from None
-    return found
+        raise ValueError(f"{name}={shown(value)} is not there: pass {expected}.") from None
+    return result
 
 
 def path(name: str, value: object) -> Path:
@@ -623,19 +626,19 @@ def path(name: str, value: object) -> Path:
     TypeError, ValueError
         If it is neither a string nor a path, or empty.
     """
-    wanted = "a path, as a string or a pathlib.Path"
+    expected = "a path, as a string or a pathlib.Path"
     if not isinstance(value, str | os.PathLike):
-        raise TypeError(_sentence(name, value, wanted, kind=True))
+        raise TypeError(_sentence(name, value, expected, kind=True))
     text = os.fspath(value)
     if not isinstance(text, str):
-        raise TypeError(_sentence(name, value, wanted, kind=True))
+        raise TypeError(_sentence(name, value, expected, kind=True))
     if not text or "\0" in text:
-        raise ValueError(_sentence(name, value, wanted))
+        raise ValueError(_sentence(name, value, expected))
     return Path(text)
 
 
 def shown(value: object) -> str:
-    """Return a value as a sentence can hold it: short, on one line; a tensor by its shape."""
+    """Return a value in a form that fits a sentence: short, on one line; a tensor by its shape."""
     if isinstance(value, Tensor):
         return f"<Tensor {tuple(value.shape)} of {value.dtype}>"
     if isinstance(value, nn.Module):
@@ -644,7 +647,7 @@ def shown(value: object) -> str:
         value = dict(value)
     try:
         text = " ".join(_SHORT.repr(value).split())
-    except Exception:  # a class may print itself with an error, an integer of 4,301 digits does
+    except Exception:  # repr of some class may fail, as that of an integer of 4,301 digits does
         return f"<{type(value).__name__}>"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
@@ -665,11 +668,11 @@ def _scalar(value: object) -> object:
     return value
 
 
-def _entries(name: str, value: object, wanted: str) -> list[Any]:
+def _entries(name: str, value: object, expected: str) -> list[Any]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise TypeError(_sentence(name, value, wanted, kind=True))
+        raise TypeError(_sentence(name, value, expected, kind=True))
     if getattr(value, "ndim", 1) != 1:
-        raise TypeError(_sentence(name, value, wanted))
+        raise TypeError(_sentence(name, value, expected))
     return list(value)
 
 
@@ -681,24 +684,25 @@ def _check_dense(name: str, value: Tensor) -> None:
 def _check_entries(name: str, value: Tensor, *, infinite: bool = False) -> None:
     if not value.is_floating_point():
         return
-    # In float32 where isfinite lacks the dtype, as it does for those of 8 bits.
+    # torch.isfinite does not support the dtypes of 8 bits, so these are converted to float32.
     entries = value.float() if value.element_size() == 1 else value
-    # The sum is one pass over the entries; it can overflow before they do.
+    # A finite sum proves that all entries are finite, in a single pass over them. An infinite sum
+    # proves nothing, because a sum of finite entries can overflow.
     if math.isfinite(float(entries.detach().sum())):
         return
     bad = torch.isnan(entries) if infinite else ~torch.isfinite(entries)
     if bool(bad.any()):
-        found, wanted = ("NaN", "") if infinite else ("NaN or infinite", "finite ")
+        kind, allowed = ("NaN", "") if infinite else ("NaN or infinite", "finite ")
         raise ValueError(
-            f"{name}={shown(value)} has {found} entries: pass a Tensor of {wanted}numbers."
+            f"{name}={shown(value)} has {kind} entries: pass a Tensor of {allowed}numbers."
         )
 
 
 def _sentence(
-    name: str, value: object, wanted: str, because: str = "", *, kind: bool = False
+    name: str, value: object, expected: str, because: str = "", *, kind: bool = False
 ) -> str:
-    found = f", not {type(value).__name__}" if kind and value is not None else ""
-    return f"{name}={shown(value)} must be {wanted}{found}{': ' * bool(because)}{because}."
+    given = f", not {type(value).__name__}" if kind and value is not None else ""
+    return f"{name}={shown(value)} must be {expected}{given}{': ' * bool(because)}{because}."
 
 
 def _range(
@@ -730,7 +734,8 @@ def _fits(sizes: torch.Size, shape: Shape) -> bool:
         shape = shape[:-1]
         sizes = sizes[: len(shape)]
     return len(sizes) == len(shape) and all(
-        isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, sizes, strict=True)
+        isinstance(expected, str) or expected == size
+        for expected, size in zip(shape, sizes, strict=True)
     )
 
 
@@ -740,6 +745,6 @@ def _shape(shape: Shape) -> str:
 
 
 def _listed(known: Sequence[str]) -> str:
-    rest = len(known) - _MOST_NAMES
+    omitted = len(known) - _MOST_NAMES
     listed = ", ".join(name or "''" for name in known[:_MOST_NAMES]) or "none"
-    return f"{listed}, … ({rest} more)" if rest > 0 else listed
+    return f"{listed}, … ({omitted} more)" if omitted > 0 else listed

@@ -41,12 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        By default the process's.
+        Arguments of the command; by default the process's.
 
     Returns
     -------
     int
-        0, or 1 after a refusal, which is printed as one sentence, or 130 after an interrupt.
+        Exit status 0, or 1 after a refusal, which is printed as one sentence, or 130 after an
+        interrupt.
     """
     parsed = build_parser().parse_args(arguments)
     try:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 INK = "#1f2430"
 QUIET = "#6b7280"
 LINE_STYLES = ("-", "--", "-.", ":")
-# Neighbours differ in lightness, which is all that is left of a colour in grey.
+# Neighbours differ in lightness, because nothing else of a colour is left in grey.
 COLORS = ("#16324f", "#2a9d8f", "#a62639", "#e9a93b", "#6a4c93")
 
 _NIGHT = "#0b0e14"
@@ -88,12 +88,12 @@ def layer_styles(layers: Sequence[str]) -> dict[str, dict[str, Any]]:
     Parameters
     ----------
     layers : sequence of str
-        Names, from the input to the output.
+        Names of layers, from the input to the output.
 
     Returns
     -------
     dict
-        By layer: ``color`` and ``linestyle``.
+        Arguments ``color`` and ``linestyle`` by layer.
 
     Examples
     --------
@@ -126,15 +126,16 @@ def plot_layer_spectra(
     Parameters
     ----------
     eigenvalues : mapping of str to sequence or Tensor
-        The nonzero eigenvalues of each layer, in descending order.
+        Nonzero eigenvalues of each layer, in descending order.
     dimensions : mapping of str to int
-        d_l. What lies between the last nonzero eigenvalue and d_l is zero, and shaded.
+        Number d_l of each layer's weights. Eigenvalues between the last nonzero one and d_l are
+        zero; this stretch is shaded.
     rank_bound : int
-        n(C − 1), drawn as a dashed line where it is smaller than d_l.
+        Bound n(C − 1) of the rank, drawn as a dashed line where it is smaller than d_l.
     small : float
-        A dotted line marks this fraction of the layer's largest eigenvalue.
+        Fraction of the layer's largest eigenvalue that a dotted line marks.
     columns : int
-        Panels in a row.
+        Number of panels in a row.
 
     Returns
     -------
@@ -192,7 +193,7 @@ def plot_curves(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[fl
     x : sequence of float
         Orders α, or numbers of samples n.
     curves : mapping of str to sequence of float
-        By layer, one value for each x.
+        Curves by layer, with a value for each x.
 
     Examples
     --------
@@ -229,11 +230,11 @@ def plot_layer_profile(
     axes : Axes
     values : mapping of str to float
     others : sequence of mapping
-        The same of other networks: grey dots.
+        Values of other networks, drawn as grey dots.
     label : str
         Name of the series in the legend.
     series : int
-        0 for the first series on these axes, 1 for the second: another marker and colour.
+        Number of the series on these axes, from 0, which chooses marker and colour.
 
     Examples
     --------
@@ -290,14 +291,14 @@ def landing_figure(
     Parameters
     ----------
     eigenvalues : mapping of str to sequence of float
-        The eigenvalues of each layer; zeros may be left out.
+        Eigenvalues of each layer; zeros may be left out.
     dimensions : mapping of str to int
-        d_l.
+        Number d_l of each layer's weights.
 
     Returns
     -------
     Figure
-        On black, for light and dark pages alike.
+        Picture on black, for light and dark pages alike.
 
     Examples
     --------
@@ -351,7 +352,7 @@ def _draw_lines(axes: Axes, positions: np.ndarray, low: float, high: float) -> N
         spine.set_visible(False)
     colors = mpl.colormaps["turbo"](0.06 + 0.88 * (positions - low) / (high - low))
     segments = [[(x, 0.0), (x, 1.0)] for x in positions]
-    # A wide faint line under a thin bright one: the glow shows where lines crowd.
+    # A wide faint line lies under each thin bright one, so that a glow shows where lines crowd.
     axes.add_collection(LineCollection(segments, colors=colors, linewidths=2.4, alpha=0.16))
     axes.add_collection(LineCollection(segments, colors=colors, linewidths=0.55, alpha=0.85))
 

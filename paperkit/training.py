@@ -33,8 +33,10 @@ from paperkit.network.network import Network, called
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 EpochRecord = dict[str, float]
 
-_DEFAULT_SGD = (0.1, 0.9, 5e-4)  # lr, momentum, weight_decay of the signature of train
-_LOSS_CHECK_INTERVAL = 16  # steps; reading the loss makes the CPU wait for an accelerator
+_DEFAULT_SGD = (0.1, 0.9, 5e-4)  # defaults of lr, momentum and weight_decay in train()
+# Number of steps between checks that the loss is finite. Each check reads the loss, which makes the
+# CPU wait for an accelerator.
+_LOSS_CHECK_INTERVAL = 16
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,21 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run left behind, apart from the trained model.
+    """History and costs of a run; the trained model is the caller's own.
 
     Attributes
     ----------
     history : tuple of dict
-        For each epoch: ``epoch`` (from 1), ``loss`` and ``accuracy`` (means over the
+        Records of the epochs: ``epoch`` (from 1), ``loss`` and ``accuracy`` (means over the
         epoch's batches as they were trained on: in training mode, augmented, before each
         step), ``lr`` (of its last step), and with validation data ``validation_loss`` and
         ``validation_accuracy`` after the epoch.
     steps : int
-        Optimizer steps of the whole run.
+        Number of optimizer steps of the whole run.
     seconds : float
         Wall time of the whole run, the parts before an interruption included.
     resumed_epochs : int
-        Epochs that were taken from the checkpoint; 0 for a run from the start.
+        Number of epochs that were taken from the checkpoint; 0 for a run from the start.
 
     Examples
     --------
@@ -99,11 +101,11 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int) -> f
     Parameters
     ----------
     step : int
-        From 0 to ``total_steps`` − 1.
+        Number of the step, from 0 to ``total_steps`` − 1.
     warmup_steps : int
-        Steps before the factor reaches 1, which it does at step ``warmup_steps``.
+        Number of steps before the factor reaches 1, which it does at step ``warmup_steps``.
     total_steps : int
-        Steps of the run; the cosine would reach 0 one step after the last.
+        Number of steps of the run; the cosine would reach 0 one step after the last.
 
     Raises
     ------
@@ -132,12 +134,12 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> Evaluati
     Parameters
     ----------
     model : torch.nn.Module
-        The network, on the data's device. Each of its modules is left in the mode it was
-        found in, also if the evaluation fails.
+        Network, on the data's device. Each of its modules is left in its mode, also if the
+        evaluation fails.
     split : Split
-        The data.
+        Data to evaluate on.
     batch_size : int
-        Samples in one forward pass.
+        Number of samples in a forward pass.
 
     Returns
     -------
@@ -164,7 +166,7 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 1000) -> Evaluati
     largest = _largest_label("split", split)
     _check_precision(model, split)
     total = torch.zeros(2, dtype=torch.float64, device=split.inputs.device)
-    with _modes_restored(model), torch.no_grad():
+    with _restore_modes(model), torch.no_grad():
         model.eval()
         for start in range(0, len(split), batch_size):
             targets = split.targets[start : start + batch_size]
@@ -203,13 +205,13 @@ def train(
     Parameters
     ----------
     model : torch.nn.Module
-        The network; moved to the data's device and trained there.
+        Network, which is moved to the data's device and trained there.
     data : Split
-        The training data.
+        Training data.
     epochs : int
-        Passes over the data, each in a new random order.
+        Number of passes over the data, each in a new random order.
     batch_size : int
-        Samples in a step; the last batch of an epoch may be smaller.
+        Number of samples in a step; the last batch of an epoch may be smaller.
     lr, momentum, weight_decay : float
         Peak learning rate, momentum and weight decay (on every parameter) of the default
         optimizer, stochastic gradient descent.
@@ -220,21 +222,21 @@ def train(
         Seed of the order of samples, of the augmentation, and of the global generators
         that layers such as dropout draw from.
     augment : bool or callable
-        True for :func:`paperkit.data.augment`; or a function of a batch of inputs and a
-        CPU generator that returns the batch to train on.
+        Whether batches are augmented by :func:`paperkit.data.augment`; or a function of a
+        batch of inputs and a CPU generator that returns the batch to train on.
     optimizer : callable, optional
-        Makes the optimizer from the parameters; the schedule multiplies the learning rate
-        of each of its groups. It replaces ``lr``, ``momentum`` and ``weight_decay``.
+        Function that makes the optimizer from the parameters, in place of ``lr``, ``momentum``
+        and ``weight_decay``. The schedule multiplies the learning rate of each of its groups.
     validation : Split, optional
         Data to evaluate on after every epoch.
     checkpoint : str or Path, optional
         File to continue from if it exists, and to write to. A run that was finished is not
         repeated: its weights are loaded.
     checkpoint_every : int
-        Epochs between two checkpoints; the last epoch always writes one.
+        Number of epochs between checkpoints; the last epoch always writes one.
     on_epoch : callable, optional
-        Called with the epoch's record before its checkpoint is written. After an
-        interruption it may see an epoch again, and misses none.
+        Function that is called with the epoch's record before its checkpoint is written. After
+        an interruption it may see an epoch again, and misses none.
     progress : bool
         Whether to show a progress bar on the standard error stream.
 
@@ -314,7 +316,7 @@ def train(
         unit="step",
         disable=not progress,
     )
-    with bar, _modes_restored(model), _global_generators_restored(run.device):
+    with bar, _restore_modes(model), _restore_generators(run.device):
         model.train()
         for epoch in range(resumed_epochs, epochs):
             started = time.perf_counter()
@@ -337,7 +339,7 @@ def train(
 
 
 class _Run:
-    """What stays the same from step to step."""
+    """Parts of a run that stay the same from step to step."""
 
     def __init__(
         self,
@@ -356,7 +358,8 @@ class _Run:
         self.largest_label = largest_label
         self.data = data
         self.optimizer = optimizer
-        # Read before a checkpoint is loaded, which overwrites them with a step's own rates.
+        # The rates are read before a checkpoint is loaded, which overwrites them with those of a
+        # step.
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.augmentation = augmentation
         self.epochs = epochs
@@ -367,7 +370,7 @@ class _Run:
         self.steps_per_epoch = math.ceil(len(data) / batch_size)
 
     def generator(self, purpose: str, *position: int) -> torch.Generator:
-        """Return a CPU generator for one purpose at one epoch or step."""
+        """Return a CPU generator for a purpose at an epoch or step."""
         return torch.Generator(device="cpu").manual_seed(self._seed(purpose, position))
 
     def seed_layers(self, step: int) -> None:
@@ -378,7 +381,7 @@ class _Run:
             torch.cuda.default_generators[self.device.index].manual_seed(seed)
 
     def set_learning_rates(self, step: int) -> None:
-        """Set the learning rate of each of the optimizer's groups for one step."""
+        """Set the learning rate of each of the optimizer's groups for a step."""
         factor = learning_rate_factor(
             step,
             warmup_steps=round(self.warmup_epochs * self.steps_per_epoch),
@@ -403,8 +406,8 @@ def _train_epoch(run: _Run, epoch: int, bar: tqdm) -> EpochRecord:
         bar.update()
         is_last = k + 1 == run.steps_per_epoch
         if is_last or k % _LOSS_CHECK_INTERVAL == 0:
-            seen = min((k + 1) * run.batch_size, n)
-            _check_loss(totals[0].item() / seen, epoch, step, bar)
+            num_samples = min((k + 1) * run.batch_size, n)
+            _check_loss(totals[0].item() / num_samples, epoch, step, bar)
     loss, accuracy = (totals / n).tolist()
     rate = run.optimizer.param_groups[0]["lr"]
     return {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "lr": rate}
@@ -440,7 +443,7 @@ def _check_loss(loss: float, epoch: int, step: int, bar: tqdm) -> None:
 
 
 def _configuration(run: _Run, validation: Split | None) -> dict[str, Any]:
-    """Describe everything that the outcome depends on, in plain values."""
+    """Describe all that the outcome depends on, in plain values."""
     return {
         "epochs": run.epochs,
         "batch_size": run.batch_size,
@@ -500,8 +503,10 @@ def _make_optimizer(
         return torch.optim.SGD(
             model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
         )
-    made = make(model.parameters())
-    return arguments.instance("optimizer", made, torch.optim.Optimizer, "that is to be returned")
+    optimizer = make(model.parameters())
+    return arguments.instance(
+        "optimizer", optimizer, torch.optim.Optimizer, "that is to be returned"
+    )
 
 
 def _check_optimizer(make: object, lr: float, momentum: float, weight_decay: float) -> None:
@@ -518,13 +523,13 @@ def _check_optimizer(make: object, lr: float, momentum: float, weight_decay: flo
 def _resolve_augmentation(augment: bool | Augmentation) -> Augmentation | None:
     if isinstance(augment, bool):
         return crop_and_flip if augment else None
-    wanted = "True, False or a function of inputs and a generator"
-    arguments.function("augment", augment, wanted)
+    expected = "True, False or a function of inputs and a generator"
+    arguments.function("augment", augment, expected)
     return augment
 
 
 def _check_precision(model: nn.Module, split: Split) -> None:
-    model = Network.of(model)  # refuses a model that holds no values
+    model = Network.of(model)  # raises if the model holds no values
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"model={arguments.shown(model)} has no parameters: pass one that has.")
@@ -577,9 +582,9 @@ def _describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
 
 
 def _data_digest(split: Split) -> str:
-    """Digest the targets and at most 64 inputs, which any subset or scaling changes."""
-    some = split.inputs[:: max(1, len(split) // 64)]
-    return _digest({"inputs": some, "targets": split.targets})
+    """Digest the targets and a few inputs; any other subset or scaling has another digest."""
+    few = split.inputs[:: max(1, len(split) // 64)]
+    return _digest({"inputs": few, "targets": split.targets})
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -592,7 +597,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def _modes_restored(model: nn.Module) -> Iterator[None]:
+def _restore_modes(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -602,6 +607,6 @@ def _modes_restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _global_generators_restored(device: torch.device) -> Iterator[None]:
+def _restore_generators(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

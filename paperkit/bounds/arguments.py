@@ -69,7 +69,7 @@ def assumptions_of(
     known: Mapping[str, bool] | None,
     **checked: bool | None,
 ) -> dict[str, bool | None]:
-    """Join what was checked with what the caller knows."""
+    """Join the hypotheses that were checked with those that the caller knows."""
     return {**checked, **unchecked, **arguments.known_truths("known", known, unchecked)}
 
 
@@ -84,6 +84,6 @@ def loss_at(
     check_inputs(inputs)
     outputs = network_outputs(model, dict(parameters), inputs)
     check_outputs(outputs, len(inputs))
-    known = get_loss(loss)
-    known.check(outputs, targets)
-    return known.value(outputs, targets)
+    bound = get_loss(loss)
+    bound.check(outputs, targets)
+    return bound.value(outputs, targets)

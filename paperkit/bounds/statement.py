@@ -20,18 +20,18 @@ class Statement(ABC):
     Attributes
     ----------
     statement : str
-        The claim, in words or symbols.
+        Claim, in words or symbols.
     source : str
         Paper and statement number.
     left, right : float
-        The two sides, in the same units. Infinite sides are allowed, as for the logarithm of a
-        volume that is zero.
+        Both sides, in the same units. Infinite sides are allowed, as for the logarithm of a volume
+        that is zero.
     assumptions : mapping of str to bool or None
-        The theorem's hypotheses by name: True (checked, met), False (checked, violated) or None
+        Hypotheses of the theorem by name: True (checked, met), False (checked, violated) or None
         (could not be checked). Kept as a read-only copy.
     tolerance, absolute_tolerance : float
         Round-off of the sides: ``tolerance`` times the larger finite magnitude of the two, plus
-        ``absolute_tolerance``. The absolute part is for sides that are logarithms or differences,
+        ``absolute_tolerance``. The absolute part serves sides that are logarithms or differences,
         because their round-off does not shrink with them.
 
     Raises
@@ -76,7 +76,7 @@ class Statement(ABC):
 
     @property
     def round_off(self) -> float:
-        """How far apart equal sides may lie."""
+        """The largest difference that round-off explains between equal sides."""
         finite = [abs(side) for side in (self.left, self.right) if math.isfinite(side)]
         return self.tolerance * max(finite, default=0.0) + self.absolute_tolerance
 
@@ -164,7 +164,7 @@ class Identity(Statement):
 class Approximation(Statement):
     """A claim ``left ≈ right`` up to terms of a stated order; see :class:`Statement`.
 
-    One pair of numbers cannot refute it, so that it has no verdict: what can be tested is how the
+    A single pair of numbers cannot refute it, so that it has no verdict. A test can see how the
     difference shrinks with the small quantity that its ``statement`` names.
 
     Examples

@@ -2,7 +2,8 @@
 
 A record is stale once the code behind it has changed. If a sample, run by the new code, agrees
 with what was recorded, the published records are renewed: they get the new fingerprint, and say
-that they were renewed, when, from what and by which sample.
+that they were renewed, when, from what and by which sample. Ours, because
+workflow tools run whatever is out of date; none lets a sample vouch for the rest.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 
 from paperkit import arguments
 from paperkit.experiments.engines import engine_named
-from paperkit.experiments.study import suggestion
+from paperkit.experiments.sentences import suggestion
 
 ALLOWED = (
     "profile",

@@ -1,4 +1,8 @@
-"""A record: one finished run, with its metrics and where they came from."""
+"""A record: one finished run, with its metrics and where they came from.
+
+Ours, because trackers of experiments keep a run's commit, and DVC hashes the files that one lists
+by hand; here a record is stale as soon as the code that its study imports has changed.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,18 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, JsonValue, ValidationError
+from typing_extensions import TypedDict
+
+from paperkit.experiments.entries import Entry
+from paperkit.experiments.sentences import refusal
 
 Configuration = dict[str, Any]
-
-FIELDS = ("key", "study", "profile", "configuration", "metrics", "provenance")
+Profile = Literal["smoke", "laptop", "paper"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,30 @@ def key_of(study: str, configuration: Configuration) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]
 
 
+class _Provenance(TypedDict):
+    """Where a record came from: what is asked of every record, among more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+
+    date: str
+    dirty: bool | None
+    fingerprint: str
+
+
+class _Line(Entry):
+    """A record as it stands in a file."""
+
+    key: str
+    study: str
+    profile: Profile
+    configuration: dict[str, JsonValue]
+    metrics: dict[str, JsonValue]
+    provenance: _Provenance
+
+
 def to_json(record: Record) -> str:
     """Return the record as one line of JSON, the same bytes for the same record."""
-    content = {name: getattr(record, name) for name in FIELDS}
+    content = {name: getattr(record, name) for name in _Line.model_fields}
     return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
@@ -98,39 +127,55 @@ def from_json(text: str, location: str) -> Record:
     Raises
     ------
     ValueError
-        If the text is damaged: no JSON, a field missing, or a key that is not its own.
+        If the text is damaged: no JSON, a field missing or of another type, or a key that is not
+        its own. The sentence names the location, the field and the remedy.
     """
     try:
-        content = json.loads(text)
-    except ValueError:
-        raise ValueError(f"{location} is damaged: it is not JSON; {_REMEDY}") from None
-    if not isinstance(content, dict) or set(content) != set(FIELDS):
-        raise ValueError(
-            f"{location} is damaged: a record has exactly {', '.join(FIELDS)}; {_REMEDY}"
-        )
-    key = content.pop("key")
+        line = _Line.model_validate_json(text)
+    except ValidationError as error:
+        place, sentence = refusal(error)
+        where = f"{place}: " if place else ""
+        raise ValueError(f"{location} is damaged: {where}{sentence} {_REMEDY}") from None
+    content = {name: getattr(line, name) for name in _Line.model_fields if name != "key"}
     record = Record(**content, location=location)
-    if key != record.key:
+    if line.key != record.key:
         raise ValueError(
-            f"{location} is damaged: its key is not the hash of its study and configuration; "
+            f"{location} is damaged: its key is not the hash of its study and configuration. "
             f"{_REMEDY}"
         )
     return record
 
 
-_REMEDY = "restore it from git or delete it and run the study again."
+_REMEDY = "Restore it from git or delete it and run the study again."
+
+
+@runtime_checkable
+class HasMetrics(Protocol):
+    """A result that says what a record keeps of it, such as a measurement or a report of several.
+
+    A measurement's metrics are ``{"value", "standard_error", "n", "method", "converged"}``.
+    """
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics by name, plain or with further such results."""
 
 
 def plain_metrics(metrics: Any, study: str) -> dict[str, Any]:
-    """Return what a run returned as plain JSON values; tensors of one element become numbers.
+    """Return what a run returned as plain JSON values.
+
+    Tensors of one element become numbers; a result with a method ``metrics``, such as a measurement
+    or a report, is recorded whole, by what that method returns.
 
     Raises
     ------
     TypeError
-        If it is not a dictionary with string keys, or holds something JSON has no word for.
+        If it is neither a dictionary with string keys nor such a result, or holds something JSON
+        has no word for.
     ValueError
         If a number is not finite.
     """
+    if isinstance(metrics, HasMetrics):
+        metrics = metrics.metrics()
     if not isinstance(metrics, dict):
         raise TypeError(
             f"run of study {study!r} returned a {type(metrics).__name__}; return a dictionary."
@@ -141,6 +186,8 @@ def plain_metrics(metrics: Any, study: str) -> dict[str, Any]:
 def _plain(value: Any, name: str) -> Any:
     if isinstance(value, torch.Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1:
         value = value.item()
+    if isinstance(value, HasMetrics):
+        value = value.metrics()
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -153,7 +200,7 @@ def _plain(value: Any, name: str) -> Any:
         return {_require_name(k, name): _plain(v, f"{name}.{k}") for k, v in value.items()}
     raise TypeError(
         f"the metric {name} is a {type(value).__name__}; "
-        "return numbers, booleans, strings, lists or dictionaries of them."
+        "return numbers, booleans, strings, measurements, lists or dictionaries of them."
     )
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from paperkit import arguments
 from paperkit.experiments import studies
-from paperkit.experiments.records import Configuration, Record
+from paperkit.experiments.records import Configuration, Profile, Record
 
-PROFILES = ("smoke", "laptop", "paper")
+PROFILES: tuple[str, ...] = get_args(Profile)
 
 
 class RunContext(ABC):
@@ -98,7 +97,9 @@ class Study:
         the study has nothing to run at that profile.
     run : callable
         ``run(configuration, context)`` returns the metrics: a dictionary of numbers, booleans,
-        strings, lists, dictionaries of these, or ``{"value": …, "stderr": …, "count": …}``.
+        strings, lists, dictionaries of these, and results with a method ``metrics``. Such a
+        result, a measurement or a whole report, goes into the record with its standard error,
+        number of samples, method and convergence.
         Everything that decides the outcome is in the configuration. Times are no metrics:
         the record's provenance has them.
     needs : tuple of str
@@ -174,15 +175,6 @@ def configurations(study: Study, profile: str) -> list[Configuration]:
 def require_profile(profile: str) -> None:
     """Refuse a profile that does not exist."""
     arguments.choice("profile", profile, PROFILES)
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that refuses ``name``: the nearest known name, or all."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; choose one of {', '.join(names)}." if names else "; there is none."
 
 
 def study_names() -> list[str]:

@@ -15,93 +15,117 @@ Each file is a list of entries::
       changed: [{date: 2026-01-31, was: the former criterion, why: the reason}]
 
 ``paper_value`` is for numbers; ``criterion`` may hold ``where``, which selects configurations;
-``anchor``, ``scale`` and ``changed`` are optional.
+``anchor``, ``scale`` and ``changed`` are optional. The schema in ``claims/schema.json``, from which
+editors complete an entry, is :class:`Claim`.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
+import json
+import operator
 import re
-from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
+from paperkit.experiments.entries import Entry
 from paperkit.experiments.paths import claims_folder
-from paperkit.experiments.study import study_names, suggestion
-from paperkit.ledger.criteria import CRITERIA, KINDS, PaperValue
+from paperkit.experiments.sentences import refusal
+from paperkit.ledger.calls import CriterionCall
+from paperkit.ledger.criteria import CRITERIA, Kind, PaperValue
 
-REQUIRED = ("id", "paper", "place", "kind", "statement", "criterion", "profile")
-OPTIONAL = ("paper_value", "anchor", "scale", "changed")
-PROFILES = ("laptop", "paper")
+SCHEMA = "schema.json"
+"""Name of the schema's file beside the claims."""
 
-
-@dataclass(frozen=True)
-class CriterionCall:
-    """A criterion with its arguments.
-
-    Attributes
-    ----------
-    name : str
-        A function in `paperkit.ledger.criteria`.
-    study : str
-    where : dict
-        Which configurations of the study's grid are evidence.
-    arguments : dict
-        Keyword arguments of the function.
-    """
-
-    name: str
-    study: str
-    where: dict[str, Any]
-    arguments: dict[str, Any]
+_ANCHOR = r"^([\w./-]+(#[a-z0-9-]+)?)?$"
 
 
-@dataclass(frozen=True)
-class Change:
+def _anchor(anchor: str) -> str:
+    if not re.match(_ANCHOR, anchor):
+        raise ValueError(
+            f"{anchor!r} is no anchor; give notebooks/NN_name#label, the label of small letters, "
+            "digits and hyphens."
+        )
+    return anchor
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+Text = Annotated[str, Field(min_length=1)]
+Anchor = Annotated[str, AfterValidator(_anchor), Field(json_schema_extra={"pattern": _ANCHOR})]
+
+if TYPE_CHECKING:
+    Call = CriterionCall
+else:  # a type checker cannot know which criteria have been registered
+    _any_call = reduce(operator.or_, (criterion.call for criterion in CRITERIA.values()))
+    Call = Annotated[_any_call, Field(discriminator="name")]
+
+
+class Change(Entry):
     """A criterion that was changed after its first record."""
 
-    date: str
-    was: str
-    why: str
+    date: Text
+    """The day of the change, 2026-01-31."""
+    was: Text
+    """The former criterion."""
+    why: Text
+    """The reason."""
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What a paper claims, in our words, and the criterion that decides it.
+class Claim(Entry):
+    """A statement of a paper, in our words, and the criterion that decides it."""
 
-    Attributes
-    ----------
-    id, paper, place, kind, statement, profile : str
-        As in the file.
-    criterion : CriterionCall
-    paper_value : PaperValue or None
-    anchor : str
-        The notebook and the target in it, ``notebooks/NN_name#target``; may be empty.
-    scale : str
-        Template over the configurations' entries, ``{seeds}`` and ``{runs}``; if empty the
-        scale is computed.
-    changed : tuple of Change
-    """
-
-    id: str
-    paper: str
-    place: str
-    kind: str
-    statement: str
-    criterion: CriterionCall
-    profile: str
+    id: Text
+    """A name that no other claim has, in all files."""
+    paper: Text
+    """The paper's short name."""
+    place: Text
+    """Where the paper says so: equation, theorem, table, figure."""
+    kind: Kind
+    statement: Annotated[Text, AfterValidator(_one_line)]
+    """Our paraphrase, with mathematics between dollar signs."""
+    criterion: Call
+    """What decides it, fixed before the first record."""
+    profile: Literal["laptop", "paper"]
+    """Whose grid of the study must be finished."""
     paper_value: PaperValue | None = None
-    anchor: str = ""
+    """For a claim of kind number, and no other."""
+    anchor: Anchor = ""
+    """The notebook and the target in it, notebooks/NN_name#target."""
     scale: str = ""
-    changed: tuple[Change, ...] = ()
+    """Template over the configurations' entries, {seeds} and {runs}; by default it is computed."""
+    changed: Annotated[tuple[Change, ...], Field(strict=False)] = ()
+    """Every change of the criterion since the first record."""
 
     @property
     def chapter(self) -> str:
         """Name of the notebook in the anchor, without folder or target."""
         return chapter_of(self.anchor)
+
+    @model_validator(mode="after")
+    def _require_decidable(self) -> Claim:
+        kinds = CRITERIA[self.criterion.name].kinds
+        if self.kind not in kinds:
+            raise ValueError(
+                f"{self.criterion.name} decides the kinds {', '.join(kinds)}, not {self.kind!r}."
+            )
+        if (self.kind == "number") != (self.paper_value is not None):
+            raise ValueError("paper_value is what a claim of kind 'number' has, and no other.")
+        if self.paper_value is None:
+            return self
+        if self.paper_value.value == 0:
+            raise ValueError("a number of 0 has no order of magnitude; make it an identity.")
+        if self.paper_value.measured and self.profile != "paper":
+            raise ValueError(
+                "laptop evidence cannot decide a number that the paper measured; "
+                "set profile: paper, or measured: false for a closed form."
+            )
+        return self
 
 
 def chapter_of(anchor: str) -> str:
@@ -120,7 +144,7 @@ def load_claims(folder: str | Path | None = None) -> list[Claim]:
     Raises
     ------
     ValueError
-        If a file or an entry is malformed; the sentence names the file and the entry.
+        If a file or an entry is malformed; the sentence names file, entry, field and remedy.
     """
     folder = claims_folder() if folder is None else Path(folder)
     claims: list[Claim] = []
@@ -136,15 +160,21 @@ def load_claims(folder: str | Path | None = None) -> list[Claim]:
     return claims
 
 
-class _Loader(yaml.SafeLoader):
+def claims_schema() -> str:
+    """Return the JSON schema of a file of claims, as the text of ``claims/schema.json``."""
+    schema = TypeAdapter(list[Claim]).json_schema()
+    return json.dumps({"title": "Claims", **schema}, indent=2, ensure_ascii=False) + "\n"
+
+
+class ClaimLoader(yaml.SafeLoader):
     """YAML 1.1 without two of its traps: ``1e-10`` is a number and a date stays text."""
 
 
-_Loader.yaml_implicit_resolvers = {
+ClaimLoader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(":timestamp")]
     for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+ClaimLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
@@ -153,7 +183,7 @@ _Loader.add_implicit_resolver(
 
 def _entries(path: Path) -> list[Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=ClaimLoader)
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
         raise ValueError(f"{path.name} is not valid YAML: {detail}") from None
@@ -170,155 +200,8 @@ def _where(path: Path, entry: Any) -> str:
 
 
 def _claim(entry: Any, where: str) -> Claim:
-    fields = _fields(entry, REQUIRED, OPTIONAL, where)
-    for name in ("id", "paper", "place", "statement", "anchor", "scale"):
-        if not isinstance(fields.get(name, ""), str):
-            raise ValueError(f"{where}: {name} is {fields[name]!r}; give text.")
-    if not re.fullmatch(r"([\w./-]+(#[a-z0-9-]+)?)?", fields.get("anchor", "")):
-        raise ValueError(
-            f"{where}: anchor is {fields['anchor']!r}; give notebooks/NN_name#label, the label of "
-            "small letters, digits and hyphens."
-        )
-    _require_choice(fields["kind"], KINDS, f"{where}: unknown kind")
-    _require_choice(fields["profile"], PROFILES, f"{where}: unknown profile")
-    paper_value = _paper_value(fields.get("paper_value"), where)
-    criterion = _criterion(fields["criterion"], fields["kind"], where)
-    _require_decidable(fields["kind"], fields["profile"], paper_value, where)
-    return Claim(
-        id=fields["id"],
-        paper=fields["paper"],
-        place=fields["place"],
-        kind=fields["kind"],
-        statement=" ".join(fields["statement"].split()),
-        criterion=criterion,
-        profile=fields["profile"],
-        paper_value=paper_value,
-        anchor=fields.get("anchor", ""),
-        scale=fields.get("scale", ""),
-        changed=_changes(fields.get("changed", []), where),
-    )
-
-
-def _fields(
-    entry: Any, required: tuple[str, ...], optional: tuple[str, ...], where: str
-) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where}: give a mapping with {', '.join(required)}.")
-    for name in entry:
-        if name not in required + optional:
-            raise ValueError(
-                f"{where}: unknown field {name!r}{suggestion(name, required + optional)}"
-            )
-    for name in required:
-        if entry.get(name) in (None, ""):
-            raise ValueError(f"{where}: the field {name!r} is missing.")
-    return entry
-
-
-def _require_choice(value: Any, choices: tuple[str, ...], what: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{what} {value!r}{suggestion(value, choices)}")
-
-
-def _paper_value(entry: Any, where: str) -> PaperValue | None:
-    if entry is None:
-        return None
-    where = f"{where}, paper_value"
-    fields = _fields(entry, ("value",), ("standard_error", "unit", "measured"), where)
-    for name in ("value", "standard_error"):
-        number = fields.get(name, 0.0)
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise ValueError(f"{where}: {name} is {number!r}; give a number.")
-        if not math.isfinite(number) or (name == "standard_error" and number < 0):
-            raise ValueError(
-                f"{where}: {name} is {number}; give a finite number, no negative error."
-            )
-    if not isinstance(fields.get("measured", True), bool):
-        raise ValueError(f"{where}: measured is {fields['measured']!r}; give true or false.")
-    return PaperValue(
-        float(fields["value"]),
-        float(fields.get("standard_error", 0.0)),
-        str(fields.get("unit", "")),
-        fields.get("measured", True),
-    )
-
-
-def _criterion(entry: Any, kind: str, where: str) -> CriterionCall:
-    where = f"{where}, criterion"
-    if not isinstance(entry, dict) or not {"name", "study"} <= entry.keys():
-        raise ValueError(f"{where}: give a mapping with name, study and the arguments.")
-    arguments = dict(entry)
-    name, study = arguments.pop("name"), arguments.pop("study")
-    selected = arguments.pop("where", {})
-    if name not in CRITERIA:
-        raise ValueError(f"{where}: unknown criterion {name!r}{suggestion(name, CRITERIA)}")
-    if study not in study_names():
-        raise ValueError(f"{where}: unknown study {study!r}{suggestion(study, study_names())}")
-    if kind not in CRITERIA[name].kinds:
-        raise ValueError(
-            f"{where}: {name} decides the kinds {', '.join(CRITERIA[name].kinds)}, not {kind!r}."
-        )
-    if not isinstance(selected, dict):
-        raise ValueError(
-            f"{where}: where is {selected!r}; give a mapping of configuration entries."
-        )
-    _require_arguments(name, arguments, where)
-    return CriterionCall(name, study, selected, arguments)
-
-
-def _require_arguments(name: str, arguments: dict[str, Any], where: str) -> None:
-    parameters = inspect.signature(CRITERIA[name].function).parameters
-    known = {p: spec for p, spec in parameters.items() if p not in ("records", "paper_value")}
-    for argument in arguments:
-        if argument not in known:
-            raise ValueError(
-                f"{where}: {name} has no argument {argument!r}{suggestion(argument, known)}"
-            )
-    for argument, spec in known.items():
-        if spec.default is inspect.Parameter.empty and argument not in arguments:
-            raise ValueError(f"{where}: {name} needs the argument {argument!r}.")
-    for argument, value in arguments.items():
-        expected = known[argument].annotation
-        if not _fits(value, expected):
-            raise ValueError(f"{where}: {argument} is {value!r}; {name} expects a {expected}.")
-    if "direction" in arguments:
-        _require_choice(arguments["direction"], ("increasing", "decreasing"), f"{where}: direction")
-    for side in ("larger", "smaller"):
-        if side in arguments:
-            _fields(arguments[side], (), ("where", "metric"), f"{where}, {side}")
-            if "metric" not in {*arguments, *arguments[side]}:
-                raise ValueError(f"{where}: {side} needs a metric, or ordering_holds one for both.")
-
-
-def _fits(value: Any, expected: str) -> bool:
-    if expected == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected == "bool":
-        return isinstance(value, bool)
-    if expected.startswith("Mapping"):
-        return isinstance(value, dict)
-    return isinstance(value, str)
-
-
-def _require_decidable(kind: str, profile: str, value: PaperValue | None, where: str) -> None:
-    if (kind == "number") != (value is not None):
-        raise ValueError(
-            f"{where}: paper_value is what a claim of kind 'number' has, and no other."
-        )
-    if value is None:
-        return
-    if value.value == 0:
-        raise ValueError(f"{where}: a number of 0 has no order of magnitude; make it an identity.")
-    if value.measured and profile != "paper":
-        raise ValueError(
-            f"{where}: laptop evidence cannot decide a number that the paper measured; "
-            "set profile: paper, or measured: false for a closed form."
-        )
-
-
-def _changes(entries: Any, where: str) -> tuple[Change, ...]:
-    if not isinstance(entries, list):
-        raise ValueError(f"{where}: changed is {entries!r}; give a list of date, was and why.")
-    names = ("date", "was", "why")
-    checked = [_fields(entry, names, (), f"{where}, changed") for entry in entries]
-    return tuple(Change(*(str(entry[name]) for name in names)) for entry in checked)
+    try:
+        return Claim.model_validate(entry)
+    except ValidationError as error:
+        place, sentence = refusal(error, kinds=CRITERIA)
+        raise ValueError(f"{where}{place and ', '}{place}: {sentence}") from None

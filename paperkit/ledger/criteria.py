@@ -15,9 +15,13 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import Field
+
+from paperkit.experiments.entries import Entry
 from paperkit.experiments.records import Record
+from paperkit.ledger.calls import CriterionCall, Side, call_of
 from paperkit.ledger.formatting import bound, number
 from paperkit.ledger.formatting import interval as interval_text
 from paperkit.statistics.intervals import fraction_bounds, mean_and_error, one_sided_bounds
@@ -31,28 +35,21 @@ INCONCLUSIVE = "inconclusive"
 NOT_RUN = "not run"
 WORDS = (VERIFIED, REFUTED, REPRODUCED, DEVIATION, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN)
 
-KINDS = ("identity", "inequality", "number", "ordering", "trend")
+Kind = Literal["identity", "inequality", "number", "ordering", "trend"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
-@dataclass(frozen=True)
-class PaperValue:
-    """What the paper printed.
-
-    Attributes
-    ----------
-    value : float
-    standard_error : float
-        0 where the paper gives none.
-    unit : str
-    measured : bool
-        Whether it is a measurement at the paper's own scale, which only a run at the paper
-        profile can decide, and not a closed form.
-    """
+class PaperValue(Entry):
+    """A number as the paper prints it."""
 
     value: float
-    standard_error: float = 0.0
+    """The number; not 0, which has no order of magnitude."""
+    standard_error: Annotated[float, Field(ge=0)] = 0.0
+    """Its standard error; 0 where the paper gives none."""
     unit: str = ""
     measured: bool = True
+    """Whether it is a measurement at the paper's own scale, which only a run at the paper profile
+    can decide, and not a closed form."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion's function and the kinds of claim that it can decide."""
+    """A criterion's function, the kinds of claim that it can decide, and how it is called."""
 
     function: Callable[..., Finding]
     kinds: tuple[str, ...]
+    call: type[CriterionCall]
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -93,7 +91,8 @@ CRITERIA: dict[str, Criterion] = {}
 
 def _decides(*kinds: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding]]:
     def register(function: Callable[..., Finding]) -> Callable[..., Finding]:
-        CRITERIA[function.__name__] = Criterion(function, kinds)
+        call = call_of(function, given=("records", "paper_value"))
+        CRITERIA[function.__name__] = Criterion(function, kinds, call)
         return function
 
     return register
@@ -194,8 +193,8 @@ def number_matches(
 def ordering_holds(
     records: Sequence[Record],
     *,
-    larger: Mapping[str, Any],
-    smaller: Mapping[str, Any],
+    larger: Side,
+    smaller: Side,
     metric: str | None = None,
 ) -> Finding:
     """The metric of the larger side exceeds that of the smaller one, seed by seed.
@@ -203,21 +202,25 @@ def ordering_holds(
     Parameters
     ----------
     records : sequence of Record
-    larger, smaller : mapping
-        The sides, each with ``where`` (a filter of configurations), ``metric``, or both.
+    larger, smaller : Side
     metric : str, optional
         The metric of a side that names none.
     """
     upper, lower = (
-        by_seed(select(records, side.get("where", {})), side.get("metric", metric))
-        for side in (larger, smaller)
+        by_seed(select(records, side.where), side.metric or metric) for side in (larger, smaller)
     )
     differences = [upper[seed] - lower[seed] for seed in sorted(upper.keys() & lower.keys())]
     return _sign_of_mean(differences, "mean difference")
 
 
 @_decides("trend")
-def trend_holds(records: Sequence[Record], *, metric: str, against: str, direction: str) -> Finding:
+def trend_holds(
+    records: Sequence[Record],
+    *,
+    metric: str,
+    against: str,
+    direction: Literal["increasing", "decreasing"],
+) -> Finding:
     """The metric rises or falls with an entry of the configuration, by slopes seed by seed.
 
     The slope is that of the least-squares line through one seed's records.
@@ -246,7 +249,7 @@ def trend_holds(records: Sequence[Record], *, metric: str, against: str, directi
 
 @_decides("ordering", "trend")
 def fraction_at_least(
-    records: Sequence[Record], *, metric: str, fraction: float, at_least: float = 1.0
+    records: Sequence[Record], *, metric: str, at_least: float = 1.0, fraction: float
 ) -> Finding:
     """The metric is at least ``at_least`` in at least ``fraction`` of the records.
 
@@ -362,11 +365,16 @@ def by_seed(records: Sequence[Record], metric: str | None) -> dict[int, float]:
 
 
 def _own_error(records: Sequence[Record], metric: str) -> float:
-    """Return the standard error that a single record states; infinite if it states none."""
+    """Return the standard error that a single record states; infinite if it states none.
+
+    The name is that of a measurement's metrics; records of before measurements have ``stderr``.
+    """
     found: Any = records[0].metrics
     for part in metric.split("."):
         found = found[part]
-    stated = found.get("stderr") if isinstance(found, dict) else None
+    stated = None
+    if isinstance(found, dict):
+        stated = found.get("standard_error", found.get("stderr"))
     return float(stated) if len(records) == 1 and stated is not None else math.inf
 
 

@@ -14,6 +14,7 @@ from paperkit import arguments
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.paths import store_folder
 from paperkit.experiments.study import require_profile
+from paperkit.ledger.calls import Side
 from paperkit.ledger.claims import Claim
 from paperkit.ledger.criteria import CRITERIA, WORDS, PaperValue
 from paperkit.ledger.formatting import NOTHING, interval, markdown_table, number
@@ -206,6 +207,8 @@ def criterion_text(claim: Claim) -> str:
 
 
 def _argument(value: object) -> str:
+    if isinstance(value, Side):
+        value = value.model_dump(exclude_unset=True)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_argument(item)}" for name, item in value.items()) + "}"
     if isinstance(value, bool):

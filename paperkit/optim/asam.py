@@ -21,8 +21,8 @@ class ASAM(WrappedOptimizer):
 
     .. math::
 
-       w \leftarrow \mathrm{base}\bigl(w, \nabla L(w + \varepsilon)\bigr), \qquad
-       \varepsilon = \rho\, \frac{T^2 g}{\|T g\|}, \qquad T = |w| + \eta
+       \theta \leftarrow \mathrm{base}\bigl(\theta, \nabla L(\theta + \varepsilon)\bigr), \qquad
+       \varepsilon = \rho\, \frac{T^2 g}{\|T g\|}, \qquad T = |\theta| + t
 
     entry by entry, the maximiser of :math:`g^\top\varepsilon` over
     :math:`\|T^{-1}\varepsilon\| \le \rho`.
@@ -30,20 +30,21 @@ class ASAM(WrappedOptimizer):
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.WrappedOptimizer`.
+        Parameters, named parameters or parameter groups. A group may set its own options.
     base : callable
-        Makes the base optimizer.
+        Class or function that makes the base optimizer from the parameters.
     rho : float
         Radius of the ball, without a unit: a relative change of the weights.
     eta : float
-        η ≥ 0 keeps entries that are zero movable.
+        Offset t ≥ 0, the paper's η, which keeps entries that are zero movable.
     scaled : str
-        Which tensors have a T: ``"weights"``, the authors' rule, those with "weight" in their
-        name, the scale of a normalisation among them, T = 1 in the others; or ``"all"``, which
-        together with ``eta=0`` is the rule of the most used implementation. Names are those of
-        ``named_parameters()`` where it is passed, else of the modules that hold the parameters.
+        Rule for the tensors that have a T; the others have T = 1. ``"weights"``, the authors' rule,
+        chooses those with "weight" in their name, the scale of a normalisation among them.
+        ``"all"``, together with ``eta=0``, is the rule of the most used implementation. Names are
+        those of ``named_parameters()`` where it is passed, else of the modules that hold the
+        parameters.
     **options
-        ``max_norm``, ``log``, ``no_sync``, and options of the base optimizer.
+        Options ``max_norm``, ``log`` and ``no_sync``, and those of the base optimizer.
 
     Raises
     ------
@@ -90,7 +91,7 @@ class ASAM(WrappedOptimizer):
         return (scale * scaled).scaled(strengths, by=1.0 / nonzero(scaled.norm()))
 
     def _have_scale(self) -> list[bool]:
-        """Say for each parameter with a gradient whether T is more than 1."""
+        """Return for each parameter with a gradient whether it has a T."""
         parameters = self._active_parameters()
         if self.scaled == "all":
             return [True] * len(parameters)

@@ -1,17 +1,17 @@
-r"""What the optimizers share: several gradients a step, taken without leaving a trace.
+r"""The core that all optimizers share: several gradients a step, taken without leaving a trace.
 
-A sharpness-aware step asks for the gradient of one batch at more than one point. Each optimizer
-writes its step as a generator, :meth:`MultiPassOptimizer._passes`: it starts where the gradient at
+A sharpness-aware step asks for the gradient of the same batch at several points. Each optimizer
+writes its step as a generator, :meth:`MultiPassOptimizer._passes`: it starts when the gradient at
 the present weights is known, moves the weights, and at each ``yield`` asks for the gradient there.
 The same generator serves ``step(closure)``, where the closure is called again for each ``yield``,
-and ``first_step()`` and ``second_step()``, where the caller runs the passes. Here is what must hold
-around it, whatever the method:
+and ``first_step()`` and ``second_step()``, where the caller runs the passes. Whatever the method,
+the core sees to it that
 
 * weights come back from a copy, bit for bit, also when the closure raises;
-* all passes draw the same random numbers, and the generators end where one pass leaves them;
-* buffers (running statistics of batch normalisation) keep what the first pass wrote;
+* all passes draw the same random numbers, and the generators end where a single pass leaves them;
+* buffers (running statistics of batch normalisation) keep the values that the first pass wrote;
 * a loss scaled by a ``GradScaler`` is unscaled in each pass, and an overflow in any skips the step;
-* the step is decided by one read from the device, at its end.
+* the step is decided by a single read from the device, at its end.
 """
 
 from __future__ import annotations
@@ -39,21 +39,20 @@ Passes = Iterator[None]
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What a step did, as logged with ``log=True``.
+    """Numbers of a step, as logged with ``log=True``.
 
     Attributes
     ----------
     step : int
-        From 0, skipped steps included.
+        Number of the step, from 0; skipped steps count.
     gradient_norm : float
-        ‖g‖ of the first pass, over all parameters with a gradient.
+        Norm ‖g‖ of the gradient of the first pass, over all parameters with a gradient.
     perturbation_norm : float
-        ‖ε‖, 0 in a step of the base optimizer alone.
+        Norm ‖ε‖ of the perturbation; 0 in a step of the base optimizer alone.
     cosine : float
-        Of the angle between ε and g; NaN where one of them is zero.
+        Cosine of the angle between ε and g; NaN where one of them is zero.
     regularizer : float
-        What the perturbation adds to the loss to first order, gᵀε, unless the optimizer says
-        otherwise.
+        First-order change gᵀε of the loss by the perturbation, unless the optimizer says otherwise.
 
     Examples
     --------
@@ -79,7 +78,11 @@ class StepRecord:
 
 
 class _UnscaledPass:
-    """One pass in the eyes of a gradient scaler, which unscales an optimizer once an update."""
+    """A stand-in for the optimizer in a single pass.
+
+    A gradient scaler unscales each optimizer once per update, and a step has several passes. So
+    every pass hands it an object of its own.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -97,22 +100,22 @@ class MultiPassOptimizer(Optimizer, ABC):
     params : iterable
         Parameters, named parameters or parameter groups, as for every optimizer of PyTorch.
     defaults : dict
-        Options that a group may set for itself.
+        Options that a group may set for itself, with their defaults.
     max_norm : float, optional
-        Scale the gradient that the step follows down to this norm, over all parameters. The
-        gradients that only place the perturbation stay as they are.
+        Largest norm, over all parameters, of the gradient that the step follows; a longer one is
+        scaled down. Gradients that only place the perturbation stay as they are.
     log : bool
-        Append a :class:`StepRecord` to :attr:`log` at each step.
+        Whether each step appends a :class:`StepRecord` to :attr:`log`.
 
     Attributes
     ----------
     gradient_evaluations : int
-        Gradients of a batch taken so far.
+        Number of gradients of a batch that were taken so far.
     skipped_steps : int
-        Steps not taken because a gradient was not finite. Weights and state stay, the generators
-        and the running statistics go on as after one pass.
+        Number of steps that were not taken because a gradient was not finite. Weights and state
+        stay; the generators and the running statistics go on as after a single pass.
     log : list of StepRecord or None
-        None unless asked for.
+        Records of all steps; None unless asked for.
 
     Examples
     --------
@@ -136,7 +139,8 @@ class MultiPassOptimizer(Optimizer, ABC):
     tensor(0.9100)
     """
 
-    # Of the step that is being taken:
+    # State of the step that is being taken: its generator, its parameters with a gradient, copies
+    # of their values and of the buffers, the number of the pass, and the numbers for the log.
     _running: Passes | None
     _active: list[Tensor] | None
     _saved: list[Tensor] | None
@@ -162,7 +166,7 @@ class MultiPassOptimizer(Optimizer, ABC):
         self._modules_found: list[nn.Module] | None = None
         self._unscaled: list[_UnscaledPass] = []
         self._forget_step()
-        super().__init__(_checked_parameters(params), defaults)
+        super().__init__(_check_parameters(params), defaults)
 
     # -- the step --------------------------------------------------------------------------------
 
@@ -176,17 +180,17 @@ class MultiPassOptimizer(Optimizer, ABC):
         Parameters
         ----------
         closure : callable
-            Zeroes the gradients, computes the loss of the batch (over all micro-batches where
-            gradients are accumulated), calls ``backward`` and returns the loss. It is called once
-            for each gradient evaluation, with the same random numbers.
+            Function that zeroes the gradients, computes the loss of the batch (over all
+            micro-batches where gradients are accumulated), calls ``backward`` and returns the loss;
+            called once for each gradient evaluation, with the same random numbers.
         scaler : torch.amp.GradScaler, optional
-            The scaler with which the closure scales its loss. Call ``scaler.update()`` after the
-            step as usual; ``scaler.step`` is not needed.
+            Scaler with which the closure scales its loss. Call ``scaler.update()`` after the step
+            as usual; ``scaler.step`` is not needed.
 
         Returns
         -------
         object
-            What the closure returned at the present weights.
+            Value that the closure returned at the present weights.
 
         Raises
         ------
@@ -263,7 +267,7 @@ class MultiPassOptimizer(Optimizer, ABC):
         except BaseException:
             self.restore()
             raise
-        self._opt_called = True  # what learning-rate schedulers look at
+        self._opt_called = True  # learning-rate schedulers check this flag
 
     def restore(self) -> None:
         """Give up a begun step: put weights and buffers back as they were before it."""
@@ -298,8 +302,8 @@ class MultiPassOptimizer(Optimizer, ABC):
         self._call(closure)
 
     def _call(self, closure: Closure) -> Any:
-        # Where the caller has an autocast region open, it keeps the casts of the weights until its
-        # end, and would take a moved weight for the unmoved one.
+        # An autocast region caches the casts of the weights until it ends. If the caller has one
+        # open, a pass at moved weights would read the casts of the unmoved ones.
         torch.clear_autocast_cache()
         with torch.enable_grad():
             return closure()
@@ -339,16 +343,16 @@ class MultiPassOptimizer(Optimizer, ABC):
         if self._running is not None:
             raise RuntimeError("finish the step with second_step(), or give it up with restore().")
 
-    # -- what a step is written with -------------------------------------------------------------
+    # -- parts of a step -------------------------------------------------------------------------
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _modules(self) -> list[nn.Module]:
         if self._modules_found is None:
-            found = modules_around(self._parameters())
-            refuse_sharded((), found)
-            self._modules_found = found
+            modules = modules_around(self._parameters())
+            refuse_sharded((), modules)
+            self._modules_found = modules
         return self._modules_found
 
     def _group_values(self, key: str) -> list[float]:
@@ -406,10 +410,10 @@ class MultiPassOptimizer(Optimizer, ABC):
     def _curvature_along(
         self, gradient: Vector, direction: Vector, tau: float
     ) -> Generator[None, None, Vector]:
-        r"""Return Hd from one more gradient, a distance τ along d.
+        r"""Return Hd from another gradient, a distance τ along d.
 
-        :math:`H d \approx \|d\| (\nabla L(w + \tau d / \|d\|) - \nabla L(w)) / \tau`. The first
-        gradient is kept by the caller.
+        :math:`H d \approx \|d\| (\nabla L(\theta + \tau d / \|d\|) - \nabla L(\theta)) / \tau`.
+        The caller has kept the gradient at θ.
         """
         self._move_by(direction.normalized() * tau)
         yield
@@ -422,7 +426,7 @@ class MultiPassOptimizer(Optimizer, ABC):
         perturbation: Vector | None = None,
         regularizer: Tensor | None = None,
     ) -> None:
-        """Note what :attr:`log` will say of this step; no perturbation is one of length 0."""
+        """Keep this step's numbers for :attr:`log`; no perturbation counts as a zero vector."""
         if self.log is not None:
             perturbation = gradient * 0.0 if perturbation is None else perturbation
             inner = gradient.dot(perturbation)
@@ -431,15 +435,15 @@ class MultiPassOptimizer(Optimizer, ABC):
             self._logged = (*lengths, cosine, inner if regularizer is None else regularizer)
 
     def _finish(self, checks: Sequence[Tensor]) -> bool:
-        """Follow the gradient in ``.grad``, if it and the checks are finite; say whether."""
+        """Follow the gradient in ``.grad`` and return True if it and the checks are finite."""
         gradients = [_entries(p) for p in self._parameters() if p.grad is not None]
         if not gradients:
             raise ValueError("closure left no gradient in its last call: it must call backward.")
         norm = Vector(gradients).norm()
         scalars = [x.to(norm) for x in (norm, *checks, *self._logged)]
         values = torch.stack(scalars).tolist()
-        length, decisive = values[0], values[: 1 + len(checks)]
-        taken = all(math.isfinite(value) for value in decisive)
+        length, decisive_norms = values[0], values[: 1 + len(checks)]
+        taken = all(math.isfinite(value) for value in decisive_norms)
         if taken:
             if self.max_norm is not None and length > self.max_norm:
                 torch._foreach_mul_(gradients, self.max_norm / length)
@@ -458,7 +462,7 @@ class MultiPassOptimizer(Optimizer, ABC):
     # -- state -----------------------------------------------------------------------------------
 
     def _own_state(self) -> dict[str, Any]:
-        """Return what is neither a group's option nor a parameter's state, in plain values."""
+        """Return the state that belongs to no group and no parameter, in plain values."""
         return {
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
@@ -476,7 +480,7 @@ class MultiPassOptimizer(Optimizer, ABC):
         Returns
         -------
         dict
-            ``state`` and ``param_groups`` as PyTorch's optimizers have them, and ``own``.
+            Entries ``state`` and ``param_groups``, as PyTorch's optimizers have them, and ``own``.
 
         Raises
         ------
@@ -509,9 +513,10 @@ class MultiPassOptimizer(Optimizer, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_open_step()
-        # A scheduler's wrapper of step() belongs to this object alone.
-        kept = {name: value for name, value in self.__dict__.items() if name != "step"}
-        return {**kept, "_modules_found": None, "_unscaled": []}
+        # A learning-rate scheduler replaces step() by a wrapper of this object's own method. A copy
+        # must not carry it.
+        state = {name: value for name, value in self.__dict__.items() if name != "step"}
+        return {**state, "_modules_found": None, "_unscaled": []}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as every optimizer of PyTorch does.
@@ -535,7 +540,7 @@ def _dense_gradient(parameter: Tensor) -> Tensor:
 
 
 def _entries(parameter: Tensor) -> Tensor:
-    """Return the entries of a parameter's gradient that are stored, each once."""
+    """Return the stored entries of a parameter's gradient, each once; a sparse one is coalesced."""
     gradient = parameter.grad
     assert gradient is not None
     if not gradient.is_sparse:
@@ -544,10 +549,10 @@ def _entries(parameter: Tensor) -> Tensor:
     return parameter.grad.values()
 
 
-def _checked_parameters(params: Any) -> list[Any]:
-    """Return parameters, named ones or groups of either as a list, since a generator ends."""
-    wanted = "parameters, named parameters or groups of them"
-    entries = list(arguments.iterable("params", params, wanted))
+def _check_parameters(params: Any) -> list[Any]:
+    """Return parameters, named parameters or groups as a list, because a generator ends."""
+    expected = "parameters, named parameters or groups of them"
+    entries = list(arguments.iterable("params", params, expected))
     if not entries:
         raise ValueError("params=[] is empty: pass the model's parameters, as model.parameters().")
     for entry in entries:
@@ -555,19 +560,23 @@ def _checked_parameters(params: Any) -> list[Any]:
             _check_group(entry)
         elif not _is_parameter(entry):
             shown = arguments.shown(entry)
-            raise TypeError(f"params has {shown}: pass {wanted}, as model.parameters().")
+            raise TypeError(f"params has {shown}: pass {expected}, as model.parameters().")
     return entries
 
 
 def _check_group(group: Any) -> None:
-    found = arguments.mapping("param_group", group, 'a dict with parameters under "params"')
-    held = found.get("params")
-    if isinstance(held, Tensor):
-        held = [held]
-    if not isinstance(held, Sequence | Iterator) or isinstance(held, str):
-        raise TypeError(f"params={arguments.shown(held)} of a group must be a list of parameters.")
-    if isinstance(held, Sequence) and not all(map(_is_parameter, held)):
-        raise TypeError(f"params={arguments.shown(held)} of a group holds what is no parameter.")
+    options = arguments.mapping("param_group", group, 'a dict with parameters under "params"')
+    parameters = options.get("params")
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    if not isinstance(parameters, Sequence | Iterator) or isinstance(parameters, str):
+        raise TypeError(
+            f"params={arguments.shown(parameters)} of a group must be a list of parameters."
+        )
+    if isinstance(parameters, Sequence) and not all(map(_is_parameter, parameters)):
+        raise TypeError(
+            f"params={arguments.shown(parameters)} of a group holds what is no parameter."
+        )
 
 
 def _is_parameter(entry: object) -> bool:

@@ -22,10 +22,10 @@ class EigenSAM(WrappedOptimizer):
 
     .. math::
 
-       w \leftarrow \mathrm{base}\bigl(w, \nabla L(w + \varepsilon)\bigr), \qquad
+       \theta \leftarrow \mathrm{base}\bigl(\theta, \nabla L(\theta + \varepsilon)\bigr), \qquad
        \varepsilon = \rho\, \frac{\tilde g}{\|\tilde g\|}, \qquad
        \hat g = \frac{g}{\|g\|}, \\
-       \tilde g = \hat g + \alpha\, \mathrm{sign}(g^\top v)\,
+       \tilde g = \hat g + \kappa\, \mathrm{sign}(g^\top v)\,
        \bigl(v - (v^\top \hat g)\, \hat g\bigr),
 
     v the Hessian's eigenvector of largest absolute eigenvalue. Every ``period`` steps it is taken
@@ -37,23 +37,23 @@ class EigenSAM(WrappedOptimizer):
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.WrappedOptimizer`.
+        Parameters, named parameters or parameter groups. A group may set its own options.
     base : callable
-        Makes the base optimizer.
+        Class or function that makes the base optimizer from the parameters.
     rho : float
         Radius, in the units of the weights' Euclidean norm.
     alpha : float
-        Weight of the eigenvector's part.
+        Weight κ of the eigenvector's part; the paper's α.
     period : int
-        Steps from one renewal of v to the next; the first one is before the first step.
+        Number of steps between renewals of v; the first renewal is before the first step.
     iterations : int
-        Power iterations of a renewal.
+        Number of power iterations of a renewal.
     tau : float
-        Distance of the differences, in the units of the weights.
+        Distance τ of the differences, in the units of the weights.
     seed : int
-        Of the vector that the first renewal starts from.
+        Seed of the vector that the first renewal starts from.
     **options
-        ``max_norm``, ``log``, ``no_sync``, and options of the base optimizer.
+        Options ``max_norm``, ``log`` and ``no_sync``, and those of the base optimizer.
 
     Raises
     ------
@@ -110,13 +110,13 @@ class EigenSAM(WrappedOptimizer):
         return super()._first_pass(closure)
 
     def _eigenvector(self) -> Vector:
-        known = [self.state[p].get("eigenvector") for p in self._active_parameters()]
-        if all(part is None for part in known):
+        parts = [self.state[p].get("eigenvector") for p in self._active_parameters()]
+        if all(part is None for part in parts):
             raise RuntimeError("a loop by hand calls renew_eigenvector(closure) first.")
         return Vector(
             [
                 torch.zeros_like(parameter) if part is None else part
-                for parameter, part in zip(self._active_parameters(), known, strict=True)
+                for parameter, part in zip(self._active_parameters(), parts, strict=True)
             ]
         )
 
@@ -130,7 +130,8 @@ class EigenSAM(WrappedOptimizer):
         Parameters
         ----------
         closure : callable
-            As for ``step``.
+            Function that zeroes the gradients, computes the loss, calls ``backward`` and returns
+            the loss.
         """
         arguments.function("closure", closure, "a function without arguments")
         self._refuse_open_step()

@@ -24,30 +24,30 @@ class GradientRegularization(WrappedOptimizer):
 
     .. math::
 
-       w \leftarrow \mathrm{base}\bigl(w,\ g + 2 \mu H g\bigr),
+       \theta \leftarrow \mathrm{base}\bigl(\theta,\ g + 2 \mu H g\bigr),
 
-    with the gradient of the batch. Plain gradient descent with step size h has this penalty
-    implicitly, with :math:`\mu = h / 4`. Two gradient evaluations a step. Where groups have a μ of
-    their own, the penalty is :math:`\sum_k \mu_k \|g_k\|^2`.
+    with the gradient of the batch. Plain gradient descent with step size η has this penalty
+    implicitly, with :math:`\mu = \eta / 4`. A step takes two gradient evaluations. Where groups
+    have a μ of their own, the penalty is :math:`\sum_k \mu_k \|g_k\|^2`.
 
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.WrappedOptimizer`.
+        Parameters, named parameters or parameter groups. A group may set its own options.
     base : callable
-        Makes the base optimizer.
+        Class or function that makes the base optimizer from the parameters.
     mu : float
-        μ ≥ 0, in units of a step size.
+        Weight μ ≥ 0 of the penalty, in units of a step size.
     method : str
-        ``"double_backward"`` differentiates the gradient: exact, and counted as the second
-        evaluation. It needs a closure that calls ``loss.backward()`` and operations with a second
-        derivative, and serves neither compiled models, nor DistributedDataParallel, nor the
-        two-call form; ``"finite_difference"`` serves all:
-        :math:`Hg \approx \|g\| (\nabla L(w + \tau g / \|g\|) - g) / \tau`.
+        Way to Hg. ``"double_backward"`` differentiates the gradient, which is exact and counts as
+        the second evaluation. The closure must then call ``loss.backward()``, all operations need a
+        second derivative, and neither compiled models, nor DistributedDataParallel, nor the
+        two-call form are served. ``"finite_difference"`` serves all:
+        :math:`Hg \approx \|g\| (\nabla L(\theta + \tau g / \|g\|) - g) / \tau`.
     tau : float
-        Distance of the difference, in the units of the weights.
+        Distance τ of the difference, in the units of the weights.
     **options
-        ``max_norm``, ``log``, and options of the base optimizer.
+        Options ``max_norm`` and ``log``, and those of the base optimizer.
 
     Raises
     ------
@@ -72,7 +72,7 @@ class GradientRegularization(WrappedOptimizer):
 
     strength_name = "mu"
 
-    # Of the step that is being taken:
+    # State of the step that is being taken: the graph of its gradients, and the vector 2μg.
     _recorded: _RecordedBackward | None
     _direction: Vector | None
 
@@ -93,7 +93,7 @@ class GradientRegularization(WrappedOptimizer):
         super().__init__(params, base, mu, **options)
 
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
-        """Return 2μg: to first order the step follows the gradient there."""
+        """Return 2μg; the gradient there is to first order the one that the step follows."""
         return gradient.scaled([2.0 * strength for strength in strengths])
 
     def _passes(self) -> Passes:
@@ -103,12 +103,12 @@ class GradientRegularization(WrappedOptimizer):
         self._record(objective, direction, 0.5 * objective.dot(direction))
         checks = [gradient.norm()]
         if self.method == "finite_difference":
-            curved = yield from self._curvature_along(gradient, direction, self.tau)
+            curvature = yield from self._curvature_along(gradient, direction, self.tau)
         else:
             self._direction = direction
             yield
-            curved = self._gradient()
-        self._set_gradient(gradient + curved)
+            curvature = self._gradient()
+        self._set_gradient(gradient + curvature)
         self._finish(checks)
 
     def first_step(self, *, scaler: GradScaler | None = None) -> None:
@@ -178,8 +178,8 @@ class _RecordedBackward(TorchFunctionMode):
         for parameter, part in zip(self._parameters, parts, strict=True):
             if part is None:
                 continue
-            known = self._gradients.get(id(parameter))
-            self._gradients[id(parameter)] = part if known is None else known + part
+            recorded = self._gradients.get(id(parameter))
+            self._gradients[id(parameter)] = part if recorded is None else recorded + part
             detached = part.detach().clone()
             parameter.grad = detached if parameter.grad is None else parameter.grad + detached
 
@@ -195,11 +195,11 @@ class _RecordedBackward(TorchFunctionMode):
                 'method="double_backward" found no call of loss.backward() in the closure: '
                 'choose method="finite_difference".'
             )
-        # A gradient that no parameter influences has no graph and adds nothing.
-        curved = [(part, along) for part, along in pairs if part.requires_grad]
-        if not curved:
+        # A gradient that depends on no parameter has no graph, and its derivative is zero.
+        dependent = [(part, along) for part, along in pairs if part.requires_grad]
+        if not dependent:
             return [torch.zeros_like(parameter) for parameter in parameters]
-        outputs, cotangents = zip(*curved, strict=True)
+        outputs, cotangents = zip(*dependent, strict=True)
         try:
             products = torch.autograd.grad(
                 outputs, list(parameters), cotangents, allow_unused=True, materialize_grads=True

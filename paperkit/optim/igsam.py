@@ -27,53 +27,53 @@ class IGSAM(WrappedOptimizer):
 
     .. math::
 
-       w \leftarrow \mathrm{base}\bigl(w, \nabla L(w + \delta)\bigr), \qquad
-       \delta = \rho\, (F + \lambda I)^{-1} g
+       \theta \leftarrow \mathrm{base}\bigl(\theta, \nabla L(\theta + \varepsilon)\bigr), \qquad
+       \varepsilon = \mu\, (F + \nu I)^{-1} g
 
     with EKFAC's approximation of the Fisher matrix F under the model's own labels, from the network
     in evaluation mode. The linear and convolution layers are perturbed; nothing else is. Equation
-    13 has the pseudo-inverse in place of the damped one. What the paper did for its ρ, for damping
-    and for renewals stands in its Appendix G.4, in the supplement of the proceedings, which was not
-    at hand; so all three are to be tuned and reported.
+    13 has the pseudo-inverse :math:`F^{+}` in place of the damped inverse. The paper's choices of μ
+    (its ρ), of damping and of renewals stand in its Appendix G.4, in the supplement of the
+    proceedings, which was not at hand; so all three are to be tuned and reported.
 
-    Equation 13 is meant to descend :math:`L + \rho\, g^\top F^\dagger g` with the mini-batch's g, a
-    stochastic version of equation 12, :math:`L + \rho\,\mathrm{IGS}`. With δ held fixed it follows
-    :math:`g + \rho H F^\dagger g`, which is :math:`(1 + \rho) g` where H = F and δ is exact: what
-    sets it apart from a larger learning rate is H − F, the damping and the errors of the
-    approximation. Two controls tell them apart.
+    Equation 13 is meant to descend :math:`L + \mu\, g^\top F^{+} g` with the mini-batch's g, a
+    stochastic version of equation 12, :math:`L + \mu\,\mathrm{IGS}`. With ε held fixed it follows
+    :math:`g + \mu H F^{+} g`, which is :math:`(1 + \mu) g` where H = F and ε is exact. Only H − F,
+    the damping and the errors of the approximation set it apart from a larger learning rate. The
+    control modes tell these effects apart.
 
-    Two gradient evaluations a step (``"scaled_gradient"``: one), and the passes of
-    :func:`~paperkit.linearize.linearize` every ``period`` steps.
+    A step takes two gradient evaluations (``"scaled_gradient"`` takes one), and every ``period``
+    steps the passes of :func:`~paperkit.linearize.linearize`.
 
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.WrappedOptimizer`.
+        Parameters, named parameters or parameter groups. A group may set its own options.
     model : nn.Module
-        The network, returning (n, C), that the closure calls, itself or compiled or as
-        DistributedDataParallel model; then pass that.
+        Network that the closure calls, returning (n, C). Pass the very object: the compiled model
+        or the DistributedDataParallel model if the closure calls that.
     base : callable
-        Makes the base optimizer.
+        Class or function that makes the base optimizer from the parameters.
     rho : float
-        ρ ≥ 0, without a unit.
+        Weight μ ≥ 0 of the penalty, without a unit; the paper's ρ.
     damping : float
-        λ > 0, in the units of the Fisher matrix's eigenvalues.
+        Damping ν > 0, in the units of the Fisher matrix's eigenvalues.
     period : int
-        Steps from one renewal of F to the next.
+        Number of steps between renewals of F.
     samples : int, optional
-        Inputs of the batch that F is computed from; default all.
+        Number of the batch's inputs from which F is computed; default all.
     loss : str
-        A name from :data:`paperkit.network.LOSSES`; what the closure adds to it, such as label
-        smoothing, does not enter F.
+        Name from :data:`paperkit.network.LOSSES`. Terms that the closure adds to it, such as label
+        smoothing, do not enter F.
     mode : str
-        ``"paper"``; or a control: ``"gradient"`` has :math:`\delta = (\rho / \lambda) g` in all
-        parameters, the limit of large damping; ``"scaled_gradient"`` follows
-        :math:`(1 + \rho) g`.
+        ``"paper"``, or the name of a control. ``"gradient"`` has
+        :math:`\varepsilon = (\mu / \nu) g` in all parameters, the limit of large damping.
+        ``"scaled_gradient"`` follows :math:`(1 + \mu) g`.
     memory_budget : int
         Bytes for :func:`~paperkit.linearize.linearize`, which refuses a batch that needs more: then
         raise it or set ``samples``.
     **options
-        ``max_norm``, ``log``, ``no_sync``, and options of the base optimizer.
+        Options ``max_norm``, ``log`` and ``no_sync``, and those of the base optimizer.
 
     Raises
     ------
@@ -111,7 +111,7 @@ class IGSAM(WrappedOptimizer):
         memory_budget: int = GIBIBYTE,
         **options: Any,
     ) -> None:
-        Network.of(model)  # refuses what is no model, or holds no values
+        Network.of(model)  # raises if the argument is no model, or one without values
         self.model = model
         self.damping = arguments.number("damping", damping, above=0)
         self.period = arguments.integer("period", period, at_least=1)
@@ -125,7 +125,7 @@ class IGSAM(WrappedOptimizer):
         super().__init__(params, base, rho, **options)
 
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
-        """Return δ, see the class."""
+        """Return ε, see the class."""
         if self.mode == "gradient":
             return gradient.scaled(strengths) / self.damping
         if not self.factors:
@@ -145,15 +145,15 @@ class IGSAM(WrappedOptimizer):
         Parameters
         ----------
         inputs : Tensor
-            Of the model, (n, …).
+            Inputs of the model, (n, …).
 
         Raises
         ------
         ValueError
-            As :func:`~paperkit.linearize.linearize`.
+            If the inputs do not fit the model, or need more memory than the budget.
         """
         linearization = linearize(
-            _network(self.model),
+            _unwrap(self.model),
             inputs[: self.samples],
             self.loss,
             memory_budget=self.memory_budget,
@@ -161,18 +161,18 @@ class IGSAM(WrappedOptimizer):
         self.factors = ekfac(linearization)
 
     def _natural_gradient(self, gradient: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Return (F + λI)⁻¹g of the layers' parameters; both by the parameter's ``id``."""
-        parameters = dict(_network(self.model).named_parameters())
+        """Return (F + νI)⁻¹g of the layers' parameters; keys are the parameters' ``id``."""
+        parameters = dict(_unwrap(self.model).named_parameters())
         directions = {}
         for factors in self.factors.values():
-            own = {name: parameters[name] for name in factors.parameter_shapes}
-            if not any(id(parameter) in gradient for parameter in own.values()):
+            layer = {name: parameters[name] for name in factors.parameter_shapes}
+            if not any(id(parameter) in gradient for parameter in layer.values()):
                 continue
             matrix = factors.join(
-                {name: gradient.get(id(p), torch.zeros_like(p)) for name, p in own.items()}
+                {name: gradient.get(id(p), torch.zeros_like(p)) for name, p in layer.items()}
             )
             for name, part in factors.split(factors.inverse_product(matrix, self.damping)).items():
-                directions[id(own[name])] = part
+                directions[id(layer[name])] = part
         return directions
 
     def _perturbs(self) -> bool:
@@ -180,14 +180,14 @@ class IGSAM(WrappedOptimizer):
 
     def _single_pass(self) -> Passes:
         if self.mode == "scaled_gradient" and self._active_parameters():
-            factors = [1.0 + rho for rho in self._strengths()]
+            factors = [1.0 + mu for mu in self._strengths()]
             self._set_gradient(self._gradient().scaled(factors))
         return super()._single_pass()
 
     def _first_pass(self, closure: Closure) -> Any:
         if self.mode != "paper" or not self._perturbs() or self.steps % self.period:
             return super()._first_pass(closure)
-        with _recorded_inputs(self.model) as inputs:
+        with _record_inputs(self.model) as inputs:
             loss = super()._first_pass(closure)
         if not self._perturbs_now():
             return loss
@@ -223,7 +223,7 @@ class IGSAM(WrappedOptimizer):
         }
 
 
-def _network(model: nn.Module) -> nn.Module:
+def _unwrap(model: nn.Module) -> nn.Module:
     """Return the network inside a compiled or distributed model."""
     while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
         inner = model._orig_mod if hasattr(model, "_orig_mod") else model.module
@@ -233,7 +233,7 @@ def _network(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _recorded_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+def _record_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the inputs of all calls of the model."""
     inputs: list[Tensor] = []
     handle = model.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))

@@ -1,4 +1,4 @@
-"""The modules behind a list of parameters: an optimizer is given parameters only."""
+"""The modules behind a list of parameters, since an optimizer is given parameters only."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def modules_around(parameters: Iterable[Tensor]) -> list[nn.Module]:
     Returns
     -------
     list of nn.Module
-        Those that contain one of the parameters, and all modules inside them, each once.
+        Modules that contain one of the parameters, and all modules inside them, each once.
     """
-    wanted = {id(parameter) for parameter in parameters}
-    modules = _alive()
+    ids = {id(parameter) for parameter in parameters}
+    modules = _live_modules()
     parents: dict[int, list[nn.Module]] = {}
     for module in modules:
         for child in module.children():
             parents.setdefault(id(child), []).append(module)
     containing: dict[int, nn.Module] = {}
-    pending = [m for m in modules if any(id(p) in wanted for p in m.parameters(recurse=False))]
+    pending = [m for m in modules if any(id(p) in ids for p in m.parameters(recurse=False))]
     while pending:
         module = pending.pop()
         if id(module) not in containing:
@@ -45,21 +45,21 @@ def modules_around(parameters: Iterable[Tensor]) -> list[nn.Module]:
     return list(inside.values())
 
 
-def _alive() -> list[nn.Module]:
+def _live_modules() -> list[nn.Module]:
     items = gc.get_objects()
-    # type() and not isinstance(), which would run the code of lazy proxy objects.
+    # Types are read by type(), because isinstance() would run the code of lazy proxy objects.
     kinds = {kind for kind in {type(item) for item in items} if issubclass(kind, nn.Module)}
     return [item for item in items if type(item) in kinds]
 
 
 def parameter_names(parameters: Iterable[Tensor], modules: Sequence[nn.Module]) -> dict[int, str]:
     """Return each parameter's own name in its module, such as ``weight``, by its ``id``."""
-    wanted = {id(parameter) for parameter in parameters}
+    ids = {id(parameter) for parameter in parameters}
     return {
         id(parameter): name
         for module in modules
         for name, parameter in module.named_parameters(recurse=False)
-        if id(parameter) in wanted
+        if id(parameter) in ids
     }
 
 
@@ -77,10 +77,11 @@ def evaluation_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 class BufferSnapshot:
-    """The values of all buffers of some modules, to go back to."""
+    """A copy of all buffers of some modules, from which they can be restored."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        # module.buffers() costs more than the copies.
+        # The buffers are read from _buffers, because module.buffers() would cost more than the
+        # copies.
         buffers = {
             id(buffer): buffer
             for module in modules

@@ -20,7 +20,7 @@ class RandomState:
     Parameters
     ----------
     devices : iterable of torch.device
-        The devices in use besides the CPU.
+        Devices in use besides the CPU.
 
     Examples
     --------
@@ -35,8 +35,8 @@ class RandomState:
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
-        found = arguments.iterable("devices", devices, "devices")
-        homes = {arguments.device("devices", device) for device in found}
+        items = arguments.iterable("devices", devices, "devices")
+        homes = {arguments.device("devices", device) for device in items}
         self._cpu = torch.get_rng_state()
         self._devices = {
             device: torch.get_device_module(device).get_rng_state(device)

@@ -25,13 +25,13 @@ class RSAM(WrappedOptimizer):
     :math:`s = \mathrm{sign}(1 - \alpha)` and :math:`u = \partial R / \partial g`, the step follows
 
     ``mode="paper"``
-        :math:`\nabla L(w + \varepsilon)`, :math:`\varepsilon = -\rho\, s\, R(g)\, g / \|g\|^2`
+        :math:`\nabla L(\theta + \varepsilon)`, :math:`\varepsilon = -\mu\, s\, R(g)\, g / \|g\|^2`
         (equation 11; Algorithm 2, step 5, prints the opposite sign, which for α > 1 would descend).
-        This is sharpness-aware minimisation of radius :math:`\rho R(g) / \|g\|`, reversed for
-        α < 1. It is meant to descend :math:`L - \rho s R` (equation 12) and does not: ε lies along
+        This is sharpness-aware minimisation of radius :math:`\mu R(g) / \|g\|`, reversed for
+        α < 1. It is meant to descend :math:`L - \mu s R` (equation 12) and does not: ε lies along
         g, and :math:`g^\top u = 0`.
     ``mode="exact"``
-        the gradient of equation 12, :math:`g - \rho s H u`, the product being a difference of
+        the gradient of equation 12, :math:`g - \mu s H u`, the product being a difference of
         gradients a distance ``tau`` along :math:`-s u`. For α < ½, u is infinite where g is 0; such
         entries are left out.
     ``mode="sam_radius"``
@@ -44,34 +44,36 @@ class RSAM(WrappedOptimizer):
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.WrappedOptimizer`.
+        Parameters, named parameters or parameter groups. A group may set its own options.
     base : callable
-        Makes the base optimizer.
+        Class or function that makes the base optimizer from the parameters.
     rho : float
-        ρ ≥ 0, in the units of the loss.
+        Weight μ ≥ 0 of the penalty, in the units of the loss; the paper's ρ.
     alpha : float
-        Order, positive and not 1.
+        Order α of the entropy, positive and not 1.
     mode : str
-        See above.
+        ``"paper"``, ``"exact"`` or ``"sam_radius"``, see above.
     max_radius : float, optional
-        Largest ‖ε‖, in ``"exact"`` mode largest ‖ρu‖.
+        Largest ‖ε‖; in ``"exact"`` mode the largest ‖μu‖.
     tau : float
-        Distance of the difference in ``"exact"`` mode, in the units of the weights.
+        Distance τ of the difference in ``"exact"`` mode, in the units of the weights.
     plain_steps : int
-        Steps of the base optimizer alone.
+        Number of steps of the base optimizer before the switch.
     plain_epochs : int
-        Calls of :meth:`end_epoch` before the switch; 5 in the paper, whose released code takes 6.
+        Number of calls of :meth:`end_epoch` before the switch; 5 in the paper, whose released code
+        takes 6.
     validation_threshold : float, optional
-        The switch waits until :meth:`end_epoch` was told a larger value; the paper's is an accuracy
-        of 0.3 on TinyImageNet.
+        Validation result that :meth:`end_epoch` must exceed once before the switch; the paper's is
+        an accuracy of 0.3 on TinyImageNet.
     **options
-        ``max_norm``, ``log``, ``no_sync``, and options of the base optimizer.
+        Options ``max_norm``, ``log`` and ``no_sync``, and those of the base optimizer.
 
     Raises
     ------
     ValueError
-        If an option is out of range; if ``mode="exact"`` and groups differ in ρ, which then is no
-        loss's gradient, or ``no_sync`` is given, as the step follows the first gradient too.
+        If an option is out of range. If ``mode="exact"`` and groups differ in ``rho``, since the
+        step then follows no loss's gradient, or ``no_sync`` is given, since the step follows the
+        first gradient too.
 
     Examples
     --------
@@ -135,7 +137,7 @@ class RSAM(WrappedOptimizer):
         Parameters
         ----------
         validation : float, optional
-            Larger is better, such as an accuracy.
+            Result of which a larger one is better, such as an accuracy.
         """
         if validation is not None:
             score = arguments.number("validation", validation, finite=False)
@@ -143,19 +145,19 @@ class RSAM(WrappedOptimizer):
         self.epochs += 1
 
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
-        """Return ε, in ``"exact"`` mode −ρsu, capped; see the class."""
+        """Return ε, in ``"exact"`` mode −μsu, cut to ``max_radius``; see the class."""
         length, direction = gradient.norm(), gradient.normalized()
         ratio = power_ratio(direction, self.alpha)
         sign = math.copysign(1.0, 1.0 - self.alpha)
         if self.mode == "exact":
             derivative = direction.signed_power(2.0 * self.alpha - 1.0) - direction * ratio
             factor = -sign * 2.0 * self.alpha / nonzero(length)
-            return self._capped(derivative.scaled(strengths, factor))
+            return self._cap(derivative.scaled(strengths, factor))
         radius = ratio / nonzero(length)
         towards = -sign if self.mode == "paper" else 1.0
-        return self._capped(direction.scaled(strengths, radius) * towards)
+        return self._cap(direction.scaled(strengths, radius) * towards)
 
-    def _capped(self, perturbation: Vector) -> Vector:
+    def _cap(self, perturbation: Vector) -> Vector:
         if self.max_radius is None:
             return perturbation
         length = perturbation.norm()
@@ -172,13 +174,13 @@ class RSAM(WrappedOptimizer):
         displacement = self.perturbation(objective, self._weights(), strengths)
         self._record(objective, displacement, self._regularizer(objective, strengths[0]))
         checks = [gradient.norm()]
-        curved = yield from self._curvature_along(gradient, displacement, self.tau)
-        self._set_gradient(gradient + curved)
+        curvature = yield from self._curvature_along(gradient, displacement, self.tau)
+        self._set_gradient(gradient + curvature)
         self._finish(checks)
 
-    def _regularizer(self, gradient: Vector, rho: float) -> Tensor:
+    def _regularizer(self, gradient: Vector, mu: float) -> Tensor:
         sign = math.copysign(1.0, 1.0 - self.alpha)
-        return -sign * rho * power_ratio(gradient.normalized(), self.alpha)
+        return -sign * mu * power_ratio(gradient.normalized(), self.alpha)
 
     def _perturbs(self) -> bool:
         return self.active and super()._perturbs()

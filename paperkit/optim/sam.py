@@ -19,7 +19,7 @@ class SAM(WrappedOptimizer):
 
     .. math::
 
-       w \leftarrow \mathrm{base}\bigl(w, \nabla L(w + \varepsilon)\bigr), \qquad
+       \theta \leftarrow \mathrm{base}\bigl(\theta, \nabla L(\theta + \varepsilon)\bigr), \qquad
        \varepsilon = \rho\, \frac{\mathrm{sign}(g)\, |g|^{q - 1}}{\|g\|_q^{q - 1}}, \qquad
        \frac1p + \frac1q = 1,
 
@@ -30,15 +30,15 @@ class SAM(WrappedOptimizer):
     Parameters
     ----------
     params : iterable
-        As in :class:`~paperkit.optim.WrappedOptimizer`.
+        Parameters, named parameters or parameter groups. A group may set its own options.
     base : callable
-        Makes the base optimizer.
+        Class or function that makes the base optimizer from the parameters.
     rho : float
         Radius of the ball, in the units of the weights' p-norm.
     p : float
         Norm of the ball, from 1 to infinity.
     **options
-        ``max_norm``, ``log``, ``no_sync``, and options of the base optimizer.
+        Options ``max_norm``, ``log`` and ``no_sync``, and those of the base optimizer.
 
     Raises
     ------
@@ -84,7 +84,7 @@ class SAM(WrappedOptimizer):
 def ball_maximizer(gradient: Vector, p: float) -> Vector:
     r"""Return the ε that maximises :math:`g^\top \varepsilon` over :math:`\|\varepsilon\|_p \le 1`.
 
-    For p = 1 the largest entries share it equally. Zero for a zero gradient.
+    For p = 1 the largest entries share ε equally. For a zero gradient ε is zero.
     """
     if p == 1.0:
         largest = gradient.norm(math.inf)

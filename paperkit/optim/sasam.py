@@ -22,8 +22,9 @@ class SASAM(SmoothnessAdaptiveOptimizer):
 
     .. math::
 
-       w_{t+1} = w_t - \eta_t \nabla L\Bigl(w_t + \rho_t \frac{g_t}{\|g_t\|}; \xi_t\Bigr), \qquad
-       g_t = \nabla L(w_t; \xi_t), \qquad \rho_t = \sqrt{\eta_t},
+       \theta_{t+1} = \theta_t
+       - \eta_t \nabla L\Bigl(\theta_t + \rho_t \frac{g_t}{\|g_t\|}; \xi_t\Bigr), \qquad
+       g_t = \nabla L(\theta_t; \xi_t), \qquad \rho_t = \sqrt{\eta_t},
 
     with :math:`\eta_t` of :func:`~paperkit.optim.adaptive_step_size`, all
     gradients on the batch :math:`\xi_t`. Three gradient evaluations a step, two in the first step
@@ -31,26 +32,28 @@ class SASAM(SmoothnessAdaptiveOptimizer):
 
     The algorithm's line 2 uses :math:`\rho_0`, which it does not define: :math:`\sqrt{\eta_0}`. The
     theorem that the radius is taken from (Andriushchenko and Flammarion 2022, Theorem 2, as usually
-    quoted) is about the ascent :math:`\rho_t g_t`; for the normalised one ρ has the units of w and
+    quoted) is about the ascent :math:`\rho_t g_t`; for the normalised one ρ has the units of θ and
     √η does not, so the method depends on the scale of the loss, and on a quadratic it has a stable
     two-cycle whose loss is 1/36 whatever the curvature (with damping c, 1/(2c (2c − 1)²)).
 
     Parameters
     ----------
-    params, eta0
-        As in :class:`~paperkit.optim.SmoothnessAdaptiveOptimizer`.
+    params : iterable
+        Parameters, named parameters or parameter groups. A group may set its own options.
+    eta0 : float
+        First step size η_0 > 0, best small.
     rho_rule : str or float, optional
-        ρ_t: ``"sqrt_eta"`` √η_t (the paper), ``"sqrt_previous_eta"`` √η_{t−1} (the release),
-        ``"sqrt_eta_over_beta"`` √(η_t/β_t), with 1/(cη_t) for a β_t that is unknown or 0, which
-        with ``ascent="gradient"`` has the units of the cited theorem; or a fixed number. Default
-        what the variant says.
+        Rule for ρ_t, or a fixed number; default the variant's rule. ``"sqrt_eta"`` is √η_t (the
+        paper), ``"sqrt_previous_eta"`` is √η_{t−1} (the release). ``"sqrt_eta_over_beta"`` is
+        √(η_t/β_t), with 1/(cη_t) for a β_t that is unknown or 0; with ``ascent="gradient"`` this
+        has the units of the cited theorem.
     ascent : str
-        ``"normalized"`` as above; ``"gradient"`` for ρ_t g_t; or ``"adaptive"`` for ASAM's
-        :math:`\rho_t T^2 g_t / \|T g_t\|` with T = \|w_t\| entry by entry, which one of the two
-        released scripts has.
+        Direction of the perturbation: ``"normalized"`` as above; ``"gradient"`` for ρ_t g_t; or
+        ``"adaptive"`` for ASAM's :math:`\rho_t T^2 g_t / \|T g_t\|` with :math:`T = |\theta_t|`
+        entry by entry, which one of the two released scripts has.
     **options
-        ``delta``, ``damping``, ``theta0``, ``variant``, ``weight_decay``, ``full_batch``,
-        ``max_norm``, ``log``.
+        Options ``delta``, ``damping``, ``theta0``, ``variant``, ``weight_decay``, ``full_batch``,
+        ``max_norm`` and ``log`` of :class:`~paperkit.optim.SmoothnessAdaptiveOptimizer`.
 
     Raises
     ------
@@ -109,14 +112,14 @@ class SASAM(SmoothnessAdaptiveOptimizer):
         self, gradient: Vector, eta: float, beta: float
     ) -> Generator[None, None, float]:
         rho = self._radius(eta, beta)
-        epsilon = self._towards(gradient) * rho
+        epsilon = self._ascent_direction(gradient) * rho
         self._record(gradient, epsilon)
         self._move_by(epsilon)
         yield
         self._restore_weights()
         return rho
 
-    def _towards(self, gradient: Vector) -> Vector:
+    def _ascent_direction(self, gradient: Vector) -> Vector:
         if self.ascent == "gradient":
             return gradient
         if self.ascent == "normalized":
@@ -130,6 +133,6 @@ class SASAM(SmoothnessAdaptiveOptimizer):
         if self.rho_rule == "sqrt_previous_eta":
             return math.sqrt(self.eta)
         if self.rho_rule == "sqrt_eta_over_beta":
-            known = beta if beta > 0.0 else 1.0 / (self.damping * eta)
-            return math.sqrt(eta / known)
+            smoothness = beta if beta > 0.0 else 1.0 / (self.damping * eta)
+            return math.sqrt(eta / smoothness)
         return math.sqrt(eta)

@@ -1,4 +1,4 @@
-r"""Step sizes that follow the local smoothness of the loss: what SASAM and SASGD share."""
+r"""Step sizes that follow the local smoothness of the loss, the common part of SASAM and SASGD."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from paperkit.optim.vector import Vector
 
 @dataclass(frozen=True)
 class Variant:
-    """What the paper's text and the released code set differently.
+    """Settings in which the paper's text and the released code differ.
 
     Attributes
     ----------
     damping : float
-        c in the step size.
+        Factor c in the step size.
     theta0 : float
-        θ before the first ratio of step sizes is known.
+        Value of ϑ before the first ratio of step sizes is known.
     rho_rule : str
-        See :class:`~paperkit.optim.sasam.SASAM`.
+        Rule for the radius; :class:`~paperkit.optim.SASAM` describes the rules.
     offset : float
-        Added to the step size wherever the smoothness is known.
+        Number that is added to the step size wherever the smoothness is known.
     grows_at_once : bool
         Whether the first step, which has no predecessor, already grows ``eta0``.
     """
@@ -61,29 +61,35 @@ def adaptive_step_size(
 
     .. math::
 
-       \eta_t = \min\Bigl\{ \frac{\|w_t - w_{t-1}\|}{c\, \|g_t - g_{t-1}\|},\;
-       \sqrt{1 + \delta\, \theta_{t-1}}\; \eta_{t-1} \Bigr\}
+       \eta_t = \min\Bigl\{ \frac{\|\theta_t - \theta_{t-1}\|}{c\, \|g_t - g_{t-1}\|},\;
+       \sqrt{1 + \gamma\, \vartheta_{t-1}}\; \eta_{t-1} \Bigr\}
 
-    SA-SAM paper, equation 5, which has c = 2 and δ = 1; its experiments have δ = 0.02. Algorithm 1,
-    line 5, and Section 3 print :math:`\theta_t`, which is not known yet; Section 3 also sets
-    :math:`\eta_t` under the root. From θ_0 = ∞, on a quadratic with largest eigenvalue β, all step
-    sizes but η_0 are at least 1/(cβ), not 1/β as Section 2 says of c = 2.
+    with the ratio :math:`\vartheta_t = \eta_t / \eta_{t-1}` of successive step sizes. SA-SAM paper,
+    equation 5, which has c = 2 and γ = 1 (its δ; ϑ is its θ); its experiments have γ = 0.02.
+    Algorithm 1, line 5, and Section 3 print :math:`\vartheta_t`, which is not known yet; Section 3
+    also sets :math:`\eta_t` under the root. From ϑ_0 = ∞, on a quadratic with largest eigenvalue β,
+    all step sizes but η_0 are at least 1/(cβ), not 1/β as Section 2 says of c = 2.
 
     Parameters
     ----------
     displacement, change : float
-        ‖w_t − w_{t−1}‖ and ‖g_t − g_{t−1}‖. Where one is 0 or not finite only the growth counts.
-    eta, theta : float
-        :math:`\eta_{t-1}` and :math:`\theta_{t-1}`, which may be infinite.
-    delta, damping : float
-        δ and c.
+        Lengths ‖θ_t − θ_{t−1}‖ and ‖g_t − g_{t−1}‖. Where either is 0 or not finite only the growth
+        counts.
+    eta : float
+        Last step size :math:`\eta_{t-1}`.
+    theta : float
+        Last ratio :math:`\vartheta_{t-1}`, which may be infinite.
+    delta : float
+        Damping γ of the growth; the paper's δ.
+    damping : float
+        Factor c.
     offset : float
-        Added where the smoothness is known.
+        Number that is added where the smoothness is known.
 
     Returns
     -------
     float
-        :math:`\eta_t`; :math:`\eta_{t-1}` where neither branch is finite.
+        Step size :math:`\eta_t`; :math:`\eta_{t-1}` where neither branch is finite.
 
     Raises
     ------
@@ -98,7 +104,7 @@ def adaptive_step_size(
     >>> round(adaptive_step_size(1.0, 0.1, eta=1.0, theta=1.0), 4)  # the growth decides: √1.02
     1.01
     """
-    return _adapted_step_size(
+    return _adapt_step_size(
         arguments.number("displacement", displacement, at_least=0, finite=False, nan=True),
         arguments.number("change", change, at_least=0, finite=False, nan=True),
         arguments.number("eta", eta, above=0),
@@ -109,7 +115,7 @@ def adaptive_step_size(
     )
 
 
-def _adapted_step_size(
+def _adapt_step_size(
     displacement: float,
     change: float,
     eta: float,
@@ -142,31 +148,34 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
         Parameters, named parameters or parameter groups. A group may set ``weight_decay`` and
         ``lr``, a factor on the step size that learning-rate schedulers set; the paper has none.
     eta0 : float
-        η_0 > 0, best small.
+        First step size η_0 > 0, best small.
     delta : float
-        δ ≥ 0.
+        Damping γ ≥ 0 of the growth of the step size; the paper's δ.
     damping : float, optional
-        c > 0; 2 in the paper, 1 in the release.
+        Factor c > 0; 2 in the paper, 1 in the release.
     theta0 : float, optional
-        θ_0; infinite in the paper, 1 in the release.
+        Ratio ϑ_0; infinite in the paper, 1 in the release.
     variant : str
-        ``"paper"`` or ``"release"``.
+        ``"paper"`` or ``"release"``, which set the defaults above and the rule for the radius.
     weight_decay : float
-        Adds this multiple of the weights to the direction of the step, and to nothing else.
+        Multiple of the weights that is added to the direction of the step, and to nothing else.
     full_batch : bool
-        Say that the closure always has the same data: the previous gradient is then kept, which
-        saves one evaluation a step.
-    max_norm, log
-        As in :class:`~paperkit.optim.MultiPassOptimizer`.
+        Whether the closure always has the same data. The previous gradient is then kept, which
+        saves an evaluation a step.
+    max_norm : float, optional
+        Largest norm, over all parameters, of the gradient that the step follows; a longer one is
+        scaled down. Gradients that only place the perturbation stay as they are.
+    log : bool
+        Whether each step appends a :class:`~paperkit.optim.StepRecord` to ``log``.
 
     Attributes
     ----------
     eta : float
-        η of the last step, ``eta0`` before the first.
+        Size η of the last step; ``eta0`` before the first.
     theta : float
-        The last ratio of step sizes.
+        Last ratio ϑ of step sizes.
     beta : float
-        Local smoothness, ‖Δg‖/‖Δw‖, NaN before it is known.
+        Local smoothness ‖Δg‖/‖Δθ‖; NaN before it is known.
     rho : float
         Radius of the last perturbation; 0 for a method without.
 
@@ -227,9 +236,9 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
                 before = self._gradient()
             change = (gradient - before).norm()
             lengths = torch.stack([(weights - previous).norm(), change]).tolist()
-            eta, beta = self._adapted(*lengths), _ratio(*reversed(lengths))
+            eta, beta = self._adapt(*lengths), _ratio(*reversed(lengths))
         elif self.variant.grows_at_once:
-            eta = self._adapted(0.0, 0.0)
+            eta = self._adapt(0.0, 0.0)
         if self._has_previous or self.variant.grows_at_once:
             theta = eta / self.eta
         self._step_size = eta
@@ -242,10 +251,10 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
     def _take_direction(
         self, gradient: Vector, eta: float, beta: float
     ) -> Generator[None, None, float]:
-        """Leave in ``.grad`` what the step follows; return the radius of the perturbation."""
+        """Leave the gradient that the step follows in ``.grad``; return the radius."""
 
-    def _adapted(self, displacement: float, change: float) -> float:
-        return _adapted_step_size(
+    def _adapt(self, displacement: float, change: float) -> float:
+        return _adapt_step_size(
             displacement,
             change,
             self.eta,
@@ -256,7 +265,10 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
         )
 
     def _previous(self, weights: Vector, gradient: Vector) -> tuple[Vector, Vector]:
-        """Return w_{t−1} and, of full batches, g_{t−1}; a new parameter has not changed."""
+        """Return θ_{t−1} and g_{t−1}, the latter of full batches.
+
+        A parameter that is new since the last step counts as unchanged.
+        """
         states = [self.state[parameter] for parameter in self._active_parameters()]
         return (
             Vector([s.get("weight", w) for s, w in zip(states, weights.tensors, strict=True)]),
@@ -274,13 +286,13 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
     def _descend(self) -> None:
         for group in self.param_groups:
             size = group["lr"] * self._step_size
-            moved = [p for p in group["params"] if p.grad is not None]
-            dense = [p for p in moved if not p.grad.is_sparse]
-            if group["weight_decay"] and moved:
-                torch._foreach_mul_(moved, 1.0 - size * group["weight_decay"])
+            stepped = [p for p in group["params"] if p.grad is not None]
+            dense = [p for p in stepped if not p.grad.is_sparse]
+            if group["weight_decay"] and stepped:
+                torch._foreach_mul_(stepped, 1.0 - size * group["weight_decay"])
             if dense:
                 torch._foreach_add_(dense, [p.grad for p in dense], alpha=-size)
-            for parameter in moved:
+            for parameter in stepped:
                 if parameter.grad.is_sparse:
                     parameter.add_(parameter.grad, alpha=-size)
 

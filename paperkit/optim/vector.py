@@ -11,7 +11,7 @@ from paperkit import arguments
 
 
 class Vector:
-    """One vector, held as the tensors of a model's parameters.
+    """A vector, held as the tensors of a model's parameters.
 
     Its operations are those of :class:`torch.Tensor` that the optimizers' equations use, one fused
     ``torch._foreach_*`` call each; norms and products run over all entries of all tensors and stay
@@ -20,7 +20,7 @@ class Vector:
     Parameters
     ----------
     tensors : sequence of Tensor
-        At least one, dense and of floating point.
+        Dense tensors of floating point, at least one.
 
     Examples
     --------
@@ -39,8 +39,8 @@ class Vector:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tuple(tensors) if isinstance(tensors, Iterable) else ()
-        one = isinstance(tensors, Tensor) or not isinstance(tensors, Iterable)
-        if one or not all(isinstance(part, Tensor) for part in self.tensors):
+        is_single = isinstance(tensors, Tensor) or not isinstance(tensors, Iterable)
+        if is_single or not all(isinstance(part, Tensor) for part in self.tensors):
             raise TypeError(f"tensors={arguments.shown(tensors)} must be a sequence of Tensors.")
 
     def __add__(self, other: Vector) -> Vector:
@@ -52,12 +52,12 @@ class Vector:
     def __mul__(self, other: Vector | Tensor | float) -> Vector:
         if isinstance(other, Vector):
             return Vector(torch._foreach_mul(self.tensors, other.tensors))
-        return Vector(torch._foreach_mul(self.tensors, self._spread(other)))
+        return Vector(torch._foreach_mul(self.tensors, self._on_devices(other)))
 
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: Tensor | float) -> Vector:
-        return Vector(torch._foreach_div(self.tensors, self._spread(scalar)))
+        return Vector(torch._foreach_div(self.tensors, self._on_devices(scalar)))
 
     def scaled(self, strengths: Sequence[float], by: Tensor | float = 1.0) -> Vector:
         """Multiply each tensor by its own number, times a common scalar: ``strengths * by``."""
@@ -74,7 +74,8 @@ class Vector:
     def signed_power(self, exponent: float) -> Vector:
         r"""Return :math:`\mathrm{sign}(x)\,|x|^e` entry by entry, and 0 where x is 0."""
         powers = torch._foreach_pow(torch._foreach_abs(self.tensors), exponent)
-        # An infinite power of a zero must not meet the zero sign.
+        # A negative exponent makes the power of a zero infinite, and infinity times its sign 0
+        # would be NaN.
         return Vector(
             [
                 torch.where(x == 0, x, power * x.sign())
@@ -104,8 +105,8 @@ class Vector:
         """Copy the tensors."""
         return Vector([tensor.detach().clone() for tensor in self.tensors])
 
-    def _spread(self, scalar: Tensor | float) -> Tensor | list[Tensor]:
-        """Put a scalar on the devices of the tensors."""
+    def _on_devices(self, scalar: Tensor | float) -> Tensor | list[Tensor]:
+        """Copy a scalar to the devices of the tensors."""
         if not isinstance(scalar, Tensor):
             return scalar  # type: ignore[return-value]  # the stubs want a number's own overload
         if all(tensor.device == scalar.device for tensor in self.tensors):
@@ -114,7 +115,7 @@ class Vector:
 
 
 class FixedVector(Vector):
-    """A vector whose entries do not change while it is in use: its norm is computed once."""
+    """A vector whose entries do not change while it is in use, so its norm is computed once."""
 
     __slots__ = ("_length",)
 

@@ -1,4 +1,4 @@
-r"""What the optimizers share that perturb the weights around the step of a base optimizer."""
+r"""The part that all optimizers share which perturb the weights around a base optimizer's step."""
 
 from __future__ import annotations
 
@@ -27,26 +27,29 @@ class WrappedOptimizer(MultiPassOptimizer):
         Parameters, named parameters or parameter groups. A group may set the strength, and every
         option of the base optimizer, for itself; norms run over all groups.
     base : callable
-        Makes the base optimizer: ``torch.optim.SGD`` or any other whose ``step`` needs no closure.
+        Class or function that makes the base optimizer from the parameters: ``torch.optim.SGD`` or
+        any other whose ``step`` needs no closure.
     strength : float
-        The option ``rho`` (or what ``strength_name`` says), at least 0. Where it is 0 in all
-        groups the step is the base optimizer's, with one gradient evaluation.
+        Value, at least 0, of the option ``rho``, or of the option that ``strength_name`` names.
+        Where it is 0 in all groups the step is the base optimizer's, with a single gradient
+        evaluation.
     max_norm : float, optional
-        As in :class:`~paperkit.optim.MultiPassOptimizer`.
+        Largest norm, over all parameters, of the gradient that the step follows; a longer one is
+        scaled down. Gradients that only place the perturbation stay as they are.
     log : bool
-        As in :class:`~paperkit.optim.MultiPassOptimizer`.
+        Whether each step appends a :class:`~paperkit.optim.StepRecord` to ``log``.
     no_sync : callable, optional
-        ``no_sync`` of a :class:`~torch.nn.parallel.DistributedDataParallel` model. Then each
-        worker perturbs along the gradient of its own batch, and only the gradients that the step
-        follows are averaged. Without it all workers share one perturbation.
+        Method ``no_sync`` of a :class:`~torch.nn.parallel.DistributedDataParallel` model. With it
+        each worker perturbs along the gradient of its own batch, and only the gradients that the
+        step follows are averaged. Without it all workers share the same perturbation.
     **base_options
-        For the base optimizer: ``lr``, ``momentum``, ``foreach``, ``maximize``, ….
+        Options of the base optimizer: ``lr``, ``momentum``, ``foreach``, ``maximize``, ….
 
     Attributes
     ----------
     base : torch.optim.Optimizer
-        It shares ``param_groups``, so schedulers work on either. A hook on its ``step`` sees
-        the final gradients.
+        Base optimizer, which shares ``param_groups``, so that schedulers work on either. A hook on
+        its ``step`` sees the final gradients.
 
     Raises
     ------
@@ -87,7 +90,7 @@ class WrappedOptimizer(MultiPassOptimizer):
             arguments.function("no_sync", no_sync, "the no_sync method of a parallel model")
         self.no_sync = no_sync
         super().__init__(params, {self.strength_name: strength}, max_norm=max_norm, log=log)
-        self.base = _made(base, self.param_groups, base_options)
+        self.base = _make_base(base, self.param_groups, base_options)
         if isinstance(self.base, LBFGS):
             raise ValueError("base=LBFGS calls closures itself: choose a first-order optimizer.")
         if self.strength_name in self.base.defaults:
@@ -105,19 +108,20 @@ class WrappedOptimizer(MultiPassOptimizer):
         Parameters
         ----------
         gradient : Vector
-            Over the parameters that have one.
+            Gradient of all parameters that have one.
         weights : Vector
-            The same parameters.
+            Values of the same parameters.
         strengths : sequence of float
-            ρ of each tensor.
+            Strength of the perturbation in each tensor.
         """
 
     def _passes(self) -> Passes:
         gradient = FixedVector(self._objective_gradient().tensors)
         epsilon = self.perturbation(gradient, self._weights(), self._strengths())
         self._record(gradient, epsilon)
-        # A first gradient that one worker alone has must not decide, or the workers would part.
-        # Its overflow makes the weights, and so the averaged gradient, not finite.
+        # With no_sync each worker sees only its own first gradient. If it decided whether to skip
+        # the step, the workers would diverge. An overflow is still noticed: it makes the moved
+        # weights not finite, and with them the averaged gradient of the second pass.
         checks = [gradient.norm()] if self.no_sync is None else []
         self._move_by(epsilon)
         yield
@@ -131,7 +135,7 @@ class WrappedOptimizer(MultiPassOptimizer):
         return self._group_values(self.strength_name)
 
     def _objective_gradient(self) -> Vector:
-        """Return the gradient of what the base optimizer minimises, −g where it maximises."""
+        """Return the gradient of the objective that is minimised: −g where the base maximises."""
         gradient = self._gradient()
         if any(group.get("maximize") for group in self.param_groups):
             signs = [-1.0 if flag else 1.0 for flag in self._group_values("maximize")]
@@ -172,7 +176,7 @@ class WrappedOptimizer(MultiPassOptimizer):
         Returns
         -------
         dict
-            As :meth:`~paperkit.optim.MultiPassOptimizer.state_dict`, and ``base``.
+            Entries ``state``, ``param_groups`` and ``own`` of every optimizer here, and ``base``.
 
         Raises
         ------
@@ -195,11 +199,13 @@ class WrappedOptimizer(MultiPassOptimizer):
         self.param_groups = self.base.param_groups
 
 
-def _made(base: BaseOptimizer, groups: list[dict[str, Any]], options: dict[str, Any]) -> Optimizer:
+def _make_base(
+    base: BaseOptimizer, groups: list[dict[str, Any]], options: dict[str, Any]
+) -> Optimizer:
     try:
-        made = base(groups, **options)
+        optimizer = base(groups, **options)
     except (TypeError, ValueError) as error:
         given = ", ".join(f"{name}={arguments.shown(value)}" for name, value in options.items())
         name = getattr(base, "__name__", "base")
         raise type(error)(f"base={name} refuses its options {given or '()'}: {error}.") from error
-    return arguments.instance("base", made, Optimizer, "it must return an optimizer")
+    return arguments.instance("base", optimizer, Optimizer, "it must return an optimizer")

@@ -13,7 +13,8 @@ from pathlib import Path
 import yaml
 
 PLACEHOLDER = "https://github.com/OWNER/REPOSITORY"
-# `python -m jupyter_book` does not exist, and a script's first line breaks when a clone is moved.
+# The book is built by this line of Python, because `python -m jupyter_book` does not exist, and the
+# first line of the script `jupyter-book` names a folder, which breaks when a clone is moved.
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 
 
@@ -27,11 +28,11 @@ def stage(root: Path, target: Path, notebooks: Iterable[Path]) -> None:
     Parameters
     ----------
     root : Path
-        The repository.
+        Root of the repository.
     target : Path
-        The folder to fill; whatever an earlier build left there is removed.
+        Folder to fill; files that an earlier build left there are removed.
     notebooks : iterable of Path
-        The executed chapters to show.
+        Executed chapters to show.
 
     Raises
     ------
@@ -40,8 +41,8 @@ def stage(root: Path, target: Path, notebooks: Iterable[Path]) -> None:
     """
     chosen = {path.stem: path for path in notebooks}
     pages = [Path(page) for page in contents(root)]
-    wanted = [page.stem for page in pages if page.parent.name == "notebooks"]
-    missing = [name for name in wanted if name not in chosen or not chosen[name].is_file()]
+    expected = [page.stem for page in pages if page.parent.name == "notebooks"]
+    missing = [name for name in expected if name not in chosen or not chosen[name].is_file()]
     if missing:
         raise BookError(
             f"no executed notebook for {', '.join(missing)}; run `make refresh` to make it"
@@ -51,7 +52,7 @@ def stage(root: Path, target: Path, notebooks: Iterable[Path]) -> None:
     (target / "notebooks").mkdir()
     for path in chosen.values():
         shutil.copy2(path, target / "notebooks" / path.name)
-    # The verdicts link to their records, which the pages offer for download.
+    # The verdicts link to their records, so these are copied for download.
     (target / "results").mkdir()
     for path in (root / "results").glob("*.jsonl"):
         shutil.copy2(path, target / "results" / path.name)
@@ -67,14 +68,15 @@ def repository_url(root: Path, environment: Mapping[str, str] = os.environ) -> s
     Parameters
     ----------
     root : Path
-        The repository.
+        Root of the repository.
     environment : mapping
-        ``GITHUB_SERVER_URL`` and ``GITHUB_REPOSITORY`` come first where both are set.
+        Environment variables, of which ``GITHUB_SERVER_URL`` and ``GITHUB_REPOSITORY`` are read.
 
     Returns
     -------
     str
-        Their address, else that of a GitHub remote, else :data:`PLACEHOLDER`.
+        Address from these variables where both are set, else that of a GitHub remote, else
+        :data:`PLACEHOLDER`.
     """
     server, name = environment.get("GITHUB_SERVER_URL"), environment.get("GITHUB_REPOSITORY")
     if server and name:
@@ -92,12 +94,12 @@ def build(staged: Path) -> Path:
     Parameters
     ----------
     staged : Path
-        A folder filled by :func:`stage`.
+        Folder that :func:`stage` has filled.
 
     Returns
     -------
     Path
-        The page to open.
+        Page to open.
 
     Raises
     ------
@@ -106,7 +108,8 @@ def build(staged: Path) -> Path:
     """
     command = [sys.executable, "-c", JUPYTER_BOOK, "build", str(staged)]
     command += ["-W", "-n", "--keep-going", "--quiet"]
-    # Warnings go to standard error, and are shown; the rest would tell of another way to open it.
+    # Warnings go to standard error and are shown. Standard output is kept back, because it tells of
+    # another way to open the book.
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     page = html_folder(staged) / "index.html"
     if finished.returncode or not page.is_file():
@@ -119,7 +122,7 @@ def build(staged: Path) -> Path:
 
 
 def html_folder(staged: Path) -> Path:
-    """Where :func:`build` puts the pages of a staged book."""
+    """Return the folder in which :func:`build` puts the pages of a staged book."""
     return staged / "_build" / "html"
 
 
@@ -129,7 +132,7 @@ def contents(root: Path) -> list[str]:
     Parameters
     ----------
     root : Path
-        A folder with ``_toc.yml``.
+        Folder with ``_toc.yml``.
 
     Returns
     -------

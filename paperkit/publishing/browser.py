@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
-# What a page may take to load: a guard against one that hangs, also beside much other work.
+# Time after which a page that does not load counts as hanging. The time is long, so that a page
+# does not fail beside much other work on the machine.
 MILLISECONDS = 600_000
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# The network flags keep Chromium from calling home and the pages from reaching another host, and,
-# unlike an intercepted request, leave its cache alone; root in a container has no sandbox.
+# The network flags keep Chromium from calling home, and the pages from reaching another host.
+# Unlike intercepted requests they leave the browser's cache alone. The sandbox is off because root
+# in a container has none.
 FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--no-sandbox",
@@ -35,7 +37,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# Runs in the page once MathJax has finished.
+# Script that runs in the page once MathJax has finished, and returns the facts that are checked.
 INSPECT = r"""
 async () => {
   const expressions = [...document.querySelectorAll('.math')];
@@ -62,18 +64,18 @@ async () => {
 
 @dataclass
 class Inspection:
-    """What the browser found.
+    """Counts and problems from the browser.
 
     Attributes
     ----------
     pages : int
-        Pages opened.
+        Number of pages opened.
     expressions : int
-        Mathematical expressions on them.
+        Number of mathematical expressions on them.
     links : int
-        Internal links followed.
+        Number of internal links followed.
     problems : list of str
-        One sentence each; empty when the book passes.
+        Sentences, one a problem; empty when the book passes.
     """
 
     pages: int = 0
@@ -88,7 +90,7 @@ def find_browser() -> str | None:
     Returns
     -------
     str or None
-        Its path, or None when there is none.
+        Path of the browser, or None when there is none.
     """
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
@@ -99,11 +101,11 @@ def inspect(html: Path, executable: str, *, screenshots: Path | None = None) -> 
     Parameters
     ----------
     html : Path
-        The folder with the pages.
+        Folder with the pages.
     executable : str
-        The browser, as :func:`find_browser` returns it.
+        Path of the browser, as :func:`find_browser` returns it.
     screenshots : Path, optional
-        A folder for pictures of the book's pages and chapters, light and dark.
+        Folder for pictures of the book's pages and chapters, light and dark.
 
     Returns
     -------
@@ -112,27 +114,29 @@ def inspect(html: Path, executable: str, *, screenshots: Path | None = None) -> 
     """
     from playwright.sync_api import sync_playwright
 
-    found = Inspection()
+    inspection = Inspection()
     pages: dict[str, dict[str, Any]] = {}
     with _serve(html) as address, sync_playwright() as playwright:
         with tempfile.TemporaryDirectory() as profile:
             browser = playwright.chromium.launch_persistent_context(
                 profile, executable_path=executable, args=list(FLAGS), headless=True
             )
-            for name in _pages(html):
-                pages[name] = _open(browser, address, name, found.problems)
+            for name in _list_pages(html):
+                pages[name] = _open_page(browser, address, name, inspection.problems)
                 if screenshots and name.startswith(("book/", "notebooks/")):
-                    _picture(browser, f"{address}/{name}", screenshots, name)
+                    _save_pictures(browser, f"{address}/{name}", screenshots, name)
             browser.close()
         for name, page in pages.items():
-            found.links += _check_links(html, address, name, page["links"], pages, found.problems)
-    found.pages = len(pages)
-    found.expressions = sum(page["mathematics"] for page in pages.values())
-    return found
+            inspection.links += _check_links(
+                html, address, name, page["links"], pages, inspection.problems
+            )
+    inspection.pages = len(pages)
+    inspection.expressions = sum(page["mathematics"] for page in pages.values())
+    return inspection
 
 
-def _pages(html: Path) -> list[str]:
-    """List the book's own pages; the front door only forwards to the landing page."""
+def _list_pages(html: Path) -> list[str]:
+    """List the book's own pages, without index.html, which only forwards to the landing page."""
     names = [path.relative_to(html).as_posix() for path in sorted(html.rglob("*.html"))]
     return [name for name in names if name != "index.html" and not name.startswith("_static/")]
 
@@ -156,8 +160,8 @@ def _serve(folder: Path) -> Iterator[str]:
             thread.join()
 
 
-def _open(browser: Any, address: str, name: str, problems: list[str]) -> dict[str, Any]:
-    """Open one page with every other host cut off, and note what goes wrong."""
+def _open_page(browser: Any, address: str, name: str, problems: list[str]) -> dict[str, Any]:
+    """Open a page with every other host cut off, note its problems, and return its facts."""
     page = browser.new_page()
     page.set_default_timeout(MILLISECONDS)
 
@@ -195,7 +199,7 @@ def _check_links(
     pages: dict[str, dict[str, Any]],
     problems: list[str],
 ) -> int:
-    """Follow one page's internal links, their anchors included; return how many there are."""
+    """Check a page's internal links with their anchors, and return the number of links."""
     internal = {link for link in links if link.startswith(address)}
     for link in sorted(internal):
         url, anchor = urldefrag(link)
@@ -207,8 +211,8 @@ def _check_links(
     return len(internal)
 
 
-def _picture(browser: Any, url: str, folder: Path, name: str) -> None:
-    """Save one page as it looks in light and in dark mode."""
+def _save_pictures(browser: Any, url: str, folder: Path, name: str) -> None:
+    """Save pictures of a page in light and in dark mode."""
     for mode in ("light", "dark"):
         page = browser.new_page()
         page.set_default_timeout(MILLISECONDS)

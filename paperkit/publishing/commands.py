@@ -16,8 +16,9 @@ from paperkit.experiments.paths import repository_root
 from paperkit.publishing import book, browser, notebooks
 
 Command = Callable[[argparse.Namespace], int]
-# What a smoke run may take: 20 s on two cores. Other work on the machine must not fail it, so
-# processor seconds count. A slower machine is told, a run three times over fails.
+# Processor seconds that a smoke run may take: 20 s on two cores. Wall time is not judged, because
+# other work on the machine must not make a run fail. A run that takes more is reported, so that a
+# slower machine passes; a run that takes three times as much fails.
 SMOKE_PROCESSOR_SECONDS = 40
 
 
@@ -27,8 +28,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     Parameters
     ----------
     subparsers : argparse subparsers
-        What ``ArgumentParser.add_subparsers`` returned. Each command sets the default ``command``,
-        a function from the parsed arguments to an exit status.
+        Result of ``ArgumentParser.add_subparsers``. Each command sets the default ``command``, a
+        function from the parsed arguments to an exit status.
     """
     for name, command, sentence in (
         ("book", _book, "execute copies of the chapters and build the book from them"),
@@ -38,7 +39,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         ("browse", _browse, "check the built book in a headless browser"),
     ):
         parser = subparsers.add_parser(name, help=sentence, description=sentence)
-        parser.set_defaults(command=_explained(command))
+        parser.set_defaults(command=_print_failures(command))
         if command in (_refresh, _smoke):
             parser.add_argument(
                 "chapters", nargs="*", help="such as 01_five_minutes (default: all)"
@@ -50,8 +51,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
             )
 
 
-def _explained(command: Command) -> Command:
-    """Let a failure that has a known remedy end in its sentence, not in a traceback."""
+def _print_failures(command: Command) -> Command:
+    """Print the sentence of a failure with a known remedy, in place of a traceback."""
 
     @functools.wraps(command)
     def run(arguments: argparse.Namespace) -> int:
@@ -111,9 +112,9 @@ def smoke_verdict(name: str, took: notebooks.Duration) -> str:
     Parameters
     ----------
     name : str
-        The chapter's file.
+        Name of the chapter's file.
     took : Duration
-        Its processor seconds are judged, its wall time is only told.
+        Duration of the run; its processor seconds are judged, its wall time is only told.
 
     Raises
     ------
@@ -144,13 +145,13 @@ def _browse(arguments: argparse.Namespace) -> int:
             raise book.BookError(f"no browser to check the book in; {remedy}")
         print(f"*** THE BOOK WAS NOT CHECKED IN A BROWSER: none is installed; {remedy}. ***")
         return 0
-    found = browser.inspect(html, executable, screenshots=arguments.screenshots)
+    result = browser.inspect(html, executable, screenshots=arguments.screenshots)
     print(
-        f"-- {found.pages} pages, {found.expressions} expressions, {found.links} internal links, "
-        f"{len(found.problems)} problems"
+        f"-- {result.pages} pages, {result.expressions} expressions, "
+        f"{result.links} internal links, {len(result.problems)} problems"
     )
-    if found.problems:
-        print("\n".join(found.problems), file=sys.stderr)
+    if result.problems:
+        print("\n".join(result.problems), file=sys.stderr)
         raise book.BookError("the book is broken in the browser: correct each problem listed above")
     return 0
 

@@ -39,14 +39,14 @@ ADDRESS = re.compile(r"<[^<>\n]* at 0x[0-9a-f]{6,}>")
 
 @dataclass(frozen=True)
 class Duration:
-    """How long a run took.
+    """Time that a run took.
 
     Attributes
     ----------
     wall : float
-        Seconds by the clock; other work on the machine lengthens them.
+        Seconds by the clock, which other work on the machine lengthens.
     processor : float
-        Seconds of all processor cores, of the run and the processes that it started.
+        Seconds of all processor cores, for the run and the processes that it started.
     """
 
     wall: float
@@ -63,14 +63,14 @@ def chapters(folder: Path, names: Iterable[str] = ()) -> list[Path]:
     Parameters
     ----------
     folder : Path
-        The folder that holds ``NN_name.py``.
+        Folder that holds ``NN_name.py``.
     names : iterable of str
-        Chapters to keep (``"01_five_minutes"``); none keeps all.
+        Names of chapters to keep (``"01_five_minutes"``); none keeps all.
 
     Returns
     -------
     list of Path
-        The sources, sorted by name.
+        Sources, sorted by name.
 
     Raises
     ------
@@ -78,13 +78,13 @@ def chapters(folder: Path, names: Iterable[str] = ()) -> list[Path]:
         If a named chapter does not exist.
     """
     sources = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.py"))}
-    wanted = list(names) or list(sources)
-    unknown = [name for name in wanted if name not in sources]
+    chosen = list(names) or list(sources)
+    unknown = [name for name in chosen if name not in sources]
     if unknown:
         raise NotebookError(
             f"no chapter {', '.join(unknown)} in {folder}; there are: {', '.join(sources)}"
         )
-    return [sources[name] for name in sorted(wanted)]
+    return [sources[name] for name in sorted(chosen)]
 
 
 def read_source(path: Path) -> NotebookNode:
@@ -93,12 +93,12 @@ def read_source(path: Path) -> NotebookNode:
     Parameters
     ----------
     path : Path
-        A file in jupytext's ``py:percent`` format.
+        File in jupytext's ``py:percent`` format.
 
     Returns
     -------
     NotebookNode
-        The notebook, with deterministic cell ids and no volatile metadata.
+        Notebook with deterministic cell ids and no volatile metadata.
     """
     notebook = jupytext.read(path, fmt="py:percent")
     return normalise(notebook)
@@ -153,16 +153,16 @@ def _normalise_cell(cell: NotebookNode, position: int) -> NotebookNode:
 
 def _normalise_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
     """Drop standard error and join neighbouring pieces of standard output."""
-    kept: list[NotebookNode] = []
+    cleaned: list[NotebookNode] = []
     for output in outputs:
         if output.output_type != "stream":
-            kept.append(NotebookNode(output))
+            cleaned.append(NotebookNode(output))
         elif output.name == "stdout":
-            if kept and kept[-1].output_type == "stream":
-                kept[-1].text += output.text
+            if cleaned and cleaned[-1].output_type == "stream":
+                cleaned[-1].text += output.text
             else:
-                kept.append(nbformat.v4.new_output("stream", name="stdout", text=output.text))
-    return kept
+                cleaned.append(nbformat.v4.new_output("stream", name="stdout", text=output.text))
+    return cleaned
 
 
 def pair_differences(source: Path, executed: Path) -> list[str]:
@@ -171,12 +171,12 @@ def pair_differences(source: Path, executed: Path) -> list[str]:
     Parameters
     ----------
     source, executed : Path
-        ``NN_name.py`` and ``NN_name.ipynb``.
+        Files ``NN_name.py`` and ``NN_name.ipynb``.
 
     Returns
     -------
     list of str
-        One sentence for each cell that differs; empty when the pair agrees.
+        Sentences, one a cell that differs; empty when the pair agrees.
     """
     if not executed.is_file():
         return [f"{source.name} has no executed pair; run `make refresh` to make it"]
@@ -210,18 +210,18 @@ def execute(
     Parameters
     ----------
     source : Path
-        ``NN_name.py``; it is not changed.
+        File ``NN_name.py``, which is not changed.
     target : Path
-        Where the executed notebook goes; its folder is the working directory.
+        File for the executed notebook; its folder is the working directory.
     parameters : mapping, optional
         Plain scalars for the chapter's ``parameters`` cell; none leaves its defaults.
     timeout : int
-        Seconds by the clock that one cell may take, against a run that never ends.
+        Seconds by the clock that a cell may take, against a run that never ends.
 
     Returns
     -------
     Duration
-        Of papermill and the kernel.
+        Time of papermill and the kernel.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def execute(
 
 
 def _processor_seconds_of_children() -> float:
-    """Return what the processes that this one has waited for have used, theirs included."""
+    """Return the processor seconds of all finished child processes and of their children."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -267,7 +267,8 @@ def _failed_cell(target: Path) -> str:
     """Name the cell in which papermill stopped, if it came as far as writing one."""
     if not target.is_file():
         return ""
-    # Papermill adds cells of its own: the parameters, and two notes about the failure.
+    # Papermill adds cells of its own, for the parameters and for notes about the failure. They do
+    # not count.
     executed = [
         cell
         for cell in nbformat.read(target, as_version=4).cells
@@ -289,11 +290,11 @@ def execute_for_book(source: Path, target: Path, *, timeout: int = 1800) -> None
     Parameters
     ----------
     source : Path
-        ``NN_name.py``; it is not changed.
+        File ``NN_name.py``, which is not changed.
     target : Path
-        Where the normalised, executed notebook goes.
+        File for the normalised, executed notebook.
     timeout : int
-        Seconds that one cell may take.
+        Seconds that a cell may take.
 
     Raises
     ------
@@ -314,14 +315,14 @@ def refuse_addresses(notebook: NotebookNode, name: str) -> None:
     Parameters
     ----------
     notebook : NotebookNode
-        An executed notebook.
+        Executed notebook.
     name : str
-        What to call it.
+        Name of the notebook in the message.
 
     Raises
     ------
     NotebookError
-        Naming the first such cell.
+        If there is one; the message names the first such cell.
     """
     for number, cell in enumerate(notebook.cells):
         for output in cell.get("outputs", []):

@@ -13,7 +13,7 @@ def newest_provenance() -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        The record's ``provenance``; None when nothing has been published.
+        Provenance of the record; None when nothing has been published.
 
     Raises
     ------
@@ -21,8 +21,8 @@ def newest_provenance() -> dict[str, Any] | None:
         If a file of records is damaged; the sentence names file and line.
     """
     published = Archive().published
-    found = [r.provenance for study in published.studies() for r in published.records(study)]
-    return max(found, key=lambda provenance: str(provenance["date"]), default=None)
+    provenances = [r.provenance for study in published.studies() for r in published.records(study)]
+    return max(provenances, key=lambda provenance: str(provenance["date"]), default=None)
 
 
 def last_verified() -> str:
@@ -31,7 +31,7 @@ def last_verified() -> str:
     Returns
     -------
     str
-        One sentence.
+        Sentence for the pages.
     """
     newest = newest_provenance()
     if newest is None:

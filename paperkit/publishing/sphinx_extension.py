@@ -1,4 +1,4 @@
-"""What the book adds to Sphinx: verdicts on the pages, and mathematics without a network.
+"""The book's extension of Sphinx: verdicts on the pages, and mathematics without a network.
 
 Directives
 ----------
@@ -28,7 +28,7 @@ from sphinx.util.docutils import SphinxDirective
 from paperkit.publishing.provenance import last_verified
 
 MATHJAX = Path("sphinx-mathjax-offline/static/mathjax")
-# The whole distribution has 24 MB; TeX input with the common HTML output needs two of them.
+# Parts of the distribution that TeX input with the common HTML output needs: 2 of its 24 MB.
 MATHJAX_PARTS = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
 
 
@@ -45,12 +45,12 @@ class MarkdownDirective(SphinxDirective, ABC):
         Parameters
         ----------
         argument : str or None
-            What stands after the directive's name.
+            Text after the directive's name.
 
         Returns
         -------
         str
-            MyST Markdown.
+            Markdown in the MyST dialect.
         """
 
     def run(self) -> list[nodes.Node]:
@@ -112,7 +112,7 @@ def copy_mathjax(app: Sphinx) -> None:
     Parameters
     ----------
     app : Sphinx
-        The application; only HTML builders are served.
+        Application; only HTML builders are served.
     """
     if app.builder.format != "html":
         return
@@ -133,16 +133,16 @@ def configure(app: Sphinx, config: Any) -> None:
     Parameters
     ----------
     app : Sphinx
-        The application.
+        Application.
     config : sphinx.config.Config
-        Its configuration, changed in place.
+        Configuration of the application, changed in place.
     """
     config.mathjax_path = "mathjax/tex-mml-chtml.js"
     config.html_theme_options = {
         **config.html_theme_options,
         "extra_footer": f"<p>{last_verified()}</p>",
     }
-    # Without it the theme's script reports an invalid mode on a reader's first page.
+    # Without a default mode the theme's script reports an invalid mode on a reader's first page.
     config.html_context = {**config.html_context, "default_mode": "auto"}
 
 
@@ -151,15 +151,19 @@ def drop_thebe(
 ) -> None:
     """Leave out the scripts of sphinx-thebe, which Jupyter Book always loads.
 
-    The book has no cells that run in the page; the second copy of the first script would be an
+    The book has no cells that run in the page. The second copy of the first script would be an
     error in every console, and its address is that of another host.
 
     Parameters
     ----------
-    app, page, template, doctree
-        As Sphinx's event ``html-page-context`` passes them.
+    app : Sphinx
+        Application.
+    page, template : str
+        Names of the page and of its template.
     context : dict
-        The page's template variables, changed in place.
+        Template variables of the page, changed in place.
+    doctree : nodes.document or None
+        Document of the page.
     """
     context["script_files"] = [
         script
@@ -174,12 +178,12 @@ def setup(app: Sphinx) -> dict[str, bool]:
     Parameters
     ----------
     app : Sphinx
-        The application.
+        Application.
 
     Returns
     -------
     dict
-        What Sphinx may do with the extension.
+        Metadata for Sphinx: that it may read and write in parallel.
     """
     for name, directive in DIRECTIVES.items():
         app.add_directive(name, directive)

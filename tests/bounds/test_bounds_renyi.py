@@ -403,7 +403,7 @@ IDENTITY = torch.eye(4, dtype=torch.float64)
         ),
         (
             lambda: renyi.translated_losses(MODEL, DATA, "2", IDENTITY[None], 0.1),
-            r"perturbations=.* shape \(k, 5, 5\)",
+            r"perturbations=.* shape \(draws, 5, 5\)",
         ),
         (
             lambda: renyi.layer_scaling_invariance(MODEL, DATA, {"1": 2.0}, 0.5),
@@ -415,7 +415,7 @@ IDENTITY = torch.eye(4, dtype=torch.float64)
         ),
         (
             lambda: renyi.haar_relative_flatness(torch.ones(2, 2), IDENTITY, IDENTITY[None]),
-            r"shape \(k, 2, 2\)",
+            r"shape \(draws, 2, 2\)",
         ),
         (
             lambda: renyi.isolated_minimum(0, 0, 0, [1.0], 0.0, 1, 0.1),

@@ -52,6 +52,13 @@ def test_a_refusal_shows_where_it_came_from_on_request(store):
         main(["--traceback", "study", "run", "nothing", "--store", str(store)])
 
 
+def test_the_schema_of_claims_is_rewritten(root, capsys):
+    assert main(["schema"]) == 0
+    path = root / "claims" / "schema.json"
+    assert capsys.readouterr().out == f"{path}\n"
+    assert "selftest_measure" in path.read_text()
+
+
 def test_an_interrupt_says_that_nothing_finished_is_lost(store, monkeypatch, capsys):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
@@ -74,6 +81,7 @@ def test_every_command_has_a_help_text(capsys):
         ["study", "list"],
         ["audit"],
         ["verdict"],
+        ["schema"],
     ):
         with pytest.raises(SystemExit) as caught:
             build_parser().parse_args([*words, "--help"])

@@ -4,6 +4,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from paperkit.experiments.provenance import tree_state
 from paperkit.experiments.records import from_json, key_of, plain_metrics, to_json
 from paperkit.experiments.study import study_named
 
+RESULTS = Path(__file__).parents[2] / "results"
 PROVENANCE = {"date": "2026-01-31T00:00:00.000Z", "dirty": False, "fingerprint": "f"}
 
 
@@ -37,10 +39,33 @@ def test_a_record_survives_its_line_of_json_exactly():
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda text: text[:-5], "is damaged: it is not JSON"),
-        (lambda text: text.replace('"metrics"', '"metrix"'), "is damaged: a record has exactly"),
-        (lambda text: text.replace('"seed": 0', '"seed": 1'), "key is not the hash"),
-        (lambda text: "[]", "is damaged: a record has exactly"),
+        (lambda text: text[:-5], "it is not JSON. Restore it from git or delete it"),
+        (
+            lambda text: text.replace('"metrics"', '"metrix"'),
+            "unknown field 'metrix'; did you mean 'metrics'?",
+        ),
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "its key is not the hash"),
+        (lambda text: "[]", r"it is \[\]; give a mapping."),
+        (
+            lambda text: text.replace('"profile": "laptop", ', ""),
+            "the field 'profile' is missing. Restore",
+        ),
+        (
+            lambda text: text.replace('"laptop"', '"labtop"'),
+            "unknown profile 'labtop'; did you mean 'laptop'?",
+        ),
+        (
+            lambda text: text.replace('"dirty": false', '"dirty": "no"'),
+            "provenance: dirty is 'no'; give true or false.",
+        ),
+        (
+            lambda text: text.replace('"fingerprint": "f"', '"fingerprint": 3'),
+            "provenance: fingerprint is 3; give text.",
+        ),
+        (
+            lambda text: text.replace('"date": ', '"data": '),
+            "provenance: the field 'date' is missing.",
+        ),
     ],
 )
 def test_a_damaged_line_is_reported_with_file_and_line_number(spoil, sentence, root):
@@ -48,7 +73,8 @@ def test_a_damaged_line_is_reported_with_file_and_line_number(spoil, sentence, r
     path.write_text(to_json(record(seed=1)) + "\n" + spoil(to_json(record())) + "\n")
     with pytest.raises(ValueError, match=sentence) as caught:
         records_of("study")
-    assert f"{path}:2 " in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:2 is damaged: ")
+    assert str(caught.value).endswith("run the study again.")
 
 
 def test_a_record_of_another_study_is_reported(root):
@@ -68,6 +94,60 @@ def test_metrics_become_plain_numbers():
         "study",
     )
     assert json.dumps(metrics) == '{"a": 0.5, "b": 0.25, "c": [1, true], "d": {"value": 3}}'
+
+
+class Measured:
+    """A stand-in for a measurement: all that is asked of one is the method."""
+
+    def __init__(self, value, standard_error):
+        self.kept = {"value": value, "standard_error": standard_error, "n": 64}
+        self.kept |= {"method": "hutchinson", "converged": True}
+
+    def metrics(self):
+        return self.kept
+
+
+class Reported(Measured):
+    """A stand-in for a report: measurements by the names of measures."""
+
+    def __init__(self, **measurements):
+        self.kept = measurements
+
+
+def test_a_measurement_goes_into_a_record_whole():
+    trace = Measured(torch.tensor(2.0, dtype=torch.float64, device="cpu"), None)
+    by_layer = {"conv": Measured(1.0, 0.1), "fc": [Measured(3.0, 0.2)]}
+    metrics = plain_metrics({"trace": trace, "layers": by_layer}, "study")
+    rest = {"n": 64, "method": "hutchinson", "converged": True}
+    assert metrics == {
+        "trace": {"value": 2.0, "standard_error": None, **rest},
+        "layers": {
+            "conv": {"value": 1.0, "standard_error": 0.1, **rest},
+            "fc": [{"value": 3.0, "standard_error": 0.2, **rest}],
+        },
+    }
+    original = record(metrics=metrics)
+    assert from_json(to_json(original), "somewhere") == original
+
+
+def test_a_report_is_recorded_by_measure():
+    report = Reported(trace=Measured(2.0, 0.5), norm=Measured(1.0, None))
+    assert plain_metrics(report, "study") == plain_metrics(report.kept, "study")
+    assert plain_metrics({"at the end": report}, "study")["at the end"]["trace"]["value"] == 2.0
+
+
+def test_a_measurement_that_json_cannot_say_is_refused_by_its_place():
+    with pytest.raises(ValueError, match=r"the metric study\.trace\.value is nan"):
+        plain_metrics({"trace": Measured(float("nan"), None)}, "study")
+
+
+def test_the_committed_records_are_read_as_they_are_written():
+    lines = [line for path in RESULTS.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(lines) > 500
+    for line in lines:
+        found = from_json(line, "committed")
+        assert to_json(found) == line
+        assert found.metrics == json.loads(line)["metrics"]
 
 
 @pytest.mark.parametrize(

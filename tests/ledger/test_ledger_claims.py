@@ -65,18 +65,26 @@ def test_an_empty_folder_and_an_empty_file_have_no_claims(root):
         ("kind: identity", "kind: identty", "unknown kind 'identty'; did you mean 'identity'?"),
         ("profile: laptop", "profile: smoke", "unknown profile 'smoke'; choose one of laptop"),
         ("place:", "plce:", "unknown field 'plce'; did you mean 'place'?"),
-        ("place: Theorem 1", "place: ''", "the field 'place' is missing"),
-        ("#thm-1", "#Thm 1", "anchor is 'notebooks/09_test#Thm 1'; give notebooks/NN_name#label"),
-        ("place: Theorem 1", "place: 1", "place is 1; give text"),
+        ("place: Theorem 1", "place: ''", "place is ''; give text."),
+        (
+            "#thm-1",
+            "#Thm 1",
+            "anchor: 'notebooks/09_test#Thm 1' is no anchor; give notebooks/NN_name#label",
+        ),
+        ("place: Theorem 1", "place: 1", "place is 1; give text."),
         ("identity_holds", "identity_hold", "did you mean 'identity_holds'?"),
         ("selftest_measure", "selftest_mesure", "did you mean 'selftest_measure'?"),
-        ("at_most:", "at_mst:", "no argument 'at_mst'; did you mean 'at_most'?"),
-        ("metric: gap, ", "", "identity_holds needs the argument 'metric'"),
-        ("1e-10", "tiny", "at_most is 'tiny'; identity_holds expects a float"),
-        ("metric: gap", "metric: gap, where: small", "where is 'small'; give a mapping"),
+        ("at_most:", "at_mst:", "criterion: unknown field 'at_mst'; did you mean 'at_most'?"),
+        ("metric: gap, ", "", "criterion: the field 'metric' is missing."),
+        ("1e-10", "tiny", "criterion: at_most is 'tiny'; give a number."),
+        (
+            "metric: gap",
+            "metric: gap, where: small",
+            "criterion: where is 'small'; give a mapping.",
+        ),
         ("kind: identity", "kind: trend", "identity_holds decides the kinds identity, not 'trend'"),
         ("criterion: {", "criterion: [", "test.yml is not valid YAML"),
-        ("name: identity_holds, ", "", "give a mapping with name, study"),
+        ("name: identity_holds, ", "", "criterion: the field 'name' is missing."),
         (
             "profile: laptop",
             "profile: laptop\n      paper_value: {value: 1}",
@@ -85,7 +93,7 @@ def test_an_empty_folder_and_an_empty_file_have_no_claims(root):
         (
             "profile: laptop",
             "profile: laptop\n      changed: [{date: 2026-01-31, was: other}]",
-            "changed: the field 'why' is missing",
+            "changed[0]: the field 'why' is missing.",
         ),
     ],
 )
@@ -95,6 +103,7 @@ def test_a_malformed_claim_is_refused_in_a_sentence_with_file_and_id(root, old, 
         load(root, CLAIM.replace(old, new))
     assert sentence in str(caught.value)
     assert str(caught.value).startswith("test.yml")
+    assert str(caught.value).endswith((".", "?")) or "YAML" in sentence
     assert "test-identity" in str(caught.value) or "YAML" in sentence
     assert "\n" not in str(caught.value)
 
@@ -108,9 +117,13 @@ def test_a_malformed_claim_is_refused_in_a_sentence_with_file_and_id(root, old, 
             "laptop evidence cannot decide a number that the paper measured",
         ),
         ("value: 1,", "value: 0,", "make it an identity"),
-        ("value: 1,", "value: one,", "value is 'one'; give a number"),
-        ("standard_error: 0.1", "standard_error: -0.1", "no negative error"),
-        ("unit: m", "measured: yes please", "give true or false"),
+        ("value: 1,", "value: one,", "paper_value: value is 'one'; give a number."),
+        (
+            "standard_error: 0.1",
+            "standard_error: -0.1",
+            "standard_error is -0.1; give a number of at least 0.",
+        ),
+        ("unit: m", "measured: yes please", "measured is 'yes please'; give true or false."),
     ],
 )
 def test_a_malformed_number_is_refused(root, old, new, sentence):
@@ -138,13 +151,34 @@ def test_a_file_that_is_no_list_of_claims_is_refused(root, content):
         load(root, content)
 
 
-def test_an_ordering_without_a_metric_is_refused(root):
-    with pytest.raises(ValueError, match="smaller needs a metric"):
-        load(
-            root,
-            CLAIM.replace("kind: identity", "kind: ordering").replace(
-                "name: identity_holds, study: selftest_measure, metric: gap, at_most: 1e-10",
-                "name: ordering_holds, study: selftest_measure, larger: {metric: size}, "
-                "smaller: {where: {part: small}}",
-            ),
-        )
+ORDERING = CLAIM.replace("kind: identity", "kind: ordering").replace(
+    "name: identity_holds, study: selftest_measure, metric: gap, at_most: 1e-10",
+    "name: ordering_holds, study: selftest_measure, larger: {metric: size}, "
+    "smaller: {where: {part: small}}",
+)
+TREND = CLAIM.replace("kind: identity", "kind: trend").replace(
+    "name: identity_holds, study: selftest_measure, metric: gap, at_most: 1e-10",
+    "name: trend_holds, study: selftest_measure, metric: gap, against: n, direction: upwards",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (ORDERING, "criterion: smaller needs a metric, or ordering_holds one for both."),
+        (
+            ORDERING.replace("{where:", "{were:"),
+            "criterion, smaller: unknown field 'were'; did you mean 'where'?",
+        ),
+        (TREND, "criterion: unknown direction 'upwards'; choose one of decreasing, increasing."),
+    ],
+)
+def test_an_argument_of_a_criterion_is_refused_by_its_place(root, text, sentence):
+    with pytest.raises(ValueError) as caught:
+        load(root, text)
+    assert str(caught.value) == f"test.yml, test-identity, {sentence}"
+
+
+def test_sides_may_share_a_metric(root):
+    (claim,) = load(root, ORDERING.replace("larger: {metric: size}", "metric: size, larger: {}"))
+    assert list(claim.criterion.arguments) == ["larger", "smaller", "metric"]

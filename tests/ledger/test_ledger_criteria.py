@@ -3,6 +3,7 @@ import math
 import pytest
 
 from paperkit.experiments import Record
+from paperkit.ledger.calls import Side
 from paperkit.ledger.criteria import (
     CRITERIA,
     PaperValue,
@@ -61,7 +62,7 @@ def test_an_inequality_is_verified_unless_a_slack_is_negative(values, word):
     assert found.word == word
 
 
-PAPER = PaperValue(1.0, standard_error=0.1)
+PAPER = PaperValue(value=1.0, standard_error=0.1)
 
 
 @pytest.mark.parametrize(
@@ -83,13 +84,30 @@ def test_a_number_is_judged_by_combined_errors_then_sign_and_magnitude(values, w
     assert found.word == word
 
 
-def test_a_number_of_one_record_uses_the_error_that_the_record_states():
-    stated = records("gap", [{"value": 1.2, "stderr": 0.05, "count": 64}])
-    assert number_matches(stated, paper_value=PAPER, metric="gap").word == "reproduced"
+@pytest.mark.parametrize("name", ["standard_error", "stderr"])
+def test_a_number_of_one_record_uses_the_error_that_the_record_states(name):
+    stated = records("gap", [{"value": 1.2, name: 0.05, "n": 64, "method": "lanczos"}])
+    found = number_matches(stated, paper_value=PAPER, metric="gap")
+    assert found.word == "reproduced"
+    assert found.interval == pytest.approx((1.1, 1.3))
+
+
+def test_a_measurement_that_states_no_error_says_nothing_of_the_spread_over_seeds():
+    exact = records("gap", [{"value": 1.2, "standard_error": None, "n": 64, "method": "exact"}])
+    found = number_matches(exact, paper_value=PAPER, metric="gap")
+    assert found.word == "inconclusive"
+
+
+def test_a_measurement_is_one_number_wherever_it_stands():
+    measured = {"standard_error": 0.1, "n": 64, "method": "lanczos", "converged": True}
+    runs = records("trace", [{"conv": {"value": 1.0, **measured}, "fc": [{"value": 3.0}]}])
+    assert values_of(runs[0], "trace") == [1.0, 3.0]
+    assert values_of(runs[0], "trace.conv") == [1.0]
+    assert values_of(runs[0], "trace.conv.standard_error") == [0.1]
 
 
 def test_a_deterministic_number_agrees_within_the_papers_rounding():
-    exact = PaperValue(3.14, measured=False)
+    exact = PaperValue(value=3.14, measured=False)
     for value, word in ((3.1416, "reproduced"), (3.2, "reproduced with deviation")):
         found = number_matches(
             records("x", [value]), paper_value=exact, metric="x", rounding=0.005, deterministic=True
@@ -97,7 +115,7 @@ def test_a_deterministic_number_agrees_within_the_papers_rounding():
         assert found.word == word
 
 
-SIDES = {"larger": {"where": {"optimizer": "a"}}, "smaller": {"where": {"optimizer": "b"}}}
+SIDES = {name: Side(where={"optimizer": one}) for name, one in (("larger", "a"), ("smaller", "b"))}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +137,7 @@ def test_an_ordering_of_two_metrics_of_the_same_runs():
         Record("s", "laptop", {"seed": seed}, {"a": 1.0 + seed, "b": 0.1 * seed}, {})
         for seed in range(3)
     ]
-    found = ordering_holds(runs, larger={"metric": "a"}, smaller={"metric": "b"})
+    found = ordering_holds(runs, larger=Side(metric="a"), smaller=Side(metric="b"))
     assert found.word == "reproduced"
     assert found.value == pytest.approx(1.9)
 

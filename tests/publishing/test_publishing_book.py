@@ -93,7 +93,13 @@ def _published(folder: Path, dates: list[str]) -> None:
             profile="laptop",
             configuration={"seed": seed},
             metrics={},
-            provenance={"date": date, "commit": f"{seed}" * 40, "device": "cpu (x86_64, 2 cores)"},
+            provenance={
+                "date": date,
+                "commit": f"{seed}" * 40,
+                "device": "cpu (x86_64, 2 cores)",
+                "dirty": False,
+                "fingerprint": "",
+            },
         )
         for seed, date in enumerate(dates)
     ]

@@ -44,19 +44,27 @@ def _tracked() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-@pytest.mark.parametrize(
-    "pin",
-    [
-        *PROJECT["build-system"]["requires"],
-        *PROJECT["project"]["dependencies"],
-        *EXTRAS["book"],
-        *EXTRAS["test"],
-    ],
-)
-def test_every_pin_of_the_project_stands_in_the_lock(pin: str) -> None:
-    wanted = Requirement(pin)
-    assert len(wanted.specifier) == 1
-    assert str(LOCK[canonicalize_name(wanted.name)].specifier) == str(wanted.specifier)
+def _requirements() -> list[Requirement]:
+    """List what the project asks for to be built, to run, and in its extras."""
+    groups = [
+        PROJECT["build-system"]["requires"],
+        PROJECT["project"]["dependencies"],
+        *EXTRAS.values(),
+    ]
+    requirements = [Requirement(text) for group in groups for text in group]
+    return [one for one in requirements if one.name != PROJECT["project"]["name"]]
+
+
+@pytest.mark.parametrize("requirement", _requirements(), ids=lambda one: one.name)
+def test_the_lock_holds_a_release_that_the_project_admits(requirement: Requirement) -> None:
+    (locked,) = LOCK[canonicalize_name(requirement.name)].specifier
+    assert locked.operator == "=="
+    assert requirement.specifier.contains(locked.version, prereleases=True)
+
+
+@pytest.mark.parametrize("text", PROJECT["project"]["dependencies"])
+def test_the_library_asks_for_ranges_with_an_oldest_release(text: str) -> None:
+    assert [part.operator for part in Requirement(text).specifier] == [">="]
 
 
 def test_the_lock_holds_everything_that_its_packages_require() -> None:
@@ -133,7 +141,7 @@ def test_no_file_names_a_package_registry_or_a_path_of_one_machine() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_every_make_target_that_a_page_names_exists(page: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = set(re.findall(r"(?:`|^)make ([a-z]+)", (ROOT / page).read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / page).read_text(), flags=re.MULTILINE))
     assert named
     assert named <= targets

@@ -18,19 +18,19 @@ def normalized_sharpness_objective(
 ) -> float:
     r"""Return the objective whose infimum over positive scales is the normalized sharpness.
 
-    .. math:: \sum_{kp} H_{kp,kp}(\sigma_k\sigma'_p)^2
-        + \frac{W_{kp}^2}{4\lambda^2(\sigma_k\sigma'_p)^2}
+    .. math:: \sum_{ij} H_{ij,ij}(\sigma_i\sigma'_j)^2
+        + \frac{W_{ij}^2}{4\lambda^2(\sigma_i\sigma'_j)^2}
 
     Source: compression paper, equation 36, after Tsuzuku et al. (2019).
 
     Parameters
     ----------
     curvature, weight : Tensor
-        H's diagonal and W, shape (h, M).
+        Diagonal of H, and W, shape (h, k).
     sigma, sigma_input : Tensor
-        Positive, shapes (h,) and (M,).
+        Positive scales σ and σ', shapes (h,) and (k,).
     lam : float
-        λ > 0.
+        Constant λ > 0 of the normalized sharpness.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def normalized_sharpness_objective(
     >>> objective(1.0, 1.0), objective(1.0, 2.0)  # least where each scale squared is |w|
     (19.0, 10.0)
     """
-    arguments.tensor("curvature", curvature, shape=("h", "M"), finite=True)
+    arguments.tensor("curvature", curvature, shape=("h", "k"), finite=True)
     arguments.tensor("weight", weight, shape=tuple(curvature.shape), finite=True)
     lam = _check_scales(sigma, sigma_input, lam, weight)
     square = torch.outer(sigma, sigma_input).square()
@@ -76,26 +76,27 @@ def normalized_sharpness_bounds(
 ) -> tuple[Inequality, ...]:
     r"""Return the chain from normalized sharpness down to an input-invariant sensitivity.
 
-    For one sample, :math:`f = g(Wx)`, :math:`B = \partial f/\partial(Wx)`, D = diag(σ), D' =
-    diag(σ'):
+    For a single sample, with f a function of Wx, :math:`B = \partial f/\partial(Wx)`, X = BW,
+    Σ = diag(σ) and Σ' = diag(σ'):
 
-    .. math:: \text{(36)} \ge \frac1\lambda\|BD\|_F\,\|D'x\|\,\|D^{-1}WD'^{-1}\|_F
-        \ge \frac1\lambda\|J_xD'^{-1}\|_F\,\|D'x\| \ge \frac1\lambda\|J_x x\| .
+    .. math:: \text{(36)}
+        \ge \frac1\lambda\|B\Sigma\|_F\,\|\Sigma'x\|\,\|\Sigma^{-1}W\Sigma'^{-1}\|_F
+        \ge \frac1\lambda\|X\Sigma'^{-1}\|_F\,\|\Sigma'x\| \ge \frac1\lambda\|X x\| .
 
     Source: compression paper, equation 37, where the second relation is an equality, printed as an
     inequality. The paper calls (36) the minimization of an upper bound of a scale-invariant
-    quantity, the third expression. At a fixed σ' that one is not invariant, only its minimum over
-    σ' is, and the minimizer of a bound need not minimize what it bounds. The last expression, ours,
-    does not change when the input is rescaled and the layer scaled back, for any σ.
+    quantity, the third expression. At a fixed σ' that expression is not invariant, only its minimum
+    over σ' is, and the minimizer of a bound need not minimize what it bounds. The last expression,
+    ours, does not change when the input is rescaled and the layer scaled back, for any σ.
 
     Parameters
     ----------
     cotangent : Tensor
-        B, shape (C, h).
+        Jacobian B, shape (C, h).
     weight : Tensor
-        W, shape (h, M).
+        Weight W, shape (h, k).
     inputs : Tensor
-        x, shape (M,).
+        Input x, shape (k,).
     sigma, sigma_input, lam
         As in :func:`normalized_sharpness_objective`.
 
@@ -119,10 +120,10 @@ def normalized_sharpness_bounds(
     >>> [round(link.left, 4) for link in chain] + [round(chain[-1].right, 4)]
     [3.0, 3.1623, 4.4721, 5.25]
     """
-    weight = arguments.tensor("weight", weight, shape=("h", "M"), finite=True).double()
-    h, m = weight.shape
+    weight = arguments.tensor("weight", weight, shape=("h", "k"), finite=True).double()
+    h, k = weight.shape
     cotangent = arguments.tensor("cotangent", cotangent, shape=("C", h), finite=True).double()
-    inputs = arguments.tensor("inputs", inputs, shape=(m,), finite=True).double()
+    inputs = arguments.tensor("inputs", inputs, shape=(k,), finite=True).double()
     lam = _check_scales(sigma, sigma_input, lam, weight)
     jacobian = cotangent @ weight
     curvature = torch.outer(cotangent.square().sum(dim=0), inputs.square())
@@ -135,9 +136,9 @@ def normalized_sharpness_bounds(
         normalized_sharpness_objective(curvature, weight, sigma, sigma_input, lam),
     ]
     texts = [
-        "‖Jx x‖/λ ≤ ‖Jx D'⁻¹‖_F ‖D'x‖/λ",
-        "‖Jx D'⁻¹‖_F ‖D'x‖/λ ≤ ‖BD‖_F ‖D'x‖ ‖D⁻¹WD'⁻¹‖_F/λ",
-        "‖BD‖_F ‖D'x‖ ‖D⁻¹WD'⁻¹‖_F/λ ≤ Σ H (σσ')² + W²/(4λ²(σσ')²)",
+        "‖X x‖/λ ≤ ‖XΣ'⁻¹‖_F ‖Σ'x‖/λ",
+        "‖XΣ'⁻¹‖_F ‖Σ'x‖/λ ≤ ‖BΣ‖_F ‖Σ'x‖ ‖Σ⁻¹WΣ'⁻¹‖_F/λ",
+        "‖BΣ‖_F ‖Σ'x‖ ‖Σ⁻¹WΣ'⁻¹‖_F/λ ≤ sum of H (σσ')² + W²/(4λ²(σσ')²)",
     ]
     return tuple(
         Inequality(statement=text, source=f"{PAPER}, equation 37", left=left, right=right)
@@ -148,7 +149,7 @@ def normalized_sharpness_bounds(
 def input_invariant_bounds(terms: CompressionTerms) -> tuple[Inequality, Inequality]:
     r"""Compare the input-invariant sensitivity with the adaptive sharpness.
 
-    .. math:: \frac1h\,\frac1n\sum_i\|J_x\operatorname{diag}(x_i)\|_F^2 \le
+    .. math:: \frac1h\,\frac1n\sum_i\|X_i\operatorname{diag}(x_i)\|_F^2 \le
         \frac1n\sum_i\sum_{j\in W}\theta_j^2\|\partial_j f_i\|^2 \le
         \frac1n\sum_i\sum_j\theta_j^2\|\partial_j f_i\|^2
 
@@ -159,12 +160,12 @@ def input_invariant_bounds(terms: CompressionTerms) -> tuple[Inequality, Inequal
     Parameters
     ----------
     terms : CompressionTerms
-        Of the network.
+        Terms of the network.
 
     Returns
     -------
     tuple of Inequality
-        The two inequalities.
+        Inequalities between neighbours in the chain.
 
     Examples
     --------
@@ -184,7 +185,7 @@ def input_invariant_bounds(terms: CompressionTerms) -> tuple[Inequality, Inequal
     return (
         inequality(
             terms,
-            "mean ‖Jx diag(x)‖_F²/h ≤ mean Σ_W θ² ‖∂f/∂θ‖²",
+            "mean ‖X diag(x)‖_F²/h ≤ mean Σ_W θ² ‖∂f/∂θ‖²",
             source,
             float(terms.input_invariant.mean()) / terms.network.num_cotangents,
             layer,
@@ -221,19 +222,20 @@ def average_sharpness_bound(
     Parameters
     ----------
     average, limit : float
-        :math:`S^\rho_{avg}` (equation 38) and :math:`S_{adaptive}` (equation 40).
+        Average-case sharpness :math:`S^\rho_{avg}` (equation 38) and its limit
+        :math:`S_{adaptive}` (equation 40).
     parameters : Tensor
-        θ, any shape.
+        Parameters θ, any shape.
     rho : float
-        ρ > 0.
+        Relative size ρ > 0 of the perturbation.
     fourth_derivative : float
-        K, a bound of the loss's fourth derivative as a form on unit vectors, wherever the
-        perturbed parameters can be.
+        Bound K of the loss's fourth derivative as a form on unit vectors, wherever the perturbed
+        parameters can be.
 
     Returns
     -------
     Inequality
-        Uncertified unless the caller's K is right, which cannot be checked: ``None``.
+        Statement that is not certified, because the caller's K cannot be checked.
 
     Raises
     ------

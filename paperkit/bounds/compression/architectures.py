@@ -24,10 +24,10 @@ def residual_bounds(
 ) -> tuple[Inequality, Inequality]:
     r"""Compare the sensitivity of a residual network, less its head's norm, with the sharpness.
 
-    Every block adds :math:`\phi_l(W_l x_l)` to the stream :math:`x_l`, so that
-    :math:`J_l = J_{l+1} + B_l W_l`, and a linear head :math:`W_L` reads the stream last. Then
+    Every block adds a function of :math:`W_l x_l` to the stream :math:`x_l`, so that
+    :math:`X_l = X_{l+1} + B_l W_l`, and a linear head :math:`W_L` reads the stream last. Then
 
-    .. math:: \frac1n\sum_i \|J_1\|_2 - \|W_L\|_2 \le
+    .. math:: \frac1n\sum_i \|X_1\|_2 - \|W_L\|_2 \le
         \frac1n\sum_i\sum_{l<L} \frac{\|W_l\|_2}{\|x_l\|}\|\nabla_{W_l} f\|_F \le
         \sqrt{\frac1n\sum_{i,l<L}\frac{\|W_l\|_2^2}{\|x_l\|^2}}\; S^{1/2} .
 
@@ -38,15 +38,16 @@ def residual_bounds(
     Parameters
     ----------
     terms : CompressionTerms
-        Of the network.
+        Terms of the network.
     stream : sequence of str
-        The layers that read the stream, in order, the head last. Other layers may lie inside the
-        blocks.
+        Names of the layers that read the stream, in order, the head last. Other layers may lie
+        inside the blocks.
 
     Returns
     -------
     tuple of Inequality
-        The two inequalities, certified where the recorded Jacobians show such a network.
+        Inequalities between neighbours in the chain, certified where the recorded Jacobians show
+        such a network.
 
     Raises
     ------
@@ -76,11 +77,12 @@ def residual_bounds(
     calls = [next(call for call in terms.calls if call.name == name) for name in stream]
     shares = share_of_calls(calls[:-1], "tied", "operator", bias=False)
     assumptions = dict(shares.assumptions)
-    # Here the skip is a second reader; that it is the only one is what the next entry says.
+    # The skip is a second reader here, so no layer is a single reader. "identity_skips" checks that
+    # there is no third.
     del assumptions["single_reader"]
     uses = [layers[name].uses[0] for name in stream]
     assumptions["identity_skips"] = all(
-        _adds_to_stream(one, following) for one, following in itertools.pairwise(uses)
+        _adds_to_stream(use, following) for use, following in itertools.pairwise(uses)
     )
     weight = weight_matrices(uses[-1].module)[0].to(uses[-1].output_jacobian)
     assumptions["linear_head"] = same_tensor(
@@ -93,7 +95,7 @@ def residual_bounds(
     right = math.inf if math.isinf(ratio) else ratio * math.sqrt(terms.sharpness)
     text = "Σ_l mean (‖W_l‖₂/‖x_l‖) ‖∇_{W_l} f‖_F"
     source = "equation 17"
-    # The left side is a difference: its round-off is that of its larger term.
+    # The left side is a difference, and its round-off is that of its larger term.
     rounding = terms.tolerance * float(calls[0].sensitivity.mean())
     first = inequality(terms, f"MLS − ‖W_L‖₂ ≤ {text}", source, left, middle, assumptions)
     return (
@@ -108,9 +110,9 @@ def _flat_input_jacobian(use: LayerUse) -> Tensor:
 
 
 def _adds_to_stream(use: LayerUse, following: LayerUse) -> bool:
-    """Whether J_l = J_{l+1} + B_l T_l."""
-    here, there = _flat_input_jacobian(use), _flat_input_jacobian(following)
-    return here.shape == there.shape and same_tensor(here, there + through_layer(use))
+    """Whether X_l = X_{l+1} + B_l A_l."""
+    before, after = _flat_input_jacobian(use), _flat_input_jacobian(following)
+    return before.shape == after.shape and same_tensor(before, after + through_layer(use))
 
 
 def conditioned_patches_bound(terms: CompressionTerms, layer: str) -> Inequality:
@@ -119,24 +121,24 @@ def conditioned_patches_bound(terms: CompressionTerms, layer: str) -> Inequality
     With the patches of a sample as the columns of U, :math:`\nabla_W f_o = B_o U^\top`, hence
     :math:`\|\nabla_W f\|_F \ge \sigma_P(U)\|B\|_F` and
 
-    .. math:: \frac1n\sum_i\|J_x\|_2 \le
-        \frac1n\sum_i\frac{\|T\|_2}{\sigma_P(U_i)}\|\nabla_W f_i\|_F .
+    .. math:: \frac1n\sum_i\|X_i\|_2 \le
+        \frac1n\sum_i\frac{\|A\|_2}{\sigma_P(U_i)}\|\nabla_W f_i\|_F .
 
-    No bound (∞) where there are more positions P than entries in a patch. It replaces the
-    compression paper's equation 5 for convolutions.
+    There is no bound (∞) where there are more positions P than entries in a patch. This replaces
+    the compression paper's equation 5 for convolutions.
 
     Parameters
     ----------
     terms : CompressionTerms
-        Of the network.
+        Terms of the network.
     layer : str
-        A layer's name.
+        Name of the layer.
 
     Returns
     -------
     Inequality
-        Certified where the layer is called once, is its input's one reader, and has independent
-        patches at every sample.
+        Statement that is certified where the layer is called once, is its input's only reader, and
+        has independent patches at every sample.
 
     Raises
     ------
@@ -164,7 +166,7 @@ def conditioned_patches_bound(terms: CompressionTerms, layer: str) -> Inequality
     smallest = torch.zeros(len(columns), dtype=torch.float64, device=columns.device)
     if columns.shape[3] <= columns.shape[2]:
         values = torch.linalg.svdvals(columns)
-        # A smallest value at round-off of the largest is zero.
+        # A smallest value that is no more than round-off of the largest counts as zero.
         _, _, rows, positions = columns.shape
         round_off = default_tolerance(rows, positions, uses[0].inputs.dtype)
         values = torch.where(values[..., -1] > round_off * values[..., 0], values[..., -1], 0.0)
@@ -174,7 +176,7 @@ def conditioned_patches_bound(terms: CompressionTerms, layer: str) -> Inequality
     )
     return inequality(
         terms,
-        "mean ‖∂f/∂x‖₂ ≤ mean (‖T‖₂/σ_P(U)) ‖∇_W f‖_F",
+        "mean ‖∂f/∂x‖₂ ≤ mean (‖A‖₂/σ_P(U)) ‖∇_W f‖_F",
         "in place of equation 5 for convolutions (ours)",
         float(call.sensitivity.mean()),
         float(share.product().mean()),

@@ -20,20 +20,19 @@ from paperkit.network.network import Network, network_outputs, own_parameters
 
 @dataclass(frozen=True)
 class InterpolationBounds:
-    r"""How far the trace of the Hessian is from the Gauss–Newton trace.
+    r"""Distance between the trace of the Hessian and the Gauss–Newton trace.
 
     Attributes
     ----------
     difference : float
-        Tr H − Tr G, from the Hessian itself.
+        Difference Tr H − Tr G, from the Hessian itself.
     residual_term : float
-        :math:`\frac1n\sum_i (f_i - y_i)^\top \sum_j w_j\,\partial^2 f_i/\partial\theta_j^2`,
+        Term :math:`\frac1n\sum_i (f_i - y_i)^\top \sum_j w_j\,\partial^2 f_i/\partial\theta_j^2`,
         to which the difference is equal.
     laplacian : Inequality
-        The magnitude of the difference against
-        :math:`\varepsilon\max_i\|\sum_j w_j\,\partial_j^2 f_i\|`.
+        Magnitude of the difference against :math:`r\max_i\|\sum_j w_j\,\partial_j^2 f_i\|`.
     parameter_count : Inequality
-        That against :math:`m M \varepsilon`, m parameters.
+        That right side against :math:`d\, c\, r`, for d parameters.
 
     Examples
     --------
@@ -58,10 +57,10 @@ def interpolation_bounds(
 ) -> InterpolationBounds:
     r"""Compare Hessian and Gauss–Newton trace of ½‖f − y‖² away from interpolation.
 
-    With :math:`\varepsilon = \max_i\|f_i - y_i\|` and
-    :math:`M = \max_{ij} w_j\|\partial_j^2 f_i\|`,
-    :math:`|\sum_j w_j H_{jj} - \frac1n\sum_{ij} w_j\|\partial_j f_i\|^2| \le \varepsilon\max_i
-    \|\sum_j w_j\partial_j^2 f_i\| \le m M\varepsilon`. Source: compression paper, Lemma B.1
+    With the distance from interpolation :math:`r = \max_i\|f_i - y_i\|` and
+    :math:`c = \max_{ij} w_j\|\partial_j^2 f_i\|` (the paper's ε and M),
+    :math:`|\sum_j w_j H_{jj} - \frac1n\sum_{ij} w_j\|\partial_j f_i\|^2| \le r\max_i
+    \|\sum_j w_j\partial_j^2 f_i\| \le d\, c\, r`. Source: compression paper, Lemma B.1
     (equations 18 and 19) with w = 1, and Lemma E.2 (equations 41 and 42) with
     :math:`w_j = \theta_j^2`. Equations 18 and 41 print θ* for θ, and the left side of 42 lacks the
     weights.
@@ -69,18 +68,18 @@ def interpolation_bounds(
     Parameters
     ----------
     model : nn.Module
-        Small: all second derivatives are written out.
+        Small network, all of whose second derivatives are written out.
     data : pair or iterable of pairs
         ``(inputs, targets)`` with targets (n, C).
     adaptive : bool
-        Weigh by :math:`\theta_j^2`, Lemma E.2.
+        Whether parameters are weighed by :math:`\theta_j^2`, as in Lemma E.2.
     max_parameters : int
-        The largest m allowed.
+        Largest number d of parameters that is allowed.
 
     Returns
     -------
     InterpolationBounds
-        The identity's two sides and the two inequalities.
+        Both sides of the identity, and the inequalities.
 
     Raises
     ------
@@ -99,7 +98,7 @@ def interpolation_bounds(
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Softplus())
     >>> _ = nn.init.zeros_(model[0].weight)
     >>> interpolation_bounds(model, (torch.ones(1, 1), torch.zeros(1, 1))).laplacian
-    Inequality(compression paper, Lemma B.1 (equation 19), sharper: |Tr H − Tr G| ≤ ε max_i ‖Σ_j
+    Inequality(compression paper, Lemma B.1 (equation 19), sharper: |Tr H − Tr G| ≤ r max_i ‖Σ_j
         ∂_j² f_i‖: 0.173287 ≤ 0.173287, certified)
     """
     adaptive = arguments.flag("adaptive", adaptive)
@@ -125,27 +124,27 @@ def interpolation_bounds(
     difference = float((weights * (hessian - gauss_newton)).sum())
     residuals = outputs - targets.to(outputs)
     laplacians = second @ weights
-    epsilon = float(residuals.norm(dim=1).max())
-    laplacian = epsilon * float(laplacians.norm(dim=1).max())
+    distance = float(residuals.norm(dim=1).max())
+    laplacian = distance * float(laplacians.norm(dim=1).max())
     largest = float((second.norm(dim=1) * weights).max())
     lemma = "Lemma E.2 (equation 42)" if adaptive else "Lemma B.1 (equation 19)"
-    # The difference cancels: its round-off is that of the traces.
+    # The traces nearly cancel in their difference, which keeps their round-off.
     rounding = 100 * torch.finfo(theta.dtype).eps * float((weights * hessian.abs()).sum())
     return InterpolationBounds(
         difference=difference,
         residual_term=float((residuals * laplacians).sum(dim=1).mean()),
         laplacian=Inequality(
-            statement="|Tr H − Tr G| ≤ ε max_i ‖Σ_j ∂_j² f_i‖",
+            statement="|Tr H − Tr G| ≤ r max_i ‖Σ_j ∂_j² f_i‖",
             source=f"{PAPER}, {lemma}, sharper",
             left=abs(difference),
             right=laplacian,
             absolute_tolerance=rounding,
         ),
         parameter_count=Inequality(
-            statement="ε max_i ‖Σ_j ∂_j² f_i‖ ≤ m M ε",
+            statement="r max_i ‖Σ_j ∂_j² f_i‖ ≤ d c r",
             source=f"{PAPER}, {lemma}",
             left=laplacian,
-            right=len(theta) * largest * epsilon,
+            right=len(theta) * largest * distance,
         ),
     )
 
@@ -153,7 +152,7 @@ def interpolation_bounds(
 def _pure_second_derivatives(
     model: nn.Module, leaves: dict[str, Tensor], theta: Tensor, inputs: Tensor
 ) -> Tensor:
-    """Return ∂²f_ic/∂θ_j², shape (n, C, m)."""
+    """Return ∂²f_ic/∂θ_j², shape (n, C, d)."""
     sizes = [leaf.numel() for leaf in leaves.values()]
 
     def outputs(vector: Tensor) -> Tensor:

@@ -34,21 +34,30 @@ def sensitivity_bound(
 
     Parameters
     ----------
-    terms, sharing, norm, bias
-        As in :func:`linear_stability_bounds`.
+    terms : CompressionTerms
+        Terms of the network.
+    sharing : str
+        ``"tied"`` for the gradient in the weight, as in the paper; ``"operator"`` for that in the
+        entries of the layer's operator, which holds for convolutions too.
+    norm : str
+        Norm of the layer: ``"operator"``, ``"matrix"`` or ``"frobenius"``; see
+        :func:`~paperkit.bounds.compression.linear_stability_bounds`.
+    bias : bool
+        Whether the bias counts as another input that is always 1.
     sharpness : float, optional
-        As in :func:`volume_bounds`.
+        Sharpness S, for example the trace of the Hessian; default the Gauss–Newton trace. Only for
+        ``sharing="tied"``.
 
     Returns
     -------
     Inequality
-        Certified where the first layer is fully connected, unshared and the input's one reader; or
-        with ``sharing="operator"`` where it is the one reader.
+        Statement that is certified where the first layer is fully connected, unshared and the
+        input's only reader; or with ``sharing="operator"`` where it is the only reader.
 
     Raises
     ------
     ValueError
-        As :func:`linear_stability_bounds`.
+        If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
 
     Examples
     --------
@@ -59,7 +68,7 @@ def sensitivity_bound(
     >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[1].weight)
     >>> terms = compression_terms(model, (torch.eye(2), torch.zeros(2, 1)))
     >>> sensitivity_bound(terms)  # S = 3: squared gradients of 2 and 1 in the two weights
-    Inequality(compression paper, Proposition 3.8 (equation 11): mean ‖Jx‖₂ ≤ ‖W‖₂ (mean ‖x‖⁻² ·
+    Inequality(compression paper, Proposition 3.8 (equation 11): mean ‖X‖₂ ≤ ‖W‖₂ (mean ‖x‖⁻² ·
         S)^½: 1.41421 ≤ 1.73205, certified)
     """
     return sensitivity_chain(
@@ -69,7 +78,14 @@ def sensitivity_bound(
 
 @dataclass(frozen=True)
 class SensitivityChain:
-    """Equation 48, A ≤ B ≤ C ≤ D, link by link, and A ≤ D.
+    """The chain a ≤ b ≤ c ≤ d of equation 48.
+
+    Attributes
+    ----------
+    to_layer_gradient, cauchy_schwarz, to_all_parameters : Inequality
+        Links a ≤ b, b ≤ c and c ≤ d.
+    whole : Inequality
+        Statement a ≤ d.
 
     Examples
     --------
@@ -80,9 +96,9 @@ class SensitivityChain:
     >>> model.weight.data = torch.tensor([[3.0, 4.0]])
     >>> inputs = torch.tensor([[1.0, 0.0], [0.0, 2.0]])  # two inputs of different length
     >>> chain = sensitivity_chain(compression_terms(model, (inputs, torch.zeros(2, 1))))
-    >>> round(chain.to_layer_gradient.left, 4), round(chain.to_layer_gradient.right, 4)  # A = B
+    >>> round(chain.to_layer_gradient.left, 4), round(chain.to_layer_gradient.right, 4)  # a = b
     (5.0, 5.0)
-    >>> round(chain.cauchy_schwarz.right, 4)  # C exceeds B, because the lengths differ
+    >>> round(chain.cauchy_schwarz.right, 4)  # c exceeds b, because the lengths differ
     6.25
     """
 
@@ -100,12 +116,13 @@ def sensitivity_chain(
     bias: bool = False,
     sharpness: float | None = None,
 ) -> SensitivityChain:
-    r"""Return the links A ≤ B ≤ C ≤ D of :func:`sensitivity_bound`.
+    r"""Return the links a ≤ b ≤ c ≤ d of :func:`sensitivity_bound`.
 
-    A is the sensitivity, :math:`B = \frac1n\sum_i \frac{\|W\|_2}{\|x_i\|}\|\nabla_W f_i\|_F`, C its
-    bound by the inequality of Cauchy and Schwarz, D has all parameters' gradients. Source:
-    compression paper, equation 48. B = C where the *product* of :math:`\|\nabla_W f_i\|_F` and
-    :math:`\|x_i\|` is the same for all samples, not the ratio, as the paper says.
+    The sensitivity is a, :math:`b = \frac1n\sum_i \frac{\|W\|_2}{\|x_i\|}\|\nabla_W f_i\|_F`, c its
+    bound by the inequality of Cauchy and Schwarz, and d has all parameters' gradients. Source:
+    compression paper, equation 48, with capital letters. b = c where the *product* of
+    :math:`\|\nabla_W f_i\|_F` and :math:`\|x_i\|` is the same for all samples, not the ratio, as
+    the paper says.
 
     Parameters
     ----------
@@ -115,12 +132,12 @@ def sensitivity_chain(
     Returns
     -------
     SensitivityChain
-        The three links, and A ≤ D.
+        The links, and a ≤ d.
 
     Raises
     ------
     ValueError
-        As :func:`linear_stability_bounds`.
+        If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
 
     Examples
     --------
@@ -132,9 +149,9 @@ def sensitivity_chain(
     >>> chain = sensitivity_chain(compression_terms(model, (torch.eye(2), torch.zeros(2, 1))))
     >>> for link in (chain.to_layer_gradient, chain.cauchy_schwarz, chain.to_all_parameters):
     ...     print(f"{link.statement}:  {link.left:.4f} ≤ {link.right:.4f}")
-    A ≤ B:  1.4142 ≤ 1.4142
-    B ≤ C:  1.4142 ≤ 1.4142
-    C ≤ D:  1.4142 ≤ 1.7321
+    a ≤ b:  1.4142 ≤ 1.4142
+    b ≤ c:  1.4142 ≤ 1.4142
+    c ≤ d:  1.4142 ≤ 1.7321
     """
     check_terms(terms)
     share = share_of(terms.network, sharing, norm, bias)
@@ -146,14 +163,13 @@ def sensitivity_chain(
         math.inf if math.isinf(ratio) else ratio * gradient
         for gradient in (root_mean_square(share.gradient), math.sqrt(value))
     )
-    source, whole = "equation 48", "Proposition 3.8 (equation 11)"
-    everything = {**share.assumptions, **needed}
-    text = "mean ‖Jx‖₂ ≤ ‖W‖₂ (mean ‖x‖⁻² · S)^½"
+    source, proposition = "equation 48", "Proposition 3.8 (equation 11)"
+    text = "mean ‖X‖₂ ≤ ‖W‖₂ (mean ‖x‖⁻² · S)^½"
     return SensitivityChain(
-        inequality(terms, "A ≤ B", source, a, b, share.assumptions),
-        inequality(terms, "B ≤ C", source, b, c, {}),
-        inequality(terms, "C ≤ D", source, c, d, needed),
-        inequality(terms, text, whole, a, d, everything),
+        inequality(terms, "a ≤ b", source, a, b, share.assumptions),
+        inequality(terms, "b ≤ c", source, b, c, {}),
+        inequality(terms, "c ≤ d", source, c, d, needed),
+        inequality(terms, text, proposition, a, d, {**share.assumptions, **needed}),
     )
 
 
@@ -170,8 +186,8 @@ def network_sensitivity_bound(
     .. math:: \mathrm{NMLS} \le
         \sqrt{\frac1n\sum_{i,l}\frac{\|W_l\|_2^2}{\|x_i^l\|^2}}\; S^{1/2}
 
-    Source: compression paper, Proposition 3.10 (equation 12). False where two layers read one
-    tensor, as well as for shared weights.
+    Source: compression paper, Proposition 3.10 (equation 12). The claim is false where two layers
+    read the same tensor, and for shared weights.
 
     Parameters
     ----------
@@ -181,13 +197,13 @@ def network_sensitivity_bound(
     Returns
     -------
     Inequality
-        Certified where every layer is fully connected, unshared and the one reader of its input;
-        or with ``sharing="operator"`` where every layer is the one reader.
+        Statement that is certified where every layer is fully connected, unshared and the only
+        reader of its input; or with ``sharing="operator"`` where every layer is the only reader.
 
     Raises
     ------
     ValueError
-        As :func:`linear_stability_bounds`.
+        If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
 
     Examples
     --------
@@ -230,17 +246,17 @@ def matrix_normalized_bound(
     Parameters
     ----------
     terms, sharing, norm, bias
-        As in :func:`linear_stability_bounds`.
+        As in :func:`sensitivity_bound`.
 
     Returns
     -------
     Inequality
-        Certified as :func:`network_sensitivity_bound`.
+        Statement that is certified where :func:`network_sensitivity_bound` is.
 
     Raises
     ------
     ValueError
-        As :func:`linear_stability_bounds`.
+        If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
 
     Examples
     --------
@@ -279,25 +295,25 @@ def normalized_sensitivity_bounds(
 ) -> tuple[Inequality, Inequality]:
     r"""Compare the normalized sensitivity, Definition F.1, with the sharpness.
 
-    :math:`\frac1n\sum\|x_i\|^2\|J_x\|_2^2 \le \|W\|_2^2\,\frac1n\sum\|\nabla_W f_i\|_F^2 \le
+    :math:`\frac1n\sum\|x_i\|^2\|X_i\|_2^2 \le \|W\|_2^2\,\frac1n\sum\|\nabla_W f_i\|_F^2 \le
     \|W\|_2^2\,S`. It is not in the compression paper, whose Figure 3 sets this sensitivity against
-    adaptive sharpness, which does not bound it: :math:`f(x) = x_2` at (1, 0) has normalized
+    adaptive sharpness. That does not bound it: :math:`f(x) = x_2` at (1, 0) has normalized
     sensitivity 1 and adaptive sharpness 0.
 
     Parameters
     ----------
     terms, sharing, norm
-        As in :func:`linear_stability_bounds`. With ``sharing="operator"`` both right sides agree.
+        As in :func:`sensitivity_bound`. With ``sharing="operator"`` both right sides agree.
 
     Returns
     -------
     tuple of Inequality
-        The two inequalities.
+        Inequalities between neighbours in the chain.
 
     Raises
     ------
     ValueError
-        As :func:`linear_stability_bounds`.
+        If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
 
     Examples
     --------
@@ -308,21 +324,21 @@ def normalized_sensitivity_bounds(
     >>> model.weight.data = torch.tensor([[0.0, 1.0]])  # f(x) = x₂
     >>> terms = compression_terms(model, (torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1)))
     >>> normalized_sensitivity_bounds(terms)[0]
-    Inequality(compression paper, on Definition F.1 (ours): mean ‖x‖² ‖Jx‖₂² ≤ ‖W‖₂² mean ‖∇_W
-        f‖_F²: 1 ≤ 1, certified)
+    Inequality(compression paper, on Definition F.1 (ours): mean ‖x‖² ‖X‖₂² ≤ ‖W‖₂² mean ‖∇_W f‖_F²:
+        1 ≤ 1, certified)
     >>> float(terms.scaled_gradient)  # adaptive sharpness, which is no bound
     0.0
     """
     check_terms(terms)
     share = share_of(terms.network, sharing, norm, bias=False)
-    # At a zero input the left side is zero too: no input has to be excluded.
+    # A zero input makes the left side zero too, so that no input has to be excluded.
     assumptions = {k: v for k, v in share.assumptions.items() if k != "nonzero_inputs"}
     left = float((terms.network.input_norm * terms.network.sensitivity).square().mean())
     squared_norm = float(share.norm[0]) ** 2
     middle = squared_norm * float(share.gradient.square().mean())
     value, needed = chosen_sharpness(terms, share, sharing, None)
     source = "on Definition F.1 (ours)"
-    text = "mean ‖x‖² ‖Jx‖₂² ≤ ‖W‖₂² mean ‖∇_W f‖_F²"
+    text = "mean ‖x‖² ‖X‖₂² ≤ ‖W‖₂² mean ‖∇_W f‖_F²"
     return (
         inequality(terms, text, source, left, middle, assumptions),
         inequality(terms, "… ≤ ‖W‖₂² S", source, middle, squared_norm * value, needed),

@@ -1,4 +1,4 @@
-"""One layer's share of both sides of a statement."""
+"""The share of a layer in both sides of a statement."""
 
 from __future__ import annotations
 
@@ -23,9 +23,18 @@ from paperkit.bounds.statement import Inequality
 
 @dataclass(frozen=True)
 class LayerShare:
-    """‖T‖, the input's norm (with the bias's 1) and the gradient, (n,) each, and what they need.
+    """The numbers of a layer that bound the input Jacobian, ‖X‖ ≤ (‖A‖/‖x‖) · gradient.
 
-    Their quotient and product bound ‖J_x‖ ≤ (‖T‖/‖x‖) · gradient.
+    Attributes
+    ----------
+    norm : Tensor
+        Norm ‖A‖ of the layer, the same for all samples, (n,).
+    scale : Tensor
+        Norm ‖x‖ of the input, with the bias's 1 where it counts, (n,).
+    gradient : Tensor
+        Norm of the gradient, (n,).
+    assumptions : dict of str to bool or None
+        Hypotheses of this bound.
     """
 
     norm: Tensor
@@ -35,32 +44,32 @@ class LayerShare:
 
     @property
     def ratio(self) -> Tensor:
-        """‖T‖/‖x‖; infinite at a zero input, where there is no bound."""
+        """The ratio ‖A‖/‖x‖; infinite at a zero input, where there is no bound."""
         return torch.where(self.scale > 0, self.norm / self.scale, math.inf)
 
     def product(self) -> Tensor:
-        """Return the bound of ‖J_x‖; infinite at a zero input, also where the gradient is 0."""
+        """Return the bound of ‖X‖; infinite at a zero input, also where the gradient is 0."""
         return torch.where(self.scale > 0, self.ratio * self.gradient, math.inf)
 
 
 def check_terms(terms: CompressionTerms) -> None:
-    """Refuse what is no result of :func:`compression_terms`."""
+    """Refuse an argument that is no result of :func:`compression_terms`."""
     arguments.instance("terms", terms, CompressionTerms, "compression_terms returns them")
 
 
 def share_of(call: CallTerms, sharing: str, norm: str, bias: bool) -> LayerShare:
-    """Return the share of one call of a layer.
+    """Return the share of a call of a layer.
 
     Parameters
     ----------
     call : CallTerms
-        The call.
+        Terms of the call.
     sharing : str
         ``"tied"`` for the gradient in the weight, ``"operator"`` for that in the operator.
     norm : str
-        ``"operator"``, ``"matrix"`` or ``"frobenius"``: which norm of the layer.
+        Norm of the layer: ``"operator"``, ``"matrix"`` or ``"frobenius"``.
     bias : bool
-        Whether the bias counts as one more input that is always 1.
+        Whether the bias counts as another input that is always 1.
     """
     sharing = arguments.choice("sharing", sharing, SHARING)
     norm, bias = arguments.choice("norm", norm, NORMS), arguments.flag("bias", bias)
@@ -102,7 +111,10 @@ def share_of_calls(calls: Sequence[CallTerms], sharing: str, norm: str, bias: bo
 def chosen_sharpness(
     terms: CompressionTerms, shares: LayerShare, sharing: str, sharpness: float | None
 ) -> tuple[float, dict[str, bool | None]]:
-    """Return S and what its use assumes: over all parameters, or over the operators' entries."""
+    """Return the sharpness S and the hypotheses of its use.
+
+    S runs over all parameters, or with ``sharing="operator"`` over the entries of the operators.
+    """
     if sharing == "operator":
         if sharpness is not None:
             raise ValueError('sharpness belongs to the parameters: leave it out of "operator".')
@@ -142,7 +154,7 @@ def logarithmic_inequality(
     assumptions: Mapping[str, bool | None],
 ) -> Inequality:
     """Return an inequality between logarithms of C-th powers."""
-    # A C-th power turns a relative round-off into an absolute one of its logarithm, C times.
+    # The C-th power multiplies the relative round-off by C, and the logarithm makes it absolute.
     absolute = terms.num_outputs * terms.tolerance
     bound = inequality(terms, statement, source, left, right, assumptions)
     return replace(bound, absolute_tolerance=absolute)
@@ -150,7 +162,8 @@ def logarithmic_inequality(
 
 def worst_sample(left: Tensor, right: Tensor) -> tuple[float, float]:
     """Return both sides at the sample with the least slack."""
-    # −∞ ≤ anything and anything ≤ ∞ are the slackest; (−∞) − (−∞) would be NaN.
+    # A left side of −∞ or a right side of ∞ is the slackest of all. Their difference is not taken,
+    # because (−∞) − (−∞) would be NaN.
     slack = torch.where(left.isneginf() | right.isposinf(), math.inf, right - left)
     index = int(slack.argmin())
     return float(left[index]), float(right[index])

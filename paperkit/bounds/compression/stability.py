@@ -20,34 +20,34 @@ def linear_stability_bounds(
 ) -> tuple[Inequality, Inequality]:
     r"""Compare the input Jacobian with the first layer's gradient, each at the tightest sample.
 
-    Corrected: :math:`\|J_x\|_2 \le \|J_x\|_F \le \frac{\|W\|_2}{\|x\|} \|\nabla_W f\|_F`. The
-    middle term that is printed is :math:`\|\nabla_W f\|_F`. With it the first inequality is sure
-    only where :math:`\|W\|_2 \le \|x\|`, and the second is true only where :math:`\|W\|_2 \ge
+    Corrected: :math:`\|X\|_2 \le \|X\|_F \le \frac{\|W\|_2}{\|x\|} \|\nabla_W f\|_F`. The
+    middle term that is printed is :math:`\|\nabla_W f\|_F`. With that term the first inequality is
+    sure only where :math:`\|W\|_2 \le \|x\|`, and the second is true only where :math:`\|W\|_2 \ge
     \|x\|` (or the gradient is zero). Source: compression paper, equation 5; its Appendix C,
     equation 20, uses the corrected form.
 
     Parameters
     ----------
     terms : CompressionTerms
-        Of the network.
+        Terms of the network.
     sharing : str
-        Which gradient: ``"tied"``, in the weight as the paper has it; ``"operator"``, in the
+        ``"tied"`` for the gradient in the weight, as in the paper; ``"operator"`` for that in the
         entries of the layer's operator, which holds for convolutions too.
     norm : str
-        Which norm of the layer: ``"operator"``, :math:`\|T\|_2`; ``"matrix"``, the spectral norm
-        of the reshaped weight; ``"frobenius"``, :math:`\sqrt P\,\|W\|_F`, the public code's choice
+        Norm of the layer: ``"operator"`` for :math:`\|A\|_2`; ``"matrix"`` for the spectral norm of
+        the reshaped weight; ``"frobenius"`` for :math:`\sqrt P\,\|W\|_F`, the public code's choice
         for convolutions.
     bias : bool
-        Count the bias in the gradient and replace :math:`\|x\|^2` by :math:`\|x\|^2 + 1`, which is
-        tighter, in layers that have one.
+        Whether, in layers that have a bias, it is counted in the gradient and :math:`\|x\|^2` is
+        replaced by :math:`\|x\|^2 + 1`, which is tighter.
     printed : bool
-        Return the two inequalities as printed, certified only where :math:`\|W\|_2` and
-        :math:`\|x\|` are in that order.
+        Whether the inequalities are those that are printed, certified only where :math:`\|W\|_2`
+        and :math:`\|x\|` are in that order.
 
     Returns
     -------
     tuple of Inequality
-        The two inequalities.
+        Inequalities between neighbours in the chain.
 
     Raises
     ------
@@ -75,18 +75,18 @@ def linear_stability_bounds(
     if not printed:
         middle = terms.network.frobenius
         sides = [(terms.network.sensitivity, middle), (middle, right)]
-        texts = ["‖Jx‖₂ ≤ ‖Jx‖_F", "‖Jx‖_F ≤ (‖W‖₂/‖x‖) ‖∇_W f‖_F"]
+        texts = ["‖X‖₂ ≤ ‖X‖_F", "‖X‖_F ≤ (‖W‖₂/‖x‖) ‖∇_W f‖_F"]
         needs: list[dict[str, bool | None]] = [{}, share.assumptions]
     else:
         sides = [(terms.network.sensitivity, share.gradient), (share.gradient, right)]
-        texts = ["‖Jx‖₂ ≤ ‖∇_W f‖_F", "‖∇_W f‖_F ≤ (‖W‖₂/‖x‖) ‖∇_W f‖_F"]
+        texts = ["‖X‖₂ ≤ ‖∇_W f‖_F", "‖∇_W f‖_F ≤ (‖W‖₂/‖x‖) ‖∇_W f‖_F"]
         needs = [
             {**share.assumptions, "norm_at_most_input_norm": bool((share.ratio <= 1).all())},
             {"norm_at_least_input_norm": bool((share.ratio >= 1).all())},
         ]
     first, second = (
-        inequality(terms, text, "equation 5", *worst_sample(*both), assumptions)
-        for text, both, assumptions in zip(texts, sides, needs, strict=True)
+        inequality(terms, text, "equation 5", *worst_sample(*pair), assumptions)
+        for text, pair, assumptions in zip(texts, sides, needs, strict=True)
     )
     return first, second
 
@@ -102,7 +102,7 @@ def input_smoothness_bounds(
 ) -> tuple[Inequality, ...]:
     r"""Compare mean k-th powers of the input Jacobian's norm with those of the gradient.
 
-    Corrected, for any k > 0: :math:`\frac1n\sum\|J_x\|_2^k \le \frac1n\sum\|J_x\|_F^k \le
+    Corrected, for any k > 0: :math:`\frac1n\sum\|X\|_2^k \le \frac1n\sum\|X\|_F^k \le
     \frac{\|W\|_2^k}{\min_i\|x_i\|^k}\frac1n\sum\|\nabla_W f\|_F^k`, and the same with all
     parameters; the last is S for k = 2. Printed is :math:`\|\nabla_W f\|_F^k` in the middle, as in
     equation 5. Source: compression paper, equation 6.
@@ -112,18 +112,18 @@ def input_smoothness_bounds(
     terms, sharing, norm, bias, printed
         As in :func:`linear_stability_bounds`.
     k : float
-        The power, positive.
+        Power k > 0.
 
     Returns
     -------
     tuple of Inequality
-        Three inequalities, with ``sharing="operator"`` or as printed two: there the last is left
-        out.
+        Inequalities between neighbours in the chain. The last is left out with
+        ``sharing="operator"`` and in the printed form.
 
     Raises
     ------
     ValueError
-        If k is not positive, or as :func:`linear_stability_bounds`.
+        If k is not positive, or ``sharing`` or ``norm`` is unknown.
 
     Examples
     --------
@@ -135,8 +135,8 @@ def input_smoothness_bounds(
     >>> terms = compression_terms(model, (torch.eye(2), torch.zeros(2, 1)))
     >>> for bound in input_smoothness_bounds(terms, k=2.0):
     ...     print(f"{bound.statement}:  {bound.left:.3f} ≤ {bound.right:.3f}")
-    mean ‖Jx‖₂ᵏ ≤ mean ‖Jx‖_Fᵏ:  2.000 ≤ 2.000
-    mean ‖Jx‖_Fᵏ ≤ (‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ, W:  2.000 ≤ 2.000
+    mean ‖X‖₂ᵏ ≤ mean ‖X‖_Fᵏ:  2.000 ≤ 2.000
+    mean ‖X‖_Fᵏ ≤ (‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ, W:  2.000 ≤ 2.000
     (‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ, W ≤ θ:  2.000 ≤ 3.000
     """
     check_terms(terms)
@@ -154,15 +154,13 @@ def input_smoothness_bounds(
         small = {**share.assumptions, "norm_at_most_input_norm": factor <= 1}
         large: dict[str, bool | None] = {"norm_at_least_input_norm": factor >= 1}
         return (
-            inequality(
-                terms, "mean ‖Jx‖₂ᵏ ≤ mean ‖∇_W f‖_Fᵏ", source, sensitivity, gradient, small
-            ),
+            inequality(terms, "mean ‖X‖₂ᵏ ≤ mean ‖∇_W f‖_Fᵏ", source, sensitivity, gradient, small),
             inequality(terms, "mean ‖∇_W f‖_Fᵏ ≤ its multiple", source, gradient, layer, large),
         )
     text = "(‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ"
     bounds = (
-        inequality(terms, "mean ‖Jx‖₂ᵏ ≤ mean ‖Jx‖_Fᵏ", source, sensitivity, frobenius, {}),
-        inequality(terms, f"mean ‖Jx‖_Fᵏ ≤ {text}, W", source, frobenius, layer, share.assumptions),
+        inequality(terms, "mean ‖X‖₂ᵏ ≤ mean ‖X‖_Fᵏ", source, sensitivity, frobenius, {}),
+        inequality(terms, f"mean ‖X‖_Fᵏ ≤ {text}, W", source, frobenius, layer, share.assumptions),
     )
     if sharing == "operator":
         return bounds

@@ -1,4 +1,4 @@
-"""What the two sides of the statements are made of, from one linearization."""
+"""The terms that both sides of the statements are made of, from a single linearization."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ SHARING = ("tied", "operator")
 
 NORMS = ("operator", "matrix", "frobenius")
 
-# Round-off that a float64 bound may lose; less precise models are allowed 100 units of theirs.
+# Relative round-off that a float64 bound may lose. A less precise model is allowed 100 units of its
+# own round-off.
 ROUND_OFF = 1e-9
 
 PAPER = "compression paper"
@@ -43,31 +44,34 @@ JACOBIAN_SHAPE = ("n", "C", "d", "…")
 
 @dataclass(frozen=True)
 class CallTerms:
-    r"""One call of one layer: x its input, z = T x its pre-activation, :math:`J_x`, B.
+    r"""Terms of a call of a layer with input x, pre-activation z = A x, :math:`X` and :math:`B`.
 
     Attributes
     ----------
     name : str
-        The layer; or ``"input"`` for :math:`J_x` in the network's input.
+        Name of the layer; or ``"input"`` for X in the network's input.
     sensitivity, frobenius, log_volume : Tensor
-        :math:`\|J_x\|_2`, :math:`\|J_x\|_F`, :math:`\log d\mathrm{Vol}`, shape (n,), float64.
+        Norms :math:`\|X\|_2` and :math:`\|X\|_F`, and the logarithm of the volume, shape (n,),
+        float64.
     input_norm, cotangent_norm : Tensor
-        :math:`\|x\|`, :math:`\|B\|_F`, shape (n,).
+        Norms :math:`\|x\|` and :math:`\|B\|_F`, shape (n,).
     weight_gradient, bias_gradient : Tensor
-        Of the layer's parameters with all their uses, :math:`\|\partial f/\partial W\|_F` and
-        :math:`\|\partial f/\partial b\|_F`, shape (n,); the second zero without a bias.
+        Norms :math:`\|\partial f/\partial W\|_F` and :math:`\|\partial f/\partial b\|_F` of the
+        gradients in the layer's parameters with all their uses, shape (n,); the second is zero
+        without a bias.
     operator : OperatorNorm
-        :math:`\|T\|_2`.
+        Norm :math:`\|A\|_2`.
     matrix_norm, frobenius_norm : float
-        :math:`\|W\|_2` of the reshaped weight, and :math:`\sqrt P\,\|W\|_F \ge \|T\|_F`.
+        Norm :math:`\|W\|_2` of the reshaped weight, and :math:`\sqrt P\,\|W\|_F \ge \|A\|_F`.
     num_cotangents : int
-        h, the number of entries of z.
+        Number h of entries of z.
     has_bias : bool
         Whether the layer adds a bias.
     unshared : bool
-        Whether W acts once: one call, one position that sees the whole input, one group.
+        Whether W acts once: in a single call, at a single position that sees the whole input, in a
+        single group.
     single_reader : bool
-        Whether :math:`J_x = B T`: nothing else reads x.
+        Whether :math:`X = B A`, because nothing else reads x.
 
     Examples
     --------
@@ -103,24 +107,24 @@ class CallTerms:
 
 @dataclass(frozen=True)
 class CompressionTerms:
-    r"""What the paper's inequalities say of a network on n samples is made of.
+    r"""The terms of the paper's inequalities, of a network on n samples.
 
     Attributes
     ----------
     network : CallTerms
-        At the network's input; its layer is the first one called, and ``single_reader`` says
-        whether that layer alone reads the input, unchanged.
+        Terms at the network's input. Their layer is the first one called, and ``single_reader``
+        says whether that layer alone reads the input, unchanged.
     calls : tuple of CallTerms
-        Every call of every layer.
+        Terms of every call of every layer.
     gradient : Tensor
-        :math:`\|\partial f/\partial\theta\|_F`, all parameters, shape (n,), float64.
+        Norm :math:`\|\partial f/\partial\theta\|_F` over all parameters, shape (n,), float64.
     scaled_gradient, scaled_first_gradient : Tensor
-        :math:`\sum_j \theta_j^2 \|\partial f/\partial\theta_j\|^2` over all parameters, and over
-        the first layer's weight, shape (n,).
+        Sum :math:`\sum_j \theta_j^2 \|\partial f/\partial\theta_j\|^2` over all parameters, and
+        over the first layer's weight, shape (n,).
     input_invariant : Tensor
-        :math:`\|J_x \operatorname{diag}(x)\|_F^2` at the network's input, shape (n,).
+        Squared norm :math:`\|X \operatorname{diag}(x)\|_F^2` at the network's input, shape (n,).
     linearization : Linearization
-        Where they come from.
+        Linearization that the terms come from.
 
     Examples
     --------
@@ -143,12 +147,12 @@ class CompressionTerms:
 
     @property
     def num_outputs(self) -> int:
-        """C, the exponent of the volume bounds."""
+        """The number C of outputs, which is the exponent of the volume bounds."""
         return self.linearization.outputs.shape[1]
 
     @property
     def sharpness(self) -> float:
-        """S, the Gauss–Newton trace over all parameters."""
+        """The sharpness S, which is the Gauss–Newton trace over all parameters."""
         return float(self.gradient.square().mean())
 
     @property
@@ -165,7 +169,8 @@ def compression_terms(
     Parameters
     ----------
     model : nn.Module
-        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+        Network that is called as ``model(inputs)`` and returns (n, C); measured in evaluation mode
+        and left as it was.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; the targets are not used.
     memory_budget : int
@@ -174,7 +179,7 @@ def compression_terms(
     Returns
     -------
     CompressionTerms
-        Of all layers and all samples.
+        Terms of all layers and all samples.
 
     Raises
     ------
@@ -215,11 +220,11 @@ def compression_terms_from(
     Parameters
     ----------
     linearization : Linearization
-        With input Jacobians and all parameters.
+        Linearization with input Jacobians and all parameters.
     inputs : Tensor
-        The network's inputs, shape (n, …).
+        Inputs of the network, shape (n, …).
     parameters : dict of str to Tensor
-        The network's parameters by name.
+        Parameters of the network by name.
 
     Raises
     ------
@@ -314,7 +319,7 @@ def _call_terms(
 
 
 def _bias_jacobian(linearization: Linearization, module: nn.Module) -> Tensor | None:
-    """Return ∂f/∂b, None where the layer has no bias of its own."""
+    """Return ∂f/∂b; None where the layer has no bias of its own."""
     if module.bias is None:
         return None
     owners = [
@@ -329,7 +334,7 @@ def _bias_jacobian(linearization: Linearization, module: nn.Module) -> Tensor | 
 
 
 def _acts_once(use: LayerUse) -> bool:
-    """Whether one patch holds every input entry once: then ∂f/∂W = B xᵀ."""
+    """Whether a single patch holds every input entry once, so that ∂f/∂W = B xᵀ."""
     if use.positions() > 1 or use.groups > 1:
         return False
     columns = use.columns(slice(None)).flatten(1)
@@ -337,19 +342,19 @@ def _acts_once(use: LayerUse) -> bool:
 
 
 def through_layer(use: LayerUse) -> Tensor:
-    """Return B T, (n, C, M)."""
+    """Return B A, shape (n, C, entries of the input)."""
     shape = use.inputs.shape[1:]
     rows = apply_adjoint(use.module, use.output_jacobian.flatten(0, 1), shape)
     return rows.reshape(*use.output_jacobian.shape[:2], -1)
 
 
-def same_tensor(one: Tensor, other: Tensor) -> bool:
+def same_tensor(tensor: Tensor, other: Tensor) -> bool:
     """Whether two tensors agree up to round-off of their largest entry."""
-    if one.shape != other.shape:
+    if tensor.shape != other.shape:
         return False
-    scale = float(torch.maximum(one.abs().max(), other.abs().max()))
-    eps = torch.finfo(torch.promote_types(one.dtype, other.dtype)).eps
-    return float((one - other).abs().max()) <= eps**0.5 * scale
+    scale = float(torch.maximum(tensor.abs().max(), other.abs().max()))
+    eps = torch.finfo(torch.promote_types(tensor.dtype, other.dtype)).eps
+    return float((tensor - other).abs().max()) <= eps**0.5 * scale
 
 
 def _norms(tensor: Tensor) -> Tensor:

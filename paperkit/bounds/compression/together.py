@@ -34,21 +34,33 @@ def compression_bounds(
 
     Parameters
     ----------
-    model, data, memory_budget
-        As in :func:`compression_terms`.
-    sharing, norm, bias
-        As in :func:`linear_stability_bounds`.
+    model : nn.Module
+        Network that is called as ``model(inputs)`` and returns (n, C); measured in evaluation mode
+        and left as it was.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them; the targets are not used.
+    sharing : str
+        ``"tied"`` for the gradient in the weight, as in the paper; ``"operator"`` for that in the
+        entries of the layer's operator, which holds for convolutions too.
+    norm : str
+        Norm of the layer: ``"operator"``, ``"matrix"`` or ``"frobenius"``; see
+        :func:`~paperkit.bounds.compression.linear_stability_bounds`.
+    bias : bool
+        Whether the bias counts as another input that is always 1.
+    memory_budget : int
+        Bytes for the pairs and temporaries.
 
     Returns
     -------
     dict of str to Inequality
-        By the paper's equation number: ``"5"``, ``"6"``, ``"9"``, ``"10"``, ``"11"``, ``"12"``,
-        ``"35"`` and ``"44"``, each between the statement's outermost sides.
+        Statements by the paper's equation number: ``"5"``, ``"6"``, ``"9"``, ``"10"``, ``"11"``,
+        ``"12"``, ``"35"`` and ``"44"``, each between the statement's outermost sides.
 
     Raises
     ------
     ValueError
-        As :func:`compression_terms` and :func:`linear_stability_bounds`.
+        If the data do not fit the model or the budget, no gradient reaches a layer's input, or
+        ``sharing`` or ``norm`` is unknown.
 
     Examples
     --------
@@ -76,7 +88,8 @@ def compression_bounds(
     terms = compression_terms(model, data, memory_budget=memory_budget)
     options = _Options(sharing=sharing, norm=norm, bias=bias)
     chains: dict[str, tuple[Inequality, ...]] = {
-        # Its links are at different samples; the second implies the whole.
+        # The links of equation 5 are taken at different samples and cannot be joined. The second
+        # alone implies the whole.
         "5": linear_stability_bounds(terms, **options)[1:],
         "6": input_smoothness_bounds(terms, **options),
         "9": volume_bounds(terms, **options),
@@ -86,7 +99,7 @@ def compression_bounds(
         "35": (matrix_normalized_bound(terms, **options),),
         "44": input_invariant_bounds(terms),
     }
-    return {number: _whole(chain) for number, chain in chains.items()}
+    return {number: _join_links(chain) for number, chain in chains.items()}
 
 
 class _Options(TypedDict):
@@ -95,7 +108,7 @@ class _Options(TypedDict):
     bias: bool
 
 
-def _whole(chain: tuple[Inequality, ...]) -> Inequality:
+def _join_links(chain: tuple[Inequality, ...]) -> Inequality:
     """Join the links a ≤ b, b ≤ c, … into a ≤ c."""
     assumptions: dict[str, bool | None] = {}
     for link in chain:

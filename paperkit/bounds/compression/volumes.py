@@ -30,21 +30,21 @@ from paperkit.estimators.representation import frobenius_norms, log_volumes
 def volume_lemma(jacobian: Tensor, k: int | None = None) -> Inequality:
     r"""Compare a Jacobian's log volume with its Frobenius norm, at the tightest sample.
 
-    :math:`\prod_{j\le k}\sigma_j \le k^{-k/2}\,\|J_x\|_F^k`, by the inequality of arithmetic and
+    :math:`\prod_{j\le k}\sigma_j \le k^{-k/2}\,\|X\|_F^k`, by the inequality of arithmetic and
     geometric means; equality where k singular values are equal and the others zero. Source:
     compression paper, Lemma 3.2 (equation 8), k = C.
 
     Parameters
     ----------
     jacobian : Tensor
-        Shape (n, C, …), outputs × inputs.
+        Jacobians X, shape (n, C, …), outputs × inputs.
     k : int, optional
-        As in :func:`paperkit.estimators.log_volumes`.
+        Number of the largest singular values whose product is taken; default C.
 
     Returns
     -------
     Inequality
-        Between logarithms.
+        Statement between logarithms.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def volume_lemma(jacobian: Tensor, k: int | None = None) -> Inequality:
     >>> import torch
     >>> from paperkit.bounds.compression import volume_lemma
     >>> volume_lemma(torch.diag(torch.tensor([3.0, 1.0])).unsqueeze(0))  # log 3 ≤ log 5
-    Inequality(compression paper, equation 8: log dVol ≤ log(k^(−k/2) ‖Jx‖_Fᵏ): 1.09861 ≤ 1.60944,
+    Inequality(compression paper, equation 8: log dVol ≤ log(k^(−k/2) ‖X‖_Fᵏ): 1.09861 ≤ 1.60944,
         certified)
     >>> abs(volume_lemma(torch.eye(2).unsqueeze(0)).slack) < 1e-6  # equal singular values attain it
     True
@@ -67,7 +67,7 @@ def volume_lemma(jacobian: Tensor, k: int | None = None) -> Inequality:
     right = power * (frobenius_norms(jacobian).log() - 0.5 * math.log(power))
     tightest_left, tightest_right = worst_sample(left, right)
     return Inequality(
-        statement="log dVol ≤ log(k^(−k/2) ‖Jx‖_Fᵏ)",
+        statement="log dVol ≤ log(k^(−k/2) ‖X‖_Fᵏ)",
         source=f"{PAPER}, equation 8",
         left=tightest_left,
         right=tightest_right,
@@ -86,7 +86,7 @@ def volume_bounds(
 ) -> tuple[Inequality, Inequality]:
     r"""Compare the mean local volume with the sharpness.
 
-    .. math:: dV \le \frac{C^{-C/2}}{n}\sum_i\|J_x\|_F^C \le
+    .. math:: dV \le \frac{C^{-C/2}}{n}\sum_i\|X_i\|_F^C \le
         \frac1n\sqrt{\sum_i\frac{\|W\|_2^{2C}}{\|x_i\|^{2C}}}\;\Bigl(\frac{nS}{C}\Bigr)^{C/2}
 
     Source: compression paper, Proposition 3.4 (equation 9). Section 2 of the paper says that a
@@ -96,23 +96,31 @@ def volume_bounds(
 
     Parameters
     ----------
-    terms, sharing, norm, bias
-        As in :func:`linear_stability_bounds`.
+    terms : CompressionTerms
+        Terms of the network.
+    sharing : str
+        ``"tied"`` for the gradient in the weight, as in the paper; ``"operator"`` for that in the
+        entries of the layer's operator, which holds for convolutions too.
+    norm : str
+        Norm of the layer: ``"operator"``, ``"matrix"`` or ``"frobenius"``; see
+        :func:`~paperkit.bounds.compression.linear_stability_bounds`.
+    bias : bool
+        Whether the bias counts as another input that is always 1.
     sharper : bool
-        Take the maximum in place of the power mean; needs C ≥ 2.
+        Whether the maximum takes the place of the power mean, which needs C ≥ 2.
     sharpness : float, optional
-        S, for example the trace of the Hessian; default the Gauss–Newton trace. Only for
+        Sharpness S, for example the trace of the Hessian; default the Gauss–Newton trace. Only for
         ``sharing="tied"``.
 
     Returns
     -------
     tuple of Inequality
-        The two inequalities between logarithms.
+        Inequalities, between logarithms, of neighbours in the chain.
 
     Raises
     ------
     ValueError
-        As :func:`linear_stability_bounds`.
+        If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
 
     Examples
     --------
@@ -147,9 +155,9 @@ def network_volume_bounds(
 ) -> tuple[Inequality, Inequality]:
     """Compare the sum over layers of the mean local volumes with the sharpness.
 
-    As :func:`volume_bounds` with the sums over all layers and samples; no parameter may belong to
-    two layers. A layer with fewer inputs than the network has outputs has volume zero. Source:
-    compression paper, Proposition 3.6 (equation 10).
+    The statement is that of :func:`volume_bounds` with the sums over all layers and samples; no
+    parameter may belong to two layers. A layer with fewer inputs than the network has outputs has
+    volume zero. Source: compression paper, Proposition 3.6 (equation 10).
 
     Parameters
     ----------
@@ -159,12 +167,12 @@ def network_volume_bounds(
     Returns
     -------
     tuple of Inequality
-        The two inequalities between logarithms.
+        Inequalities, between logarithms, of neighbours in the chain.
 
     Raises
     ------
     ValueError
-        As :func:`linear_stability_bounds`.
+        If ``sharing`` or ``norm`` is unknown, or another argument is out of range.
 
     Examples
     --------
@@ -209,9 +217,9 @@ def _volume_chain(
     frobenius = torch.cat([call.frobenius for call in calls]).log()
     middle = float(torch.logsumexp(c * frobenius, 0)) - log_n - 0.5 * c * math.log(c)
     total = 0.5 * c * math.log(n * value / c) if value > 0 else -math.inf
-    # Where an input is zero there is no bound, whatever S is.
+    # A zero input leaves no bound, whatever S is.
     right = math.inf if prefactor == math.inf else prefactor - log_n + total
-    middle_text = "log(C^(−C/2) mean ‖Jx‖_Fᶜ)"
+    middle_text = "log(C^(−C/2) mean ‖X‖_Fᶜ)"
     return (
         logarithmic_inequality(terms, f"log dV ≤ {middle_text}", source, left, middle, assumptions),
         logarithmic_inequality(

@@ -3,9 +3,9 @@ r"""Both sides of the information-geometric paper's statements, on small network
 Everything is written out in float64 from dense Jacobians, apart from the fast routes that are
 under test. Where both sides agree only to an order that the ``statement`` names, the function
 returns an :class:`~paperkit.bounds.Approximation`. An identity between matrices or vectors is read
-off along a random direction, where two that differ agree with probability zero.
-The paper's appendices are in the supplement of the proceedings, which was not at hand: what stands
-here under their letters is derived anew.
+off along a random direction, where sides that differ agree with probability zero.
+The paper's appendices are in the supplement of the proceedings, which was not at hand: the
+statements here under their letters are derived anew.
 """
 
 from paperkit.bounds.information_geometry.fisher import (

@@ -115,8 +115,8 @@ def kullback_leibler_expansion(
     v = random_direction(geometry.jacobian, geometry.jacobian.shape[2], seed)
     with evaluation(model) as parameters, torch.no_grad():
         theta = flattened(parameters)
-        moved = outputs_of_vector(model, parameters, inputs)(theta + step * v.to(theta)).double()
-    log_new, log_old = (torch.log_softmax(f, dim=1) for f in (moved, geometry.outputs))
+        outputs = outputs_of_vector(model, parameters, inputs)(theta + step * v.to(theta)).double()
+    log_new, log_old = (torch.log_softmax(f, dim=1) for f in (outputs, geometry.outputs))
     divergence = (log_new.exp() * (log_new - log_old)).sum(dim=1).mean()
     curvature = (geometry.rows @ v).square().sum() / geometry.num_samples
     return Approximation(
@@ -129,14 +129,14 @@ def kullback_leibler_expansion(
 
 
 def _softmax_factor(outputs: Tensor) -> Tensor:
-    """M = diag(√p)(I − 1pᵀ) of equation 4, (n, C, C)."""
+    """Return the factor R = diag(√p)(I − 1pᵀ) of equation 4, (n, C, C)."""
     p = torch.softmax(outputs, dim=1)
     identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
     return p.sqrt().unsqueeze(2) * (identity - p.unsqueeze(1))
 
 
 def fisher_factor_identity(outputs: Tensor, seed: int = 0) -> Identity:
-    """Equation 4: diag(p) − ppᵀ = MᵀM with M = diag(√p)(I − 1pᵀ); logits (n, C).
+    """Equation 4: diag(p) − ppᵀ = RᵀR with R = diag(√p)(I − 1pᵀ); logits (n, C).
 
     Examples
     --------
@@ -151,7 +151,7 @@ def fisher_factor_identity(outputs: Tensor, seed: int = 0) -> Identity:
     v = random_direction(outputs, outputs.shape[1], seed)
     variance = p @ v.square() - (p @ v).square()
     return Identity(
-        statement="vᵀ(diag(p) − ppᵀ)v = ‖Mv‖², summed over samples",
+        statement="vᵀ(diag(p) − ppᵀ)v = ‖Rv‖², summed over samples",
         source=f"{PAPER}, equation 4",
         left=float(variance.sum()),
         right=float((_softmax_factor(outputs) @ v).square().sum()),
@@ -160,7 +160,7 @@ def fisher_factor_identity(outputs: Tensor, seed: int = 0) -> Identity:
 
 
 def logit_gradient_identity(model: nn.Module, data: object, sample: int, output: int) -> Identity:
-    """Equation 5: row j of M_i J_i is √p_j (J_j − Σ p_j' J_j'), read along a random vector.
+    """Equation 5: row j of R_i J_i is √p_j (J_j − Σ p_j' J_j'), read along a random vector.
 
     Examples
     --------
@@ -180,7 +180,7 @@ def logit_gradient_identity(model: nn.Module, data: object, sample: int, output:
     response = geometry.jacobian[sample] @ v
     p = torch.softmax(geometry.outputs[sample], dim=0)
     return Identity(
-        statement="(M_i J_i)_j v = √p_j (J_ij − Σ p_j' J_ij') v",
+        statement="(R_i J_i)_j v = √p_j (J_ij − Σ p_j' J_ij') v",
         source=f"{PAPER}, equation 5",
         left=float(_softmax_factor(geometry.outputs)[sample, output] @ response),
         right=float(p[output].sqrt() * (response[output] - p @ response)),
@@ -192,11 +192,13 @@ def fisher_rank_bound(model: nn.Module, data: object, head: str | None = None) -
 
     Parameters
     ----------
-    model, data
-        As in :func:`fisher_geometry`.
+    model : nn.Module
+        Small network, called as ``model(inputs)`` and returning (n, C).
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them.
     head : str, optional
-        Name of a linear layer with bias, over h features, whose outputs are the logits. Adding one
-        vector to all its rows shifts all logits alike, which the softmax does not see.
+        Name of a linear layer with bias, over h features, whose outputs are the logits. Adding the
+        same vector to all its rows shifts all logits alike, which the softmax does not see.
 
     Raises
     ------
@@ -278,13 +280,13 @@ def balanced_prediction_expansion(
     Parameters
     ----------
     jacobian : Tensor
-        One sample's, (C, d).
+        Jacobian of a sample, (C, d).
     reference : int
-        c.
+        Index c of the likeliest class.
     epsilon : float
-        ε, below 1/(C−1). The difference is O(ε²).
+        Probability ε of every other class, below 1/(C−1). The difference is O(ε²).
     seed : int
-        Of the direction along which the matrices are compared.
+        Seed of the direction along which the matrices are compared.
 
     Examples
     --------
@@ -302,11 +304,11 @@ def balanced_prediction_expansion(
     num_outputs, dimension = jacobian.shape
     reference = arguments.integer("reference", reference, at_least=0, at_most=num_outputs - 1)
     epsilon = arguments.number("epsilon", epsilon, above=0)
-    rest = 1.0 - (num_outputs - 1) * epsilon
-    if not rest > 0:
+    likeliest = 1.0 - (num_outputs - 1) * epsilon
+    if not likeliest > 0:
         raise ValueError(f"epsilon={epsilon} must lie between 0 and 1/(C−1).")
     p = torch.full_like(jacobian[:, 0], epsilon)
-    p[reference] = rest
+    p[reference] = likeliest
     response = jacobian @ random_direction(jacobian, dimension, seed)
     difference = response - response[reference]
     return Approximation(

@@ -1,4 +1,4 @@
-"""The Fisher matrix and all gradients at one point, written out."""
+"""The Fisher matrix and all gradients at a point, written out."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ PAPER = "information-geometric paper"
 
 VERSIONS = ("printed", "exact")
 
-# Relative; two ways to compute one matrix in float64 agree to this.
+# Relative difference that round-off explains between two float64 computations of the same matrix.
 ROUND_OFF = 1e-8
 
-# Relative to the mean gradient of a single sample: below it the point counts as stationary.
+# A point counts as stationary if its gradient is smaller than this part of a sample's mean
+# gradient.
 STATIONARY = 1e-4
 
 
 @dataclass(frozen=True)
 class FisherGeometry:
-    """The Fisher matrix and all samples' gradients at one point, written out.
+    """The Fisher matrix and all samples' gradients at a point, written out.
 
     Attributes
     ----------
     outputs : Tensor
-        (n, C), float64.
+        Outputs f, (n, C), float64.
     targets : Tensor
         Labels (n,), or (n, C) for the squared errors.
     jacobian : Tensor
-        (n, C, d), float64.
+        Jacobian J, (n, C, d), float64.
     loss : str
-        The loss's name.
+        Name of the loss.
 
     Examples
     --------
@@ -73,7 +74,7 @@ class FisherGeometry:
 
     @property
     def rows(self) -> Tensor:
-        """G, (n r, d), with F = Gᵀ G / n."""
+        """The rows R J of all samples, (n r, d); F is their Gram matrix (R J)ᵀ R J / n."""
         return (self.dual.factor @ self.jacobian).flatten(0, 1)
 
     @property
@@ -86,16 +87,16 @@ class FisherGeometry:
         """Return the nonzero eigenvalues of F, descending, and eigenvectors (d, k)."""
         rows = self.rows
         _, values, right = torch.linalg.svd(rows, full_matrices=False)
-        kept = values > rank_tolerance(rows) * values.max()
-        return values[kept].square() / self.num_samples, right[kept].T
+        nonzero = values > rank_tolerance(rows) * values.max()
+        return values[nonzero].square() / self.num_samples, right[nonzero].T
 
     def inverse_norms(self, vectors: Tensor) -> Tensor:
-        """Return vᵀ F† v of vectors (k, d) in the range of F."""
+        """Return vᵀ F⁺ v for each of k vectors v, (k, d), in the range of F."""
         eigenvalues, directions = self.eigenpairs()
         return ((vectors @ directions).square() / eigenvalues).sum(dim=1)
 
     def gradient_gram(self) -> Tensor:
-        """Return g_iᵀ F† g_j of all samples, (n, n), through the dual."""
+        """Return g_iᵀ F⁺ g_j for all pairs of samples, (n, n), through the dual."""
         dual = self.dual
         rows, scales = self.rows, self.rows.norm(dim=1)
         space = row_factors(lambda: [(rows, scales)]).space(rank_tolerance(rows))
@@ -113,13 +114,14 @@ def fisher_geometry(
     Parameters
     ----------
     model : nn.Module
-        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+        Network that is called as ``model(inputs)`` and returns (n, C); measured in evaluation mode
+        and left as it was.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them.
     loss : str
-        A name from :data:`paperkit.network.LOSSES`.
+        Name from :data:`paperkit.network.LOSSES`.
     theta : Tensor, optional
-        All parameters as one vector, in the order of ``named_parameters``.
+        Vector of all parameters θ, in the order of ``named_parameters``; default the model's own.
 
     Raises
     ------
@@ -217,12 +219,12 @@ def outputs_of_vector(
 
 
 def rank_tolerance(matrix: Tensor) -> float:
-    """Return what counts as zero beside a matrix's largest singular value."""
+    """Return the part of a matrix's largest singular value below which others count as zero."""
     return default_tolerance(matrix.shape[0], matrix.shape[1], matrix.dtype)
 
 
 def random_direction(like: Tensor, size: int, seed: int) -> Tensor:
-    """A random unit vector."""
+    """Return a random unit vector."""
     vector = torch.randn(size, generator=generator_of(seed), dtype=torch.float64, device="cpu")
     return (vector / vector.norm()).to(like)
 

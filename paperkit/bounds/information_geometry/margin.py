@@ -23,7 +23,7 @@ from paperkit.estimators.baselines import sample_losses
 
 @dataclass(frozen=True)
 class _Crossing:
-    """A linear model of where a sample meets the decision boundary: value + slope·δ = 0."""
+    """A linear model of the shift ε at which a sample meets the boundary: value + slope·ε = 0."""
 
     value: float
     slope: Tensor
@@ -56,16 +56,19 @@ def margin_length_identity(
 
     Parameters
     ----------
-    model, data
-        As in :func:`fisher_geometry`; two classes.
+    model : nn.Module
+        Small network with two classes, called as ``model(inputs)`` and returning (n, 2).
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them.
     sample, index : int
-        i and k, eigenvalues in falling order.
+        Indices i of the sample and k of the eigenvector, eigenvalues in falling order.
     version : str
         ``"printed"`` finds the shift from the loss made linear, as the paper does. The loss is
-        convex in the margin, so its tangent lies below it: in a model linear in its parameters the
-        shift of a correctly classified sample overshoots the boundary, by a factor that grows
-        exponentially with the confidence (258 at a logit of 8), and that of a misclassified one
-        falls short. ``"exact"`` makes the difference of the logits linear: exact for such a model.
+        convex in the margin, so its tangent lies below it. In a model linear in its parameters the
+        shift of a correctly classified sample then overshoots the boundary, by a factor that grows
+        exponentially with the confidence (258 at a logit of 8), and the shift of a misclassified
+        sample falls short. ``"exact"`` makes the difference of the logits linear, which is exact
+        for such a model.
 
     Examples
     --------
@@ -104,20 +107,21 @@ def margin_identity(
     version: str = "printed",
     competitor: int | None = None,
 ) -> Identity:
-    """Equation 11, and Appendix E (ours) for several classes: Σ_k 1/(ε²λ_k) as a norm under F†.
+    """Equation 11, and Appendix E (ours) for several classes: Σ_k 1/(ε²λ_k) as a norm under F⁺.
 
     Parameters
     ----------
     model, data, sample, version
         As in :func:`margin_length_identity`; any number of classes for ``"exact"``.
     competitor : int, optional
-        The other class of the boundary; needed for more than two classes.
+        Other class of the boundary; needed for more than two classes.
 
     Returns
     -------
     Identity
-        Right: gᵀF†g/(log 2 − ℓ)² as printed, ∂dᵀF†∂d/d² with d = f_y − f_j as corrected. The
-        denominator matters: a smaller sharpness alone is no larger margin.
+        Statement whose right side is gᵀF⁺g/(log 2 − ℓ)² as printed, and ∂mᵀF⁺∂m/m² with the margin
+        m = f_y − f_j as corrected. The denominator matters: a smaller sharpness alone is no larger
+        margin.
 
     Raises
     ------
@@ -136,7 +140,7 @@ def margin_identity(
     True
     >>> margin_identity(model, data, sample=0)
     Identity(information-geometric paper, equation 11 (printed): Σ_k 1/(ε_k² λ_k) = ‖slope‖² under
-        F†, over the squared distance: 5.09836 = 5.09836, certified)
+        F⁺, over the squared distance: 5.09836 = 5.09836, certified)
     """
     sample = check_sample(data, sample)
     version = arguments.choice("version", version, VERSIONS)
@@ -148,7 +152,7 @@ def margin_identity(
     epsilon = -crossing.value / (directions.T @ crossing.slope)
     inverse_norm = geometry.inverse_norms(crossing.slope.unsqueeze(0))
     return Identity(
-        statement="Σ_k 1/(ε_k² λ_k) = ‖slope‖² under F†, over the squared distance",
+        statement="Σ_k 1/(ε_k² λ_k) = ‖slope‖² under F⁺, over the squared distance",
         source=f"{PAPER}, equation 11 ({version})",
         left=float((1.0 / (epsilon.square() * eigenvalues)).sum()),
         right=float(inverse_norm / crossing.value**2),
@@ -157,7 +161,7 @@ def margin_identity(
 
 
 def margin_loss_bound(model: nn.Module, data: object, sample: int, competitor: int) -> Statement:
-    """In full rank the exact margin depends on the outputs alone: ≤ n(1/p_y + 1/p_j)/d² (ours).
+    """In full rank the exact margin depends on the outputs alone: ≤ n(1/p_y + 1/p_j)/m² (ours).
 
     Examples
     --------
@@ -168,7 +172,7 @@ def margin_loss_bound(model: nn.Module, data: object, sample: int, competitor: i
     >>> model.weight.data = torch.tensor([[1.0], [0.0]]).double()
     >>> data = torch.ones(1, 1).double(), torch.tensor([0])
     >>> margin_loss_bound(model, data, sample=0, competitor=1)
-    Identity(information-geometric paper, Appendix E (ours): ∂dᵀF†∂d/d² = n (1/p_y + 1/p_j)/d²:
+    Identity(information-geometric paper, Appendix E (ours): ∂mᵀF⁺∂m/m² = n (1/p_y + 1/p_j)/m²:
         5.08616 = 5.08616, certified)
     """
     sample = check_sample(data, sample)
@@ -182,7 +186,7 @@ def margin_loss_bound(model: nn.Module, data: object, sample: int, competitor: i
     odds = float(1.0 / p[label] + 1.0 / p[competitor])
     kind, relation = (Identity, "=") if full_rank else (Inequality, "≤")
     return kind(
-        statement=f"∂dᵀF†∂d/d² {relation} n (1/p_y + 1/p_j)/d²",
+        statement=f"∂mᵀF⁺∂m/m² {relation} n (1/p_y + 1/p_j)/m²",
         source=f"{PAPER}, Appendix E (ours)",
         left=float(norm) / crossing.value**2,
         right=geometry.num_samples * odds / crossing.value**2,

@@ -24,17 +24,18 @@ from paperkit.network.evaluation import evaluation
 
 
 def _natural_gradient(geometry: FisherGeometry) -> tuple[Tensor, Tensor]:
-    """Return the mean gradient g and F†g."""
+    """Return the mean gradient g and F⁺g."""
     gradient = geometry.gradients.mean(dim=0)
     eigenvalues, directions = geometry.eigenpairs()
     return gradient, directions @ ((directions.T @ gradient) / eigenvalues)
 
 
 def perturbed_loss_expansion(model: nn.Module, data: object, rho: float) -> Approximation:
-    """Equation 13: L(θ + ρF†g) ≈ L(θ) + ρ gᵀF†g, up to O(ρ²), g the gradient on the data.
+    """Equation 13: L(θ + μF⁺g) ≈ L(θ) + μ gᵀF⁺g, up to O(μ²), g the gradient on the data.
 
-    Its right side is one mini-batch's form of the objective L + ρ IGS, equation 12. F†g is long, so
-    the second order takes over at ρ of a few thousandths already.
+    The argument ``rho`` is μ, the paper's ρ. The right side is a mini-batch's form of the objective
+    L + μ IGS, equation 12. F⁺g is long, so the second order takes over at μ of a few thousandths
+    already.
 
     Examples
     --------
@@ -55,11 +56,11 @@ def perturbed_loss_expansion(model: nn.Module, data: object, rho: float) -> Appr
     value = get_loss(geometry.loss).value
     theta = flat_parameters(model)
     with evaluation(model) as parameters, torch.no_grad():
-        moved = outputs_of_vector(model, parameters, inputs)(theta + rho * natural.to(theta))
+        outputs = outputs_of_vector(model, parameters, inputs)(theta + rho * natural.to(theta))
     return Approximation(
-        statement="L(θ + ρF†g) ≈ L(θ) + ρ gᵀF†g, difference O(ρ²)",
+        statement="L(θ + μF⁺g) ≈ L(θ) + μ gᵀF⁺g, difference O(μ²)",
         source=f"{PAPER}, equation 13",
-        left=float(value(moved.double(), targets)),
+        left=float(value(outputs.double(), targets)),
         right=float(value(geometry.outputs, targets) + rho * (gradient @ natural)),
         assumptions={"rho small": None},
     )
@@ -68,13 +69,13 @@ def perturbed_loss_expansion(model: nn.Module, data: object, rho: float) -> Appr
 def stop_gradient_identity(
     model: nn.Module, data: object, rho: float, version: str = "printed", seed: int = 0
 ) -> Approximation:
-    """What the paper's training step descends: the gradient at θ + ρF†g with ρF†g held fixed.
+    """The paper's training step: the gradient at θ + ε, where ε = μF⁺g is held fixed.
 
-    The paper says that minimizing equation 13 minimizes a stochastic version of equation 12, and
-    prints no gradient: what follows is ours. ``"exact"`` is the gradient's first order, g + ρHF†g.
-    ``"printed"`` puts F for H, which the paper calls close after training (Section 3.3.1), and
-    finds (1+ρ)g: a larger step and no regularizer at all. Where H = F, as in softmax regression,
-    this is what happens. The sides are read along a random direction.
+    The argument ``rho`` is μ, the paper's ρ. The paper says that minimizing equation 13 minimizes a
+    stochastic version of equation 12, and prints no gradient; these are ours. ``"exact"`` is the
+    gradient's first order, g + μHF⁺g. ``"printed"`` puts F for H, which the paper calls close after
+    training (Section 3.3.1), and gives (1+μ)g: a larger step and no regularizer at all. This
+    happens where H = F, as in softmax regression. The sides are read along a random direction.
 
     Raises
     ------
@@ -102,7 +103,7 @@ def stop_gradient_identity(
     geometry = fisher_geometry(model, data)
     gradient, natural = _natural_gradient(geometry)
     theta = flat_parameters(model)
-    moved = fisher_geometry(model, data, theta=theta + rho * natural.to(theta))
+    perturbed = fisher_geometry(model, data, theta=theta + rho * natural.to(theta))
     hessian = dense_hessian(model, inputs, targets).double()
     fisher = geometry.rows.T @ geometry.rows / geometry.num_samples
     curvature = hessian if version == "exact" else fisher
@@ -111,11 +112,11 @@ def stop_gradient_identity(
     if version == "printed":
         assumptions["Hessian equals Fisher matrix"] = agree(hessian, fisher)
     return Approximation(
-        statement="vᵀ∇L(θ + δ) ≈ vᵀg + ρ vᵀHF†g, difference O(ρ²)"
+        statement="vᵀ∇L(θ + ε) ≈ vᵀg + μ vᵀHF⁺g, difference O(μ²)"
         if version == "exact"
-        else "vᵀ∇L(θ + δ) ≈ (1 + ρ) vᵀg, difference O(ρ²)",
+        else "vᵀ∇L(θ + ε) ≈ (1 + μ) vᵀg, difference O(μ²)",
         source=f"{PAPER}, on equation 13 (ours)" + ("" if version == "exact" else ", with F for H"),
-        left=float(v @ moved.gradients.mean(dim=0)),
+        left=float(v @ perturbed.gradients.mean(dim=0)),
         right=float(v @ (gradient + rho * (curvature @ natural))),
         assumptions=assumptions,
     )

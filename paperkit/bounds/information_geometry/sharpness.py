@@ -30,10 +30,10 @@ from paperkit.network.batches import as_batch
 def span_identity(
     model: nn.Module, data: object, sample: int, loss: str = "cross_entropy"
 ) -> Identity:
-    """Appendix B (ours): g_i = G_iᵀ a_i, so a gradient lies in the range of the Fisher matrix.
+    """Appendix B (ours): g_i = (R_i J_i)ᵀ u_i, so a gradient lies in the Fisher matrix's range.
 
-    It is the gradient of the loss alone: that of a weight penalty does not lie there, nor need
-    that of other data.
+    The statement is about the gradient of the loss alone; u_i are its dual coordinates. The
+    gradient of a weight penalty does not lie there, and that of other data need not.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def span_identity(
     dual = geometry.dual
     rows = dual.factor[sample] @ geometry.jacobian[sample]
     return Identity(
-        statement="g_iᵀ v = a_iᵀ G_i v",
+        statement="g_iᵀ v = u_iᵀ R_i J_i v",
         source=f"{PAPER}, Appendix B (ours)",
         left=float(geometry.gradients[sample] @ v),
         right=float(dual.dual_vectors[sample] @ (rows @ v)),
@@ -61,7 +61,7 @@ def span_identity(
 def sharpness_dual_identity(
     model: nn.Module, data: object, loss: str = "cross_entropy"
 ) -> Identity:
-    """Equation 6 two ways: Tr(F†C) from d × d matrices, and the projection in the dual.
+    """Equation 6 in two ways: Tr(F⁺F̂) from d × d matrices, and the projection in the dual.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def sharpness_dual_identity(
     >>> _ = nn.init.zeros_(model.weight)
     >>> data = torch.tensor([[1.0], [2.0]]).double(), torch.tensor([0, 1])
     >>> sharpness_dual_identity(model, data)  # one direction of x for two samples
-    Identity(information-geometric paper, equation 6: Tr(F†C) = Σ a_iᵀ Π_ii a_i: 2 = 2, certified)
+    Identity(information-geometric paper, equation 6: Tr(F⁺F̂) = Σ u_iᵀ Π_ii u_i: 2 = 2, certified)
     """
     loss = get_loss(loss).name
     inputs, targets = as_batch(data)
@@ -85,7 +85,7 @@ def sharpness_dual_identity(
     tolerance = rank_tolerance(fisher)
     inverse = torch.linalg.pinv(fisher, rtol=tolerance, hermitian=True)
     return Identity(
-        statement="Tr(F†C) = Σ a_iᵀ Π_ii a_i",
+        statement="Tr(F⁺F̂) = Σ u_iᵀ Π_ii u_i",
         source=f"{PAPER}, equation 6",
         left=float((inverse * moment).sum()),
         right=float(sharpness),
@@ -161,8 +161,8 @@ def minibatch_identity(
 ) -> Identity:
     """Equation 7 and Appendix C (ours): IGS_b over all mini-batches, against its closed form.
 
-    The left side enumerates the batches (n to the power b of them with replacement): only for a
-    handful of samples.
+    The left side enumerates the batches, n to the power b of them with replacement, so this serves
+    a handful of samples only.
 
     Examples
     --------
@@ -201,7 +201,7 @@ def minibatch_identity(
         replacement=replacement,
     )
     return Identity(
-        statement="E_B[g_Bᵀ F† g_B] = c IGS + (1−c) ḡᵀ F† ḡ",
+        statement="E_B[g_Bᵀ F⁺ g_B] = c IGS + (1−c) ḡᵀ F⁺ ḡ",
         source=f"{PAPER}, equation 7 and Appendix C (ours)",
         left=sum(means) / len(means),
         right=float(closed),
@@ -220,21 +220,23 @@ def coordinate_invariance(
 ) -> Identity:
     """Section 3: IGS is the same in other coordinates, f̃(x; η) = f(x; ψ(η)).
 
-    It holds because each gradient lies in the range of F, not because F† transforms like a tensor:
-    for a singular F it does not.
+    The identity holds because each gradient lies in the range of F, not because F⁺ transforms like
+    a tensor; for a singular F it does not.
 
     Parameters
     ----------
-    model, data
-        As in :func:`fisher_geometry`.
+    model : nn.Module
+        Small network, called as ``model(inputs)`` and returning (n, C).
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them.
     inverse : callable
-        ψ, from η to θ, both flat.
+        Function ψ from the other coordinates η to θ, both flat.
     eta : Tensor
-        The point with ψ(η) = θ, the model's parameters.
+        Point η with ψ(η) = θ, the model's parameters.
     batch_size : int, optional
-        b of the mini-batch measure.
+        Size b of the mini-batches of the mini-batch measure.
     damping : float
-        Positive for the damped measure, which is not invariant.
+        Damping, positive for the damped measure, which is not invariant.
 
     Examples
     --------
@@ -281,19 +283,17 @@ def transformation_invariance(
     batch_size: int | None = None,
     damping: float = 0.0,
 ) -> Identity:
-    """Proposition 3.1: IGS(θ) = IGS(g(θ)) where f(x; θ) = f(x; g(θ)) on an open set.
+    """Proposition 3.1: IGS(θ) = IGS(φ(θ)) where f(x; θ) = f(x; φ(θ)) on an open set.
 
-    The paper asks for an invertible, differentiable g; its Jacobian has to be invertible too, as
-    that of θ³ is not at zero.
+    The paper asks for an invertible, differentiable φ (its g). The Jacobian of φ has to be
+    invertible too, as that of θ³ is not at zero.
 
     Parameters
     ----------
-    model, data
-        As in :func:`fisher_geometry`.
-    transformation : callable
-        g, between flat parameter vectors.
-    batch_size, damping
+    model, data, batch_size, damping
         As in :func:`coordinate_invariance`.
+    transformation : callable
+        Function φ between flat parameter vectors.
 
     Examples
     --------

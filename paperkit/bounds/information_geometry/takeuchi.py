@@ -16,9 +16,9 @@ from paperkit.network.batches import as_batch
 def takeuchi_prediction(
     model: nn.Module, train: object, test: object, curvature: str = "hessian"
 ) -> Approximation:
-    """Equations 8 and 9: test minus training loss ≈ Tr(H⁻¹C)/n, in expectation over training sets.
+    """Equations 8 and 9: test minus training loss ≈ Tr(H⁻¹F̂)/n, in expectation over training sets.
 
-    One training set gives one draw of the left side. The paper writes the limit of the gap where
+    A training set gives a single draw of the left side. The paper writes the limit of the gap where
     it means that of n times the gap.
 
     Examples
@@ -33,7 +33,7 @@ def takeuchi_prediction(
     >>> test = torch.ones(2, 1).double(), torch.tensor([0, 1])
     >>> takeuchi_prediction(model, train, test)  # one parameter, four samples: 1/4
     Approximation(information-geometric paper, equations 8 and 9: test loss − training loss ≈
-        Tr(H⁻¹C)/n, in expectation, up to o(1/n): 0.274653 ≈ 0.25, not certified: many
+        Tr(H⁻¹F̂)/n, in expectation, up to o(1/n): 0.274653 ≈ 0.25, not certified: many
         samples=unchecked)
     """
     inputs, targets = as_batch(train)
@@ -44,7 +44,7 @@ def takeuchi_prediction(
     gradients = geometry.gradients
     eigenvalues = torch.linalg.eigvalsh(hessian)
     return Approximation(
-        statement="test loss − training loss ≈ Tr(H⁻¹C)/n, in expectation, up to o(1/n)",
+        statement="test loss − training loss ≈ Tr(H⁻¹F̂)/n, in expectation, up to o(1/n)",
         source=f"{PAPER}, equations 8 and 9",
         left=gap,
         right=float(criterion),

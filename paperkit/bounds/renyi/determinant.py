@@ -29,10 +29,10 @@ def determinant_chain(
 ) -> tuple[Inequality, Inequality, Inequality]:
     r"""Return the three steps from the log-determinant to the paper's bound on it.
 
-    :math:`\log|H| \le d \log(\mathrm{Tr}H/d) \le d\log\mathrm{Tr}H - d H_\alpha \le
-    d\log\mathrm{Tr}H - H_\alpha`. Source: Rényi paper, equations 26 to 40 (the whole chain); the
-    two middle terms are ours. At a fixed trace the first quantity is *largest* for a uniform
-    spectrum, where the last one is smallest: only the slack falls with the entropy.
+    :math:`\log|H| \le d \log(\mathrm{Tr}H/d) \le d\log\mathrm{Tr}H - d \mathcal{H}_\alpha \le
+    d\log\mathrm{Tr}H - \mathcal{H}_\alpha`. Source: Rényi paper, equations 26 to 40 (the whole
+    chain); the two middle terms are ours. At a fixed trace the first quantity is *largest* for a
+    uniform spectrum, where the last one is smallest: only the slack falls with the entropy.
 
     Raises
     ------
@@ -45,8 +45,8 @@ def determinant_chain(
     >>> for step in determinant_chain([3.0, 1.0], alpha=2.0):
     ...     print(f"{step.statement}:  {step.left:.3f} ≤ {step.right:.3f}")
     log|H| ≤ d log(Tr H / d):  1.099 ≤ 1.386
-    d log(Tr H / d) ≤ d log Tr H − d H_α:  1.386 ≤ 1.833
-    d log Tr H − d H_α ≤ d log Tr H − H_α:  1.833 ≤ 2.303
+    d log(Tr H / d) ≤ d log Tr H − d ℋ_α:  1.386 ≤ 1.833
+    d log Tr H − d ℋ_α ≤ d log Tr H − ℋ_α:  1.833 ≤ 2.303
     """
     alpha = arguments.order("alpha", alpha)
     values = nonzero_vector(eigenvalues, "eigenvalues")
@@ -55,8 +55,8 @@ def determinant_chain(
     terms = {
         "log|H|": log_determinant_of(values),
         "d log(Tr H / d)": d * (log_trace - math.log(d)),
-        "d log Tr H − d H_α": d * (log_trace - entropy),
-        "d log Tr H − H_α": d * log_trace - entropy,
+        "d log Tr H − d ℋ_α": d * (log_trace - entropy),
+        "d log Tr H − ℋ_α": d * log_trace - entropy,
     }
     names = list(terms)
     first, second, third = (
@@ -73,10 +73,11 @@ def determinant_chain(
 
 
 def sum_of_logarithms(eigenvalues: Values, alpha: float, version: str = "printed") -> Inequality:
-    r"""Bound :math:`\sum_i \log p_i` by the entropy.
+    r"""Bound :math:`\sum_j \log q_j` by the entropy.
 
-    Source: Rényi paper, equations 32 and 38 to 40: at most :math:`-H_\alpha`. The inequality of
-    the means gives d times as much, :math:`-d \log d \le -d H_\alpha` (``"sharper"``).
+    Source: Rényi paper, equations 32 and 38 to 40: at most :math:`-\mathcal{H}_\alpha`. The
+    inequality of the means gives d times as much, :math:`-d \log d \le -d \mathcal{H}_\alpha`
+    (``"sharper"``).
 
     Raises
     ------
@@ -87,9 +88,9 @@ def sum_of_logarithms(eigenvalues: Values, alpha: float, version: str = "printed
     --------
     >>> from paperkit.bounds.renyi import sum_of_logarithms
     >>> sum_of_logarithms([1.0, 1.0, 1.0, 1.0], alpha=2.0)
-    Inequality(Rényi paper, eqs. 38–40: Σ log p_i ≤ −H_α: -5.54518 ≤ -1.38629, certified)
+    Inequality(Rényi paper, eqs. 38–40: Σ log q_j ≤ −ℋ_α: -5.54518 ≤ -1.38629, certified)
     >>> sum_of_logarithms([1.0, 1.0, 1.0, 1.0], alpha=2.0, version="sharper")
-    Inequality(Rényi paper, eqs. 38–40, sharpened: Σ log p_i ≤ −d H_α: -5.54518 ≤ -5.54518,
+    Inequality(Rényi paper, eqs. 38–40, sharpened: Σ log q_j ≤ −d ℋ_α: -5.54518 ≤ -5.54518,
         certified)
     """
     alpha = arguments.order("alpha", alpha)
@@ -97,7 +98,7 @@ def sum_of_logarithms(eigenvalues: Values, alpha: float, version: str = "printed
     values = nonzero_vector(eigenvalues, "eigenvalues")
     multiple = 1 if version == "printed" else len(values)
     return Inequality(
-        statement="Σ log p_i ≤ −H_α" if version == "printed" else "Σ log p_i ≤ −d H_α",
+        statement="Σ log q_j ≤ −ℋ_α" if version == "printed" else "Σ log q_j ≤ −d ℋ_α",
         source="Rényi paper, eqs. 38–40" + ("" if version == "printed" else ", sharpened"),
         left=log_determinant_of(values) - len(values) * log_trace_of(values),
         right=-multiple * renyi_entropy(values, alpha),

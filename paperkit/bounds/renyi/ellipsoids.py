@@ -50,7 +50,7 @@ def ellipsoid_divergence(eigenvalues: Values, rho: float, radius: float) -> floa
     4.0
     """
     values = nonzero_vector(eigenvalues, "eigenvalues")
-    rho, radius = _ellipsoid(rho, radius)
+    rho, radius = _check_ellipsoid(rho, radius)
     return len(values) * math.log(radius / rho) + 0.5 * log_determinant_of(values)
 
 
@@ -77,7 +77,7 @@ def ellipsoid_mean(dimension: int, rho: float) -> float:
     return dimension / (dimension + 2.0) * rho * rho
 
 
-def _ellipsoid(rho: float, radius: float) -> tuple[float, float]:
+def _check_ellipsoid(rho: float, radius: float) -> tuple[float, float]:
     return arguments.number("rho", rho, above=0), arguments.number("radius", radius, above=0)
 
 
@@ -97,27 +97,27 @@ def ellipsoid_posterior(
     r"""Bound the population risk at a minimum by the determinant of its Hessian.
 
     :math:`L(D, \theta^*) \le L(S, \theta^*) + \frac{d\rho^2}{2(d+2)} + r + \sqrt{(KL +
-    \log(2n/\varepsilon)) / 2(n-1)}` with probability 1 − ε. Source: Rényi paper, Theorem D.1 before
+    \log(2n/\delta)) / 2(n-1)}` with probability 1 − δ. Source: Rényi paper, Theorem D.1 before
     its last step, with the hypotheses that its proof needs and does not state.
 
     Parameters
     ----------
     population_risk, training_risk : float
-        L(D, θ*) and L(S, θ*).
+        Losses L(D, θ*) on the distribution D and L(S, θ*) on the sample S.
     eigenvalues : Tensor or sequence of float
-        Of H at θ*, all d of them, positive.
+        Eigenvalues of H at θ*, all d of them, positive.
     rho : float
-        The posterior is uniform on ΔᵀHΔ ≤ ρ².
+        Radius ρ of the ellipsoid ΔᵀHΔ ≤ ρ² on which the posterior is uniform.
     radius : float
-        R, of the ball on which the prior is uniform.
+        Radius R of the ball on which the prior is uniform.
     n : int
-        Samples.
+        Number n of samples.
     epsilon : float
-        Probability that the bound may fail.
+        Probability δ that the bound may fail; the paper's ε.
     remainder : float
-        r, a bound on the remainder of the loss's quadratic expansion over the ellipsoid.
+        Bound r on the remainder of the loss's quadratic expansion over the ellipsoid.
     centre_distance : float
-        From θ* to the centre of the ball, which must not depend on the sample.
+        Distance from θ* to the centre of the ball, which must not depend on the sample.
     known : mapping of str to bool, optional
         Answers to ``loss_in_unit_interval``, ``prior_independent_of_sample``,
         ``remainder_bounded`` and ``perturbation_raises_population_loss``.
@@ -125,7 +125,7 @@ def ellipsoid_posterior(
     Returns
     -------
     Inequality
-        Where the ball does not contain the ellipsoid it is not certified, and a negative
+        Statement that is not certified where the ball does not contain the ellipsoid; a negative
         radicand is set to zero.
 
     Raises
@@ -149,7 +149,7 @@ def ellipsoid_posterior(
     values = nonzero_vector(eigenvalues, "eigenvalues")
     divergence = ellipsoid_divergence(values, rho, radius)
     return Inequality(
-        statement="L(D, θ*) ≤ L(S, θ*) + dρ²/2(d + 2) + r + √((KL + log(2n/ε)) / 2(n − 1))",
+        statement="L(D, θ*) ≤ L(S, θ*) + dρ²/2(d + 2) + r + √((KL + log(2n/δ)) / 2(n − 1))",
         source="Rényi paper, Thm. D.1, with the determinant",
         left=arguments.number("population_risk", population_risk),
         right=_ellipsoid_right(training_risk, divergence, len(values), rho, n, epsilon, remainder),
@@ -175,10 +175,10 @@ def ellipsoid_posterior_entropy(
     r"""Bound the population risk at a minimum by the entropy of its Hessian.
 
     Source: Rényi paper, Theorem 3.3 (equation 5), Theorem D.1 (equation 46) and Corollary D.2
-    (equation 49): the radicand is :math:`(-\tfrac12 H_\alpha + C) / 2(n-1)`, in which the paper
-    does not say what C is. It is :math:`\tfrac d2 \log \mathrm{Tr}H + d\log(R/\rho) +
-    \log(2n/\varepsilon)`: of order d, not a constant, and against it :math:`H_\alpha \le \log d`
-    carries no information. ``"sharper"`` has :math:`-\tfrac d2 H_\alpha`, which
+    (equation 49): the radicand is :math:`(-\tfrac12 \mathcal{H}_\alpha + C) / 2(n-1)`, in which the
+    paper does not say what C is. It is :math:`\tfrac d2 \log \mathrm{Tr}H + d\log(R/\rho) +
+    \log(2n/\delta)`: of order d, not a constant, and against it :math:`\mathcal{H}_\alpha \le \log
+    d` carries no information. ``"sharper"`` has :math:`-\tfrac d2 \mathcal{H}_\alpha`, which
     :func:`determinant_chain` allows.
 
     Parameters
@@ -186,7 +186,7 @@ def ellipsoid_posterior_entropy(
     population_risk, training_risk, eigenvalues, rho, radius, n, epsilon
         As in :func:`ellipsoid_posterior`.
     alpha : float
-        Positive.
+        Order α > 0.
     version : str
         ``"printed"`` or ``"sharper"``.
     remainder, centre_distance, known
@@ -211,7 +211,7 @@ def ellipsoid_posterior_entropy(
     """
     alpha = arguments.order("alpha", alpha)
     version = arguments.choice("version", version, VERSIONS)
-    rho, radius = _ellipsoid(rho, radius)
+    rho, radius = _check_ellipsoid(rho, radius)
     values = nonzero_vector(eigenvalues, "eigenvalues")
     d = len(values)
     log_determinant = log_determinant_bound(
@@ -220,7 +220,7 @@ def ellipsoid_posterior_entropy(
     divergence = d * math.log(radius / rho) + 0.5 * log_determinant
     multiple = "½" if version == "printed" else "½d "
     return Inequality(
-        statement=f"L(D, θ*) ≤ L(S, θ*) + dρ²/2(d + 2) + r + √((−{multiple}H_α + C) / 2(n − 1))",
+        statement=f"L(D, θ*) ≤ L(S, θ*) + dρ²/2(d + 2) + r + √((−{multiple}ℋ_α + C) / 2(n − 1))",
         source=f"Rényi paper, Thm. D.1, {version}",
         left=arguments.number("population_risk", population_risk),
         right=_ellipsoid_right(training_risk, divergence, d, rho, n, epsilon, remainder),

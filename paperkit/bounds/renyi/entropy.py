@@ -20,9 +20,9 @@ from paperkit.estimators.entropy import renyi_entropy
 
 
 def power_sum(eigenvalues: Values, alpha: float) -> float:
-    r"""Return :math:`R_\alpha = \sum_i p_i^\alpha`, :math:`p_i = |\lambda_i| / \sum_j |\lambda_j|`.
+    r"""Return :math:`R_\alpha = \sum_j q_j^\alpha`, :math:`q_j = |\lambda_j| / \sum_k |\lambda_k|`.
 
-    Source: Rényi paper, equation 57. Minimising the sharpness :math:`-H_\alpha` minimises
+    Source: Rényi paper, equation 57. Minimising the sharpness :math:`-\mathcal{H}_\alpha` minimises
     :math:`R_\alpha` for α > 1 only; for α < 1, where the paper says the same, it maximises it.
 
     Raises
@@ -47,15 +47,15 @@ def trace_form(hessian: Tensor, alpha: float) -> Identity:
     r"""Compare the entropy with :math:`\frac{1}{1-\alpha}\log\frac{\mathrm{Tr}H^\alpha}{(\mathrm{Tr}H)^\alpha}`.
 
     Source: Rényi paper, equation 6; an identity for positive semidefinite H. For an indefinite H
-    the right side is what the paper's code evaluates, :math:`\mathrm{Tr}|H|^\alpha` over the
-    power of the signed trace: it diverges as α → 1 and is no entropy.
+    the right side is the value that the paper's code computes, :math:`\mathrm{Tr}|H|^\alpha` over
+    the power of the signed trace. This diverges as α → 1 and is no entropy.
 
     Parameters
     ----------
     hessian : Tensor
-        Symmetric, (d, d), of positive trace.
+        Symmetric matrix H, (d, d), of positive trace.
     alpha : float
-        Positive, not 1.
+        Order α > 0, not 1.
 
     Raises
     ------
@@ -67,10 +67,10 @@ def trace_form(hessian: Tensor, alpha: float) -> Identity:
     >>> import torch
     >>> from paperkit.bounds.renyi import trace_form
     >>> trace_form(torch.diag(torch.tensor([3.0, 1.0])), alpha=2.0)
-    Identity(Rényi paper, eq. 6: H_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α): 0.470004 = 0.470004,
+    Identity(Rényi paper, eq. 6: ℋ_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α): 0.470004 = 0.470004,
         certified)
     >>> trace_form(torch.diag(torch.tensor([3.0, -1.0])), alpha=2.0)
-    Identity(Rényi paper, eq. 6: H_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α): 0.470004 ≠ -0.916291,
+    Identity(Rényi paper, eq. 6: ℋ_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α): 0.470004 ≠ -0.916291,
         not certified: positive_semidefinite=violated)
     """  # noqa: E501
     alpha = arguments.order("alpha", alpha, one_allowed=False)
@@ -81,7 +81,7 @@ def trace_form(hessian: Tensor, alpha: float) -> Identity:
     values = eigenvalues_of(matrix)
     log_power = float(torch.logsumexp(alpha * values.abs().log(), 0))
     return Identity(
-        statement="H_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α)",
+        statement="ℋ_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α)",
         source="Rényi paper, eq. 6",
         left=renyi_entropy(values, alpha),
         right=(log_power - alpha * math.log(trace)) / (1.0 - alpha),
@@ -103,7 +103,7 @@ def convexity(p: Values, q: Values, alpha: float, version: str = "printed") -> I
     p, q : Tensor or sequence of float
         Distributions over the same outcomes.
     alpha : float
-        Positive.
+        Order α > 0.
     version : str
         ``"printed"`` or ``"corrected"``.
 
@@ -116,10 +116,10 @@ def convexity(p: Values, q: Values, alpha: float, version: str = "printed") -> I
     --------
     >>> from paperkit.bounds.renyi import convexity
     >>> convexity([1.0, 0.0], [0.0, 1.0], alpha=0.5)
-    Inequality(Rényi paper, Section 2: H_α((p + q)/2) ≤ (H_α(p) + H_α(q))/2: 0.693147 ≰ 0, not
+    Inequality(Rényi paper, Section 2: ℋ_α((p + q)/2) ≤ (ℋ_α(p) + ℋ_α(q))/2: 0.693147 ≰ 0, not
         certified: entropy_is_convex=violated)
     >>> convexity([1.0, 0.0], [0.0, 1.0], alpha=0.5, version="corrected")
-    Inequality(Rényi paper, Section 2, corrected: (H_α(p) + H_α(q))/2 ≤ H_α((p + q)/2): 0 ≤
+    Inequality(Rényi paper, Section 2, corrected: (ℋ_α(p) + ℋ_α(q))/2 ≤ ℋ_α((p + q)/2): 0 ≤
         0.693147, certified)
     """
     alpha = arguments.order("alpha", alpha)
@@ -132,14 +132,14 @@ def convexity(p: Values, q: Values, alpha: float, version: str = "printed") -> I
     concave = alpha <= 1 or (len(first) == 2 and alpha <= 2)
     if version == "printed":
         return Inequality(
-            statement="H_α((p + q)/2) ≤ (H_α(p) + H_α(q))/2",
+            statement="ℋ_α((p + q)/2) ≤ (ℋ_α(p) + ℋ_α(q))/2",
             source="Rényi paper, Section 2",
             left=midpoint,
             right=ends,
             assumptions={"entropy_is_convex": False},
         )
     return Inequality(
-        statement="(H_α(p) + H_α(q))/2 ≤ H_α((p + q)/2)",
+        statement="(ℋ_α(p) + ℋ_α(q))/2 ≤ ℋ_α((p + q)/2)",
         source="Rényi paper, Section 2, corrected",
         left=ends,
         right=midpoint,
@@ -168,7 +168,7 @@ def decrease_in_order(eigenvalues: Values, low: float, high: float) -> Inequalit
     --------
     >>> from paperkit.bounds.renyi import decrease_in_order
     >>> decrease_in_order([3.0, 1.0], low=0.5, high=2.0)
-    Inequality(Rényi paper, Section 2: H_high ≤ H_low: 0.470004 ≤ 0.623811, certified)
+    Inequality(Rényi paper, Section 2: ℋ_high ≤ ℋ_low: 0.470004 ≤ 0.623811, certified)
     >>> decrease_in_order([1.0, 1.0], low=0.5, high=2.0).slack  # a uniform spectrum has one entropy
     0.0
     """
@@ -178,7 +178,7 @@ def decrease_in_order(eigenvalues: Values, low: float, high: float) -> Inequalit
     if low > high:
         raise ValueError(f"low={low} exceeds high={high}: exchange them.")
     return Inequality(
-        statement="H_high ≤ H_low",
+        statement="ℋ_high ≤ ℋ_low",
         source="Rényi paper, Section 2",
         left=renyi_entropy(eigenvalues, high),
         right=renyi_entropy(eigenvalues, low),

@@ -20,8 +20,8 @@ from paperkit.bounds.statement import Inequality
 from paperkit.estimators.entropy import renyi_entropy
 
 _ISOLATED_STATEMENTS = {
-    "printed": "E_Q L(D) ≤ E_Q L(S) + 2 √((2L₀ + 2A + log(2N/δ)) / (N − 1))",
-    "sharper": "E_Q L(D) ≤ E_Q L(S) + √((E_P[L − L₀] + log(2N/δ)) / 2(N − 1))",
+    "printed": "E_Q L(D) ≤ E_Q L(S) + 2 √((2L₀ + 2A + log(2n/δ)) / (n − 1))",
+    "sharper": "E_Q L(D) ≤ E_Q L(S) + √((E_P[L − L₀] + log(2n/δ)) / 2(n − 1))",
 }
 
 _ISOLATED = {
@@ -31,8 +31,8 @@ _ISOLATED = {
 }
 
 
-def _rise(log_determinant: float, dimension: int, log_volume: float, exact: bool) -> float:
-    """Mean of the quadratic loss over its level ellipsoid, from log V and log|H|."""
+def _mean_rise(log_determinant: float, dimension: int, log_volume: float, exact: bool) -> float:
+    """Return the mean of the quadratic loss over its level ellipsoid, from log V and log|H|."""
     d, log_volume = dimension, arguments.number("log_volume", log_volume)
     curvature = (2.0 * log_volume + log_determinant) / d
     if exact:
@@ -53,9 +53,10 @@ def neighbourhood_rise(eigenvalues: Values, log_volume: float) -> Inequality:
     Parameters
     ----------
     eigenvalues : Tensor or sequence of float
-        Of H, all d of them.
+        Eigenvalues of H, all d of them.
     log_volume : float
-        log V; the volume itself leaves the range of float64 at a network's dimension.
+        Logarithm of the volume V, because V itself leaves the range of float64 at a network's
+        dimension.
 
     Raises
     ------
@@ -77,8 +78,8 @@ def neighbourhood_rise(eigenvalues: Values, log_volume: float) -> Inequality:
     return Inequality(
         statement="E_P[½ΔᵀHΔ] ≤ A, the printed A being asymptotic",
         source="Rényi paper, Thm. C.2",
-        left=_rise(log_determinant, d, log_volume, exact=True),
-        right=_rise(log_determinant, d, log_volume, exact=False),
+        left=_mean_rise(log_determinant, d, log_volume, exact=True),
+        right=_mean_rise(log_determinant, d, log_volume, exact=False),
         assumptions={
             "positive_definite": bool(values.min() > 0),
             "dimension_at_most_5": d <= 5,
@@ -114,7 +115,7 @@ def isolated_minimum(
     r"""Bound the posterior's population risk at an isolated minimum by the determinant.
 
     Source: Rényi paper, Theorem C.2 (equation 25): :math:`E_Q L(D) \le E_Q L(S) +
-    2\sqrt{(2L_0 + 2A + \log(2N/\delta))/(N-1)}`, with probability 1 − δ. The proof needs a prior
+    2\sqrt{(2L_0 + 2A + \log(2n/\delta))/(n-1)}`, with probability 1 − δ. The proof needs a prior
     that did not see S, but P is uniform around the minimum found *on* S. ``"sharper"`` is
     McAllester's bound with :math:`KL(Q, P) \le E_P[L - L_0]`, the exact rise, in which
     :math:`L_0` does not enter. The printed bound follows from it at every dimension.
@@ -122,18 +123,18 @@ def isolated_minimum(
     Parameters
     ----------
     population_risk, training_risk : float
-        E_Q L(D) and E_Q L(S).
+        Posterior means E_Q L(D) on the distribution D and E_Q L(S) on the sample S.
     minimum_loss : float
-        L_0 = L(S, θ*).
+        Loss L_0 = L(S, θ*) at the minimum.
     eigenvalues : Tensor or sequence of float
-        Of the layer's Hessian at θ*, all d of them. If one is zero the rise is 0, and the minimum
-        is not isolated.
+        Eigenvalues of the layer's Hessian at θ*, all d of them. If any is zero the rise is 0, and
+        the minimum is not isolated.
     log_volume : float
         Logarithm of the neighbourhood's volume.
     n : int
-        N, samples.
+        Number n of samples.
     delta : float
-        Probability that the bound may fail.
+        Probability δ that the bound may fail.
     version : str
         ``"printed"`` or ``"sharper"``.
     known : mapping of str to bool, optional
@@ -152,14 +153,16 @@ def isolated_minimum(
     >>> known = {"loss_in_unit_interval": True, "quadratic_loss_on_an_ellipsoid": True}
     >>> minimum = (0.15, 0.1, 0.0, [1.0], math.log(2.0))  # risks, L₀, spectrum, volume of [−1, 1]
     >>> isolated_minimum(*minimum, n=1000, delta=0.05, version="sharper", known=known)
-    Inequality(Rényi paper, Thm. C.2, sharper: E_Q L(D) ≤ E_Q L(S) + √((E_P[L − L₀] + log(2N/δ)) /
-        2(N − 1)): 0.15 ≤ 0.173396, not certified: prior_independent_of_sample=violated)
+    Inequality(Rényi paper, Thm. C.2, sharper: E_Q L(D) ≤ E_Q L(S) + √((E_P[L − L₀] + log(2n/δ)) /
+        2(n − 1)): 0.15 ≤ 0.173396, not certified: prior_independent_of_sample=violated)
     >>> round(isolated_minimum(*minimum, n=1000, delta=0.05).right, 4)  # as the paper prints it
     0.313
     """
     version = arguments.choice("version", version, VERSIONS)
     values = nonzero_vector(eigenvalues, "eigenvalues")
-    rise = _rise(log_determinant_of(values), len(values), log_volume, exact=version == "sharper")
+    rise = _mean_rise(
+        log_determinant_of(values), len(values), log_volume, exact=version == "sharper"
+    )
     return Inequality(
         statement=_ISOLATED_STATEMENTS[version],
         source=f"Rényi paper, Thm. C.2, {version}",
@@ -186,20 +189,22 @@ def isolated_minimum_entropy(
     r"""Bound the posterior's population risk at an isolated minimum by the entropy.
 
     Source: Rényi paper, Proposition C.1 (equations 24 and 41), Corollary C.3 and, with its
-    constants, Theorem 3.2 (equation 4). In Theorem C.2 :math:`\log|H|` is replaced by
-    :math:`d \log \mathrm{Tr}H - H_\alpha`; the entropy enters A as :math:`e^{-H_\alpha/d}`, which
-    varies by :math:`\log(d)/d` at most. ``"sharper"`` uses :math:`d \log\mathrm{Tr}H - dH_\alpha`
-    with the exact rise, and still exceeds the entropy-free :math:`d\log(\mathrm{Tr}H/d)`.
+    constants, Theorem 3.2 (equation 4). In Theorem C.2 :math:`\log|H|` is replaced by :math:`d \log
+    \mathrm{Tr}H - \mathcal{H}_\alpha`; the entropy enters A as :math:`e^{-\mathcal{H}_\alpha/d}`,
+    which varies by :math:`\log(d)/d` at most. ``"sharper"`` uses :math:`d \log\mathrm{Tr}H -
+    d\mathcal{H}_\alpha` with the exact rise, and still exceeds the entropy-free
+    :math:`d\log(\mathrm{Tr}H/d)`.
 
     Parameters
     ----------
     population_risk, training_risk, minimum_loss, eigenvalues, log_volume, n, delta, version, known
         As in :func:`isolated_minimum`.
     alpha : float
-        Positive.
+        Order α > 0.
     trace : float, optional
-        The constant that Corollary C.3 and Theorem 3.2 put in place of Tr H. It cannot be frozen
-        while V is a free variable: scaling a layer changes both, and keeps only their product.
+        Constant that Corollary C.3 and Theorem 3.2 put in place of Tr H. This cannot be frozen
+        while V is a free variable, because scaling a layer changes both, and keeps only their
+        product.
 
     Raises
     ------
@@ -227,7 +232,7 @@ def isolated_minimum_entropy(
         checked["constant_is_at_least_the_trace"] = math.log(trace) >= log_trace
         log_trace = math.log(trace)
     log_determinant = log_determinant_bound(d, log_trace, renyi_entropy(values, alpha), version)
-    rise = _rise(log_determinant, d, log_volume, exact=version == "sharper")
+    rise = _mean_rise(log_determinant, d, log_volume, exact=version == "sharper")
     return Inequality(
         statement=_ISOLATED_STATEMENTS[version],
         source=f"Rényi paper, {'Prop. C.1' if trace is None else 'Cor. C.3'}, {version}",
@@ -238,5 +243,5 @@ def isolated_minimum_entropy(
 
 
 def log_determinant_bound(dimension: int, log_trace: float, entropy: float, version: str) -> float:
-    """An upper bound on log|H|: with one entropy as printed, with d of them as it is true."""
+    """Return a bound on log|H| that subtracts the entropy once, as printed, or d times, sharper."""
     return dimension * log_trace - (1 if version == "printed" else dimension) * entropy

@@ -18,7 +18,7 @@ from paperkit.network.batches import as_batch
 from paperkit.network.evaluation import evaluation
 from paperkit.network.network import network_outputs
 
-# Degree-one positively homogeneous in their inputs, whatever their settings.
+# Modules that are positively homogeneous of degree 1 in their inputs, whatever their settings.
 _HOMOGENEOUS = (
     *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Identity, nn.Dropout, nn.Flatten),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
@@ -43,22 +43,22 @@ def layer_scaling_invariance(
     Parameters
     ----------
     model : nn.Module
-        Left unchanged.
+        Network, which is left unchanged.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them.
     factors : mapping of str to float
-        From layer name to its positive factor; layers that are not named keep their weights.
+        Positive factors by layer name; layers that are not named keep their weights.
     alpha : float
-        Positive.
+        Order α > 0.
     loss : str
-        A name from :data:`paperkit.network.losses.LOSSES`.
+        Name from :data:`paperkit.network.LOSSES`.
 
     Returns
     -------
     dict of str to Identity
-        By layer: the scaled network on the left, the given one on the right. ``homogeneous`` is
-        True where the modules show it, False where scaling one layer by 2 does not double the
-        outputs, None where neither decides.
+        Statements by layer, with the scaled network on the left and the given network on the right.
+        ``homogeneous`` is True where the modules show it, False where scaling a layer by 2 does not
+        double the outputs, None where neither decides.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def layer_scaling_invariance(
     >>> _ = nn.init.eye_(model[0].weight), nn.init.eye_(model[2].weight)
     >>> scaled = layer_scaling_invariance(model.double(), data, {"0": 4.0, "2": 0.25}, alpha=0.5)
     >>> scaled["0"]
-    Identity(Rényi paper, Prop. 2.2: H_α of layer 0 = that after scaling: 0.693147 = 0.693147,
+    Identity(Rényi paper, Prop. 2.2: ℋ_α of layer 0 = that after scaling: 0.693147 = 0.693147,
         certified)
     """
     alpha = arguments.order("alpha", alpha)
@@ -86,14 +86,14 @@ def layer_scaling_invariance(
     arguments.module("model", model)
     arguments.names("factors", list(scales), layers_of(model), at_least=0)
     before = layer_spectra(model, data, loss)
-    after = layer_spectra(_scaled(model, scales), data, loss)
+    after = layer_spectra(_scale_layers(model, scales), data, loss)
     assumptions = {
         "factors_have_product_one": math.isclose(math.prod(scales.values()), 1, rel_tol=1e-12),
-        "homogeneous": _homogeneous(model, as_batch(data)[0], list(before)),
+        "homogeneous": _is_homogeneous(model, as_batch(data)[0], list(before)),
     }
     return {
         name: Identity(
-            statement=f"H_α of layer {name} = that after scaling",
+            statement=f"ℋ_α of layer {name} = that after scaling",
             source="Rényi paper, Prop. 2.2",
             left=renyi_entropy(after[name].eigenvalues, alpha),
             right=renyi_entropy(before[name].eigenvalues, alpha),
@@ -103,7 +103,7 @@ def layer_scaling_invariance(
     }
 
 
-def _scaled(model: nn.Module, factors: Mapping[str, float]) -> nn.Module:
+def _scale_layers(model: nn.Module, factors: Mapping[str, float]) -> nn.Module:
     scaled = copy.deepcopy(model)
     with torch.no_grad():
         for name, factor in factors.items():
@@ -111,7 +111,7 @@ def _scaled(model: nn.Module, factors: Mapping[str, float]) -> nn.Module:
     return scaled
 
 
-def _homogeneous(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> bool | None:
+def _is_homogeneous(model: nn.Module, inputs: Tensor, layers: Sequence[str]) -> bool | None:
     """Whether the outputs are proportional to a positive factor on any one layer's weights."""
     modules = [module for _, module in model.named_modules(remove_duplicate=False)]
     linear = [module for module in modules if isinstance(module, _LINEAR)]

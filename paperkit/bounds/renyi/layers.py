@@ -25,7 +25,7 @@ from paperkit.bounds.statement import Identity, Inequality
 from paperkit.estimators.entropy import renyi_entropy
 
 
-def _blocks(matrix: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+def _diagonal_blocks(matrix: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     if sum(sizes) != len(matrix):
         raise ValueError(f"sizes={list(sizes)} must add up to {len(matrix)}, the hessian's size.")
     edges = [0, *torch.tensor(sizes, device="cpu").cumsum(0).tolist()]
@@ -41,7 +41,7 @@ class _Partition:
     def __init__(self, hessian: Tensor, sizes: Sequence[int], name: str = "hessian"):
         self.sizes = arguments.integers("sizes", sizes, at_least=1)
         self.matrix = symmetric_matrix(hessian, name)
-        self.blocks = _blocks(self.matrix, self.sizes)
+        self.blocks = _diagonal_blocks(self.matrix, self.sizes)
         self.coupling = self.matrix - torch.block_diag(*self.blocks)
         self.layers = [eigenvalues_of(block) for block in self.blocks]
         self.pinched = torch.cat(self.layers).sort().values
@@ -57,7 +57,7 @@ class _Partition:
 
     @property
     def weights(self) -> Tensor:
-        """w_l, each layer's share of the trace."""
+        """Shares w_l of the layers in the trace."""
         traces = torch.stack([layer.abs().sum() for layer in self.layers])
         return traces / traces.sum()
 
@@ -86,11 +86,11 @@ def block_decomposition(hessian: Tensor, sizes: Sequence[int], alpha: float) -> 
     Parameters
     ----------
     hessian : Tensor
-        Symmetric, (d, d).
+        Symmetric matrix H, (d, d).
     sizes : sequence of int
-        Of the layers' diagonal blocks, in order; they add up to d.
+        Sizes of the layers' diagonal blocks, in order; they add up to d.
     alpha : float
-        Positive.
+        Order α > 0.
 
     Raises
     ------
@@ -109,18 +109,18 @@ def block_decomposition(hessian: Tensor, sizes: Sequence[int], alpha: float) -> 
         block_diagonal=violated)
     """
     alpha = arguments.order("alpha", alpha)
-    whole = _Partition(hessian, sizes)
+    partition = _Partition(hessian, sizes)
     shares = torch.tensor(
-        [power_sum(layer, alpha) for layer in whole.layers], dtype=torch.float64, device="cpu"
+        [power_sum(layer, alpha) for layer in partition.layers], dtype=torch.float64, device="cpu"
     )
     return Identity(
         statement="R_α(H) = Σ w_l^α σ_α(H_ll)",
         source="Rényi paper, Lemma F.2",
-        left=power_sum(whole.eigenvalues, alpha),
-        right=float((whole.weights**alpha * shares).sum()),
+        left=power_sum(partition.eigenvalues, alpha),
+        right=float((partition.weights**alpha * shares).sum()),
         assumptions={
-            "positive_semidefinite": whole.positive_semidefinite,
-            "block_diagonal": whole.block_diagonal,
+            "positive_semidefinite": partition.positive_semidefinite,
+            "block_diagonal": partition.block_diagonal,
         },
     )
 
@@ -190,7 +190,7 @@ def layerwise_lower_bounds(
     hessian, sizes
         As in :func:`block_decomposition`.
     alpha : float
-        Positive; the bounds are certified for α > 1 only.
+        Order α > 0; the bounds are certified for α > 1 only.
 
     Raises
     ------
@@ -209,11 +209,11 @@ def layerwise_lower_bounds(
     True
     """
     alpha = arguments.order("alpha", alpha)
-    whole = _Partition(hessian, sizes)
-    dimensions = torch.tensor(whole.sizes, dtype=torch.float64, device="cpu")
-    middle = float((whole.weights**alpha * dimensions ** (1.0 - alpha)).sum())
+    partition = _Partition(hessian, sizes)
+    dimensions = torch.tensor(partition.sizes, dtype=torch.float64, device="cpu")
+    middle = float((partition.weights**alpha * dimensions ** (1.0 - alpha)).sum())
     assumptions = {
-        "positive_semidefinite": whole.positive_semidefinite,
+        "positive_semidefinite": partition.positive_semidefinite,
         "order_above_one": alpha > 1,
     }
     return (
@@ -221,13 +221,13 @@ def layerwise_lower_bounds(
             statement="Σ w_l^α d_l^(1−α) ≤ R_α(H)",
             source="Rényi paper, Thm. F.4",
             left=middle,
-            right=power_sum(whole.eigenvalues, alpha),
+            right=power_sum(partition.eigenvalues, alpha),
             assumptions=assumptions,
         ),
         Inequality(
             statement="d^(1−α) ≤ Σ w_l^α d_l^(1−α)",
             source="Rényi paper, Thm. F.4",
-            left=whole.dimension ** (1.0 - alpha),
+            left=partition.dimension ** (1.0 - alpha),
             right=middle,
             assumptions=assumptions,
         ),
@@ -247,7 +247,7 @@ def layers_are_uniform(
     hessian, sizes
         As in :func:`block_decomposition`.
     beta : float
-        The order, positive.
+        Order β > 0.
 
     Raises
     ------
@@ -260,20 +260,20 @@ def layers_are_uniform(
     >>> from paperkit.bounds.renyi import layers_are_uniform
     >>> for layer in layers_are_uniform(2.0 * torch.eye(5), sizes=[2, 3], beta=0.5):
     ...     print(layer)
-    Inequality(Rényi paper, Cor. F.5: log d_l ≤ H_β(H_ll), layer 0: 0.693147 ≤ 0.693147, certified)
-    Inequality(Rényi paper, Cor. F.5: log d_l ≤ H_β(H_ll), layer 1: 1.09861 ≤ 1.09861, certified)
+    Inequality(Rényi paper, Cor. F.5: log d_l ≤ ℋ_β(H_ll), layer 0: 0.693147 ≤ 0.693147, certified)
+    Inequality(Rényi paper, Cor. F.5: log d_l ≤ ℋ_β(H_ll), layer 1: 1.09861 ≤ 1.09861, certified)
     """
     beta = arguments.order("beta", beta)
-    whole = _Partition(hessian, sizes)
+    partition = _Partition(hessian, sizes)
     return tuple(
         Inequality(
-            statement=f"log d_l ≤ H_β(H_ll), layer {index}",
+            statement=f"log d_l ≤ ℋ_β(H_ll), layer {index}",
             source="Rényi paper, Cor. F.5",
             left=math.log(len(layer)),
             right=renyi_entropy(layer, beta),
-            assumptions={"global_minimum_is_attained": whole.uniform},
+            assumptions={"global_minimum_is_attained": partition.uniform},
         )
-        for index, layer in enumerate(whole.layers)
+        for index, layer in enumerate(partition.layers)
     )
 
 
@@ -283,21 +283,22 @@ def layerwise_consequence(
     r"""Compare each layer's sharpness after the whole Hessian's has fallen with the one before.
 
     Source: Rényi paper, Proposition F.1: lowering the global sharpness lowers that of the layers.
-    False: blocks {1, 1}, {10, 10} that become {1.2, 0.8}, {3, 3} lower the global sharpness, by
-    balancing the traces, and raise the first layer's. True only where the minimum itself is
-    attained, when it is :func:`layers_are_uniform`.
+    The claim is false: blocks {1, 1}, {10, 10} that become {1.2, 0.8}, {3, 3} lower the global
+    sharpness, by balancing the traces, and raise the first layer's. The claim is true only where
+    the minimum itself is attained, when it is :func:`layers_are_uniform`.
 
     Parameters
     ----------
     before, after : Tensor
-        Two Hessians, (d, d), over the same layers.
+        Hessians, (d, d), over the same layers.
     sizes, alpha
         As in :func:`block_decomposition`.
 
     Returns
     -------
     tuple of Inequality
-        One a layer. The first four assumptions are the paper's, the last is what it lacks.
+        Statement for each layer. The first four assumptions are the paper's; the last is missing
+        there.
 
     Raises
     ------
@@ -326,7 +327,7 @@ def layerwise_consequence(
     }
     return tuple(
         Inequality(
-            statement=f"−H_α(H_ll) after ≤ before, layer {index}",
+            statement=f"−ℋ_α(H_ll) after ≤ before, layer {index}",
             source="Rényi paper, Prop. F.1",
             left=-renyi_entropy(late, alpha),
             right=-renyi_entropy(early, alpha),
@@ -339,9 +340,9 @@ def layerwise_consequence(
 def pinching(hessian: Tensor, sizes: Sequence[int], alpha: float) -> Inequality:
     r"""Compare the entropy of H with that of its diagonal blocks, which is never smaller.
 
-    :math:`H_\alpha(H) \le H_\alpha(B)` at every order, because the spectrum of H majorizes that of
-    B (Schur, Horn); so a block-diagonal or diagonal proxy over-estimates the entropy. It gives
-    Proposition F.6 of the Rényi paper a sign. Blocks of size 1 give the diagonal.
+    :math:`\mathcal{H}_\alpha(H) \le \mathcal{H}_\alpha(B)` at every order, because the spectrum of
+    H majorizes that of B (Schur, Horn); so a block-diagonal or diagonal proxy over-estimates the
+    entropy. It gives Proposition F.6 of the Rényi paper a sign. Blocks of size 1 give the diagonal.
 
     Parameters
     ----------
@@ -359,17 +360,17 @@ def pinching(hessian: Tensor, sizes: Sequence[int], alpha: float) -> Inequality:
     >>> from paperkit.bounds.renyi import pinching
     >>> hessian = torch.ones(2, 2)  # one eigenvalue that is not zero, but a uniform diagonal
     >>> pinching(hessian, sizes=[1, 1], alpha=0.5)
-    Inequality(derived; sign of Rényi paper, Prop. F.6: H_α(H) ≤ H_α(blocks of H): 0 ≤ 0.693147,
+    Inequality(derived; sign of Rényi paper, Prop. F.6: ℋ_α(H) ≤ ℋ_α(blocks of H): 0 ≤ 0.693147,
         certified)
     """
     alpha = arguments.order("alpha", alpha)
-    whole = _Partition(hessian, sizes)
+    partition = _Partition(hessian, sizes)
     return Inequality(
-        statement="H_α(H) ≤ H_α(blocks of H)",
+        statement="ℋ_α(H) ≤ ℋ_α(blocks of H)",
         source="derived; sign of Rényi paper, Prop. F.6",
-        left=renyi_entropy(whole.eigenvalues, alpha),
-        right=renyi_entropy(whole.pinched, alpha),
-        assumptions={"positive_semidefinite": whole.positive_semidefinite},
+        left=renyi_entropy(partition.eigenvalues, alpha),
+        right=renyi_entropy(partition.pinched, alpha),
+        assumptions={"positive_semidefinite": partition.positive_semidefinite},
     )
 
 
@@ -388,7 +389,7 @@ def coupling_perturbation(
     hessian, sizes
         As in :func:`block_decomposition`.
     alpha : float
-        Positive; the bound is certified for α > 1 only.
+        Order α > 0; the bound is certified for α > 1 only.
     version : str
         ``"printed"`` or ``"sharper"``.
 
@@ -408,22 +409,22 @@ def coupling_perturbation(
     """
     alpha = arguments.order("alpha", alpha)
     version = arguments.choice("version", version, VERSIONS)
-    whole = _with_positive_trace(hessian, sizes)
-    largest = float(torch.maximum(whole.eigenvalues.max(), whole.pinched.max()))
+    partition = _check_trace(hessian, sizes)
+    largest = float(torch.maximum(partition.eigenvalues.max(), partition.pinched.max()))
     norm = (
-        math.sqrt(whole.dimension) * float(whole.coupling.norm())
+        math.sqrt(partition.dimension) * float(partition.coupling.norm())
         if version == "printed"
-        else float(torch.linalg.eigvalsh(whole.coupling).abs().sum())
+        else float(torch.linalg.eigvalsh(partition.coupling).abs().sum())
     )
-    log_power = (alpha - 1.0) * math.log(largest / whole.trace)
+    log_power = (alpha - 1.0) * math.log(largest / partition.trace)
     name = "√d ‖E‖_F" if version == "printed" else "‖E‖_*"
     return Inequality(
         statement=f"|R_α(H) − R_α(B)| ≤ α (Λ/T)^(α−1) {name} / T",
         source=f"Rényi paper, Prop. F.6, {version}",
-        left=_power_sum_change(whole, alpha),
-        right=alpha * exponential(log_power) * norm / whole.trace,
+        left=_power_sum_change(partition, alpha),
+        right=alpha * exponential(log_power) * norm / partition.trace,
         assumptions={
-            "positive_semidefinite": whole.positive_semidefinite,
+            "positive_semidefinite": partition.positive_semidefinite,
             "order_above_one": alpha > 1,
         },
     )
@@ -450,11 +451,11 @@ def coupling_perturbation_below_one(
     hessian, sizes
         As in :func:`block_decomposition`.
     alpha : float
-        Positive; certified for α < 1 only, and never as printed.
+        Order α > 0; the bound is certified for α < 1 only, and never as printed.
     version : str
         ``"printed"`` or ``"corrected"``.
     constant : float
-        That of the printed O; the paper gives none.
+        Constant of the printed O; the paper gives none.
 
     Raises
     ------
@@ -475,33 +476,35 @@ def coupling_perturbation_below_one(
     alpha = arguments.order("alpha", alpha)
     version = arguments.choice("version", version, ("printed", "corrected"))
     constant = check_nonnegative("constant", constant)
-    whole = _with_positive_trace(hessian, sizes)
-    nuclear = float(torch.linalg.eigvalsh(whole.coupling).abs().sum()) / whole.trace
+    partition = _check_trace(hessian, sizes)
+    nuclear = float(torch.linalg.eigvalsh(partition.coupling).abs().sum()) / partition.trace
     assumptions: dict[str, bool | None] = {
-        "positive_semidefinite": whole.positive_semidefinite,
+        "positive_semidefinite": partition.positive_semidefinite,
         "order_below_one": alpha < 1,
     }
     if version == "printed":
-        right = constant * float(whole.coupling.norm()) / whole.trace
+        right = constant * float(partition.coupling.norm()) / partition.trace
         assumptions["power_is_lipschitz_at_zero"] = alpha >= 1
     else:
-        right = whole.dimension ** (1.0 - alpha) * nuclear**alpha
+        right = partition.dimension ** (1.0 - alpha) * nuclear**alpha
     return Inequality(
         statement="|R_α(H) − R_α(B)| ≤ "
         + ("constant · ‖E‖_F / T" if version == "printed" else "d^(1−α) (‖E‖_* / T)^α"),
         source=f"Rényi paper, Appendix F, remark on α < 1, {version}",
-        left=_power_sum_change(whole, alpha),
+        left=_power_sum_change(partition, alpha),
         right=right,
         assumptions=assumptions,
     )
 
 
-def _with_positive_trace(hessian: Tensor, sizes: Sequence[int]) -> _Partition:
-    whole = _Partition(hessian, sizes)
-    if whole.trace <= 0:
-        raise ValueError(f"hessian has trace {whole.trace:.3g}: the bound needs a positive one.")
-    return whole
+def _check_trace(hessian: Tensor, sizes: Sequence[int]) -> _Partition:
+    partition = _Partition(hessian, sizes)
+    if partition.trace <= 0:
+        raise ValueError(
+            f"hessian has trace {partition.trace:.3g}: the bound needs a positive one."
+        )
+    return partition
 
 
-def _power_sum_change(whole: _Partition, alpha: float) -> float:
-    return abs(power_sum(whole.eigenvalues, alpha) - power_sum(whole.pinched, alpha))
+def _power_sum_change(partition: _Partition, alpha: float) -> float:
+    return abs(power_sum(partition.eigenvalues, alpha) - power_sum(partition.pinched, alpha))

@@ -49,10 +49,9 @@ def gradient_power_ratio(gradient: Values, alpha: float) -> float:
 def gradient_power_ratio_derivative(gradient: Tensor, alpha: float) -> Tensor:
     r"""Return :math:`u = \partial R / \partial g`, float64, on the CPU.
 
-    :math:`u = 2\alpha S^{-\alpha}(|g|^{2\alpha - 1}\mathrm{sign}(g) - (P/S) g)` with
-    :math:`S = \sum g^2`, :math:`P = \sum |g|^{2\alpha}`. R does not see the length of g, so
-    :math:`g^\top u = 0`. In parameters, :math:`\nabla_\theta R = H u`. For α < ½ it is infinite
-    where an entry is zero.
+    :math:`u = 2\alpha\,\|g\|^{-2\alpha}\,|g|^{2\alpha - 1}\mathrm{sign}(g) - 2\alpha\, R\, g /
+    \|g\|^2`, entry by entry. R does not see the length of g, so :math:`g^\top u = 0`. In
+    parameters, :math:`\nabla_\theta R = H u`. For α < ½ it is infinite where an entry is zero.
 
     Raises
     ------
@@ -85,9 +84,10 @@ def renyi_perturbation(
 ) -> Tensor:
     r"""Return the perturbation of the Rényi paper's optimizer, float64, on the CPU.
 
-    Equation 11: :math:`\varepsilon = -\rho\, \mathrm{sign}(1-\alpha)\, R(g)\, g / \|g\|^2`. It lies
-    along the gradient, so it is the perturbation of sharpness-aware minimisation of radius
-    :math:`\rho R(g)/\|g\|`, reversed for α < 1; the radius grows without bound as g → 0. The
+    Equation 11: :math:`\varepsilon = -\mu\, \mathrm{sign}(1-\alpha)\, R(g)\, g / \|g\|^2`, in which
+    the argument ``rho`` is μ, the paper's ρ. This ε lies along the gradient, so it is the
+    perturbation of sharpness-aware minimisation of radius :math:`\mu R(g)/\|g\|`, reversed for
+    α < 1; the radius grows without bound as g → 0. The
     ``"algorithm"`` version has the sign that Algorithm 2, step 5, prints: the opposite one, which
     for the paper's α > 1 descends.
 
@@ -118,18 +118,18 @@ def gradient_entropy(eigenvalues: Values, gradient: Values, alpha: float) -> App
     r"""Compare the Hessian's entropy with that of the squared mean gradient.
 
     Source: Rényi paper, equations 9 and 10: :math:`H \approx \mathrm{Diag}(g)^2`, g the *mean*
-    gradient. An approximation without a bound: at a stationary point g = 0. For one mini-batch
+    gradient. This approximation has no bound: at a stationary point g = 0. For a single mini-batch
     the squares are single draws around the per-sample second moment, which is the defensible
     object, and their noise biases the entropy.
 
     Parameters
     ----------
     eigenvalues : Tensor or sequence of float
-        Of the Hessian.
+        Eigenvalues of the Hessian.
     gradient : Tensor or sequence of float
-        The mean gradient, as many entries.
+        Mean gradient, with as many entries.
     alpha : float
-        Positive.
+        Order α > 0.
 
     Raises
     ------
@@ -140,9 +140,9 @@ def gradient_entropy(eigenvalues: Values, gradient: Values, alpha: float) -> App
     --------
     >>> from paperkit.bounds.renyi import gradient_entropy
     >>> gradient_entropy([9.0, 16.0], gradient=[3.0, 4.0], alpha=0.5)
-    Approximation(Rényi paper, eqs. 9–10: H_α(H) ≈ H_α(Diag(g)²): 0.672944 ≈ 0.672944, certified)
+    Approximation(Rényi paper, eqs. 9–10: ℋ_α(H) ≈ ℋ_α(Diag(g)²): 0.672944 ≈ 0.672944, certified)
     >>> gradient_entropy([9.0, 16.0], gradient=[0.001, 0.0], alpha=0.5)  # close to a minimum
-    Approximation(Rényi paper, eqs. 9–10: H_α(H) ≈ H_α(Diag(g)²): 0.672944 ≈ 0, not certified:
+    Approximation(Rényi paper, eqs. 9–10: ℋ_α(H) ≈ ℋ_α(Diag(g)²): 0.672944 ≈ 0, not certified:
         spectrum_is_squared_gradient=violated)
     """
     alpha = arguments.order("alpha", alpha)
@@ -153,7 +153,7 @@ def gradient_entropy(eigenvalues: Values, gradient: Values, alpha: float) -> App
         )
     p, q = values.abs() / values.abs().sum(), g.square() / g.square().sum()
     return Approximation(
-        statement="H_α(H) ≈ H_α(Diag(g)²)",
+        statement="ℋ_α(H) ≈ ℋ_α(Diag(g)²)",
         source="Rényi paper, eqs. 9–10",
         left=renyi_entropy(values, alpha),
         right=renyi_entropy(g.square(), alpha),
@@ -191,9 +191,9 @@ def gradient_power_ratio_range(gradient: Values, alpha: float) -> tuple[Inequali
 
 
 def first_order_regularizer(gradient: Tensor, rho: float, alpha: float) -> Identity:
-    r"""Compare :math:`g^\top \varepsilon` with :math:`-\rho\, \mathrm{sign}(1-\alpha) R(g)`.
+    r"""Compare :math:`g^\top \varepsilon` with :math:`-\mu\, \mathrm{sign}(1-\alpha) R(g)`.
 
-    Source: Rényi paper, equations 11 and 12; an identity.
+    The argument ``rho`` is μ. Source: Rényi paper, equations 11 and 12; an identity.
 
     Raises
     ------
@@ -206,12 +206,12 @@ def first_order_regularizer(gradient: Tensor, rho: float, alpha: float) -> Ident
     >>> from paperkit.bounds.renyi import first_order_regularizer
     >>> gradient = torch.tensor([3.0, 4.0])
     >>> first_order_regularizer(gradient, rho=0.1, alpha=2.0)  # 0.1 · (3⁴ + 4⁴) / 5⁴
-    Identity(Rényi paper, eqs. 11–12: gᵀε = −ρ sign(1 − α) R(g): 0.05392 = 0.05392, certified)
+    Identity(Rényi paper, eqs. 11–12: gᵀε = −μ sign(1 − α) R(g): 0.05392 = 0.05392, certified)
     """
     epsilon = renyi_perturbation(gradient, rho, alpha)
     sign = math.copysign(1.0, 1.0 - alpha)
     return Identity(
-        statement="gᵀε = −ρ sign(1 − α) R(g)",
+        statement="gᵀε = −μ sign(1 − α) R(g)",
         source="Rényi paper, eqs. 11–12",
         left=float(arguments.vector("gradient", gradient) @ epsilon),
         right=-rho * sign * gradient_power_ratio(gradient, alpha),
@@ -223,19 +223,21 @@ def regularized_loss(
 ) -> Approximation:
     r"""Compare the perturbed loss with the loss plus regularizer that it stands for.
 
-    :math:`L(\theta + \varepsilon) \approx L(\theta) - \rho\,\mathrm{sign}(1-\alpha) R(g)`. Source:
-    Rényi paper, equation 12; true to first order in ρ, all parameters perturbed.
+    :math:`L(\theta + \varepsilon) \approx L(\theta) - \mu\,\mathrm{sign}(1-\alpha) R(g)`. Source:
+    Rényi paper, equation 12; true to first order in μ, all parameters perturbed.
 
     Parameters
     ----------
     model : nn.Module
-        Measured in evaluation mode, left as found.
+        Network, measured in evaluation mode and left as it was.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them.
-    rho, alpha : float
-        Of the perturbation; alpha is not 1.
+    rho : float
+        Weight μ of the regularizer; the paper's ρ.
+    alpha : float
+        Order α > 0, not 1.
     loss : str
-        A name from :data:`paperkit.network.losses.LOSSES`.
+        Name from :data:`paperkit.network.LOSSES`.
 
     Raises
     ------
@@ -268,14 +270,14 @@ def regularized_loss(
         epsilon = renyi_perturbation(gradient, rho, alpha).to(gradient)
         parts = epsilon.split([parameter.numel() for parameter in parameters.values()])
         with torch.no_grad():
-            moved = {
+            perturbed = {
                 name: parameter + part.view_as(parameter)
                 for (name, parameter), part in zip(parameters.items(), parts, strict=True)
             }
-            left = float(loss_at(model, moved, inputs, targets, loss))
+            left = float(loss_at(model, perturbed, inputs, targets, loss))
     sign = math.copysign(1.0, 1.0 - alpha)
     return Approximation(
-        statement="to first order in ρ: L(θ + ε) ≈ L(θ) − ρ sign(1 − α) R(g)",
+        statement="to first order in μ: L(θ + ε) ≈ L(θ) − μ sign(1 − α) R(g)",
         source="Rényi paper, eq. 12",
         left=left,
         right=float(start.detach()) - rho * sign * gradient_power_ratio(gradient, alpha),
@@ -289,24 +291,24 @@ def regularizer_descent(hessian: Tensor, gradient: Tensor, alpha: float) -> Ineq
     A step along :math:`-\nabla L(\theta + \varepsilon) \approx -g - H\varepsilon`, ε held fixed,
     has the extra term :math:`-H\varepsilon`; the regularizer :math:`-\mathrm{sign}(1-\alpha)R` of
     equation 12 has the gradient :math:`-\mathrm{sign}(1-\alpha)Hu`. The claim of the Rényi paper,
-    Section 6.1, that descent on equation 11 descends equation 12 says that the rate, per ρ, is at
-    most 0.
-    It is false: ε lies along g, and :math:`g^\top u = 0`, so the extra term descends
+    Section 6.1, that descent on equation 11 descends equation 12 says that the rate, per μ, is at
+    most 0. This is false: ε lies along g, and :math:`g^\top u = 0`, so the extra term descends
     :math:`\log\|g\|` instead.
 
     Parameters
     ----------
     hessian : Tensor
-        Of the loss, (d, d).
+        Hessian of the loss, (d, d).
     gradient : Tensor
-        Of the loss, (d,).
+        Gradient of the loss, (d,).
     alpha : float
-        Positive, not 1.
+        Order α > 0, not 1.
 
     Returns
     -------
     Inequality
-        Rate ≤ 0. The assumption asks whether ε is along u, which it is only where both vanish.
+        Statement rate ≤ 0. The assumption asks whether ε is along u, which is so only where both
+        vanish.
 
     Raises
     ------

@@ -25,8 +25,8 @@ from paperkit.network.evaluation import evaluation
 def haar_matrices(dimension: int, draws: int, seed: int = 0) -> Tensor:
     """Draw orthogonal matrices from the Haar measure on O(d): (draws, d, d), float64, CPU.
 
-    The QR factors of Gaussian matrices, with the signs that make the factorisation unique
-    (Mezzadri 2007); without them the result is not uniform.
+    The matrices are QR factors of Gaussian matrices, with the signs that make the factorisation
+    unique (Mezzadri 2007). Without these signs the result is not uniform.
 
     Raises
     ------
@@ -60,31 +60,32 @@ def translated_losses(
     rho: float,
     loss: str = "cross_entropy",
 ) -> Tensor:
-    r"""Return the loss with a layer's inputs h moved to :math:`h + \rho A h`, for each A.
+    r"""Return the loss with a layer's inputs a moved to :math:`a + \rho Q a`, for each matrix Q.
 
-    Source: Rényi paper, Proposition 3.1: for the layer that reads the network's input it is
-    :math:`L(S(A, \rho), \theta)`; for another it is its analogue in feature space.
+    Source: Rényi paper, Proposition 3.1, with A for Q and h for a. For the layer that reads the
+    network's input this is :math:`L(S(Q, \rho), \theta)`, the loss on the sample S perturbed by Q;
+    for another layer it is the analogue in feature space.
 
     Parameters
     ----------
     model : nn.Module
-        Measured in evaluation mode, left as found.
+        Network, measured in evaluation mode and left as it was.
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them.
     layer : str
-        The name of a linear layer. (For a convolution a matrix on its inputs is in general no
-        change of its kernel.)
+        Name of a linear layer. (For a convolution a matrix on its inputs is in general no change of
+        its kernel.)
     perturbations : Tensor
-        Matrices A, shape (k, d, d), d the layer's number of inputs.
+        Matrices Q, shape (draws, k, k), with k the layer's number of inputs.
     rho : float
-        Their size.
+        Size ρ of the perturbations.
     loss : str
-        A name from :data:`paperkit.network.losses.LOSSES`.
+        Name from :data:`paperkit.network.LOSSES`.
 
     Returns
     -------
     Tensor
-        Shape (k,), float64, on the CPU.
+        Losses, shape (draws,), float64, on the CPU.
 
     Raises
     ------
@@ -106,14 +107,14 @@ def translated_losses(
     rho = arguments.number("rho", rho)
     module = _linear_layer(model, layer)
     d = module.in_features
-    arguments.tensor("perturbations", perturbations, shape=("k", d, d), finite=True)
+    arguments.tensor("perturbations", perturbations, shape=("draws", d, d), finite=True)
     matrices = perturbations.to(module.weight)
     inputs, targets = as_batch(data)
     losses = []
     for matrix in matrices:
 
-        def move(_: nn.Module, arguments: tuple[Tensor, ...], a: Tensor = matrix) -> Tensor:
-            return arguments[0] + rho * arguments[0] @ a.T
+        def move(_: nn.Module, arguments: tuple[Tensor, ...], q: Tensor = matrix) -> Tensor:
+            return arguments[0] + rho * arguments[0] @ q.T
 
         handle = module.register_forward_pre_hook(move)
         try:
@@ -140,7 +141,7 @@ def perturbation_translation(
     rho: float,
     loss: str = "cross_entropy",
 ) -> Identity:
-    r"""Compare the loss with inputs moved by :math:`\rho A h` and with weights by :math:`\rho W A`.
+    r"""Compare the loss with inputs moved by :math:`\rho Q a` and with weights by :math:`\rho W Q`.
 
     Source: Rényi paper, equation 2; an identity for a linear layer, with or without bias.
 
@@ -149,7 +150,7 @@ def perturbation_translation(
     model, data, layer, rho, loss
         As in :func:`translated_losses`.
     perturbation : Tensor
-        A, shape (d, d); the same for all samples. It need not be orthogonal.
+        Matrix Q, shape (k, k), the same for all samples, not necessarily orthogonal.
 
     Raises
     ------
@@ -166,8 +167,8 @@ def perturbation_translation(
     >>> data = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
     >>> swap = torch.eye(2).flip(0)
     >>> perturbation_translation(model, data, "0", swap, rho=1.0)  # equal logits: log 2
-    Identity(Rényi paper, eq. 2: g(W(h + ρAh)) = g((W + ρWA)h), here inside the mean loss: 0.693147
-        = 0.693147, certified)
+    Identity(Rényi paper, eq. 2: W(a + ρQa) = (W + ρWQ)a, here inside the mean loss: 0.693147 =
+        0.693147, certified)
     """
     rho = arguments.number("rho", rho)
     module = _linear_layer(model, layer)
@@ -176,17 +177,19 @@ def perturbation_translation(
     matrices = perturbation.unsqueeze(0)
     left = float(translated_losses(model, data, layer, matrices, rho, loss)[0])
     inputs, targets = as_batch(data)
-    moved = module.weight.detach() + rho * module.weight.detach() @ perturbation.to(module.weight)
+    moved_weight = module.weight.detach() + rho * module.weight.detach() @ perturbation.to(
+        module.weight
+    )
     with evaluation(model), torch.no_grad():
-        right = float(loss_at(model, {f"{layer}.weight": moved}, inputs, targets, loss))
+        right = float(loss_at(model, {f"{layer}.weight": moved_weight}, inputs, targets, loss))
     owners = [m for m in model.modules() if getattr(m, "weight", None) is module.weight]
     return Identity(
-        statement="g(W(h + ρAh)) = g((W + ρWA)h), here inside the mean loss",
+        statement="W(a + ρQa) = (W + ρWQ)a, here inside the mean loss",
         source="Rényi paper, eq. 2",
         left=left,
         right=right,
         assumptions={"weight_belongs_to_one_module": len(owners) == 1},
-        tolerance=max(1e-9, 100 * torch.finfo(moved.dtype).eps),
+        tolerance=max(1e-9, 100 * torch.finfo(moved_weight.dtype).eps),
     )
 
 
@@ -202,25 +205,27 @@ def haar_translation(
 ) -> Inequality:
     r"""Bound the population loss by the mean loss on perturbed data.
 
-    :math:`L(D, \theta) \le E_A L(S(A, \rho), \theta) + C\sqrt{\log(1/\varepsilon) / 2n}` with
-    probability 1 − ε. Source: Rényi paper, Proposition 3.1, Theorem B.1 and Corollary B.3. False
-    as printed, for parameters trained on S: Hoeffding's inequality needs a sample that θ does not
-    depend on, and a network that memorises random labels violates it. It holds on a hold-out S.
+    :math:`L(D, \theta) \le E_Q L(S(Q, \rho), \theta) + c\sqrt{\log(1/\delta) / 2n}` with
+    probability 1 − δ, for a loss in [0, c]. Source: Rényi paper, Proposition 3.1, Theorem B.1 and
+    Corollary B.3. The claim is false as printed, for parameters trained on S: Hoeffding's
+    inequality needs a sample that θ does not depend on, and a network that memorises random labels
+    violates the claim. On a hold-out S the bound holds.
 
     Parameters
     ----------
     population_loss : float
-        L(D, θ), or its estimate.
+        Loss L(D, θ) on the distribution D, or its estimate.
     perturbed_losses : Tensor or sequence of float
-        L(S(A, ρ), θ) for the drawn A (:func:`translated_losses`); their mean is used.
+        Losses L(S(Q, ρ), θ) for the drawn Q (:func:`translated_losses`); their mean is used.
     n : int
-        Samples in S.
+        Number of samples in S.
     epsilon : float
-        Probability that the bound may fail.
+        Probability δ that the bound may fail; the paper's ε.
     loss_range : float
-        C, the loss lies in [0, C].
+        Upper end c of the loss, which lies in [0, c]; the paper's C.
     perturbed_population_loss : float, optional
-        E_A L(D(A, ρ), θ); decides the hypothesis that perturbing does not lower the loss.
+        Loss E_Q L(D(Q, ρ), θ), which decides the hypothesis that perturbing does not lower the
+        loss.
     known : mapping of str to bool, optional
         Answers to ``parameters_independent_of_sample``, ``loss_within_range`` and
         ``expectation_over_the_haar_measure``.
@@ -250,7 +255,7 @@ def haar_translation(
         raises = population_loss <= perturbed
     deviation = loss_range * math.sqrt(math.log(1.0 / epsilon) / (2.0 * n))
     return Inequality(
-        statement="L(D, θ) ≤ E_A L(S(A, ρ), θ) + C √(log(1/ε) / 2n)",
+        statement="L(D, θ) ≤ E_Q L(S(Q, ρ), θ) + c √(log(1/δ) / 2n)",
         source="Rényi paper, Prop. 3.1 and Thm. B.1",
         left=population_loss,
         right=float(losses.mean()) + deviation,
@@ -271,24 +276,24 @@ def haar_translation(
 def haar_relative_flatness(
     weight: Tensor, hessian: Tensor, perturbations: Tensor, rho: float = 1.0
 ) -> Identity:
-    r"""Compare the mean rise of the quadratic loss under WA with relative flatness.
+    r"""Compare the mean rise of the quadratic loss under WQ with relative flatness.
 
-    :math:`E_A \tfrac{\rho^2}{2} \mathrm{vec}(WA)^\top H\, \mathrm{vec}(WA) =
-    \frac{\rho^2}{2d} \sum_{s,s'} \langle w_s, w_{s'} \rangle \mathrm{Tr} H_{ss'}`, because Haar
-    matrices have :math:`E A_{kj} A_{k'j'} = \delta_{kk'} \delta_{jj'} / d`. So the translation of
+    :math:`E_Q \tfrac{\rho^2}{2} \mathrm{vec}(WQ)^\top H\, \mathrm{vec}(WQ) = \frac{\rho^2}{2k}
+    \sum_{s,s'} \langle w_s, w_{s'} \rangle \mathrm{Tr} H_{ss'}`, because Haar matrices of size k
+    have :math:`E Q_{ij} Q_{i'j'} = 1/k` for equal indices and 0 for others. So the translation of
     the Rényi paper's Section 3 leads to the measure of Petzka et al. (2021), and to no entropy.
 
     Parameters
     ----------
     weight : Tensor
-        W, shape (o, d), rows w_s.
+        Weight W, shape (h, k), rows w_s.
     hessian : Tensor
-        The layer's block, (o·d, o·d), W flattened row-major.
+        Hessian block of the layer, (h·k, h·k), W flattened row-major.
     perturbations : Tensor
-        Equally likely matrices A, shape (k, d, d). Any set with Haar's second moment gives the
+        Equally likely matrices Q, shape (draws, k, k). Any set with Haar's second moment gives the
         identity exactly, for example the signed permutations; draws give it up to their error.
     rho : float
-        The size of the perturbation.
+        Size ρ of the perturbation.
 
     Raises
     ------
@@ -303,14 +308,14 @@ def haar_relative_flatness(
     >>> group = torch.stack([torch.eye(2), flip, swap, swap @ flip])  # Haar's second moment
     >>> weight, hessian = torch.tensor([[1.0, 2.0]]), torch.diag(torch.tensor([3.0, 1.0]))
     >>> haar_relative_flatness(weight, hessian, group)  # ‖w‖² Tr H / 2d
-    Identity(derived from Rényi paper, Section 3; Petzka et al. 2021: E_A ½ρ² vec(WA)ᵀ H vec(WA) =
-        ρ²/(2d) Σ ⟨w_s, w_s'⟩ Tr H_ss': 5 = 5, certified)
+    Identity(derived from Rényi paper, Section 3; Petzka et al. 2021: E_Q ½ρ² vec(WQ)ᵀ H vec(WQ) =
+        ρ²/(2k) Σ ⟨w_s, w_s'⟩ Tr H_ss': 5 = 5, certified)
     """
     rho = arguments.number("rho", rho)
-    arguments.tensor("weight", weight, shape=("o", "d"), finite=True)
+    arguments.tensor("weight", weight, shape=("h", "k"), finite=True)
     outputs, d = weight.shape
     arguments.tensor("hessian", hessian, shape=(outputs * d, outputs * d))
-    arguments.tensor("perturbations", perturbations, shape=("k", d, d), finite=True)
+    arguments.tensor("perturbations", perturbations, shape=("draws", d, d), finite=True)
     w = weight.detach().to(device="cpu", dtype=torch.float64)
     matrix = symmetric_matrix(hessian)
     a = perturbations.detach().to(device="cpu", dtype=torch.float64)
@@ -320,7 +325,7 @@ def haar_relative_flatness(
     moment = flat.T @ flat / len(a)
     haar = torch.eye(d * d, dtype=torch.float64, device="cpu") / d
     return Identity(
-        statement="E_A ½ρ² vec(WA)ᵀ H vec(WA) = ρ²/(2d) Σ ⟨w_s, w_s'⟩ Tr H_ss'",
+        statement="E_Q ½ρ² vec(WQ)ᵀ H vec(WQ) = ρ²/(2k) Σ ⟨w_s, w_s'⟩ Tr H_ss'",
         source="derived from Rényi paper, Section 3; Petzka et al. 2021",
         left=0.5 * rho * rho * float(((moves @ matrix) * moves).sum(1).mean()),
         right=0.5 * rho * rho / d * float(((w @ w.T) * traces).sum()),

@@ -1,8 +1,9 @@
 r"""Both sides of the SA-SAM paper's statements on smoothness and step sizes.
 
-The paper's step size (equation 5) is :math:`\eta_t = \min\{\|\Delta w_t\| / (c\|\Delta g_t\|),
-\sqrt{1 + \delta\theta_{t-1}}\,\eta_{t-1}\}` with :math:`\theta_t = \eta_t/\eta_{t-1}`, c = 2 and
-δ = 1. Trajectories are passed as rows: points :math:`w_t` and gradients of the *plain* loss there.
+The paper's step size (equation 5) is :math:`\eta_t = \min\{\|\Delta\theta_t\| / (c\|\Delta
+g_t\|), \sqrt{1 + \gamma\vartheta_{t-1}}\,\eta_{t-1}\}` with the ratio :math:`\vartheta_t =
+\eta_t/\eta_{t-1}` (the paper's θ), c = 2 and γ = 1 (the paper's δ). Trajectories are passed as
+rows: points :math:`\theta_t` (the paper's w) and gradients of the *plain* loss there.
 """
 
 from paperkit.bounds.smoothness.path import (

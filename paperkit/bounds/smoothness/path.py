@@ -13,19 +13,19 @@ from paperkit.bounds.statement import Inequality
 
 
 def local_smoothness(points: Tensor, gradients: Tensor) -> Tensor:
-    r"""Return :math:`\beta_t = \|\Delta g_t\| / \|\Delta w_t\|` between consecutive iterates.
+    r"""Return :math:`\beta_t = \|\Delta g_t\| / \|\Delta\theta_t\|` between consecutive iterates.
 
     Source: SA-SAM paper, equation 6.
 
     Parameters
     ----------
     points, gradients : Tensor
-        Shape (T + 1, d).
+        Points θ_t and gradients g_t of a path of T steps, shape (T + 1, d).
 
     Returns
     -------
     Tensor
-        Shape (T,), float64, on the CPU.
+        Local smoothness of each step, shape (T,), float64, on the CPU.
 
     Raises
     ------
@@ -45,8 +45,8 @@ def local_smoothness(points: Tensor, gradients: Tensor) -> Tensor:
     arguments.tensor("gradients", gradients, shape=tuple(points.shape), finite=True)
     if len(points) < 2:
         raise ValueError(f"points={arguments.shown(points)} must be two or more.")
-    w, g = (rows.detach().to(device="cpu", dtype=torch.float64) for rows in (points, gradients))
-    moves = w.diff(dim=0).norm(dim=1)
+    theta, g = (rows.detach().to(device="cpu", dtype=torch.float64) for rows in (points, gradients))
+    moves = theta.diff(dim=0).norm(dim=1)
     if not bool((moves > 0).all()):
         raise ValueError("points has equal consecutive rows: drop one of them.")
     return g.diff(dim=0).norm(dim=1) / moves
@@ -64,9 +64,9 @@ def smoothness_along_path(
     points, gradients
         As in :func:`local_smoothness`.
     beta : float
-        A Lipschitz constant of the gradient.
+        Lipschitz constant β of the gradient.
     known : mapping of str to bool, optional
-        The answer to ``loss_is_smooth``, with this constant.
+        Answer to ``loss_is_smooth``, with this constant.
 
     Raises
     ------
@@ -79,14 +79,14 @@ def smoothness_along_path(
     >>> from paperkit.bounds.smoothness import smoothness_along_path
     >>> points = torch.tensor([[0.0], [1.0], [3.0]])
     >>> smoothness_along_path(points, 2.0 * points, beta=2.0)  # w² has one curvature
-    Inequality(SA-SAM paper, eqs. 3 and 6: max_t ‖Δg_t‖ / ‖Δw_t‖ ≤ β: 2 ≤ 2, not certified:
+    Inequality(SA-SAM paper, eqs. 3 and 6: max_t ‖Δg_t‖ / ‖Δθ_t‖ ≤ β: 2 ≤ 2, not certified:
         loss_is_smooth=unchecked)
     >>> smoothness_along_path(points, points**2, beta=2.0).holds  # w³/3 has 2w
     False
     """
     beta = check_positive("beta", beta)
     return Inequality(
-        statement="max_t ‖Δg_t‖ / ‖Δw_t‖ ≤ β",
+        statement="max_t ‖Δg_t‖ / ‖Δθ_t‖ ≤ β",
         source="SA-SAM paper, eqs. 3 and 6",
         left=float(local_smoothness(points, gradients).max()),
         right=beta,
@@ -102,22 +102,22 @@ def gradient_descent_rate(
     version: str = "sharper",
     known: Mapping[str, bool] | None = None,
 ) -> Inequality:
-    r"""Bound the excess loss after N steps of gradient descent with step size 1/β.
+    r"""Bound the excess loss after T steps of gradient descent with step size 1/β.
 
-    :math:`L(w_N) - L^* \le \beta\|w_0 - w^*\|^2 / 2(2N+1)`, attained by a Huber-like loss (Drori
-    and Teboulle 2014). Source: SA-SAM paper, equation 4, which prints :math:`2t+1` for the iterate
-    :math:`w_{t+1}`, that is N − 1 for N: true, and weaker by one step.
+    :math:`L(\theta_T) - L^* \le \beta\|\theta_0 - \theta^*\|^2 / 2(2T+1)`, attained by a Huber-like
+    loss (Drori and Teboulle 2014). Source: SA-SAM paper, equation 4, which prints :math:`2t+1` for
+    the iterate :math:`w_{t+1}`, that is T − 1 for T: true, and weaker by one step.
 
     Parameters
     ----------
     excess_loss : float
-        L(w_N) − L(w*).
+        Excess loss L(θ_T) − L(θ*).
     distance : float
-        ‖w_0 − w*‖.
+        Distance ‖θ_0 − θ*‖ of the start from a minimum.
     beta : float
-        Lipschitz constant of the gradient.
+        Lipschitz constant β of the gradient.
     steps : int
-        N, at least 1.
+        Number T of steps, at least 1.
     version : str
         ``"sharper"`` or ``"printed"``.
     known : mapping of str to bool, optional
@@ -143,9 +143,9 @@ def gradient_descent_rate(
     distance = arguments.number("distance", distance, at_least=0)
     steps = arguments.integer("steps", steps, at_least=1)
     version = arguments.choice("version", version, ("printed", "sharper"))
-    count, name = (steps, "2N + 1") if version == "sharper" else (steps - 1, "2(N − 1) + 1")
+    count, name = (steps, "2T + 1") if version == "sharper" else (steps - 1, "2(T − 1) + 1")
     return Inequality(
-        statement=f"L(w_N) − L* ≤ β‖w₀ − w*‖² / 2({name})",
+        statement=f"L(θ_T) − L* ≤ β‖θ₀ − θ*‖² / 2({name})",
         source=f"SA-SAM paper, eq. 4, {version}",
         left=excess_loss,
         right=0.5 * beta * distance * distance / (2 * count + 1),

@@ -23,13 +23,13 @@ def stability_edge(
     Parameters
     ----------
     largest : float
-        λ_max of the quadratic's Hessian, positive.
+        Largest eigenvalue λ_max of the quadratic's Hessian, positive.
     step : float
-        η.
+        Step size η.
     rho : float
-        ρ of the un-normalised ascent step; 0 for gradient descent.
+        Size ρ of the un-normalised ascent step; 0 for gradient descent.
     known : mapping of str to bool, optional
-        The answer to ``loss_is_quadratic``.
+        Answer to ``loss_is_quadratic``.
 
     Raises
     ------
@@ -48,7 +48,8 @@ def stability_edge(
     """
     largest, step = check_positive("largest", largest), check_positive("step", step)
     rho = arguments.number("rho", rho, at_least=0)
-    # (−1 + √(1 + x)) / 2ρ with x = 8ρ/η, in the form that keeps its digits for small ρ.
+    # The edge is (−1 + √(1 + 8ρ/η)) / 2ρ. Multiplied by 1 + √(1 + 8ρ/η) above and below, it keeps
+    # its digits for small ρ, where the numerator would cancel.
     edge = (4.0 / step) / (1.0 + math.sqrt(1.0 + 8.0 * rho / step))
     return Inequality(
         statement="λ_max ≤ the edge of stability" + (" under ascent steps ρ∇L" if rho else ", 2/η"),

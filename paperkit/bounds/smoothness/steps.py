@@ -21,27 +21,28 @@ def curvature_step_range(
     factor: float = 2.0,
     known: Mapping[str, bool] | None = None,
 ) -> tuple[Inequality, Inequality]:
-    r"""Return both bounds of the first branch, :math:`\|\Delta w\| / (c\|\Delta g\|)`.
+    r"""Return both bounds of the first branch, :math:`\|\Delta\theta\| / (c\|\Delta g\|)`.
 
-    On quadratics it lies between :math:`1/(c\lambda_{\max})` and :math:`1/(c\lambda_{\min})`.
-    Source: SA-SAM paper, equation 5. The lower bound needs smoothness alone, with β for
-    :math:`\lambda_{\max}`.
+    On quadratics this branch lies between :math:`1/(c\lambda_{\max})` and
+    :math:`1/(c\lambda_{\min})`. Source: SA-SAM paper, equation 5. The lower bound needs smoothness
+    alone, with β for :math:`\lambda_{\max}`.
 
     Parameters
     ----------
-    points, gradients
-        As in :func:`local_smoothness`.
+    points, gradients : Tensor
+        Points θ_t and gradients g_t of a path of T steps, shape (T + 1, d).
     smallest, largest : float
         Extreme eigenvalues of the Hessian, positive.
     factor : float
-        c: 2 in the paper, 1 in its released code.
+        Factor c: 2 in the paper, 1 in its released code.
     known : mapping of str to bool, optional
-        The answer to ``loss_is_quadratic``, with these eigenvalues.
+        Answer to ``loss_is_quadratic``, with these eigenvalues.
 
     Raises
     ------
     ValueError
-        As :func:`local_smoothness`, or if a number is not positive, or smallest > largest.
+        If the path has no step or a step of length zero, a number is not positive, or
+        smallest > largest.
 
     Examples
     --------
@@ -62,14 +63,14 @@ def curvature_step_range(
     source = "SA-SAM paper, eq. 5"
     return (
         Inequality(
-            statement="1/(c λ_max) ≤ min_t ‖Δw‖ / (c ‖Δg‖)",
+            statement="1/(c λ_max) ≤ min_t ‖Δθ‖ / (c ‖Δg‖)",
             source=source,
             left=1.0 / (factor * largest),
             right=float(branch.min()),
             assumptions=assumptions,
         ),
         Inequality(
-            statement="max_t ‖Δw‖ / (c ‖Δg‖) ≤ 1/(c λ_min)",
+            statement="max_t ‖Δθ‖ / (c ‖Δg‖) ≤ 1/(c λ_min)",
             source=source,
             left=float(branch.max()),
             right=1.0 / (factor * smallest),
@@ -97,16 +98,17 @@ def step_lower_bound(
     Parameters
     ----------
     step_sizes : Tensor or sequence of float
-        η_1, …, η_T.
+        Step sizes η_1, …, η_T.
     beta : float
-        Lipschitz constant of the gradient.
+        Lipschitz constant β of the gradient.
     factor : float
-        c.
+        Factor c.
     version : str
         ``"corrected"`` or ``"printed"``.
     initial_step : float, optional
-        η_0, for an implementation whose θ_0 is finite, so that η_1 is capped by a multiple of it:
-        the bound is then the smaller of η_0 and 1/(cβ). None for the paper's θ_0 = ∞.
+        First step size η_0, for an implementation whose ratio ϑ_0 is finite, so that η_1 is capped
+        by a multiple of η_0. The bound is then the smaller of η_0 and 1/(cβ). None for the paper's
+        ϑ_0 = ∞.
     known : mapping of str to bool, optional
         Answers to ``loss_is_smooth`` (with β; the same batch in both gradients) and
         ``steps_follow_equation_5``.
@@ -153,9 +155,10 @@ def step_lower_bound(
 
 
 def growth_limit(delta: float = 1.0) -> float:
-    r"""Return the fixed point of :math:`r^2 = 1 + \delta r`: 1.618 at δ = 1, 1.01005 at δ = 0.02.
+    r"""Return the fixed point of :math:`r^2 = 1 + \gamma r`: 1.618 at γ = 1, 1.01005 at γ = 0.02.
 
-    Source: SA-SAM paper, equation 5, second branch, with the δ of its experiments.
+    The argument ``delta`` is γ, the paper's δ. Source: SA-SAM paper, equation 5, second branch,
+    with the value of its experiments.
 
     Raises
     ------
@@ -182,19 +185,19 @@ def step_growth(
 ) -> Inequality:
     r"""Bound the ratio of consecutive step sizes of equation 5.
 
-    If one ratio is at most r with :math:`r^2 = 1 + \delta r`, so is the next. Source: SA-SAM paper,
-    equation 5. After the paper's θ_0 = ∞ the first ratios may exceed r.
+    If a ratio is at most r with :math:`r^2 = 1 + \gamma r`, so is the next. Source: SA-SAM paper,
+    equation 5. After the paper's ϑ_0 = ∞ the first ratios may exceed r.
 
     Parameters
     ----------
     step_sizes : Tensor or sequence of float
-        η_t, η_{t+1}, …, at least two.
+        Step sizes η_t, η_{t+1}, …, at least two.
     first_ratio : float
-        θ_t = η_t/η_{t−1}, the ratio before the first of them.
+        Ratio ϑ_t = η_t/η_{t−1} before the first of them.
     delta : float
-        δ.
+        Damping γ of the growth; the paper's δ.
     known : mapping of str to bool, optional
-        The answer to ``steps_follow_equation_5``.
+        Answer to ``steps_follow_equation_5``.
 
     Raises
     ------
@@ -216,7 +219,7 @@ def step_growth(
     first_ratio = check_positive("first_ratio", first_ratio)
     limit = growth_limit(delta)
     return Inequality(
-        statement="max_t η_{t+1}/η_t ≤ r, r² = 1 + δr",
+        statement="max_t η_{t+1}/η_t ≤ r, r² = 1 + γr",
         source="SA-SAM paper, eq. 5",
         left=float((steps[1:] / steps[:-1]).max()),
         right=limit,

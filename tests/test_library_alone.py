@@ -1,0 +1,110 @@
+"""The library needs its own dependencies and nothing that belongs to the book, studies or tests."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LIBRARY = (
+    "bounds",
+    "curvature",
+    "data",
+    "estimators",
+    "linalg",
+    "linearize",
+    "models",
+    "network",
+    "optim",
+    "statistics",
+    "training",
+)
+# Names of distributions whose modules are called otherwise.
+MODULES = {
+    "scikit-learn": "sklearn",
+    "pyyaml": "yaml",
+    "typing-extensions": "typing_extensions",
+    "axe-playwright-python": "axe_playwright_python",
+    "import-linter": "importlinter",
+    "pytest-xdist": "xdist",
+    "types-pyyaml": None,
+    "types-tqdm": None,
+}
+# Imports the modules named after "--" where those before it cannot be found.
+ALONE = """
+import importlib, sys
+cut = sys.argv.index("--")
+hidden, finders = set(sys.argv[1:cut]), list(sys.meta_path)
+
+class WithoutHidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            return None
+        specs = (finder.find_spec(name, path, target) for finder in finders)
+        return next((spec for spec in specs if spec is not None), None)
+
+sys.meta_path[:] = [WithoutHidden()]
+for name in sys.argv[cut + 1:]:
+    importlib.import_module(name)
+"""
+USE = """
+import torch
+from torch import nn
+from paperkit.estimators import measure
+from paperkit.optim import SAM
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+inputs, targets = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
+report = measure(model, (inputs, targets))
+assert "renyi_sharpness" in repr(report) and "<table" in report._repr_html_()
+try:
+    report.frame()
+except ModuleNotFoundError as error:
+    assert "install pandas" in str(error)
+else:
+    raise AssertionError("pandas was not hidden")
+optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1)
+
+def closure():
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(inputs), targets)
+    loss.backward()
+    return loss
+
+before = float(closure())
+optimizer.step(closure)
+assert float(closure()) < before
+"""
+
+
+def _modules_of_extras() -> list[str]:
+    names = {
+        re.split(r"[<>=\[ ]", text)[0].lower()
+        for group in PROJECT["optional-dependencies"].values()
+        for text in group
+    } - {PROJECT["name"]}
+    modules = [MODULES.get(name, name.replace("-", "_")) for name in sorted(names)]
+    return [module for module in modules if module is not None]
+
+
+def _alone(*modules: str, then: str = "") -> None:
+    command = [sys.executable, "-c", ALONE + then, *_modules_of_extras(), "--", *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_rooms_of_the_library_import_nothing_of_the_extras() -> None:
+    _alone(*(f"paperkit.{room}" for room in LIBRARY))
+
+
+def test_a_network_is_measured_and_trained_without_the_extras() -> None:
+    _alone(then=USE)
+
+
+def test_the_extras_are_really_hidden() -> None:
+    with pytest.raises(AssertionError, match="No module named 'pandas'"):
+        _alone("pandas")
