@@ -52,7 +52,7 @@ SETTINGS += MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=SSE41 ONEDNN_MA
 SETTINGS += THREADS=1 THREADS=2+UNIT_THREADS=2
 # The oldest instructions, all together. The first chapter trains, so only make portable runs it.
 FOREIGN := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1
-FOREIGN_TESTS := tests/linalg tests/optim tests/estimators/test_information_geometry.py
+FOREIGN_TESTS := tests/linalg tests/optim tests/estimators/test_information_geometry.py tests/test_examples.py
 FOREIGN_CHAPTERS := $(filter-out notebooks/01_%,$(wildcard notebooks/*.ipynb))
 
 define newline

@@ -39,7 +39,16 @@ _STAR = "#dfe4ee"
 
 
 def book_style() -> None:
-    """Set Matplotlib's defaults for every figure of a chapter."""
+    """Set Matplotlib's defaults for every figure of a chapter.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> from paperkit.plotting import book_style
+    >>> book_style()
+    >>> matplotlib.rcParams["figure.dpi"], matplotlib.rcParams["axes.spines.top"]
+    (120.0, False)
+    """
     styles = [LINE_STYLES[i % len(LINE_STYLES)] for i in range(len(COLORS))]
     mpl.rcParams.update(
         {
@@ -85,6 +94,13 @@ def layer_styles(layers: Sequence[str]) -> dict[str, dict[str, Any]]:
     -------
     dict
         Arguments ``color`` and ``linestyle`` by layer.
+
+    Examples
+    --------
+    >>> from paperkit.plotting import layer_styles
+    >>> styles = layer_styles(["conv1", "conv2", "fc"])
+    >>> [style["linestyle"] for style in styles.values()]  # told apart in grey, too
+    ['-', '--', '-.']
     """
     layers = arguments.strings("layers", layers, "a list of names of layers")
     positions = np.linspace(0.0, 0.8, len(layers))
@@ -124,6 +140,14 @@ def plot_layer_spectra(
     Returns
     -------
     Figure
+
+    Examples
+    --------
+    >>> from paperkit.plotting import plot_layer_spectra
+    >>> spectra = {"conv1": [3.0, 1.0, 0.1], "fc": [2.0, 0.5]}
+    >>> figure = plot_layer_spectra(spectra, dimensions={"conv1": 9, "fc": 4}, rank_bound=3)
+    >>> [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+    ['conv1', 'fc']
     """
     _check_spectra(eigenvalues, dimensions)
     rank_bound = arguments.integer("rank_bound", rank_bound, at_least=1)
@@ -171,6 +195,15 @@ def plot_curves(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[fl
         Orders α, or numbers of samples n.
     curves : mapping of str to sequence of float
         Curves by layer, with a value for each x.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from paperkit.plotting import plot_curves
+    >>> axes = Figure().add_subplot()
+    >>> plot_curves(axes, [0.5, 1.0, 2.0], {"conv1": [1.2, 1.0, 0.8], "fc": [0.7, 0.6, 0.5]})
+    >>> [line.get_label() for line in axes.lines]
+    ['conv1', 'fc']
     """
     arguments.instance("axes", axes, Axes)
     points = len(arguments.vector("x", x, finite=False))
@@ -205,6 +238,15 @@ def plot_layer_profile(
         Name of the series in the legend.
     series : int
         Number of the series on these axes, from 0, which chooses marker and colour.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from paperkit.plotting import plot_layer_profile
+    >>> axes = Figure().add_subplot()
+    >>> plot_layer_profile(axes, {"conv1": 1.2, "fc": 0.7}, others=[{"conv1": 1.1, "fc": 0.9}])
+    >>> [label.get_text() for label in axes.get_xticklabels()]
+    ['conv1', 'fc']
     """
     arguments.instance("axes", axes, Axes)
     series = arguments.integer("series", series, at_least=0)
@@ -260,6 +302,14 @@ def landing_figure(
     -------
     Figure
         Picture on black, for light and dark pages alike.
+
+    Examples
+    --------
+    >>> from paperkit.plotting import landing_figure
+    >>> spectra = {"conv1": [3.0, 0.1], "fc": [2.0]}
+    >>> figure = landing_figure(spectra, dimensions={"conv1": 9, "fc": 4})
+    >>> figure.axes[0].texts[1].get_text().splitlines()
+    ['2 lines', '7 zeros']
     """
     _check_spectra(eigenvalues, dimensions)
     for name, values in eigenvalues.items():
@@ -317,6 +367,13 @@ def landing_record(store: str | Path | None = None) -> Record:
     ------
     ValueError
         If no record of the study ``mnist5k_spectra`` at the laptop profile keeps them.
+
+    Examples
+    --------
+    >>> from paperkit.plotting import landing_record
+    >>> record = landing_record()
+    >>> record.study, set(record.metrics["eigenvalues"]) == set(record.metrics["layers"])
+    ('mnist5k_spectra', True)
     """
     from paperkit.experiments import records_of
 
@@ -330,7 +387,16 @@ def landing_record(store: str | Path | None = None) -> Record:
 
 
 def write_landing(path: Path, record: Record) -> None:
-    """Draw the landing page's figure; the file names its record in its metadata."""
+    """Draw the landing page's figure; the file names its record in its metadata.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from paperkit.plotting import landing_record, write_landing
+    >>> write_landing(Path("landing.png"), landing_record())
+    >>> Path("landing.png").stat().st_size > 10_000
+    True
+    """
     from paperkit.experiments import Record
 
     path = arguments.path("path", path)
@@ -343,7 +409,14 @@ def write_landing(path: Path, record: Record) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw ``book/_static/landing.png`` again: ``python -m paperkit.plotting``."""
+    """Draw ``book/_static/landing.png`` again: ``python -m paperkit.plotting``.
+
+    Examples
+    --------
+    >>> from paperkit.plotting import main
+    >>> main(["--target", "landing.png"])  # doctest: +ELLIPSIS
+    landing.png: drawn from record ... of mnist5k_spectra (...)
+    """
     from paperkit.experiments.paths import repository_root
 
     parser = argparse.ArgumentParser(description="Draw the landing page's figure from its record.")

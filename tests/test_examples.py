@@ -7,6 +7,8 @@ import re
 import warnings
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -24,11 +26,12 @@ MODULES = sorted(
 
 @pytest.fixture(autouse=True)
 def a_place_of_its_own(tmp_path, monkeypatch):
-    """Run each example in an empty folder, from a fixed random state that it leaves as it was."""
+    """Run each example in an empty folder, from a fixed random state, and put all settings back."""
     monkeypatch.chdir(tmp_path)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), mpl.rc_context():
         torch.manual_seed(0)
         yield
+    plt.close("all")
 
 
 def failures(test: doctest.DocTest, flags: int) -> str:

@@ -39,6 +39,16 @@ def augment(
     ------
     ValueError
         If ``inputs`` is not a batch of images or ``padding`` is negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.data import augment
+    >>> image = torch.zeros(1, 1, 3, 3)
+    >>> image[0, 0, 1, 1] = 1.0
+    >>> moved = augment(image, torch.Generator().manual_seed(0), padding=1)
+    >>> moved.shape, float(moved.sum())  # a pixel in the middle stays in sight
+    (torch.Size([1, 1, 3, 3]), 1.0)
     """
     arguments.tensor("inputs", inputs, shape=("n", "channels", "height", "width"), dense=True)
     arguments.instance("generator", generator, torch.Generator)

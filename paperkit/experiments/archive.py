@@ -333,6 +333,13 @@ def records_of(
     ------
     TypeError, ValueError
         If there is no such study or profile.
+
+    Examples
+    --------
+    >>> from paperkit.experiments import records_of
+    >>> records = records_of("entropy_facts", "laptop")
+    >>> {record.study for record in records}, all(record.clean for record in records)
+    ({'entropy_facts'}, True)
     """
     arguments.instance("study", study, str, "the name of one")
     if profile is not None:

@@ -65,6 +65,18 @@ def resolve(
         If a name is no parameter, or the profile, engine or device does not exist.
     TypeError
         If a value has the wrong type.
+
+    Examples
+    --------
+    >>> from paperkit.experiments import resolve
+    >>> profiles = {"smoke": {"steps": 10}, "laptop": {"steps": 1000}}
+    >>> p = resolve({"profile": "smoke", "seeds": 3}, profiles)
+    >>> p.steps, p.seeds, p.engine
+    (10, (0, 1, 2), 'in-process')
+    >>> resolve({"sede": 3}, profiles)
+    Traceback (most recent call last):
+        ...
+    ValueError: 'sede' is not a parameter of this notebook; did you mean 'seed'?
     """
     if not isinstance(namespace, dict) or not all(isinstance(key, str) for key in namespace):
         raise TypeError(f"namespace={arguments.shown(namespace)} must be a dict: pass globals().")

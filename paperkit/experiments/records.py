@@ -43,6 +43,19 @@ class Record:
         bytes, date in UTC, fingerprint of the code, and the records that the run was given.
     location : str
         The file (and line) it was read from; empty for a record that was just made.
+
+    Examples
+    --------
+    >>> from paperkit.experiments import Record
+    >>> record = Record(
+    ...     study="coins",
+    ...     profile="laptop",
+    ...     configuration={"tosses": 100, "seed": 7},
+    ...     metrics={"heads": 48},
+    ...     provenance={"dirty": False},
+    ... )
+    >>> record.seed, record.clean, len(record.key)  # its name is a hash of study and configuration
+    (7, True, 20)
     """
 
     study: str

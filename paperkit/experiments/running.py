@@ -268,6 +268,14 @@ def run_study(
     ------
     ValueError
         If the study, profile, engine or a word in ``rerun`` is unknown.
+
+    Examples
+    --------
+    >>> from paperkit.experiments import run_study
+    >>> records = run_study("entropy_facts", "smoke", store="store", progress=False)
+    >>> again = run_study("entropy_facts", "smoke", store="store", progress=False)
+    >>> records == again  # what is finished is read, not run again
+    True
     """
     study = study if isinstance(study, Study) else study_named(study)
     words = arguments.names("rerun", rerun, RERUN, at_least=0)

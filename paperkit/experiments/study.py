@@ -34,6 +34,20 @@ class RunContext(ABC):
         very run's, killed before it finished, and made by the same code: resume from it.
     progress : bool
         Whether to show progress bars.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.experiments import RunContext
+    >>> from paperkit.experiments.studies.entropy_facts import STUDY
+    >>> class ByHand(RunContext):
+    ...     device, progress = torch.device("cpu"), False
+    ...     def record_of(self, study, configuration):
+    ...         raise ValueError(f"this study needs no other, not {study}")
+    ...     checkpoint_of = record_of
+    >>> metrics = STUDY.run(STUDY.grid("smoke")[0], ByHand())
+    >>> all(isinstance(name, str) for name in metrics)
+    True
     """
 
     device: torch.device
@@ -97,6 +111,20 @@ class Study:
         Largest relative difference from the recorded value that an audit accepts.
     round_off : float
         Magnitude below which two values count as equal in an audit.
+
+    Examples
+    --------
+    >>> import random
+    >>> from paperkit.experiments import Study
+    >>> def grid(profile):
+    ...     seeds = range(1 if profile == "smoke" else 3)
+    ...     return [{"tosses": 100, "seed": seed} for seed in seeds]
+    >>> def run(configuration, context):
+    ...     toss = random.Random(configuration["seed"]).random
+    ...     return {"heads": sum(toss() < 0.5 for _ in range(configuration["tosses"]))}
+    >>> study = Study(name="coins", question="Are they fair?", grid=grid, run=run)
+    >>> [study.run(configuration, None)["heads"] for configuration in study.grid("laptop")]
+    [37, 47, 41]
     """
 
     name: str

@@ -139,6 +139,12 @@ def show_verdicts(
         The working store that is read beside the published records.
     root : str
         The way from the notebook's folder to the repository's root.
+
+    Examples
+    --------
+    >>> from paperkit.ledger import show_verdicts
+    >>> show_verdicts("03_reparametrization", profile="smoke")  # a notebook shows the text
+    <IPython.core.display.Markdown object>
     """
     from IPython.display import Markdown, display
 

@@ -39,6 +39,16 @@ class Verdict:
         The records that are the evidence.
     stale : bool
         Whether the code behind one of them has changed since it was made.
+
+    Examples
+    --------
+    >>> from paperkit.ledger import verdicts
+    >>> from paperkit.ledger.criteria import WORDS
+    >>> verdict = verdicts(anchor="notebooks/03_reparametrization#prop-2-2")[0]
+    >>> verdict.claim.place, verdict.claim.kind
+    ('Proposition 2.2 (E.1), equation 1 (50)', 'identity')
+    >>> verdict.word in WORDS  # computed from the records, never typed
+    True
     """
 
     claim: Claim
@@ -79,6 +89,15 @@ def verdicts(
     Returns
     -------
     list of Verdict
+
+    Examples
+    --------
+    >>> from collections import Counter
+    >>> from paperkit.ledger import verdicts
+    >>> found = verdicts(anchor="03_reparametrization")
+    >>> counts = Counter(verdict.word for verdict in found)  # the chapter's part of the scoreboard
+    >>> counts.total() == len(found) > 0
+    True
     """
     if claims is None:
         chosen = load_claims()

@@ -32,6 +32,16 @@ class LeNet5(nn.Module):
     ------
     ValueError
         If the images are too small for two convolutions and poolings.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.models import LeNet5
+    >>> model = LeNet5(in_channels=1, num_classes=10, image_size=(28, 28))
+    >>> model(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    61706
     """
 
     def __init__(

@@ -30,6 +30,15 @@ class MLP(nn.Sequential):
     ValueError
         If there are fewer than two widths, one is not positive, or the activation is
         unknown.
+
+    Examples
+    --------
+    >>> from paperkit.models import MLP
+    >>> model = MLP((64, 32, 10), activation="tanh")
+    >>> [name for name, _ in model.named_children()]
+    ['flatten', 'fc1', 'activation1', 'fc2']
+    >>> sum(parameter.numel() for parameter in model.parameters())  # 64 · 32 + 32 + 32 · 10 + 10
+    2410
     """
 
     def __init__(self, widths: Sequence[int], activation: str = "relu", bias: bool = True) -> None:

@@ -103,6 +103,18 @@ def build(
     ValueError
         If the name is unknown, the shape is missing or has other channels, or the
         architecture refuses an option's value.
+
+    Examples
+    --------
+    >>> from paperkit.models import build
+    >>> one, other, third = (
+    ...     build("mlp", in_channels=1, num_classes=10, input_shape=(1, 8, 8), seed=seed)
+    ...     for seed in (0, 0, 1)
+    ... )
+    >>> bool((one.fc1.weight == other.fc1.weight).all())  # the seed gives the weights
+    True
+    >>> bool((one.fc1.weight == third.fc1.weight).any())
+    False
     """
     name = arguments.choice("name", name, NAMES)
     in_channels = arguments.integer("in_channels", in_channels, at_least=1)

@@ -106,6 +106,16 @@ class ResNet(nn.Module):
     ------
     ValueError
         If the depth is not of the form 6k + 2, or an option is unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.models import ResNet
+    >>> model = ResNet(depth=20, in_channels=3, num_classes=10)
+    >>> sum(parameter.numel() for parameter in model.parameters())  # 0.27 million
+    269722
+    >>> model(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(

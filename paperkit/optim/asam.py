@@ -51,6 +51,17 @@ class ASAM(WrappedOptimizer):
     ValueError
         If ``rho`` or ``eta`` is negative or the rule unknown; in a step, if a tensor that has a
         gradient has no name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import ASAM
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, 10.0]))
+    >>> optimizer = ASAM([w], rho=0.1, eta=0.0, scaled="all", lr=0.1)
+    >>> w.sum().backward()  # the same gradient in both entries
+    >>> optimizer.first_step()
+    >>> w.detach()  # the larger weight moves the most, 0.1 · w² / ‖w‖
+    tensor([ 1.0100, 10.9950])
     """
 
     def __init__(

@@ -53,6 +53,21 @@ class StepRecord:
         Cosine of the angle between ε and g; NaN where one of them is zero.
     regularizer : float
         First-order change gᵀε of the loss by the perturbation, unless the optimizer says otherwise.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import SAM
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = SAM([w], rho=0.5, lr=0.1, log=True)
+    >>> for move in (optimizer.first_step, optimizer.second_step):
+    ...     (0.5 * w.square().sum()).backward()
+    ...     move()
+    >>> record = optimizer.log[0]
+    >>> round(record.gradient_norm, 4), round(record.perturbation_norm, 4), round(record.cosine, 4)
+    (5.0, 0.5, 1.0)
+    >>> round(record.regularizer, 4)  # gᵀε = ρ ‖g‖
+    2.5
     """
 
     step: int
@@ -101,6 +116,27 @@ class MultiPassOptimizer(Optimizer, ABC):
         stay; the generators and the running statistics go on as after a single pass.
     log : list of StepRecord or None
         Records of all steps; None unless asked for.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import MultiPassOptimizer
+    >>> class Extragradient(MultiPassOptimizer):
+    ...     def _passes(self):
+    ...         self._move_by(self._gradient() * -0.1)  # look ahead,
+    ...         yield  # ask for the gradient there,
+    ...         self._restore_weights()
+    ...         self._finish([])  # and follow it from here
+    ...     def _descend(self):
+    ...         torch._foreach_add_(self._active_parameters(), self._gradient().tensors, alpha=-0.1)
+    >>> w = torch.nn.Parameter(torch.tensor(1.0))
+    >>> optimizer = Extragradient([w], {})
+    >>> (0.5 * w.square()).backward()
+    >>> optimizer.first_step()
+    >>> (0.5 * w.square()).backward()
+    >>> optimizer.second_step()
+    >>> w.detach()  # 1 − 0.1 (1 − 0.1)
+    tensor(0.9100)
     """
 
     # State of the step that is being taken: its generator, its parameters with a gradient, copies

@@ -59,6 +59,21 @@ class EigenSAM(WrappedOptimizer):
     ------
     ValueError
         If an option is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import EigenSAM
+    >>> w = torch.nn.Parameter(torch.tensor([0.1, 1.0]))  # gradient (1, 1), eigenvector (1, 0)
+    >>> optimizer = EigenSAM([w], rho=0.05, alpha=0.2, lr=0.01, log=True)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = 5.0 * w[0] ** 2 + 0.5 * w[1] ** 2
+    ...     loss.backward()
+    ...     return loss
+    >>> loss = optimizer.step(closure)
+    >>> round(optimizer.log[0].cosine, 3)  # SAM's perturbation has 1
+    0.99
     """
 
     def __init__(

@@ -53,6 +53,21 @@ class GradientRegularization(WrappedOptimizer):
     ------
     ValueError
         If ``mu`` is negative, ``tau`` not positive or the method unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import GradientRegularization
+    >>> w = torch.nn.Parameter(torch.tensor(1.0))
+    >>> optimizer = GradientRegularization([w], mu=0.5, lr=0.1)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = 0.5 * w.square()
+    ...     loss.backward()
+    ...     return loss
+    >>> loss = optimizer.step(closure)
+    >>> w.detach()  # 1 − 0.1 (g + 2μHg) = 1 − 0.1 · 2
+    tensor(0.8000)
     """
 
     strength_name = "mu"

@@ -79,6 +79,21 @@ class IGSAM(WrappedOptimizer):
     ------
     ValueError
         If an option is unknown or out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.optim import IGSAM
+    >>> model, inputs = nn.Linear(1, 2, bias=False), torch.ones(1, 1)
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> optimizer = IGSAM(model.parameters(), model, rho=0.1, damping=0.5, lr=0.1)
+    >>> optimizer.renew_factors(inputs)  # the gradient's eigenvalue in F is ½
+    >>> nn.functional.cross_entropy(model(inputs), torch.tensor([0])).backward()
+    >>> optimizer.first_step()
+    >>> model.weight.detach()  # 0.1 g / (½ + ½)
+    tensor([[-0.0500],
+            [ 0.0500]])
     """
 
     def __init__(

@@ -21,6 +21,17 @@ class RandomState:
     ----------
     devices : iterable of torch.device
         Devices in use besides the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import RandomState
+    >>> state = RandomState([torch.device("cpu")])
+    >>> first = torch.rand(3)
+    >>> with state.replayed():
+    ...     again = torch.rand(3)
+    >>> torch.equal(first, again), torch.equal(first, torch.rand(3))
+    (True, False)
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:

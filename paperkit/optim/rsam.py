@@ -74,6 +74,17 @@ class RSAM(WrappedOptimizer):
         If an option is out of range. If ``mode="exact"`` and groups differ in ``rho``, since the
         step then follows no loss's gradient, or ``no_sync`` is given, since the step follows the
         first gradient too.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import RSAM
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = RSAM([w], rho=1.0, alpha=2.0, lr=0.1)
+    >>> (0.5 * w.square().sum()).backward()
+    >>> optimizer.first_step()
+    >>> w.detach()  # moved by R(g) g / ‖g‖², R = (3⁴ + 4⁴) / 5⁴
+    tensor([3.0647, 4.0863])
     """
 
     def __init__(

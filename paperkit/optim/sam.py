@@ -47,14 +47,19 @@ class SAM(WrappedOptimizer):
 
     Examples
     --------
-    >>> model = torch.nn.Linear(2, 1)
-    >>> optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+    >>> import torch
+    >>> from paperkit.optim import SAM
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = SAM([w], torch.optim.SGD, rho=0.5, lr=0.1)
     >>> def closure():
     ...     optimizer.zero_grad()
-    ...     loss = model(torch.ones(3, 2)).square().mean()
+    ...     loss = 0.5 * w.square().sum()
     ...     loss.backward()
     ...     return loss
-    >>> loss = optimizer.step(closure)
+    >>> optimizer.step(closure).item()
+    12.5
+    >>> w.detach()  # w − 0.1 (w + 0.5 w/‖w‖)
+    tensor([2.6700, 3.5600])
     """
 
     def __init__(

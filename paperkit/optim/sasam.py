@@ -59,6 +59,22 @@ class SASAM(SmoothnessAdaptiveOptimizer):
     ------
     ValueError
         If an option is unknown or out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import SASAM
+    >>> w = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> optimizer = SASAM([w], eta0=0.01)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = 2.0 * w.square().sum()  # of curvature 4
+    ...     loss.backward()
+    ...     return loss
+    >>> for _ in range(2):
+    ...     loss = optimizer.step(closure)
+    >>> round(optimizer.beta, 4), round(optimizer.eta, 4), round(optimizer.rho, 4)  # β, 1/2β, √η
+    (4.0, 0.125, 0.3536)
     """
 
     def __init__(

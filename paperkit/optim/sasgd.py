@@ -23,6 +23,22 @@ class SASGD(SmoothnessAdaptiveOptimizer):
 
     Parameters and attributes are those of
     :class:`~paperkit.optim.SmoothnessAdaptiveOptimizer`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import SASGD
+    >>> w = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> optimizer = SASGD([w], eta0=0.01, full_batch=True)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = 2.0 * w.square().sum()  # of curvature 4
+    ...     loss.backward()
+    ...     return loss
+    >>> for _ in range(5):
+    ...     loss = optimizer.step(closure)
+    >>> round(optimizer.eta, 4), optimizer.gradient_evaluations  # 1/2β, one a step
+    (0.125, 5)
     """
 
     def _take_direction(

@@ -95,6 +95,14 @@ def adaptive_step_size(
     ------
     TypeError, ValueError
         If an argument is no number, or out of range.
+
+    Examples
+    --------
+    >>> from paperkit.optim import adaptive_step_size
+    >>> adaptive_step_size(1.0, 4.0, eta=1.0, theta=1.0)  # the smoothness decides: 1/(2 · 4)
+    0.125
+    >>> round(adaptive_step_size(1.0, 0.1, eta=1.0, theta=1.0), 4)  # the growth decides: √1.02
+    1.01
     """
     return _adapt_step_size(
         arguments.number("displacement", displacement, at_least=0, finite=False, nan=True),
@@ -170,6 +178,17 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
         Local smoothness ‖Δg‖/‖Δθ‖; NaN before it is known.
     rho : float
         Radius of the last perturbation; 0 for a method without.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import SASGD, SmoothnessAdaptiveOptimizer
+    >>> w = torch.nn.Parameter(torch.tensor([2.0]))
+    >>> optimizer = SASGD([w], eta0=0.125, variant="release")
+    >>> isinstance(optimizer, SmoothnessAdaptiveOptimizer)
+    True
+    >>> optimizer.eta, optimizer.theta, optimizer.damping, optimizer.beta  # β is not known yet
+    (0.125, 1.0, 1.0, nan)
     """
 
     def __init__(

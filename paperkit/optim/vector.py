@@ -21,6 +21,18 @@ class Vector:
     ----------
     tensors : sequence of Tensor
         Dense tensors of floating point, at least one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import Vector
+    >>> g = Vector([torch.tensor([3.0]), torch.tensor([[4.0]])])  # a bias and a weight
+    >>> round(float(g.norm()), 4)
+    5.0
+    >>> (g * 2.0 - g).normalized().tensors
+    (tensor([0.6000]), tensor([[0.8000]]))
+    >>> round(float(g.dot(g)), 4)
+    25.0
     """
 
     __slots__ = ("tensors",)

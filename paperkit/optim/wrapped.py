@@ -56,6 +56,20 @@ class WrappedOptimizer(MultiPassOptimizer):
     ValueError
         If the strength is negative or not finite, the base optimizer needs a closure or has an
         option of the same name, or the parameters are sharded.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.optim import WrappedOptimizer
+    >>> class UnnormalizedSAM(WrappedOptimizer):
+    ...     def perturbation(self, gradient, weights, strengths):
+    ...         return gradient.scaled(strengths)
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = UnnormalizedSAM([w], torch.optim.SGD, 0.5, lr=0.1)
+    >>> (0.5 * w.square().sum()).backward()
+    >>> optimizer.first_step()
+    >>> w.detach()  # w + 0.5 g
+    tensor([4.5000, 6.0000])
     """
 
     strength_name = "rho"

@@ -123,6 +123,14 @@ def kendall_tau(
     ------
     ValueError
         If the columns differ in length, have NaN, or give no pair to compare.
+
+    Examples
+    --------
+    >>> from paperkit.statistics import kendall_tau
+    >>> kendall_tau([1, 2, 3, 4], [1, 2, 4, 3])  # five pairs agree, one does not
+    KendallTau(0.666667, pairs=6, ties_x=0, ties_y=0, ties_both=0)
+    >>> float(kendall_tau([1, 2, 2], [1, 2, 3]).value) < 1  # a tied pair counts as zero
+    True
     """
     columns, labels = _checked({"x": x}, {"y": y}, groups)
     i, j = _pairs(len(labels), groups)
@@ -152,6 +160,17 @@ def kendall_tau_by_group(
     ------
     ValueError
         As :func:`kendall_tau`.
+
+    Examples
+    --------
+    >>> from paperkit.statistics import kendall_tau, kendall_tau_by_group
+    >>> sharpness, gap = [1, 2, 3, 7, 8, 9], [7, 8, 9, 1, 2, 3]
+    >>> optimizers = ["SGD"] * 3 + ["SAM"] * 3
+    >>> round(float(kendall_tau(sharpness, gap)), 3)
+    -0.2
+    >>> by_group = kendall_tau_by_group(sharpness, gap, optimizers)
+    >>> {name: float(tau) for name, tau in by_group.items()}  # within each, the order is the same
+    {'SGD': 1.0, 'SAM': 1.0}
     """
     columns, labels = _checked({"x": x}, {"y": y}, groups)
     result = {}
@@ -217,6 +236,16 @@ def permutation_test(
     ------
     ValueError
         If a column does not fit, there is none, or an option is out of range.
+
+    Examples
+    --------
+    >>> from paperkit.statistics import permutation_test
+    >>> measures = {"right": [1, 2, 3, 4, 5], "wrong": [5, 4, 3, 2, 1], "other": [2, 1, 4, 3, 5]}
+    >>> test = permutation_test(measures, gap=[1, 2, 3, 4, 5], permutations=2000)
+    >>> test.tau["right"], round(test.p_value["right"], 2)  # 1/5! by itself
+    (1.0, 0.01)
+    >>> round(test.p_value_of_maximum["right"], 2)  # of three that were tried
+    0.03
     """
     level = arguments.number("level", level, above=0, below=1)
     permutations = arguments.integer("permutations", permutations, at_least=1)

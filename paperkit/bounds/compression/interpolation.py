@@ -98,7 +98,7 @@ def interpolation_bounds(
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Softplus())
     >>> _ = nn.init.zeros_(model[0].weight)
     >>> interpolation_bounds(model, (torch.ones(1, 1), torch.zeros(1, 1))).laplacian
-    Inequality(compression paper, Lemma B.1 (equation 19), sharper: |Tr H − Tr G| ≤ ε max_i ‖Σ_j
+    Inequality(compression paper, Lemma B.1 (equation 19), sharper: |Tr H − Tr G| ≤ r max_i ‖Σ_j
         ∂_j² f_i‖: 0.173287 ≤ 0.173287, certified)
     """
     adaptive = arguments.flag("adaptive", adaptive)

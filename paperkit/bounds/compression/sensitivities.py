@@ -68,7 +68,7 @@ def sensitivity_bound(
     >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[1].weight)
     >>> terms = compression_terms(model, (torch.eye(2), torch.zeros(2, 1)))
     >>> sensitivity_bound(terms)  # S = 3: squared gradients of 2 and 1 in the two weights
-    Inequality(compression paper, Proposition 3.8 (equation 11): mean ‖Jx‖₂ ≤ ‖W‖₂ (mean ‖x‖⁻² ·
+    Inequality(compression paper, Proposition 3.8 (equation 11): mean ‖X‖₂ ≤ ‖W‖₂ (mean ‖x‖⁻² ·
         S)^½: 1.41421 ≤ 1.73205, certified)
     """
     return sensitivity_chain(
@@ -96,9 +96,9 @@ class SensitivityChain:
     >>> model.weight.data = torch.tensor([[3.0, 4.0]])
     >>> inputs = torch.tensor([[1.0, 0.0], [0.0, 2.0]])  # two inputs of different length
     >>> chain = sensitivity_chain(compression_terms(model, (inputs, torch.zeros(2, 1))))
-    >>> round(chain.to_layer_gradient.left, 4), round(chain.to_layer_gradient.right, 4)  # A = B
+    >>> round(chain.to_layer_gradient.left, 4), round(chain.to_layer_gradient.right, 4)  # a = b
     (5.0, 5.0)
-    >>> round(chain.cauchy_schwarz.right, 4)  # C exceeds B, because the lengths differ
+    >>> round(chain.cauchy_schwarz.right, 4)  # c exceeds b, because the lengths differ
     6.25
     """
 
@@ -149,9 +149,9 @@ def sensitivity_chain(
     >>> chain = sensitivity_chain(compression_terms(model, (torch.eye(2), torch.zeros(2, 1))))
     >>> for link in (chain.to_layer_gradient, chain.cauchy_schwarz, chain.to_all_parameters):
     ...     print(f"{link.statement}:  {link.left:.4f} ≤ {link.right:.4f}")
-    A ≤ B:  1.4142 ≤ 1.4142
-    B ≤ C:  1.4142 ≤ 1.4142
-    C ≤ D:  1.4142 ≤ 1.7321
+    a ≤ b:  1.4142 ≤ 1.4142
+    b ≤ c:  1.4142 ≤ 1.4142
+    c ≤ d:  1.4142 ≤ 1.7321
     """
     check_terms(terms)
     share = share_of(terms.network, sharing, norm, bias)
@@ -324,8 +324,8 @@ def normalized_sensitivity_bounds(
     >>> model.weight.data = torch.tensor([[0.0, 1.0]])  # f(x) = x₂
     >>> terms = compression_terms(model, (torch.tensor([[1.0, 0.0]]), torch.zeros(1, 1)))
     >>> normalized_sensitivity_bounds(terms)[0]
-    Inequality(compression paper, on Definition F.1 (ours): mean ‖x‖² ‖Jx‖₂² ≤ ‖W‖₂² mean ‖∇_W
-        f‖_F²: 1 ≤ 1, certified)
+    Inequality(compression paper, on Definition F.1 (ours): mean ‖x‖² ‖X‖₂² ≤ ‖W‖₂² mean ‖∇_W f‖_F²:
+        1 ≤ 1, certified)
     >>> float(terms.scaled_gradient)  # adaptive sharpness, which is no bound
     0.0
     """

@@ -135,8 +135,8 @@ def input_smoothness_bounds(
     >>> terms = compression_terms(model, (torch.eye(2), torch.zeros(2, 1)))
     >>> for bound in input_smoothness_bounds(terms, k=2.0):
     ...     print(f"{bound.statement}:  {bound.left:.3f} ≤ {bound.right:.3f}")
-    mean ‖Jx‖₂ᵏ ≤ mean ‖Jx‖_Fᵏ:  2.000 ≤ 2.000
-    mean ‖Jx‖_Fᵏ ≤ (‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ, W:  2.000 ≤ 2.000
+    mean ‖X‖₂ᵏ ≤ mean ‖X‖_Fᵏ:  2.000 ≤ 2.000
+    mean ‖X‖_Fᵏ ≤ (‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ, W:  2.000 ≤ 2.000
     (‖W‖₂/min ‖x‖)ᵏ mean ‖∇f‖_Fᵏ, W ≤ θ:  2.000 ≤ 3.000
     """
     check_terms(terms)

@@ -56,7 +56,7 @@ def volume_lemma(jacobian: Tensor, k: int | None = None) -> Inequality:
     >>> import torch
     >>> from paperkit.bounds.compression import volume_lemma
     >>> volume_lemma(torch.diag(torch.tensor([3.0, 1.0])).unsqueeze(0))  # log 3 ≤ log 5
-    Inequality(compression paper, equation 8: log dVol ≤ log(k^(−k/2) ‖Jx‖_Fᵏ): 1.09861 ≤ 1.60944,
+    Inequality(compression paper, equation 8: log dVol ≤ log(k^(−k/2) ‖X‖_Fᵏ): 1.09861 ≤ 1.60944,
         certified)
     >>> abs(volume_lemma(torch.eye(2).unsqueeze(0)).slack) < 1e-6  # equal singular values attain it
     True

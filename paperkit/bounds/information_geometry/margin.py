@@ -140,7 +140,7 @@ def margin_identity(
     True
     >>> margin_identity(model, data, sample=0)
     Identity(information-geometric paper, equation 11 (printed): Σ_k 1/(ε_k² λ_k) = ‖slope‖² under
-        F†, over the squared distance: 5.09836 = 5.09836, certified)
+        F⁺, over the squared distance: 5.09836 = 5.09836, certified)
     """
     sample = check_sample(data, sample)
     version = arguments.choice("version", version, VERSIONS)
@@ -172,7 +172,7 @@ def margin_loss_bound(model: nn.Module, data: object, sample: int, competitor: i
     >>> model.weight.data = torch.tensor([[1.0], [0.0]]).double()
     >>> data = torch.ones(1, 1).double(), torch.tensor([0])
     >>> margin_loss_bound(model, data, sample=0, competitor=1)
-    Identity(information-geometric paper, Appendix E (ours): ∂dᵀF†∂d/d² = n (1/p_y + 1/p_j)/d²:
+    Identity(information-geometric paper, Appendix E (ours): ∂mᵀF⁺∂m/m² = n (1/p_y + 1/p_j)/m²:
         5.08616 = 5.08616, certified)
     """
     sample = check_sample(data, sample)

@@ -72,7 +72,7 @@ def sharpness_dual_identity(
     >>> _ = nn.init.zeros_(model.weight)
     >>> data = torch.tensor([[1.0], [2.0]]).double(), torch.tensor([0, 1])
     >>> sharpness_dual_identity(model, data)  # one direction of x for two samples
-    Identity(information-geometric paper, equation 6: Tr(F†C) = Σ a_iᵀ Π_ii a_i: 2 = 2, certified)
+    Identity(information-geometric paper, equation 6: Tr(F⁺F̂) = Σ u_iᵀ Π_ii u_i: 2 = 2, certified)
     """
     loss = get_loss(loss).name
     inputs, targets = as_batch(data)

@@ -33,7 +33,7 @@ def takeuchi_prediction(
     >>> test = torch.ones(2, 1).double(), torch.tensor([0, 1])
     >>> takeuchi_prediction(model, train, test)  # one parameter, four samples: 1/4
     Approximation(information-geometric paper, equations 8 and 9: test loss − training loss ≈
-        Tr(H⁻¹C)/n, in expectation, up to o(1/n): 0.274653 ≈ 0.25, not certified: many
+        Tr(H⁻¹F̂)/n, in expectation, up to o(1/n): 0.274653 ≈ 0.25, not certified: many
         samples=unchecked)
     """
     inputs, targets = as_batch(train)

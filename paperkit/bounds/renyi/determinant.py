@@ -45,8 +45,8 @@ def determinant_chain(
     >>> for step in determinant_chain([3.0, 1.0], alpha=2.0):
     ...     print(f"{step.statement}:  {step.left:.3f} ≤ {step.right:.3f}")
     log|H| ≤ d log(Tr H / d):  1.099 ≤ 1.386
-    d log(Tr H / d) ≤ d log Tr H − d H_α:  1.386 ≤ 1.833
-    d log Tr H − d H_α ≤ d log Tr H − H_α:  1.833 ≤ 2.303
+    d log(Tr H / d) ≤ d log Tr H − d ℋ_α:  1.386 ≤ 1.833
+    d log Tr H − d ℋ_α ≤ d log Tr H − ℋ_α:  1.833 ≤ 2.303
     """
     alpha = arguments.order("alpha", alpha)
     values = nonzero_vector(eigenvalues, "eigenvalues")
@@ -88,9 +88,9 @@ def sum_of_logarithms(eigenvalues: Values, alpha: float, version: str = "printed
     --------
     >>> from paperkit.bounds.renyi import sum_of_logarithms
     >>> sum_of_logarithms([1.0, 1.0, 1.0, 1.0], alpha=2.0)
-    Inequality(Rényi paper, eqs. 38–40: Σ log p_i ≤ −H_α: -5.54518 ≤ -1.38629, certified)
+    Inequality(Rényi paper, eqs. 38–40: Σ log q_j ≤ −ℋ_α: -5.54518 ≤ -1.38629, certified)
     >>> sum_of_logarithms([1.0, 1.0, 1.0, 1.0], alpha=2.0, version="sharper")
-    Inequality(Rényi paper, eqs. 38–40, sharpened: Σ log p_i ≤ −d H_α: -5.54518 ≤ -5.54518,
+    Inequality(Rényi paper, eqs. 38–40, sharpened: Σ log q_j ≤ −d ℋ_α: -5.54518 ≤ -5.54518,
         certified)
     """
     alpha = arguments.order("alpha", alpha)

@@ -67,10 +67,10 @@ def trace_form(hessian: Tensor, alpha: float) -> Identity:
     >>> import torch
     >>> from paperkit.bounds.renyi import trace_form
     >>> trace_form(torch.diag(torch.tensor([3.0, 1.0])), alpha=2.0)
-    Identity(Rényi paper, eq. 6: H_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α): 0.470004 = 0.470004,
+    Identity(Rényi paper, eq. 6: ℋ_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α): 0.470004 = 0.470004,
         certified)
     >>> trace_form(torch.diag(torch.tensor([3.0, -1.0])), alpha=2.0)
-    Identity(Rényi paper, eq. 6: H_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α): 0.470004 ≠ -0.916291,
+    Identity(Rényi paper, eq. 6: ℋ_α(H) = log(Tr H^α / (Tr H)^α) / (1 − α): 0.470004 ≠ -0.916291,
         not certified: positive_semidefinite=violated)
     """  # noqa: E501
     alpha = arguments.order("alpha", alpha, one_allowed=False)
@@ -116,10 +116,10 @@ def convexity(p: Values, q: Values, alpha: float, version: str = "printed") -> I
     --------
     >>> from paperkit.bounds.renyi import convexity
     >>> convexity([1.0, 0.0], [0.0, 1.0], alpha=0.5)
-    Inequality(Rényi paper, Section 2: H_α((p + q)/2) ≤ (H_α(p) + H_α(q))/2: 0.693147 ≰ 0, not
+    Inequality(Rényi paper, Section 2: ℋ_α((p + q)/2) ≤ (ℋ_α(p) + ℋ_α(q))/2: 0.693147 ≰ 0, not
         certified: entropy_is_convex=violated)
     >>> convexity([1.0, 0.0], [0.0, 1.0], alpha=0.5, version="corrected")
-    Inequality(Rényi paper, Section 2, corrected: (H_α(p) + H_α(q))/2 ≤ H_α((p + q)/2): 0 ≤
+    Inequality(Rényi paper, Section 2, corrected: (ℋ_α(p) + ℋ_α(q))/2 ≤ ℋ_α((p + q)/2): 0 ≤
         0.693147, certified)
     """
     alpha = arguments.order("alpha", alpha)
@@ -168,7 +168,7 @@ def decrease_in_order(eigenvalues: Values, low: float, high: float) -> Inequalit
     --------
     >>> from paperkit.bounds.renyi import decrease_in_order
     >>> decrease_in_order([3.0, 1.0], low=0.5, high=2.0)
-    Inequality(Rényi paper, Section 2: H_high ≤ H_low: 0.470004 ≤ 0.623811, certified)
+    Inequality(Rényi paper, Section 2: ℋ_high ≤ ℋ_low: 0.470004 ≤ 0.623811, certified)
     >>> decrease_in_order([1.0, 1.0], low=0.5, high=2.0).slack  # a uniform spectrum has one entropy
     0.0
     """

@@ -153,8 +153,8 @@ def isolated_minimum(
     >>> known = {"loss_in_unit_interval": True, "quadratic_loss_on_an_ellipsoid": True}
     >>> minimum = (0.15, 0.1, 0.0, [1.0], math.log(2.0))  # risks, L₀, spectrum, volume of [−1, 1]
     >>> isolated_minimum(*minimum, n=1000, delta=0.05, version="sharper", known=known)
-    Inequality(Rényi paper, Thm. C.2, sharper: E_Q L(D) ≤ E_Q L(S) + √((E_P[L − L₀] + log(2N/δ)) /
-        2(N − 1)): 0.15 ≤ 0.173396, not certified: prior_independent_of_sample=violated)
+    Inequality(Rényi paper, Thm. C.2, sharper: E_Q L(D) ≤ E_Q L(S) + √((E_P[L − L₀] + log(2n/δ)) /
+        2(n − 1)): 0.15 ≤ 0.173396, not certified: prior_independent_of_sample=violated)
     >>> round(isolated_minimum(*minimum, n=1000, delta=0.05).right, 4)  # as the paper prints it
     0.313
     """

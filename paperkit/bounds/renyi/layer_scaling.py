@@ -75,7 +75,7 @@ def layer_scaling_invariance(
     >>> _ = nn.init.eye_(model[0].weight), nn.init.eye_(model[2].weight)
     >>> scaled = layer_scaling_invariance(model.double(), data, {"0": 4.0, "2": 0.25}, alpha=0.5)
     >>> scaled["0"]
-    Identity(Rényi paper, Prop. 2.2: H_α of layer 0 = that after scaling: 0.693147 = 0.693147,
+    Identity(Rényi paper, Prop. 2.2: ℋ_α of layer 0 = that after scaling: 0.693147 = 0.693147,
         certified)
     """
     alpha = arguments.order("alpha", alpha)

@@ -260,8 +260,8 @@ def layers_are_uniform(
     >>> from paperkit.bounds.renyi import layers_are_uniform
     >>> for layer in layers_are_uniform(2.0 * torch.eye(5), sizes=[2, 3], beta=0.5):
     ...     print(layer)
-    Inequality(Rényi paper, Cor. F.5: log d_l ≤ H_β(H_ll), layer 0: 0.693147 ≤ 0.693147, certified)
-    Inequality(Rényi paper, Cor. F.5: log d_l ≤ H_β(H_ll), layer 1: 1.09861 ≤ 1.09861, certified)
+    Inequality(Rényi paper, Cor. F.5: log d_l ≤ ℋ_β(H_ll), layer 0: 0.693147 ≤ 0.693147, certified)
+    Inequality(Rényi paper, Cor. F.5: log d_l ≤ ℋ_β(H_ll), layer 1: 1.09861 ≤ 1.09861, certified)
     """
     beta = arguments.order("beta", beta)
     partition = _Partition(hessian, sizes)
@@ -361,7 +361,7 @@ def pinching(hessian: Tensor, sizes: Sequence[int], alpha: float) -> Inequality:
     >>> from paperkit.bounds.renyi import pinching
     >>> hessian = torch.ones(2, 2)  # one eigenvalue that is not zero, but a uniform diagonal
     >>> pinching(hessian, sizes=[1, 1], alpha=0.5)
-    Inequality(derived; sign of Rényi paper, Prop. F.6: H_α(H) ≤ H_α(blocks of H): 0 ≤ 0.693147,
+    Inequality(derived; sign of Rényi paper, Prop. F.6: ℋ_α(H) ≤ ℋ_α(blocks of H): 0 ≤ 0.693147,
         certified)
     """
     alpha = arguments.order("alpha", alpha)

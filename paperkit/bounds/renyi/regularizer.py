@@ -140,9 +140,9 @@ def gradient_entropy(eigenvalues: Values, gradient: Values, alpha: float) -> App
     --------
     >>> from paperkit.bounds.renyi import gradient_entropy
     >>> gradient_entropy([9.0, 16.0], gradient=[3.0, 4.0], alpha=0.5)
-    Approximation(Rényi paper, eqs. 9–10: H_α(H) ≈ H_α(Diag(g)²): 0.672944 ≈ 0.672944, certified)
+    Approximation(Rényi paper, eqs. 9–10: ℋ_α(H) ≈ ℋ_α(Diag(g)²): 0.672944 ≈ 0.672944, certified)
     >>> gradient_entropy([9.0, 16.0], gradient=[0.001, 0.0], alpha=0.5)  # close to a minimum
-    Approximation(Rényi paper, eqs. 9–10: H_α(H) ≈ H_α(Diag(g)²): 0.672944 ≈ 0, not certified:
+    Approximation(Rényi paper, eqs. 9–10: ℋ_α(H) ≈ ℋ_α(Diag(g)²): 0.672944 ≈ 0, not certified:
         spectrum_is_squared_gradient=violated)
     """
     alpha = arguments.order("alpha", alpha)
@@ -206,7 +206,7 @@ def first_order_regularizer(gradient: Tensor, rho: float, alpha: float) -> Ident
     >>> from paperkit.bounds.renyi import first_order_regularizer
     >>> gradient = torch.tensor([3.0, 4.0])
     >>> first_order_regularizer(gradient, rho=0.1, alpha=2.0)  # 0.1 · (3⁴ + 4⁴) / 5⁴
-    Identity(Rényi paper, eqs. 11–12: gᵀε = −ρ sign(1 − α) R(g): 0.05392 = 0.05392, certified)
+    Identity(Rényi paper, eqs. 11–12: gᵀε = −μ sign(1 − α) R(g): 0.05392 = 0.05392, certified)
     """
     epsilon = renyi_perturbation(gradient, rho, alpha)
     sign = math.copysign(1.0, 1.0 - alpha)

@@ -167,8 +167,8 @@ def perturbation_translation(
     >>> data = torch.eye(2, dtype=torch.float64), torch.tensor([0, 1])
     >>> swap = torch.eye(2).flip(0)
     >>> perturbation_translation(model, data, "0", swap, rho=1.0)  # equal logits: log 2
-    Identity(Rényi paper, eq. 2: g(W(h + ρAh)) = g((W + ρWA)h), here inside the mean loss: 0.693147
-        = 0.693147, certified)
+    Identity(Rényi paper, eq. 2: W(a + ρQa) = (W + ρWQ)a, here inside the mean loss: 0.693147 =
+        0.693147, certified)
     """
     rho = arguments.number("rho", rho)
     module = _linear_layer(model, layer)
@@ -308,8 +308,8 @@ def haar_relative_flatness(
     >>> group = torch.stack([torch.eye(2), flip, swap, swap @ flip])  # Haar's second moment
     >>> weight, hessian = torch.tensor([[1.0, 2.0]]), torch.diag(torch.tensor([3.0, 1.0]))
     >>> haar_relative_flatness(weight, hessian, group)  # ‖w‖² Tr H / 2d
-    Identity(derived from Rényi paper, Section 3; Petzka et al. 2021: E_A ½ρ² vec(WA)ᵀ H vec(WA) =
-        ρ²/(2d) Σ ⟨w_s, w_s'⟩ Tr H_ss': 5 = 5, certified)
+    Identity(derived from Rényi paper, Section 3; Petzka et al. 2021: E_Q ½ρ² vec(WQ)ᵀ H vec(WQ) =
+        ρ²/(2k) Σ ⟨w_s, w_s'⟩ Tr H_ss': 5 = 5, certified)
     """
     rho = arguments.number("rho", rho)
     arguments.tensor("weight", weight, shape=("h", "k"), finite=True)

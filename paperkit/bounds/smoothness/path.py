@@ -79,7 +79,7 @@ def smoothness_along_path(
     >>> from paperkit.bounds.smoothness import smoothness_along_path
     >>> points = torch.tensor([[0.0], [1.0], [3.0]])
     >>> smoothness_along_path(points, 2.0 * points, beta=2.0)  # w² has one curvature
-    Inequality(SA-SAM paper, eqs. 3 and 6: max_t ‖Δg_t‖ / ‖Δw_t‖ ≤ β: 2 ≤ 2, not certified:
+    Inequality(SA-SAM paper, eqs. 3 and 6: max_t ‖Δg_t‖ / ‖Δθ_t‖ ≤ β: 2 ≤ 2, not certified:
         loss_is_smooth=unchecked)
     >>> smoothness_along_path(points, points**2, beta=2.0).holds  # w³/3 has 2w
     False
