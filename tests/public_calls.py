@@ -1117,7 +1117,7 @@ def bad_values(kind: str, valid: Any, rng: random.Random) -> tuple[list[Any], li
         return [w for w in wrong if not isinstance(w, nn.Module)], edge
     if kind == "data":
         return _bad_data(valid)
-    if kind == "read data":  # what they hold is the measure's business
+    if kind == "read data":  # the measure checks what they hold
         wrong, edge = _bad_data(valid)
         return [w for w in wrong if not _pair_of(w)], [*edge, *filter(_pair_of, wrong)]
     if kind == "source of data":
@@ -1144,7 +1144,7 @@ def _bad_data(valid: tuple[torch.Tensor, torch.Tensor]) -> tuple[list[Any], list
     wrong: list[Any] = [None, x, 5, "x", [], (), {}, object(), [5], (x, None), (None, y), (x,)]
     wrong += [(x, y, y), (x[:4], y), (x, y[:4]), (x[:0], y[:0]), (x * NAN, y), (x / 0, y)]
     wrong += [iter([(x, y)]), (i for i in [(x, y)]), (x.to(torch.complex128), y)]
-    # What a model or a loss may have a use for.
+    # Data that some model or loss may accept.
     edge = [(x, y > 0), (x, y + 5), (x, y - 1), (x, y.double()), (x, y.unsqueeze(1)), (x, x)]
     edge += [(x.float(), y), (x.long(), y), (x.half(), y), (x[:, :2], y), (x.unsqueeze(2), y)]
     edge += [(x[:1], y[:1]), [(x[:2], y[:2]), (x[2:], y[2:])], (x[0], y)]
@@ -1152,7 +1152,7 @@ def _bad_data(valid: tuple[torch.Tensor, torch.Tensor]) -> tuple[list[Any], list
 
 
 OTHER_NAMES = {
-    # What fits a loss depends on the targets, what fits a size on what has it.
+    # A loss is judged together with the targets, and a size together with the object that has it.
     "loss": ("targets",),
     "inputs": ("data", "targets", "model"),
     "dimension": ("operator", "blocks"),

@@ -224,7 +224,7 @@ print(resident() - before)
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return float(done.stdout)
 
-    # 256 blocks of 1 MiB, of which the last stays and holds the heap's end.
+    # The program frees all of its 256 blocks of 1 MiB but the last, which holds the heap's end.
     assert remaining("return_freed_memory") < 20
     assert remaining("keep_freed_memory") > 200
     assert remaining("return_freed_memory", "keep_freed_memory") > 200
@@ -583,7 +583,7 @@ def test_a_measure_is_compared_with_the_fastest_plain_program() -> None:
     (ours,) = (r for r in record["rows"] if r["quantity"] == "sharpness" and r["tool"] == OURS)
     for cost, row in enumerate(plain, start=2):
         row["gradients"] = cost * ours["gradients"]
-    # Two plain programs, and a library that is none.
+    # The record has two plain programs, and a library that does not count among them.
     assert render.over_the_plain_program(record, quantity) == pytest.approx(1 / 2)
     plain[0]["difference"] = 1.0
     assert render.over_the_plain_program(record, quantity) == pytest.approx(1 / 3)

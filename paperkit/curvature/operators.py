@@ -525,9 +525,9 @@ class FisherOperator(CurvatureOperator):
 class EmpiricalFisherOperator(CurvatureOperator):
     r"""The uncentred second moment :math:`\frac1n \sum_i g_i g_i^\top` of the samples' gradients.
 
-    :math:`g_i = J_i^\top r_i` at the observed target, so that :math:`M_i = r_i r_i^\top`; it is no
-    Fisher matrix of the model (Kunstner et al. 2019). For the arguments see
-    :class:`CurvatureOperator`.
+    :math:`g_i = J_i^\top r_i` at the observed target, with :math:`r_i r_i^\top` in the place of
+    :math:`\Lambda_i`; it is no Fisher matrix of the model (Kunstner et al. 2019). For the arguments
+    see :class:`CurvatureOperator`.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 r"""The ways to a product of a curvature matrix with vectors, and which of them can be trusted.
 
-Every matrix here is a mean over samples of :math:`J_i^\top M_i J_i`, and the Hessian has second
-derivatives of the outputs besides, weighted with residuals :math:`r_i`. So one pair says which
-matrix it is, :class:`OutputCurvature`: how :math:`M_i` weighs a change of outputs, and
+Every matrix here is a mean over samples of :math:`J_i^\top \Lambda_i J_i`, and the Hessian has
+second derivatives of the outputs besides, weighted with residuals :math:`r_i`. So one pair says
+which matrix it is, :class:`OutputCurvature`: how :math:`\Lambda_i` weighs a change of outputs, and
 :math:`r_i`, or None. The four ways are the field's:
 
 * ``jets``, forward over reverse with rules for several vectors at a time (Pearlmutter 1994);
@@ -75,7 +75,7 @@ class OutputCurvature:
     Attributes
     ----------
     weigh : callable
-        (outputs (m, C), changes (…, m, C), targets) → M_i applied to the changes.
+        (outputs (m, C), changes (…, m, C), targets) → Λ_i applied to the changes.
     residual : callable or None
         (outputs, targets) → r_i, (m, C), which weigh the outputs' second derivatives; None for a
         matrix without them.

@@ -474,7 +474,7 @@ def test_the_scalar_convolution_violates_the_bounds_uncertified(norm) -> None:
     scale = math.sqrt(2.0) if norm == "frobenius" else 1.0
     assert (single.left, single.right) == pytest.approx((math.sqrt(200), scale), rel=1e-13)
     assert network.left == pytest.approx(2 * math.sqrt(200), rel=1e-13)
-    # The layers' ‖T‖²/‖x‖² are scale²/2 and 200/2.
+    # The layers' ‖A‖²/‖x‖² are scale²/2 and 200/2.
     assert network.right == pytest.approx(math.sqrt(2 * (scale**2 / 2 + 100)), rel=1e-13)
     for bound in (single, network):
         assert not bound.holds
@@ -582,7 +582,7 @@ def test_the_reshaped_kernels_norm_is_not_certified_and_the_frobenius_norm_is() 
 
 def test_well_conditioned_patches_bound_a_convolution_by_its_tied_gradient() -> None:
     for seed in range(4):
-        # 4 positions of 2·3·3 = 18 entries: the patches are independent.
+        # Patches of 2·3·3 = 18 entries at only 4 positions are linearly independent.
         model = double(
             nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)), seed
         )
@@ -607,7 +607,8 @@ def test_dependent_patches_give_no_bound() -> None:
 
 
 def test_a_patch_that_misses_entries_is_not_taken_for_a_fully_connected_layer() -> None:
-    # One position, stride 5 over 4 entries with a kernel of 2: ‖∇_W f‖ = ‖B‖‖patch‖ < ‖B‖‖x‖.
+    # A kernel of 2 with stride 5 has a single position on 4 entries and sees half of them, so
+    # ‖∇_W f‖ = ‖B‖‖patch‖ < ‖B‖‖x‖.
     model = double(nn.Sequential(nn.Conv1d(1, 2, 2, stride=5), nn.Flatten(), nn.Linear(2, 2)))
     terms = terms_of(model, standard_normal(3, 1, 4))
     assert not sensitivity_bound(terms).certified

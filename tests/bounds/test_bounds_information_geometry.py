@@ -337,7 +337,7 @@ def test_margins_add_up_to_a_norm_of_their_slope(version: str) -> None:
 
 
 def test_the_printed_margin_misses_the_boundary_of_a_confident_sample() -> None:
-    # One parameter: the boundary is met at a shift of exactly minus the logit over the input.
+    # A single parameter meets the boundary after a shift of exactly minus the logit over the input.
     class Line(nn.Module):
         def __init__(self, weight: float) -> None:
             super().__init__()
@@ -384,7 +384,7 @@ def test_several_classes_need_a_competitor_and_reach_the_full_rank_value() -> No
 
 
 def short_step(model: nn.Module, data: Data) -> float:
-    """The ρ at which ρF†g has length 1e-4: F†g is as long as F is ill conditioned."""
+    """Return the ρ at which ρF⁺g has length 1e-4; F⁺g is as long as F is ill conditioned."""
     geometry = fisher_geometry(model, data)
     eigenvalues, directions = geometry.eigenpairs()
     natural = (geometry.gradients.mean(dim=0) @ directions) / eigenvalues
@@ -424,7 +424,7 @@ def test_in_softmax_regression_the_training_step_is_a_larger_learning_rate() -> 
 
 
 def test_the_true_gradient_of_the_regularizer_weights_hard_samples() -> None:
-    # In full rank ḡᵀF†ḡ is the mean of e^ℓ − 1, whose gradient is the mean of e^ℓ g.
+    # In full rank ḡᵀF⁺ḡ is the mean of e^ℓ − 1, whose gradient is the mean of e^ℓ g.
     model, data = problem(4)
     theta = flat_parameters(model)
     geometry = fisher_geometry(model, data)

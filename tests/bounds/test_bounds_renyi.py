@@ -169,7 +169,7 @@ def test_isolated_minimum_bounds_are_ordered(values, alpha, log_volume, minimum)
 @given(spectra, st.floats(0.1, 4.0))
 def test_the_entropy_moves_the_printed_complexity_by_at_most_log_d_over_d(values, alpha) -> None:
     d = len(values)
-    ratio = math.log(values.sum() / d)  # of the entropy-free bound, Tr H / d
+    ratio = math.log(values.sum() / d)  # complexity in the entropy-free bound, Tr H / d
     printed = math.log(values.sum()) - renyi_entropy(values, alpha) / d
     assert math.log(values.sum()) - math.log(d) / d - 1e-9 <= printed
     assert printed <= math.log(values.sum()) + 1e-9
@@ -252,7 +252,7 @@ def test_the_printed_constant_of_theorem_d1_is_of_the_order_of_the_dimension() -
     determinants = [
         renyi.ellipsoid_posterior(0.0, 0.0, v, *arguments[:-1]).right for v in (flat, peaked)
     ]
-    assert determinants[0] > determinants[1]  # what is bounded moves the other way
+    assert determinants[0] > determinants[1]  # the bounded value moves the other way
 
 
 @pytest.mark.parametrize(

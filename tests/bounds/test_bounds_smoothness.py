@@ -97,7 +97,7 @@ def test_the_curvature_branch_lies_between_the_inverse_eigenvalues() -> None:
 
 def test_local_smoothness_never_exceeds_the_global_constant() -> None:
     def gradient(point: Tensor) -> Tensor:
-        return torch.tanh(3 * point)  # of log cosh(3w)/3, smooth with β = 3
+        return torch.tanh(3 * point)  # gradient of log cosh(3θ)/3, β = 3
 
     points, gradients, _ = adaptive_descent(gradient, 0.2 * ones(), steps=40)
     bound = smoothness.smoothness_along_path(points, gradients, 3.0, {"loss_is_smooth": True})

@@ -43,7 +43,7 @@ def test_at_fixed_trace_the_bound_falls_where_the_determinant_rises(alpha: float
 def test_known_values_of_the_two_ends() -> None:
     uniform = renyi.determinant_chain([1.0] * 4, 1.5)
     assert uniform[0].left == pytest.approx(0, abs=1e-14)
-    assert uniform[-1].right == pytest.approx(3 * math.log(4), rel=1e-12)  # 4.159
+    assert uniform[-1].right == pytest.approx(3 * math.log(4), rel=1e-12)  # ≈ 4.159
     peaked = renyi.determinant_chain([3.85, 0.05, 0.05, 0.05], 1.5)
     assert peaked[0].left == pytest.approx(math.log(3.85 * 0.05**3), rel=1e-12)  # −7.64
     assert peaked[-1].right > 5.4

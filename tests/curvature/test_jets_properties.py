@@ -179,7 +179,7 @@ STEPS: dict[str, Step] = {
     "columns of a list": lambda x, p: x[:, [1, 0]],
     "a new axis by index": lambda x, p: x[:, None],
     "a new first axis by index": lambda x, p: x[None],
-    # What must not be followed.
+    # Steps that jets must refuse.
     "a comparison": lambda x, p: x * (x == 0.5),
     "another comparison": lambda x, p: x * (x != 0.5),
     "a decision": lambda x, p: x * 2 if bool((x.sum() > 0).item()) else x,

@@ -304,7 +304,7 @@ def test_samples_count_equally_whatever_their_batch(operator: type[CurvatureOper
     expected = matrix @ probe
     assert product.num_samples == 9
     assert relative(product(probe) - expected, expected) < 1e-12
-    assert relative(unweighted - expected, expected) > 1e-2  # what a mean over batches would give
+    assert relative(unweighted - expected, expected) > 1e-2  # a mean over batches is told apart
 
 
 @every_operator

@@ -38,7 +38,7 @@ def find_moves(images, augmented, padding):
 
 def test_every_result_is_a_crop_or_mirrored_crop_and_all_of_them_occur(images):
     moves = find_moves(images, augment(images, cpu_generator(), padding=1), padding=1)
-    # 400 draws from 18 moves: the chance that one is missing is below 18 · (17/18)^400 < 1e-8.
+    # The chance that 400 draws miss any of the 18 moves is below 18 · (17/18)^400 < 1e-8.
     assert len(set(moves)) == 18
 
 

@@ -99,7 +99,7 @@ def test_probes_of_the_blocks_own_have_the_stated_variance(device):
     model, (inputs, targets), hessian = hessian_of(
         NAMED["tanh before the second layer"], device, n=8
     )
-    operator = HessianOperator(model, (inputs, targets))  # 8 samples: a block is one sample
+    operator = HessianOperator(model, (inputs, targets))  # each block is a sample
     variance = 0.0
     for x, y in zip(inputs.split(1), targets.split(1), strict=True):
         matrix = dense_hessian(model, x, y)
@@ -108,7 +108,7 @@ def test_probes_of_the_blocks_own_have_the_stated_variance(device):
     assert variance < float(2 * whole.square().sum())
     estimates = [block_probe_trace(operator, 2, seed=seed) for seed in range(400)]
     errors = torch.tensor([float(estimate) for estimate in estimates]) - float(hessian.trace())
-    # 400 squares with a kurtosis below 9 have a mean with the relative standard error √(8/400).
+    # The mean of 400 squared errors of kurtosis below 9 has the relative standard error √(8/400).
     tolerance = 5 * (8 / 400) ** 0.5
     assert float(errors.square().mean()) == pytest.approx(variance / 2, rel=tolerance)
     reported = torch.tensor([estimate.standard_error for estimate in estimates])
@@ -169,7 +169,8 @@ def test_the_density_integrates_to_one_and_has_the_mean_of_the_spectrum(device):
     result = spectral_density(model, data, probes=20, steps=60)
     grid, value = result.density.grid, result.density.value
     step = float(grid[1] - grid[0])
-    # Four standard deviations beyond the last Ritz value leave less than 1e-4 of the mass.
+    # The grid reaches four standard deviations beyond the last Ritz value, so that less than
+    # 1e-4 of the mass is outside.
     assert float(value.sum()) * step == pytest.approx(1.0, abs=1e-3)
     mean = float((grid * value).sum()) * step
     exact = float(hessian.trace()) / len(hessian)

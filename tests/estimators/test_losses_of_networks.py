@@ -260,7 +260,7 @@ def test_fisher_is_known_or_refused(dense: Dense) -> None:
     if not case.likelihood:
         return
     product = FisherOperator(dense.model, uneven(case), case.loss)(dense.flat)
-    factor = C / 2 if case.name == "mse" else 1.0  # of unit variance there
+    factor = C / 2 if case.name == "mse" else 1.0  # unit variance
     close(product, factor * dense.gauss_newton @ dense.flat)
     norm = fisher_rao_norm(dense.model, uneven(case), case.loss)
     expected = float(dense.flat @ dense.gauss_newton @ dense.flat)

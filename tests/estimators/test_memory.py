@@ -9,7 +9,7 @@ import sys
 import pytest
 
 BUDGET = 64 * 2**20
-# What an allocator holds beyond what is asked of it.
+# An allocator may hold a quarter more than the tensors ask of it.
 SLACK = 1.25
 
 _PEAK = """

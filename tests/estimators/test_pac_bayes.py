@@ -32,7 +32,8 @@ def _thresholds(n: int) -> tuple[Tensor, Tensor]:
 
 
 def test_noise_of_standard_deviation_sigma_costs_a_tenth_of_the_accuracy() -> None:
-    # One sample, right where 1 + σε > 0: the drop is Φ(−1/σ) = 0.1 at σ = 1/1.28155.
+    # The only sample is classified correctly where 1 + σε > 0, so the drop is Φ(−1/σ), which is 0.1
+    # at σ = 1/1.28155.
     data = (torch.zeros(1, 1).double(), torch.tensor([0]))
     draws, tolerance = 500, 0.002
     result = pac_bayes_flatness(Threshold(1.0), data, draws=draws, tolerance=tolerance)
@@ -84,7 +85,8 @@ def test_outputs_that_the_noise_makes_infinite_count_as_wrong() -> None:
         model.weight.copy_(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
     data = (torch.full((5, 3), 1e38), torch.zeros(5, dtype=torch.int64))
     result = pac_bayes_flatness(model, data, max_sigma=64.0, max_bisections=1, draws=50)
-    # Of three normal entries of deviation 32 × 1e38, single precision holds sums below 3.4e38.
+    # Outputs are sums of three normal entries of deviation 32 × 1e38, and single precision holds
+    # only those below 3.4e38.
     assert result.accuracy == 1.0
     assert result.drop > 0.5
 

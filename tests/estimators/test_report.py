@@ -10,7 +10,7 @@ import paperkit.estimators as estimators
 from paperkit.estimators import DEFAULT_MEASURES, MEASURES, PASS_MEASURES, measure, plan
 from paperkit.linearize.costs import held_bytes
 
-# What differs from the function of the same name.
+# Measures whose value in a report differs from that of their own function's default call.
 SPECIAL = {"adaptive_weight_sharpness", "relative_flatness"}
 
 
@@ -24,7 +24,8 @@ def flat(result):
 @pytest.mark.parametrize("number", [0, 4, 7], ids=lambda number: CASES[number].name)
 def test_every_measure_of_the_pass_equals_its_own_function(number, tight, device):
     model, inputs, targets = CASES[number].make(20, device=device)
-    # Half of it holds the pairs of three quarters of the samples.
+    # A loop gives a chunk half of the budget, which holds the pairs of three quarters of the
+    # samples.
     budget = 3 * held_bytes(model, inputs) // 2 if tight else 2**30
     # Spectra and row spaces cannot be had from a few samples at a time.
     joint = ("renyi_sharpness", "information_geometric_sharpness")

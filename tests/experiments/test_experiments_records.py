@@ -273,7 +273,7 @@ def test_staleness_is_a_question_to_the_archive(studies_folder, store, edit):
     edit("selftest_training.py", '"ordered": True', '"ordered": False')
     later, edited = Archive(store), study_named("selftest_training")
     assert all(later.is_stale(edited, r) for r in later.records(study.name))
-    # One session judges by the code that it began with.
+    # An archive judges by the code that it began with.
     assert not any(archive.is_stale(edited, r) for r in archive.records(study.name))
 
 

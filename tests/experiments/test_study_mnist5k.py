@@ -95,7 +95,7 @@ def test_the_eigenvalues_are_kept_for_one_run_of_the_grid():
 
 
 def test_small_eigenvalues_are_counted_with_the_zeros_and_without_the_forced_ones():
-    # 2 large and 3 small ones; at most 20 of 50 can differ from zero.
+    # The layer has 2 large eigenvalues and 3 small ones; at most 20 of 50 can differ from zero.
     layer = spectrum([1.0, 0.01, 0.009, 1e-3, 1e-9], dimension=50)
     metrics = spectra_study.measure({"fc": layer})
     assert metrics["small_fraction"]["fc"] == 48 / 50

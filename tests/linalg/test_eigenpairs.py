@@ -30,7 +30,7 @@ def test_known_eigenvalues_are_found_with_all_their_copies(name: str, which: str
     found = top_eigenpairs(operator, k, which)
     size = float(eigenvalues.abs().max())
     values = found.eigenvalues.abs() if which == "magnitude" else found.eigenvalues
-    # Of a residual of 1e-6 the eigenvalue's error is at most that, whatever the gap.
+    # An eigenvalue's error is at most the residual, here 1e-6 of the largest, whatever the gap.
     assert bool(found.converged.all())
     assert (values - first(eigenvalues, k, which)).abs().max() <= 2e-6 * size
     residuals = (found.vectors @ matrix - found.eigenvalues[:, None] * found.vectors).norm(dim=1)

@@ -178,7 +178,8 @@ def test_integer_powers_need_few_steps_and_their_bracket_has_no_width() -> None:
 def test_more_probes_narrow_the_standard_error_and_more_steps_the_bracket() -> None:
     few, many = (quadrature_of(power_law(), probes=k, steps=5) for k in (25, 400))
     ratio = few.trace(power(0.5)).standard_error / many.trace(power(0.5)).standard_error
-    assert 2.5 < ratio < 6  # 4 within the spread of a standard error from 25 probes, 1/√48
+    # The ratio is 4 within the spread of a standard error from 25 probes, 1/√48.
+    assert 2.5 < ratio < 6
     longer = quadrature_of(power_law(), probes=25, steps=10)
     assert longer.trace(power(0.5)).bracket_ratio < few.trace(power(0.5)).bracket_ratio
 

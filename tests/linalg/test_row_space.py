@@ -86,7 +86,7 @@ def test_a_duplicated_row_does_not_raise_the_rank_and_shares_its_leverage() -> N
 
 @pytest.mark.parametrize("ratio", [1e-3, 1e-7, 1e-12, 1e-20, 1e-60, 1e-140])
 def test_round_off_of_long_rows_takes_nothing_from_short_ones(ratio: float) -> None:
-    # Ten long rows span three directions; two short ones add one more, seen by both alike.
+    # The ten long rows span three directions; the two short ones add a fourth and share it equally.
     long_rows = gaussian(10, 3) @ gaussian(3, 9, seed=1)
     new = gaussian(1, 9, seed=2)
     matrix = torch.cat([long_rows, ratio * new, ratio * new])
@@ -112,7 +112,7 @@ def test_a_tolerance_cuts_the_rank() -> None:
     left, _ = torch.linalg.qr(gaussian(12, 3))
     right, _ = torch.linalg.qr(gaussian(9, 3, seed=1))
     matrix = left * torch.tensor([1.0, 1e-3, 1e-8], dtype=torch.float64) @ right.T
-    # One scale for all rows, so that the singular values are the matrix's own.
+    # All rows get the same scale, so that the singular values are those of the matrix.
     ones = torch.ones(12, dtype=torch.float64)
     factors = row_factors(in_blocks(matrix, scales=ones))
     for tolerance, rank in ((1e-12, 3), (1e-6, 2), (1e-2, 1)):
@@ -186,7 +186,7 @@ def test_short_rows_among_directions_that_long_ones_barely_have_add_nothing() ->
         factors = row_factors(in_blocks(other))
         assert len(factors.strata) > 1
         assert factors.space(1e-13).rank == 4
-    # One more direction, of short rows alone, is one.
+    # A direction that only a short row has counts as a fifth.
     more = torch.cat([matrix, 1e-8 * gaussian(1, 12, seed=3)])
     for other in moves_of(more):
         assert row_factors(in_blocks(other)).space(1e-13).rank == 5

@@ -157,7 +157,7 @@ def test_a_small_memory_budget_changes_nothing() -> None:
     linearization = linearize(model, inputs)
     expected = ekfac(linearization)
     for layer in linearization.layers.values():
-        layer.memory_budget = 1  # one sample at a time
+        layer.memory_budget = 1  # room for no more than a sample
     for name, factors in ekfac(linearization).items():
         matrix = expected[name].matrix()
         assert relative(factors.matrix() - matrix, matrix) < 1e-12

@@ -38,7 +38,8 @@ def test_gauss_newton_products_equal_the_dense_block(
     generator = torch.Generator().manual_seed(1)
     for layer in linearize(model, inputs, loss).layers.values():
         dense = dense_gauss_newton(model, inputs, loss, [layer.weight_name])
-        for k in (1, 40):  # one probe contracts positions first, forty go through the rows
+        # A single probe contracts positions first, forty probes go through the rows.
+        for k in (1, 40):
             probes = torch.randn(k, *layer.weight_shape, generator=generator, dtype=torch.float64)
             probes = probes.to(device)
             expected = probes.flatten(1) @ dense

@@ -104,7 +104,7 @@ def test_a_measure_refuses_data_that_change_before_it_has_averaged_them() -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
 def test_a_loader_that_only_shuffles_is_never_refused(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    # Of very different sizes, so that sums lose as many digits as they can.
+    # The entries differ by nine orders of magnitude, so that sums lose as many digits as they can.
     x = torch.randn(500, 3, 5, generator=generator) * torch.logspace(-6, 3, 500)[:, None, None]
     x = (x.abs() * 10).clamp(max=255).to(dtype) if dtype == torch.uint8 else x.to(dtype)
     y = torch.randint(0, CLASSES, (500,), generator=generator)

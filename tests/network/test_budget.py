@@ -159,7 +159,7 @@ def test_the_footprint_counts_the_unfolded_inputs_of_a_float64_convolution() -> 
     inputs = torch.zeros(2, 4, 6, 5, dtype=torch.float64)
     with evaluation(model) as parameters:
         double = footprint(model, parameters, inputs)
-    # 4 channels × 9 taps at 4 × 3 positions.
+    # A sample is unfolded into 4 channels × 9 taps = 36 entries at each of 4 × 3 positions.
     assert double.workspace == 8 * 36 * 12
     model.float()
     with evaluation(model) as parameters:
@@ -269,7 +269,7 @@ def test_counting_what_a_pass_saves_leaves_no_tensor_behind(activation: type[nn.
         nn.Conv2d(1, 2, 3), activation(), nn.Flatten(), nn.Linear(72, 3), activation()
     )
     inputs, targets = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
-    linearize(model, inputs)  # what torch loads at first use
+    linearize(model, inputs)  # torch loads modules at first use
     HessianOperator(model, (inputs, targets))
     maximum_local_sensitivity(model, (inputs, targets))
     before = alive()
@@ -303,6 +303,7 @@ def test_a_loop_that_deletes_its_chunks_gets_larger_ones() -> None:
         del chunk
     torch.testing.assert_close(torch.cat(kept), outputs, rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(torch.cat(deleted), outputs, rtol=1e-13, atol=1e-14)
-    # Half of the budget for one chunk, or a quarter for each of two.
+    # The first chunk gets half of the budget. So does the second where the first is deleted; where
+    # the first is kept, the second gets a quarter.
     assert len(kept[0]) == len(deleted[0])
     assert len(kept[1]) <= 0.6 * len(kept[0]) < len(deleted[1])

@@ -356,7 +356,8 @@ def test_saturated_softmax_keeps_relative_accuracy(loss: object, gap: float) -> 
     known = get_loss(loss)
     if known.needs_data(outputs, labels):
         known = known.bound(outputs, lambda: [labels])
-    small = math.exp(-gap)  # 1 − p of each label, whose square is below any round-off
+    # Each label has the probability 1 − small, and small² is below any round-off.
+    small = math.exp(-gap)
     scales = weights.double() / weights.double().mean()
     gradient = small * torch.tensor([[-1.0, 1.0], [1.0, -1.0]]).double() * scales.unsqueeze(1)
     close = functools.partial(torch.testing.assert_close, rtol=1e-12, atol=0.0)

@@ -154,7 +154,7 @@ def test_experts_see_the_samples_that_are_theirs() -> None:
 
 
 class _Graph(nn.Module):
-    """Two rounds of messages along the edges of one graph."""
+    """A network that passes messages twice along the edges of a graph."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -365,7 +365,7 @@ def one_sample() -> tuple[nn.Module, Callable[[], Tensor], Tensor]:
 
 
 def test_where_the_hessian_is_the_fisher_matrix_the_step_is_a_larger_learning_rate() -> None:
-    # ∇L(w + δ) = g + ρ F F† g + O(ρ²) = (1 + ρ) g + O(ρ²).
+    # ∇L(θ + δ) = g + ρ F F⁺ g + O(ρ²) = (1 + ρ) g + O(ρ²).
     model, loss, _ = one_sample()
     g = flat_gradient(model, loss)
     errors = []

@@ -18,7 +18,7 @@ from paperkit.optim.smoothness_adaptive import adaptive_step_size
 
 
 def test_the_step_size_is_the_smaller_of_inverse_smoothness_and_growth() -> None:
-    # ‖Δw‖ / (2‖Δg‖) = 0.25; √(1 + 0.02 · 3) · 0.2.
+    # ‖Δθ‖ / (2‖Δg‖) = 0.25; √(1 + 0.02 · 3) · 0.2.
     assert adaptive_step_size(1.0, 2.0, 1.0, 3.0) == 0.25
     assert adaptive_step_size(1.0, 2.0, 0.2, 3.0) == math.sqrt(1 + 0.02 * 3) * 0.2
     assert adaptive_step_size(1.0, 2.0, 0.2, 3.0, delta=1.0) == 0.25
@@ -27,7 +27,7 @@ def test_the_step_size_is_the_smaller_of_inverse_smoothness_and_growth() -> None
 
 def test_an_infinite_ratio_leaves_the_smoothness_alone_to_decide() -> None:
     assert adaptive_step_size(1.0, 2.0, 1e-9, math.inf) == 0.25
-    # 0 · ∞ under the root is no number.
+    # The root would be of 0 · ∞, which is no number.
     assert adaptive_step_size(1.0, 2.0, 1e-9, math.inf, delta=0.0) == 0.25
 
 
@@ -88,7 +88,7 @@ def test_three_steps_of_sasam_on_a_parabola_are_the_ones_worked_by_hand(full_bat
     assert optimizer.beta == pytest.approx(2.0, rel=1e-14)
     optimizer.step(closure)
     assert w.item() == pytest.approx(0.5 * second - 0.25 * math.copysign(1, second), abs=1e-15)
-    # Three passes a step, two in the first; with full batches two.
+    # A step takes three passes, the first step two, and with full batches every step two.
     assert closure.count == optimizer.gradient_evaluations == (6 if full_batch else 8)
 
 

@@ -100,7 +100,7 @@ def rsam_exact(w: Tensor, gradient: Gradient, hessian: Tensor) -> Tensor:
 
 
 def igsam(w: Tensor, gradient: Gradient, hessian: Tensor) -> Tensor:
-    # One linear layer with one output: the Fisher matrix is the Hessian, and EKFAC is exact.
+    # For a linear layer with a single output the Fisher matrix is the Hessian, and EKFAC is exact.
     system = hessian + 0.5 * torch.eye(4, dtype=torch.float64)
     return gradient(w + 0.1 * torch.linalg.solve(system, gradient(w)))
 

@@ -39,7 +39,7 @@ every = pytest.mark.parametrize("name", list(EVERY))
 wrapped = pytest.mark.parametrize("name", list(WRAPPED))
 every_variant = pytest.mark.parametrize("name", list(EVERY | VARIANTS))
 
-PASSES = {  # of the third step, when no renewal is due and a previous step exists
+PASSES = {  # in the third step, when no renewal is due and a previous step exists
     **dict.fromkeys(WRAPPED, 2),
     "SASAM": 3,
     "SASAM release": 3,

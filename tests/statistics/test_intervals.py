@@ -69,5 +69,5 @@ def test_the_one_sided_bound_misses_five_times_in_a_hundred():
     missed = sum(
         one_sided_bounds([generator.gauss(0, 1) for _ in range(5)])[0] > 0 for _ in range(trials)
     )
-    # Four standard errors of a binomial fraction of 0.05.
+    # The tolerance is four standard errors of a binomial fraction of 0.05.
     assert abs(missed / trials - 0.05) < 4 * (0.05 * 0.95 / trials) ** 0.5

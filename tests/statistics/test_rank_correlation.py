@@ -92,7 +92,7 @@ def test_null_standard_deviation_is_that_of_all_permutations() -> None:
 MEASURES = {"a": [1, 2, 3, 5, 4], "b": [2, 1, 3, 3, 5], "c": [5, 1, 2, 3, 4]}
 GAP = [0.1, 0.2, 0.3, 0.4, 0.5]
 DRAWS = 20_000
-# Five binomial standard errors, and the observed order that counts as one more draw.
+# The tolerance is five binomial standard errors, and the observed order counts as one more draw.
 SAMPLING_ERROR = 5 * math.sqrt(0.25 / DRAWS) + 1 / DRAWS
 
 
@@ -140,7 +140,7 @@ def test_two_sided_p_value_counts_both_tails() -> None:
     two_sided = permutation_test({"up": up, "down": down}, GAP, permutations=4000, two_sided=True)
     assert one_sided.p_value["down"] == 1.0
     assert two_sided.p_value["down"] == two_sided.p_value["up"]
-    # 2 of the 120 permutations have |τ| = 1.
+    # Only 2 of the 120 permutations have |τ| = 1.
     error = math.sqrt(2 / 120 * 118 / 120 / 4000)
     assert two_sided.p_value["up"] == pytest.approx(2 / 120, abs=5 * error + 1 / 4000)
 

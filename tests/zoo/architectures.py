@@ -76,7 +76,7 @@ class Case:
     forward : callable, optional
         (model, inputs) → outputs, where the model is not called with the inputs alone.
     outputs : callable
-        What the model returns → the tensor that the loss is of.
+        Result of the model → the tensor that the loss takes.
     mean_loss : callable
         (outputs, targets) → scalar, what the loss means, in PyTorch's own words.
     """

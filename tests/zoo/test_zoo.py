@@ -54,7 +54,7 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 
 
 def _arguments(case: Case) -> dict[str, Any]:
-    """What every function of the library is told beside model and data."""
+    """Return the arguments that every function of the library takes beside model and data."""
     return {"loss": case.loss} | ({} if case.forward is None else {"forward": case.forward})
 
 
@@ -362,7 +362,7 @@ def test_renyi_sharpness_of_small_layers_is_that_of_double_backward(
 
 
 def _sharpness_bounds(magnitudes: Tensor, order: float) -> tuple[float, float]:
-    """Bound −H_α where each eigenvalue is known up to round-off of the largest alone."""
+    """Bound −ℋ_α where each eigenvalue is known up to round-off of the largest alone."""
     doubt = 1e-12 * magnitudes.max()
     few, many = (magnitudes - doubt).clamp_min(0.0), magnitudes + doubt
 
