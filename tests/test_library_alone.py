@@ -85,7 +85,7 @@ import sys, tempfile
 from paperkit.experiments import records_of, run_study
 with tempfile.TemporaryDirectory() as store:
     records = run_study("entropy_facts", "smoke", store, progress=False)
-    assert records and len(records_of("entropy_facts", store)) >= len(records)
+    assert records and len(records_of("entropy_facts", store=store)) >= len(records)
 assert "pydantic" not in sys.modules
 """
 
