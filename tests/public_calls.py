@@ -13,11 +13,10 @@ import importlib
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib as mpl
 import torch
 from torch import nn
 from typing_extensions import is_protocol
@@ -52,10 +51,10 @@ N, INPUTS, HIDDEN, CLASSES = 6, 4, 3, 3
 NAN, INF, HUGE = math.nan, math.inf, 10**30
 
 
-def public_names() -> dict[str, Any]:
+def public_names(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Return what can be called, by package and name."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         module = importlib.import_module(f"paperkit.{package}")
         listed = getattr(module, "__all__", None) or [
             name
@@ -118,7 +117,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def operator(vectors: torch.Tensor) -> torch.Tensor:
-    return vectors * torch.tensor([4.0, 3.0, 2.0, 1.0]).to(vectors)
+    return vectors * torch.tensor([4.0, 3.0, 2.0, 1.0], device="cpu").to(vectors)
 
 
 def _vector(*values: float) -> torch.Tensor:
@@ -147,8 +146,10 @@ def _theta() -> torch.Tensor:
 
 
 def _axes() -> Any:
-    mpl.use("Agg")
+    import matplotlib as mpl
     from matplotlib.figure import Figure
+
+    mpl.use("Agg")
 
     return Figure().add_subplot()
 

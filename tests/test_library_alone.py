@@ -79,6 +79,15 @@ before = float(closure())
 optimizer.step(closure)
 assert float(closure()) < before
 """
+# A study needs data only where it says so; records are read without their schema.
+STUDY = """
+import sys, tempfile
+from paperkit.experiments import records_of, run_study
+with tempfile.TemporaryDirectory() as store:
+    records = run_study("entropy_facts", "smoke", store, progress=False)
+    assert records and len(records_of("entropy_facts", store=store)) >= len(records)
+assert "pydantic" not in sys.modules
+"""
 
 
 def _modules_of_extras() -> list[str]:
@@ -103,6 +112,10 @@ def test_the_rooms_of_the_library_import_nothing_of_the_extras() -> None:
 
 def test_a_network_is_measured_and_trained_without_the_extras() -> None:
     _alone(then=USE)
+
+
+def test_a_study_runs_and_records_are_read_without_the_extras() -> None:
+    _alone(then=STUDY)
 
 
 def test_the_extras_are_really_hidden() -> None:

@@ -20,9 +20,9 @@ _TABLE_SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b
 
 
 def read(root: Path) -> RawDataset:
-    """Read the set; ``root`` is not used, since the files are in an installed package."""
+    """Read the set from the folder of data sets or from the installed package."""
     table = read_packaged_table(
-        "sklearn", "scikit-learn==1.9.1", "datasets/data/digits.csv.gz", _TABLE_SHA256
+        root, "sklearn", "scikit-learn==1.9.1", "datasets/data/digits.csv.gz", _TABLE_SHA256
     )
     images = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
     whole = RawImages(images, table[:, -1])

@@ -154,17 +154,22 @@ def verified_copy(path: Path, checksum: str, *, size: int | None = None) -> Iter
         yield copy
 
 
-def read_packaged_table(package: str, requirement: str, location: str, checksum: str) -> np.ndarray:
+def read_packaged_table(
+    root: Path, package: str, requirement: str, location: str, checksum: str
+) -> np.ndarray:
     """Read a gzipped table of comma-separated numbers that ships inside a Python package.
 
-    The package is located, not imported.
+    A file of the same name in the folder of data sets is taken first, because a machine may have
+    the file and not the package. The package is located, not imported.
 
     Parameters
     ----------
+    root : Path
+        The folder of data sets.
     package : str
-        Its import name.
+        The package's import name.
     requirement : str
-        The argument of ``pip install`` where the package is missing.
+        Argument of ``pip install`` where the package is missing.
     location : str
         The file's path inside the package.
     checksum : str
@@ -178,19 +183,22 @@ def read_packaged_table(package: str, requirement: str, location: str, checksum:
     Raises
     ------
     FileNotFoundError
-        If the package is not installed, or without this file.
+        If neither the folder nor an installed package has the file.
     ValueError
         If the file is damaged.
     """
     spec = importlib.util.find_spec(package)
     folders = (spec.submodule_search_locations or []) if spec is not None else []
-    path = next((p for folder in folders if (p := Path(folder) / location).is_file()), None)
+    name = Path(location).name
+    places = [root / name, *(Path(folder) / location for folder in folders)]
+    path = next((place for place in places if place.is_file()), None)
+    install = f"run `pip install --force-reinstall --no-deps {requirement}`"
     if path is None:
         raise FileNotFoundError(
-            f"this data set ships in {package}/{location}, which is not installed; "
-            f"run `pip install --force-reinstall --no-deps {requirement}`"
+            f"this data set ships in {package}/{location}, which is not installed; {install}, or "
+            f"put {name} into {root}"
         )
-    remedy = f"run `pip install --force-reinstall --no-deps {requirement}`"
+    remedy = install if path != root / name else f"put another copy of {name} into {root}"
     lines = read_verified(path, checksum, remedy=remedy).decode("ascii").splitlines()
     return np.loadtxt(lines, delimiter=",", dtype=np.float64).astype(np.int64)
 

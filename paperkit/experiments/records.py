@@ -9,19 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, JsonValue, ValidationError
-from typing_extensions import TypedDict
-
-from paperkit.experiments.entries import Entry
-from paperkit.experiments.sentences import refusal
 
 Configuration = dict[str, Any]
-Profile = Literal["smoke", "laptop", "paper"]
+FIELDS = ("study", "profile", "configuration", "metrics", "provenance")
 
 
 @dataclass(frozen=True)
@@ -94,30 +90,9 @@ def key_of(study: str, configuration: Configuration) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]
 
 
-class _Provenance(TypedDict):
-    """Where a record came from: what is asked of every record, among more."""
-
-    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
-
-    date: str
-    dirty: bool | None
-    fingerprint: str
-
-
-class _Line(Entry):
-    """A record as it stands in a file."""
-
-    key: str
-    study: str
-    profile: Profile
-    configuration: dict[str, JsonValue]
-    metrics: dict[str, JsonValue]
-    provenance: _Provenance
-
-
 def to_json(record: Record) -> str:
     """Return the record as one line of JSON, the same bytes for the same record."""
-    content = {name: getattr(record, name) for name in _Line.model_fields}
+    content = {name: getattr(record, name) for name in ("key", *FIELDS)}
     return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
@@ -131,19 +106,28 @@ def from_json(text: str, location: str) -> Record:
         its own. The sentence names the location, the field and the remedy.
     """
     try:
-        line = _Line.model_validate_json(text)
-    except ValidationError as error:
-        place, sentence = refusal(error)
-        where = f"{place}: " if place else ""
-        raise ValueError(f"{location} is damaged: {where}{sentence} {_REMEDY}") from None
-    content = {name: getattr(line, name) for name in _Line.model_fields if name != "key"}
-    record = Record(**content, location=location)
-    if line.key != record.key:
+        content = _reader()(text)
+        record = Record(**{name: content[name] for name in FIELDS}, location=location)
+        belongs = content["key"] == record.key
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{location} is damaged: {error} {_REMEDY}") from None
+    if not belongs:
         raise ValueError(
             f"{location} is damaged: its key is not the hash of its study and configuration. "
             f"{_REMEDY}"
         )
     return record
+
+
+def _reader() -> Callable[[str], dict[str, Any]]:
+    """Return the schema's reader; without pydantic, which a GPU's machine may lack, JSON's."""
+    try:
+        from paperkit.experiments.record_schema import read
+    except ModuleNotFoundError as error:
+        if error.name != "pydantic":
+            raise
+        return json.loads
+    return read
 
 
 _REMEDY = "Restore it from git or delete it and run the study again."

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterable
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from paperkit import arguments
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 # By pydantic's names of errors, whose own messages are made for programmers.
 _REMEDIES = {

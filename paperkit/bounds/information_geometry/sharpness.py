@@ -76,14 +76,15 @@ def sharpness_dual_identity(
     """
     loss = get_loss(loss).name
     inputs, targets = as_batch(data)
-    fisher = dense_gauss_newton(model, inputs, loss).double()
+    fisher = dense_gauss_newton(model, inputs, loss)
     moment = dense_empirical_fisher(model, inputs, targets, loss).double()
     geometry = fisher_geometry(model, data, loss)
     sharpness = information_geometric_sharpness_from_jacobian(
         geometry.jacobian, geometry.outputs, geometry.targets, loss
     )
+    # The entries' format decides: their round-off is in the smallest eigenvalues.
     tolerance = rank_tolerance(fisher)
-    inverse = torch.linalg.pinv(fisher, rtol=tolerance, hermitian=True)
+    inverse = torch.linalg.pinv(fisher.double(), rtol=tolerance, hermitian=True)
     return Identity(
         statement="Tr(F⁺F̂) = Σ u_iᵀ Π_ii u_i",
         source=f"{PAPER}, equation 6",

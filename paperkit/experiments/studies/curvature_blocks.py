@@ -38,9 +38,9 @@ COVERED = (
 NOT_COVERED = tuple(name for name in DIGIT_NETWORKS if name not in COVERED)
 
 
-def digits_batch(n: int, seed: int) -> tuple[Tensor, Tensor]:
+def digits_batch(n: int, seed: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Return n normalised digit images in float64, and their labels."""
-    train = load("digits", train_size=n, seed=seed, dtype=torch.float64).train
+    train = load("digits", train_size=n, seed=seed, device=device, dtype=torch.float64).train
     return train.inputs, train.targets
 
 
@@ -61,7 +61,9 @@ def decisions(model: nn.Module, inputs: Tensor) -> dict[str, str | None]:
     return {name: layer.obstacle for name, layer in layers.items()}
 
 
-def compare_blocks(name: str, seed: int, n: int = SAMPLES) -> dict[str, Any]:
+def compare_blocks(
+    name: str, seed: int, n: int = SAMPLES, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Return what the dense matrices of one network say, and what the library decided.
 
     Parameters
@@ -72,14 +74,16 @@ def compare_blocks(name: str, seed: int, n: int = SAMPLES) -> dict[str, Any]:
         Draws the weights and the digits.
     n : int
         The number of images.
+    device : torch.device or str
+        The device of the network and the images.
 
     Returns
     -------
     dict
         Metrics of the study's record; see the claims that use them.
     """
-    model = build_digit_network(name, seed)
-    inputs, targets = digits_batch(n, seed)
+    model = build_digit_network(name, seed).to(device)
+    inputs, targets = digits_batch(n, seed, device)
     obstacles = decisions(model, inputs)
     other_targets = (targets + 1) % CLASSES
     differences, labels, slack, negative = {}, [], [], []
@@ -143,7 +147,8 @@ def _grid(profile: str) -> list[dict[str, Any]]:
 
 
 def _run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
-    return compare_blocks(configuration["network"], configuration["seed"], configuration["n"])
+    network, seed, n = (configuration[name] for name in ("network", "seed", "n"))
+    return compare_blocks(network, seed, n, context.device)
 
 
 STUDY = Study(
