@@ -27,14 +27,14 @@ BIN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS := $(THREADS)
-# Of one unit test; THREADS of them run at once.
+# Threads of a unit test; THREADS tests run at once.
 UNIT_THREADS ?= 1
-# Idle threads sleep: spinning ones slow a shared machine down many times over.
+# Idle threads sleep, because spinning ones slow a shared machine down many times over.
 export OMP_WAIT_POLICY := PASSIVE
 export DEVICE
 # The book is built and compared on an empty store, so that no study of one's own leaks into it.
 export PAPERKIT_STORE := $(CURDIR)/_build/empty-store
-# A user's own kernels and IPython settings stay out of the runs.
+# The user's own kernels and IPython settings are kept out of the runs.
 export JUPYTER_PREFER_ENV_PATH := 1
 export IPYTHONDIR := $(CURDIR)/_build/ipython
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
@@ -50,7 +50,7 @@ endef
 SETTINGS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2
 SETTINGS += MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=SSE41 ONEDNN_MAX_CPU_ISA=AVX2
 SETTINGS += THREADS=1 THREADS=2+UNIT_THREADS=2
-# The oldest of them together; the first chapter is left to make portable, because it trains.
+# The oldest instructions, all together. The first chapter trains, so only make portable runs it.
 FOREIGN := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1
 FOREIGN_TESTS := tests/linalg tests/optim tests/estimators/test_information_geometry.py tests/test_examples.py
 FOREIGN_CHAPTERS := $(filter-out notebooks/01_%,$(wildcard notebooks/*.ipynb))
@@ -95,7 +95,7 @@ foreign: environment
 	$(call stage,numerical tests under another processor's instructions,env $(FOREIGN) $(BIN) -m pytest -q -n $(THREADS) $(FOREIGN_TESTS),a threshold or a comparison rests on this processor's round-off; correct it. Again: $(FOREIGN) $(BIN) -m pytest <its name>.)
 	$(call stage,committed outputs under another processor's instructions,rm -rf $(PAPERKIT_STORE) && env $(FOREIGN) $(BIN) -m pytest -q --nbval $(FOREIGN_CHAPTERS) -p no:cacheprovider,print only what every processor would print.)
 
-# Each setting from a fresh store.
+# Every setting starts from a fresh store.
 portable: environment
 	$(foreach setting,$(SETTINGS),$(call stage,$(subst +, ,$(setting)),rm -rf $(PAPERKIT_STORE) && $(MAKE) --no-print-directory unit smoke outputs $(subst +, ,$(setting)),read what failed above; again: make unit smoke outputs $(subst +, ,$(setting)))$(newline))
 
@@ -113,7 +113,7 @@ browser: html
 
 environment: $(STAMP)
 
-# The stamp holds the folder it was made for: a clone that was moved is installed again.
+# The stamp holds the name of its folder, so that a clone that was moved is installed again.
 ifneq ($(file < $(STAMP)),$(CURDIR))
 $(STAMP): moved
 moved:
@@ -131,9 +131,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@printf %s '$(CURDIR)' > $(STAMP)
 	@echo "== environment: ready"
 
-# After a change of what pyproject.toml asks for: install it and write the lock. UPGRADE names
-# releases to take instead of the locked ones. Soupsieve 3 needs a newer Python 3.11 than that of
-# Debian 12; a test looks for more of these.
+# After a change of the ranges in pyproject.toml this target resolves them and writes the lock.
+# UPGRADE names releases to take instead of the locked ones.
+# Soupsieve is held below 3, which needs a newer Python 3.11 than that of Debian 12. A test checks
+# that no other package in the lock does.
 UPGRADE ?=
 lock:
 	$(BIN) -m pip install --editable '.[dev]' 'soupsieve<3' $(UPGRADE)
@@ -171,8 +172,9 @@ DEVICE_PYTHON = $(if $(filter file,$(origin PYTHON)),$(BIN),$(PYTHON))
 device-check:
 	$(call stage,the library on $(DEVICE) against the CPU,env -u OMP_WAIT_POLICY $(DEVICE_PYTHON) -m benchmarks.device_check --device $(DEVICE) --output $(DEVICE_RECORD),read what failed in $(DEVICE_RECORD).)
 
-# Threads wait for work as in any program: asleep, each small operation takes a third longer.
-# The libraries to compare with stand beside the locked environment, which stays as it is.
+# The benchmark's threads spin while they wait, as they do in any program by default. If they slept,
+# each small operation would take a third longer.
+# The libraries to compare with are installed beside the locked environment, which stays as it is.
 BENCHMARK := _build/benchmark-venv
 PACKAGES := lib/python3.11/site-packages
 

@@ -50,7 +50,7 @@ from benchmarks.steps import MeasuredStep, measure_step
 from benchmarks.traces import trace_errors
 from paperkit.experiments.provenance import describe, tree_state
 
-# Ours comes first: the others are compared with it.
+# This library comes first, because the results of the others are compared with its own.
 TOOLS = (
     "benchmarks.with_paperkit",
     "benchmarks.with_torch",
@@ -66,8 +66,8 @@ LIBRARIES = (
     "pytorch-optimizer",
 )
 GROUPS = ("rows", "networks", "traces", "steps")
-"""What a record consists of: quantities side by side, the Hessian of other people's networks,
-errors of Tr H, steps of optimizers."""
+"""Parts of a record: quantities side by side, the Hessian of other people's networks, errors of
+Tr H, steps of optimizers."""
 UNIT = Quantity("gradient", "one gradient, the unit")
 
 
@@ -78,7 +78,7 @@ def fresh_processes() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
 
 
-def measured(settings: Settings) -> Iterator[Measured]:
+def measure_quantities(settings: Settings) -> Iterator[Measured]:
     """Yield every quantity with every tool that has it."""
     with fresh_processes() as pool:
         for quantity in (UNIT, *QUANTITIES):
@@ -89,13 +89,13 @@ def measured(settings: Settings) -> Iterator[Measured]:
                         measure, module, quantity.key, quantity.problem, tool, settings
                     ).result()
                     if reference is None:
-                        reference = row.found
+                        reference = row.vector
                     else:
-                        row = replace(row, difference=difference(row.found, reference))
+                        row = replace(row, difference=difference(row.vector, reference))
                     yield row
 
 
-def measured_steps(settings: Settings) -> Iterator[MeasuredStep]:
+def measure_steps(settings: Settings) -> Iterator[MeasuredStep]:
     """Yield every kind of step with every tool that has it."""
     with fresh_processes() as pool:
         for kind in STEP_KINDS:
@@ -104,13 +104,13 @@ def measured_steps(settings: Settings) -> Iterator[MeasuredStep]:
                 for tool in import_module(module).STEPS.get(kind.key, ()):
                     row = pool.submit(measure_step, module, kind.key, tool, settings).result()
                     if reference is None:
-                        reference = row.found
+                        reference = row.vector
                     else:
-                        row = replace(row, difference=difference(row.found, reference))
+                        row = replace(row, difference=difference(row.vector, reference))
                     yield row
 
 
-def compared(network: str, folder: Path, settings: Settings) -> Iterator[Compared]:
+def compare_tools(network: str, folder: Path, settings: Settings) -> Iterator[Compared]:
     """Yield every call on one prepared network with every tool that has it."""
     with fresh_processes() as pool:
         for quantity in NETWORK_QUANTITIES:
@@ -121,9 +121,9 @@ def compared(network: str, folder: Path, settings: Settings) -> Iterator[Compare
                     ).result()
 
 
-def difference(found: np.ndarray, reference: np.ndarray) -> float:
+def difference(values: np.ndarray, reference: np.ndarray) -> float:
     """Return the norm of the difference, relative to the reference's."""
-    return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
+    return float(np.linalg.norm(values - reference) / np.linalg.norm(reference))
 
 
 def best_others(rows: list[Measured]) -> Measured:
@@ -138,7 +138,7 @@ def best_others(rows: list[Measured]) -> Measured:
             and row.difference <= quantity.tolerance
         ]
         parts.append(min(agreeing, key=lambda row: row.gradients))
-    together = next(row for row in rows if row.quantity == COMBINED)
+    combined = next(row for row in rows if row.quantity == COMBINED)
     return Measured(
         quantity=COMBINED,
         tool=BEST,
@@ -148,14 +148,14 @@ def best_others(rows: list[Measured]) -> Measured:
         peak=max(row.peak for row in parts),
         calls=min(row.calls for row in parts),
         remark="sum of the times above: " + ", ".join(row.tool for row in parts),
-        difference=difference(np.concatenate([row.found for row in parts]), together.found),
+        difference=difference(np.concatenate([row.vector for row in parts]), combined.vector),
     )
 
 
 def run_quantities(settings: Settings) -> list[dict[str, Any]]:
     """Measure all quantities; print each row as it comes."""
     rows = []
-    for row in measured(settings):
+    for row in measure_quantities(settings):
         print(console_row(row.record()), flush=True)
         rows.append(row)
     rows.append(best_others(rows))
@@ -166,7 +166,7 @@ def run_quantities(settings: Settings) -> list[dict[str, Any]]:
 def run_steps(settings: Settings) -> list[dict[str, Any]]:
     """Measure all optimizers; print each row as it comes."""
     rows = []
-    for row in measured_steps(settings):
+    for row in measure_steps(settings):
         print(console_step(row.record()), flush=True)
         rows.append(row.record())
     return rows
@@ -179,10 +179,10 @@ def run_networks(settings: Settings) -> dict[str, list[dict[str, Any]]]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             with fresh_processes() as pool:
-                found = pool.submit(prepare, network.name, folder, settings).result()
-            print(console_network(found), flush=True)
-            prepared.append(found)
-            for row in compared(network.name, folder, settings):
+                facts = pool.submit(prepare, network.name, folder, settings).result()
+            print(console_network(facts), flush=True)
+            prepared.append(facts)
+            for row in compare_tools(network.name, folder, settings):
                 rows.append(row.record())
                 print(console_compared(rows[-1]), flush=True)
     return {"prepared": prepared, "rows": rows}
@@ -198,14 +198,14 @@ def run(settings: Settings, seeds: int, groups: Collection[str] = GROUPS) -> dic
         "traces": lambda: [asdict(row) for row in trace_errors(seeds)],
         "steps": lambda: run_steps(settings),
     }
-    found = {group: ways[group]() for group in GROUPS if group in groups}
+    results = {group: ways[group]() for group in GROUPS if group in groups}
     origin = describe(tree, torch.device(settings.device))
     origin["versions"] |= {name: version(name) for name in LIBRARIES}
     return {
         "date": datetime.now(UTC).date().isoformat(),
         **origin,
         "settings": asdict(settings) | {"seeds": seeds},
-        **found,
+        **results,
         "seconds": time.perf_counter() - start,
     }
 
@@ -227,7 +227,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="where to write the record")
     options = parser.parse_args()
-    # Libraries warn of their own affairs, in every process.
+    # The libraries' warnings about themselves are switched off, in every process.
     os.environ["PYTHONWARNINGS"] = "ignore"
     settings = Settings(
         samples=options.samples,

@@ -42,17 +42,17 @@ from paperkit.experiments.provenance import reset_peak_memory
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one call of a tool found.
+    """Result of a call of a tool.
 
     Attributes
     ----------
     values : Tensor
-        The product, the trace, the eigenvalues, largest first, or the nodes of a quadrature.
+        Product, trace, eigenvalues (the largest first), or nodes of a quadrature.
     products : int
-        Hessian products that it took, as counted; ten backward passes for the rows of a Jacobian
-        count as ten.
+        Number of Hessian products that the call took, as counted; ten backward passes for the rows
+        of a Jacobian count as ten.
     weights : Tensor or None
-        Of the nodes.
+        Weights of the nodes.
     """
 
     values: Tensor
@@ -62,18 +62,18 @@ class Estimate:
 
 Estimator = Callable[[int], Estimate]
 NetworkWay = Callable[[Problem], Estimator]
-"""From a problem to a function of the seed, which does all of the work."""
+"""Function from a problem to a function of the seed, which does all of the work."""
 
 
-def error_of(quantity: str, found: Estimate, reference: Reference, seed: int) -> float:
-    """Return how far an estimate is from the reference, relative to the reference's size.
+def error_of(quantity: str, estimate: Estimate, reference: Reference, seed: int) -> float:
+    """Return the distance of an estimate from the reference, relative to the reference's size.
 
-    For the density it is the Wasserstein-1 distance over the mean absolute eigenvalue.
+    For the density this is the Wasserstein-1 distance over the mean absolute eigenvalue.
     """
-    values = found.values.detach().double().cpu().flatten()
+    values = estimate.values.detach().double().cpu().flatten()
     if quantity == "density":
-        assert found.weights is not None
-        weights = found.weights.detach().double().cpu().flatten()
+        assert estimate.weights is not None
+        weights = estimate.weights.detach().double().cpu().flatten()
         distance = wasserstein_distance(
             values.numpy(), reference.nodes.numpy(), weights.numpy(), reference.weights.numpy()
         )
@@ -88,24 +88,26 @@ def error_of(quantity: str, found: Estimate, reference: Reference, seed: int) ->
 
 @dataclass
 class Compared:
-    """One row of the record.
+    """A row of the record.
 
     Attributes
     ----------
     network, quantity, tool : str
-        On what, what, and with what.
+        Names of the network, of the quantity and of the tool.
     products : int or None
-        Counted; the most of one call.
+        Number of products as counted, the largest of all calls.
     errors : list of float
-        One a seed; empty where the tool cannot do it.
-    gradients, seconds, gradient_seconds : float or None
-        As in :class:`benchmarks.measuring.Measured`.
+        Errors, one a seed; empty where the tool cannot do it.
+    gradients, seconds : float or None
+        Median time of a call, in gradients and in seconds.
+    gradient_seconds : float or None
+        Median time of a gradient, timed in turn with the calls.
     peak : int or None
         Bytes above the model and its data, of the first call.
     calls : int
-        Timed calls, the first left out.
+        Number of timed calls; the first call is not timed.
     remark : str
-        What the tool said where it cannot do it.
+        Message of the tool where it cannot do it.
     """
 
     network: str
@@ -121,18 +123,18 @@ class Compared:
     remark: str = ""
 
     def record(self) -> dict[str, Any]:
-        """Return what is written down."""
+        """Return the row as it is written down."""
         return asdict(self)
 
 
 def prepare(name: str, folder: Path, settings: Settings) -> dict[str, Any]:
-    """Train a network and save it with its references; return what the page says of them."""
+    """Train a network and save it with its references; return the facts for the page."""
     start = time.perf_counter()
     network = BY_NAME[name]
     problem = trained(network, settings.device)
-    kept = {"state": problem.model.state_dict()}
-    kept |= {"inputs": problem.inputs, "targets": problem.targets}
-    torch.save(kept, folder / "problem.pt")
+    state = {"state": problem.model.state_dict()}
+    state |= {"inputs": problem.inputs, "targets": problem.targets}
+    torch.save(state, folder / "problem.pt")
     with torch.no_grad():
         loss = float(functional.cross_entropy(problem.model(problem.inputs), problem.targets))
     reference = references(network, problem)
@@ -155,13 +157,13 @@ def prepare(name: str, folder: Path, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _reference(folder: Path, quantity: str) -> Reference:
+def _load_reference(folder: Path, quantity: str) -> Reference:
     """Return the saved references; the products, which are long, only where they are needed."""
     products = torch.load(folder / "products.pt") if quantity == "product" else []
     return Reference(**torch.load(folder / "reference.pt"), products=products)
 
 
-def _leave_memory_to_others() -> None:
+def _limit_memory() -> None:
     """Let an allocation fail that would exceed four fifths of the memory that is free now."""
     used = psutil.Process().memory_info().vms
     limit = used + int(0.8 * psutil.virtual_memory().available)
@@ -172,27 +174,27 @@ def _leave_memory_to_others() -> None:
 def compare(
     module: str, name: str, quantity: str, tool: str, folder: Path, settings: Settings
 ) -> Compared:
-    """Measure one way on one network; meant for a process of its own.
+    """Measure a way on a network; meant for a process of its own.
 
-    The first call is not timed; a tool that raises is reported with what it said.
+    The first call is not timed. A tool that raises is reported with its message.
     """
     network = BY_NAME[name]
     problem = saved(network, folder, settings.device)
     row = Compared(name, quantity, tool)
-    reference = _reference(folder, quantity)
+    reference = _load_reference(folder, quantity)
     seeds = min(estimates(network, quantity), settings.estimates)
-    _leave_memory_to_others()
+    _limit_memory()
     try:
         estimator = import_module(module).NETWORKS[quantity][tool](problem)
-        _fill(row, network, problem, estimator, reference, range(seeds), settings.device)
+        _fill_row(row, network, problem, estimator, reference, range(seeds), settings.device)
     except Exception as error:  # whatever another library raises is its answer
         problem.model.zero_grad()
-        said = str(error).strip().splitlines() or [""]
-        return Compared(name, quantity, tool, remark=f"{type(error).__name__}: {said[0][:160]}")
+        message = str(error).strip().splitlines() or [""]
+        return Compared(name, quantity, tool, remark=f"{type(error).__name__}: {message[0][:160]}")
     return row
 
 
-def _fill(
+def _fill_row(
     row: Compared,
     network: Network,
     problem: Problem,
@@ -201,10 +203,10 @@ def _fill(
     seeds: Sequence[int],
     device: str,
 ) -> None:
-    helped = contextlib.nullcontext if row.tool.startswith(OURS) else network.helped
+    context = contextlib.nullcontext if row.tool.startswith(OURS) else network.helped
 
     def call(seed: int) -> tuple[float, Estimate]:
-        with helped():
+        with context():
             return timed(lambda: estimator(seed), device)
 
     Problem(problem.model, problem.inputs[:1], problem.targets[:1]).gradient()
@@ -212,22 +214,22 @@ def _fill(
     return_freed_memory()
     reset_peak_memory(torch.device(device))
     before = memory(device)
-    found = [call(seeds[0])[1]]
+    results = [call(seeds[0])[1]]
     row.peak = memory(device) - before
     keep_freed_memory()
     timed(problem.gradient, device)
     units, times = [timed(problem.gradient, device)[0]], []
-    # A single seed is only for trials; it is then timed at its second call.
+    # Trials may ask for a single seed. Its second call is timed then.
     for seed in seeds[1:] or seeds:
         seconds, estimate = call(seed)
         times.append(seconds)
-        found.append(estimate)
+        results.append(estimate)
         units.append(timed(problem.gradient, device)[0])
     row.errors = [
         error_of(row.quantity, estimate, reference, seed)
-        for seed, estimate in zip(seeds, found, strict=False)
+        for seed, estimate in zip(seeds, results, strict=False)
     ]
-    row.products = max(estimate.products for estimate in found)
+    row.products = max(estimate.products for estimate in results)
     row.gradients = statistics.median(over_units(times, units))
     row.seconds = statistics.median(times)
     row.gradient_seconds = statistics.median(units)
@@ -235,7 +237,10 @@ def _fill(
 
 
 def root_mean_square(errors: Sequence[float]) -> tuple[float, float]:
-    """Return the root mean square and its standard error over the seeds, infinite for one."""
+    """Return the root mean square and its standard error over the seeds.
+
+    The standard error of a single seed is infinite.
+    """
     squares = np.square(np.asarray(errors, dtype=np.float64))
     value = math.sqrt(squares.mean())
     if len(squares) < 2:

@@ -1,8 +1,8 @@
-"""Time and peak memory of one way to compute a quantity, in a process of its own.
+"""Time and peak memory of a way to compute a quantity, in a process of its own.
 
 A process that did other work before would hide memory in what it already holds, so each
-measurement gets a fresh one. The unit, one gradient, is timed in turn with what is measured, so
-that a machine that slows down slows both.
+measurement gets a fresh process. The unit, a gradient, is timed in turn with the quantity, so that
+a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from paperkit.experiments.provenance import peak_memory, reset_peak_memory
 
 @dataclass(frozen=True)
 class Work:
-    """What one way does, prepared.
+    """A prepared way to compute a quantity.
 
     Attributes
     ----------
     action : callable
-        What is timed.
-    found : callable
-        From what the action returned to a vector that must agree with the other tools'.
+        Function that is timed.
+    to_vector : callable
+        Function from the action's result to a vector that must agree with the other tools'.
     count : float
-        How many of the quantity one call of the action computes; a fraction where the whole would
-        take too long, and is extrapolated.
+        Number of times that a call of the action computes the quantity. A fraction means that all
+        of it would take too long, and the time is extrapolated.
     remark : str
-        What a reader has to know: what was extrapolated, or which of a library's ways this is.
+        Remark for the reader: the part that was extrapolated, or the way of a library's that this
+        is.
     """
 
     action: Callable[[], Any]
-    found: Callable[[Any], Tensor] = lambda result: result
+    to_vector: Callable[[Any], Tensor] = lambda result: result
     count: float = 1.0
     remark: str = ""
 
@@ -52,26 +53,27 @@ Way = Callable[[Problem], Work]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """Settings of all measurements.
 
     Attributes
     ----------
     samples : int
-        n.
+        Number n of samples.
     device : str
         ``"cpu"`` or ``"cuda"``.
     repeats : int
-        Timed calls at least, after two untimed ones.
+        Smallest number of timed calls; a pair of untimed calls comes first.
     enough : float
-        Seconds; calls are repeated until they took so long together, at most three times as often.
+        Seconds. Calls are repeated until they took this long together, but at most three times as
+        often as ``repeats``.
     longest : float
-        Seconds; where the first call took longer, only one is timed.
+        Seconds. If the first call took longer, a single further call is timed.
     batch : int
-        Samples of an optimizer's step.
+        Number of samples of an optimizer's step.
     steps : int
-        Timed steps of an optimizer, after an untimed one.
+        Number of timed steps of an optimizer, after an untimed one.
     estimates : int
-        Seeds at most for an error on other people's networks.
+        Largest number of seeds for an error on other people's networks.
     """
 
     samples: int = 64
@@ -86,29 +88,29 @@ class Settings:
 
 @dataclass
 class Measured:
-    """One row of the record.
+    """A row of the record.
 
     Attributes
     ----------
     quantity, tool : str
-        What, and with what.
+        Names of the quantity and of the tool.
     gradients : float
-        The cost of one quantity, in gradients.
+        Time of the quantity, in gradients.
     seconds : float
-        The same in seconds.
+        Time of the quantity, in seconds.
     gradient_seconds : float
-        The unit, as measured beside it.
+        Seconds of a gradient, timed in turn with the quantity.
     peak : int
-        Bytes above the model and its data, of the preparation and one call; on a GPU of its
+        Bytes above the model and its data, of the preparation and a call; on a GPU those of its
         allocator.
     calls : int
-        Timed calls; the figures are medians.
+        Number of timed calls; the figures are medians.
     remark : str
-        See :class:`Work`.
+        Remark of :class:`Work`.
     difference : float or None
         Norm of the difference from our result, relative to ours; None for ours.
-    found : ndarray
-        What was computed; compared, then dropped.
+    vector : ndarray
+        Result of the way; compared, then dropped.
     """
 
     quantity: str
@@ -120,11 +122,11 @@ class Measured:
     calls: int
     remark: str
     difference: float | None = None
-    found: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    vector: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
 
     def record(self) -> dict[str, Any]:
-        """Return what is written down."""
-        return {name: value for name, value in asdict(self).items() if name != "found"}
+        """Return the row as it is written down, without the vector."""
+        return {name: value for name, value in asdict(self).items() if name != "vector"}
 
 
 def timed(action: Callable[[], Any], device: str) -> tuple[float, Any]:
@@ -142,13 +144,13 @@ def over_units(times: Sequence[float], units: Sequence[float]) -> list[float]:
 
 
 def memory(device: str) -> int:
-    """Return the peak so far in bytes, of the process or of a GPU's allocator."""
+    """Return the peak so far in bytes: of the process, or of a GPU's allocator."""
     peak = peak_memory(torch.device(device))
     return peak["device" if device == "cuda" else "process"]
 
 
 def return_freed_memory() -> None:
-    """Tell the C library to give freed memory back at once, so that a peak is what is in use."""
+    """Tell the C library to give freed memory back at once, so that the peak is memory in use."""
     _tell_allocator(M_MMAP_THRESHOLD=(-3, 2**16))
 
 
@@ -167,20 +169,20 @@ def _tell_allocator(**settings: tuple[int, int]) -> None:
 
 
 def measure(module: str, quantity: str, problem: str, tool: str, settings: Settings) -> Measured:
-    """Measure one way; meant for a process of its own.
+    """Measure a way; meant for a process of its own.
 
     Parameters
     ----------
     module : str
-        Whose ``WAYS`` holds the way, under ``quantity`` and ``tool``.
+        Name of the module whose ``WAYS`` holds the way, under ``quantity`` and ``tool``.
     quantity, problem, tool : str
-        Names.
+        Names of the quantity, of the problem and of the tool.
     settings : Settings
-        How.
+        Settings of the measurement.
     """
     setup = PROBLEMS[problem](settings.samples, settings.device)
     way: Way = import_module(module).WAYS[quantity][tool]
-    # Threads and kernels are there before the memory is counted.
+    # A gradient of a single sample loads threads and kernels before the memory is counted.
     Problem(setup.model, setup.inputs[:1], setup.targets[:1]).gradient()
     setup.model.zero_grad()
     return_freed_memory()
@@ -189,7 +191,7 @@ def measure(module: str, quantity: str, problem: str, tool: str, settings: Setti
     work = way(setup)
     first, result = timed(work.action, settings.device)
     peak = memory(settings.device) - before
-    found = work.found(result).detach().flatten().to(device="cpu", dtype=torch.float64)
+    vector = work.to_vector(result).detach().flatten().to(device="cpu", dtype=torch.float64)
     del result
     keep_freed_memory()
     timed(setup.gradient, settings.device)
@@ -210,5 +212,5 @@ def measure(module: str, quantity: str, problem: str, tool: str, settings: Setti
         peak=peak,
         calls=len(times),
         remark=work.remark,
-        found=found.numpy(),
+        vector=vector.numpy(),
     )

@@ -25,7 +25,7 @@ class Recurrent(nn.Module):
     Parameters
     ----------
     vocabulary, width, classes : int
-        Tokens, dimensions of the embedding and of each state, outputs.
+        Number of tokens, dimension of the embedding and of each state, number of outputs.
     """
 
     def __init__(self, vocabulary: int, width: int, classes: int) -> None:
@@ -48,7 +48,7 @@ def _images(digits: Tensor) -> Tensor:
 
 
 def _tokens(digits: Tensor) -> Tensor:
-    """Return sixteen levels of grey, of 2 × 2 pixels each, row by row."""
+    """Return the levels of grey of sixteen squares of 2 × 2 pixels, row by row."""
     low, high = digits.min(), digits.max()
     grey = (functional.avg_pool2d(digits, 2) - low) / (high - low)
     return (grey * (LEVELS - 1)).round().long().flatten(1)
@@ -68,31 +68,33 @@ def _transformer() -> nn.Module:
 
 @dataclass(frozen=True)
 class Network:
-    """One network, what it sees, and how its references are found.
+    """A network with its inputs and the way to its references.
 
     Attributes
     ----------
     name : str
-        For a table.
+        Name in tables.
     build : callable
-        Returns it with initial weights.
+        Function that returns the network with initial weights.
     inputs : callable
-        From digits (n, 1, 8, 8) to its inputs.
+        Function from digits (n, 1, 8, 8) to the network's inputs.
     samples : int
-        n of the measured batch.
+        Number n of samples in the measured batch.
     steps, rate : int, float
-        Of stochastic gradient descent on batches of 64, before anything is measured.
+        Number and size of the steps of stochastic gradient descent, on batches of 64, before
+        anything is measured.
     estimates : int
-        Seeds for each error, of which the trace takes all and the others at most four.
+        Number of seeds for each error. The trace takes all of them, the others at most four.
     reference : str
-        How trace and density are found: ``"dense"`` writes the Hessian out; ``"exact trace"``
-        takes the Gauss–Newton part for the trace, because the network is piecewise linear in each
-        weight; ``"probes"`` adds an estimate of the rest.
+        Way to trace and density: ``"dense"`` writes the Hessian out; ``"exact trace"`` takes the
+        Gauss–Newton part for the trace, because the network is piecewise linear in each weight;
+        ``"probes"`` adds an estimate of the remainder.
     density : tuple of int
-        Unless the reference is dense: how many of the largest eigenvalues it takes by themselves,
-        at least those that are asked for, and probes and steps for the others.
+        Settings of the reference density unless it is dense: the number of largest eigenvalues that
+        are taken by themselves, at least those that are asked for, and the numbers of probes and of
+        steps for the others.
     helped : callable
-        A context in which PyTorch has second derivatives of the network. The other tools are called
+        Context in which PyTorch has second derivatives of the network. The other tools are called
         in it; this library and the unit are not.
     """
 
@@ -146,11 +148,11 @@ NETWORKS = (
 )
 BY_NAME = {network.name: network for network in NETWORKS}
 FEWER_ESTIMATES = 4
-"""Seeds at most for what is not the trace."""
+"""Largest number of seeds for quantities other than the trace."""
 
 
 def estimates(network: Network, quantity: str) -> int:
-    """Return how many seeds an error is of."""
+    """Return the number of seeds for an error."""
     return network.estimates if quantity == "trace" else min(network.estimates, FEWER_ESTIMATES)
 
 
@@ -174,14 +176,14 @@ def trained(network: Network, device: str) -> Problem:
 
 
 def saved(network: Network, folder: Path, device: str) -> Problem:
-    """Return what :func:`trained` returned in the process that saved it there."""
+    """Return the problem that :func:`trained` returned in the process that saved it."""
     model = network.build().to(device)
-    kept = torch.load(folder / "problem.pt", map_location=device)
-    model.load_state_dict(kept["state"])
-    return Problem(model.eval(), kept["inputs"], kept["targets"])
+    state = torch.load(folder / "problem.pt", map_location=device)
+    model.load_state_dict(state["state"])
+    return Problem(model.eval(), state["inputs"], state["targets"])
 
 
 def in_double_precision(problem: Problem) -> Problem:
-    """Return a copy in float64; tokens stay what they are."""
+    """Return a copy in float64; tokens stay integers."""
     inputs = problem.inputs.double() if problem.inputs.is_floating_point() else problem.inputs
     return Problem(copy.deepcopy(problem.model).double(), inputs, problem.targets)

@@ -1,6 +1,6 @@
 """The optimizers of this library, and the plain one that they wrap, as they are timed.
 
-Radii and dampings do not change what a step costs; they are small enough for steps from random
+Radii and dampings do not change the time of a step. They are small enough for steps from random
 weights to stay finite.
 """
 

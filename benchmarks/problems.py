@@ -1,4 +1,4 @@
-"""The two networks that everything is measured on, and what all tools share."""
+"""The networks that everything is measured on, and the parts that all tools share."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from paperkit.models import build
 from paperkit.training import train
 
 ORDERS = (0.5, 1.5)
-"""Orders of the Rényi entropies; one set of spectra serves both."""
+"""Orders of the Rényi entropies; the same spectra serve both."""
 
 PROBES = 16
-"""Vectors multiplied at a time."""
+"""Number of vectors multiplied at a time."""
 
 LANCZOS_PROBES, LANCZOS_STEPS = 100, 15
-"""The Rényi paper's setting, l and m."""
+"""Numbers k of probes and m of Lanczos steps, as in the Rényi paper (its l and m)."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Problem:
     Attributes
     ----------
     model : nn.Module
-        Returns (n, C).
+        Network that returns (n, C).
     inputs, targets : Tensor
-        n samples and their labels.
+        Inputs of n samples, and their labels.
     """
 
     model: nn.Module
@@ -120,8 +120,8 @@ def entropies(spectra: Sequence[Tensor]) -> Tensor:
 
 def gram_eigenvalues(rows: Tensor) -> Tensor:
     """Return the nonzero eigenvalues of GᵀG, in float64, through the smaller Gram matrix."""
-    wide = rows.to(torch.float64)
-    gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
+    precise = rows.to(torch.float64)
+    gram = precise @ precise.T if precise.shape[0] <= precise.shape[1] else precise.T @ precise
     eigenvalues = torch.linalg.eigvalsh(gram)
     tolerance = max(rows.shape) * torch.finfo(torch.float64).eps * eigenvalues[-1]
     return eigenvalues[eigenvalues > tolerance]

@@ -1,4 +1,4 @@
-"""What is measured, and the ceilings that were fixed before the measurement."""
+"""The quantities that are measured, and the ceilings that were fixed before the measurement."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ COMBINED = "all_measures"
 
 @dataclass(frozen=True)
 class Quantity:
-    """One quantity that several tools compute.
+    """A quantity that several tools compute.
 
     Attributes
     ----------
     key : str
-        Its name in the tools' ``WAYS``.
+        Name of the quantity in the tools' ``WAYS``.
     title : str
-        For a table.
+        Title in tables.
     problem : str
-        A name from :data:`benchmarks.problems.PROBLEMS`.
+        Name from :data:`benchmarks.problems.PROBLEMS`.
     tolerance : float
-        By how much a tool's result may differ from ours, relative to its norm. A tool that differs
+        Largest difference of a tool's result from ours, relative to its norm. A tool that differs
         by more computes something else, and its time is not shown. Single precision through 20
         layers forwards and backwards keeps about five digits, so 1e-3; double precision, 1e-6.
     ceiling : float or None
-        At most so many gradients, on ResNet-20 with 64 samples.
+        Largest time in gradients that is allowed, on ResNet-20 with 64 samples.
     combined : bool
-        Whether it is one of the measures that :data:`COMBINED` computes together.
+        Whether it is among the measures that :data:`COMBINED` computes together.
     measure : bool
         Whether it is a measure that can be asked for alone, and may then take no longer than the
         plain program.
@@ -91,19 +91,19 @@ QUANTITIES = (
 )
 
 PLAIN = "torch."
-"""The tools whose names start so are the plain programs."""
+"""Beginning of the names of the plain programs."""
 
 PLAIN_CEILING = 1.0
-"""Any measure asked for alone, over the fastest plain program for it."""
+"""Ceiling of the time of a measure asked for alone, over the fastest plain program for it."""
 
 REFERENCE_SAMPLES = 64
-"""The batch that the ceilings are for."""
+"""Number of samples for which the ceilings hold."""
 
 COMBINED_CEILING = 0.7
-"""All combined measures in one call, over the sum of the best times for each."""
+"""Ceiling of the time of all combined measures in one call, over the sum of the best times."""
 
 TRACE_CEILING = 0.33
-"""Percent: relative root-mean-square error of Tr H after 60 products."""
+"""Ceiling of the relative root-mean-square error of Tr H after 60 products, in percent."""
 
 TRACE_PRODUCTS, TRACE_SEEDS = 60, 100
 
@@ -113,36 +113,37 @@ NETWORK_QUANTITIES = {
     "top": "the 5 largest eigenvalues",
     "density": "spectral density",
 }
-"""What is asked for on other people's networks, with a title for a table."""
+"""Quantities that are asked for on other people's networks, with their titles in tables."""
 
 TOP_EIGENVALUES = 5
 
 NETWORK_PRODUCTS, NETWORK_ESTIMATES = 30, 10
-"""Hessian products of each call there, and seeds at most."""
+"""Number of Hessian products of each call there, and largest number of seeds."""
 
 DENSITY_PROBES, DENSITY_STEPS = 2, 15
-"""Of the quadrature that spends them on a density."""
+"""Numbers of probes and steps of the quadrature that spends these products on a density."""
 
 AHEAD_CEILING = 0
-"""Rows there in which another tool is both faster and more accurate."""
+"""Ceiling of the number of rows there in which another tool is both faster and more accurate."""
 
 
 @dataclass(frozen=True)
 class StepKind:
-    """One kind of step of one optimizer.
+    """A kind of step of an optimizer.
 
     Attributes
     ----------
     key : str
-        Its name in the tools' ``STEPS``.
+        Name of the kind in the tools' ``STEPS``.
     title : str
-        For a table.
+        Title in tables.
     closures : int
-        How often the step calls its closure, as the library documents it.
+        Number of times that the step calls its closure, as the library documents it.
     remark : str
-        What a reader has to know.
+        Remark for the reader.
     renews : bool
-        Whether the step also renews what a period of steps lives on.
+        Whether the step also renews an eigenvector or a Fisher matrix that serves a period of
+        steps.
     """
 
     key: str
@@ -153,7 +154,7 @@ class StepKind:
 
 
 FISHER_SAMPLES = 64
-"""Inputs that IGSAM renews F from: the pairs of 128 exceed the default memory budget."""
+"""Number of inputs that IGSAM renews F from: the pairs of 128 exceed the default memory budget."""
 
 STEP_KINDS = (
     StepKind("sgd", "SGD", 1, "the base of all that have one"),
@@ -190,14 +191,14 @@ BASE_OPTIONS = {"lr": 0.1, "momentum": 0.9}
 SAM_RADIUS = 0.05
 
 RENEWALS = 1
-"""Timed steps with a renewal, which takes as long as several without."""
+"""Number of timed steps with a renewal, each of which takes as long as several without."""
 
 REFERENCE_BATCH = 128
-"""The batch that the ceiling of a step is for."""
+"""Number of samples for which the ceiling of a step holds."""
 
 STEP_CEILING = 1.0
-"""Percent: time of a step of SAM outside its closure over the time inside."""
+"""Ceiling of the time of a step of SAM outside its closure over the time inside, in percent."""
 
 STEP_TOLERANCE = 1e-3
-"""By how much the weights' first change may differ from ours, relative to its norm; see
+"""Largest difference of the weights' first change from ours, relative to its norm; see
 :class:`Quantity` for single precision."""

@@ -1,7 +1,7 @@
-"""The trace, top eigenvalues and density of a Hessian as converged methods find them.
+"""The trace, top eigenvalues and density of a Hessian from converged methods.
 
-All of it comes from double backward passes, as plain autograd makes them, in double precision
-where an estimate's own error is not far above round-off.
+All references come from double backward passes, as plain autograd makes them. They are in double
+precision unless an estimate's own error is far above round-off.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from benchmarks.problems import Problem
 from benchmarks.quantities import TOP_EIGENVALUES
 from paperkit.linalg.lanczos import lanczos
 
-REST_PROBES = 1000
-"""Of the reference trace by probes, a product of each sample with each."""
+REMAINDER_PROBES = 1000
+"""Number of probes of the reference trace; each is multiplied with every sample's Hessian."""
 
 _AT_ONCE = 32
-"""Products by double backward that a reference takes together."""
+"""Number of products by double backward that a reference takes together."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the tools are compared with; in double precision.
+    """References that the tools are compared with, in double precision.
 
     Attributes
     ----------
     trace, trace_error : float
-        Tr H, and its standard error; 0 where it is exact.
+        Trace Tr H, and its standard error; 0 where it is exact.
     top : Tensor
-        The largest eigenvalues, to 1e-8 of the first.
+        Largest eigenvalues, to 1e-8 of the first.
     nodes, weights : Tensor
         Points and masses, of total mass 1, for the density of the eigenvalues.
     moved : float
-        How far they are from those of half the Lanczos steps, as an error of the density; 0 where
-        they are the whole spectrum.
+        Distance of these from the nodes and weights of half the Lanczos steps, as an error of the
+        density; 0 where they are the whole spectrum.
     products : list of Tensor
-        H times :func:`direction` of the first seeds.
+        Products of H with :func:`direction` of the first seeds.
     """
 
     trace: float
@@ -64,12 +64,12 @@ class Reference:
 
 
 def dimension(model: nn.Module) -> int:
-    """Return d, the number of parameters."""
+    """Return the number d of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def direction(model: nn.Module, seed: int) -> Tensor:
-    """Return the same standard normal vector (d,) for all tools, of the precision it was drawn."""
+    """Return the same standard normal vector (d,) for all tools, drawn in single precision."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     vector = torch.randn(dimension(model), generator=generator, dtype=torch.float32, device="cpu")
     return vector.to(next(model.parameters()))
@@ -81,9 +81,9 @@ class DoubleBackward:
     Parameters
     ----------
     loss : Tensor
-        A scalar with its graph.
+        Scalar loss with its graph.
     model : nn.Module
-        Whose parameters it is differentiated in.
+        Network in whose parameters the loss is differentiated.
     """
 
     def __init__(self, loss: Tensor, model: nn.Module) -> None:
@@ -109,7 +109,7 @@ class DoubleBackward:
             for g, piece in zip(self.gradient, pieces, strict=True)
             if g.requires_grad
         ]
-        found = torch.autograd.grad(
+        products = torch.autograd.grad(
             [g for g, _ in pairs],
             self.parameters,
             [v for _, v in pairs],
@@ -119,13 +119,13 @@ class DoubleBackward:
         )
         parts = [
             torch.zeros_like(piece) if part is None else part.reshape(piece.shape)
-            for part, piece in zip(found, pieces, strict=True)
+            for part, piece in zip(products, pieces, strict=True)
         ]
         return torch.cat(parts, dim=-1)
 
 
 def hessian_of(problem: Problem) -> DoubleBackward:
-    """Return the Hessian of the mean cross-entropy as a plain program multiplies with it."""
+    """Return the Hessian of the mean cross-entropy, with which a plain program would multiply."""
     outputs = problem.model(problem.inputs)
     return DoubleBackward(functional.cross_entropy(outputs, problem.targets), problem.model)
 
@@ -156,7 +156,7 @@ def gauss_newton_trace(problem: Problem) -> float:
     return total / len(problem.inputs)
 
 
-def rests(problem: Problem) -> Iterator[DoubleBackward]:
+def remainders(problem: Problem) -> Iterator[DoubleBackward]:
     """Yield for each sample its Hessian without the Gauss–Newton part."""
     for sample, target in zip(problem.inputs.split(1), problem.targets.split(1), strict=True):
         outputs = problem.model(sample)
@@ -164,36 +164,38 @@ def rests(problem: Problem) -> Iterator[DoubleBackward]:
         yield DoubleBackward((residual * outputs).sum(), problem.model)
 
 
-def estimated_rest(problem: Problem, probes: int) -> tuple[float, float]:
-    """Return the mean over samples of the trace of :func:`rests`, and its standard error.
+def estimate_remainder(problem: Problem, probes: int) -> tuple[float, float]:
+    """Return the mean over samples of the trace of :func:`remainders`, and its standard error.
 
     Each sample has random signs of its own, so that the errors of the samples average as well.
     """
     generator = torch.Generator(device="cpu").manual_seed(0)
     like = next(problem.model.parameters())
     values, variances = [], []
-    for rest in rests(problem):
+    for remainder in remainders(problem):
         forms = []
         for start in range(0, probes, _AT_ONCE):
-            shape = min(_AT_ONCE, probes - start), sum(rest.sizes)
+            shape = min(_AT_ONCE, probes - start), sum(remainder.sizes)
             signs = torch.randint(0, 2, shape, generator=generator, device="cpu").to(like) * 2 - 1
-            forms.append((signs * rest.together(signs)).sum(dim=1, dtype=torch.float64))
-        found = torch.cat(forms)
-        values.append(float(found.mean()))
-        variances.append(float(found.var()) / probes)
+            forms.append((signs * remainder.together(signs)).sum(dim=1, dtype=torch.float64))
+        estimates_of_sample = torch.cat(forms)
+        values.append(float(estimates_of_sample.mean()))
+        variances.append(float(estimates_of_sample.var()) / probes)
     return statistics.mean(values), math.sqrt(sum(variances)) / len(values)
 
 
 def refuse_a_diagonal(problem: Problem) -> None:
-    """Raise a RuntimeError if the rest has a diagonal in one of some entries drawn at random."""
+    """Raise a RuntimeError if the remainder has a diagonal entry among some drawn at random."""
     generator = torch.Generator(device="cpu").manual_seed(0)
-    rest = next(rests(problem))
-    for i in torch.randperm(len(rest.sizes), generator=generator, device="cpu")[:8].tolist():
-        start = sum(rest.sizes[:i])
-        entry = start + int(torch.randint(rest.sizes[i], (), generator=generator, device="cpu"))
-        unit = torch.zeros(sum(rest.sizes), dtype=torch.float64, device=problem.inputs.device)
+    remainder = next(remainders(problem))
+    for i in torch.randperm(len(remainder.sizes), generator=generator, device="cpu")[:8].tolist():
+        start = sum(remainder.sizes[:i])
+        entry = start + int(
+            torch.randint(remainder.sizes[i], (), generator=generator, device="cpu")
+        )
+        unit = torch.zeros(sum(remainder.sizes), dtype=torch.float64, device=problem.inputs.device)
         unit[entry] = 1.0
-        column = rest(unit)
+        column = remainder(unit)
         if float(column[entry].abs()) > 1e-10 * float(column.norm()):
             raise RuntimeError("the rest of the Hessian has a diagonal: its trace is not known.")
 
@@ -201,9 +203,10 @@ def refuse_a_diagonal(problem: Problem) -> None:
 def converged_top(hessian: DoubleBackward, problem: Problem, count: int) -> tuple[Tensor, Tensor]:
     """Return the largest eigenvalues and their vectors (count, d), by ARPACK.
 
-    No tool's own iteration is its reference. An eigenvalue lies within the residual ‖H v − λ v‖ of
-    λ, and within its square over the distance to the next; the product is taken anew for it. A
-    RuntimeError if one that is asked for may be off by 1e-8 of the first.
+    ARPACK is used so that no tool's own iteration is its reference. Each result λ is checked with a
+    new product: an eigenvalue lies within the residual ‖H v − λ v‖ of λ, and within the residual's
+    square over the distance to the next eigenvalue. A RuntimeError is raised if one that is asked
+    for may be off by more than 1e-8 of the first.
     """
     like = next(problem.model.parameters())
     d = sum(hessian.sizes)
@@ -211,16 +214,16 @@ def converged_top(hessian: DoubleBackward, problem: Problem, count: int) -> tupl
     def product(vector: np.ndarray) -> np.ndarray:
         return hessian(torch.from_numpy(vector.ravel()).to(like)).cpu().numpy()
 
-    # One more, for the distance of the last.
-    found, columns = eigsh(
+    # Another eigenvalue is computed beside those asked for, for its distance from the last of them.
+    unsorted, columns = eigsh(
         LinearOperator((d, d), matvec=product, dtype=np.float64),
         k=count + 1,
         which="LA",
         v0=direction(problem.model, 10**6).cpu().numpy(),
         tol=1e-6,
     )
-    order = np.argsort(found)[::-1]
-    values, vectors = found[order], columns[:, order].T
+    order = np.argsort(unsorted)[::-1]
+    values, vectors = unsorted[order], columns[:, order].T
     for i in range(TOP_EIGENVALUES):
         residual = float(np.linalg.norm(product(vectors[i]) - values[i] * vectors[i]))
         gap = float(np.delete(np.abs(values - values[i]), i).min())
@@ -230,12 +233,12 @@ def converged_top(hessian: DoubleBackward, problem: Problem, count: int) -> tupl
 
 
 def references(network: Network, problem: Problem) -> Reference:
-    """Return what the tools are compared with, from double backward passes in float64."""
-    wide = in_double_precision(problem)
-    d = dimension(wide.model)
+    """Return the references of a network, from double backward passes in float64."""
+    precise = in_double_precision(problem)
+    d = dimension(precise.model)
     with network.helped():
-        hessian = hessian_of(wide)
-        vectors = [direction(wide.model, seed) for seed in range(estimates(network, "product"))]
+        hessian = hessian_of(precise)
+        vectors = [direction(precise.model, seed) for seed in range(estimates(network, "product"))]
         products = [hessian(vector).cpu() for vector in vectors]
         if network.reference == "dense":
             matrix = dense(hessian, d)
@@ -249,15 +252,16 @@ def references(network: Network, problem: Problem) -> Reference:
                 moved=0.0,
                 products=products,
             )
-        trace, error = gauss_newton_trace(wide), 0.0
+        trace, error = gauss_newton_trace(precise), 0.0
         if network.reference == "exact trace":
-            refuse_a_diagonal(wide)
+            refuse_a_diagonal(precise)
         else:
-            # Here and for the density round-off is far below what the probes leave open.
-            rest, error = estimated_rest(problem, REST_PROBES)
-            trace += rest
+            # The problem in single precision is enough here and for the density, because the error
+            # of the probes is far above round-off.
+            remainder, error = estimate_remainder(problem, REMAINDER_PROBES)
+            trace += remainder
         count, probes, steps = network.density
-        values, vectors = converged_top(hessian, wide, count)
+        values, vectors = converged_top(hessian, precise, count)
         del hessian
         nodes, weights, moved = quadrature(problem, values, vectors, probes, steps)
     top = values[:TOP_EIGENVALUES].clone()
@@ -267,22 +271,22 @@ def references(network: Network, problem: Problem) -> Reference:
 def quadrature(
     problem: Problem, values: Tensor, vectors: Tensor, probes: int, steps: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Return nodes and weights for the density, and how far those of half the steps are from them.
+    """Return nodes and weights for the density, and their distance from those of half the steps.
 
-    The largest eigenvalues, of which probes see little and each something else, are taken by
-    themselves; the probes are for what is orthogonal to them.
+    Probes see little of the largest eigenvalues, and each probe another part. So these eigenvalues
+    are taken by themselves, and the probes are orthogonal to their eigenvectors.
     """
     hessian = hessian_of(problem)
-    known = vectors.to(next(problem.model.parameters()))
-    count, d = known.shape
+    top_vectors = vectors.to(next(problem.model.parameters()))
+    count, d = top_vectors.shape
 
-    def others(rows: Tensor) -> Tensor:
-        return rows - (rows @ known.T) @ known
+    def project_out(rows: Tensor) -> Tensor:
+        return rows - (rows @ top_vectors.T) @ top_vectors
 
     rules: list[list[tuple[Tensor, Tensor]]] = []
     for i in range(probes):
-        start = others(direction(problem.model, 10**6 + i).sign().unsqueeze(0))
-        (matrix,) = lanczos(lambda rows: others(hessian(rows)), start, steps).matrices().cpu()
+        start = project_out(direction(problem.model, 10**6 + i).sign().unsqueeze(0))
+        (matrix,) = lanczos(lambda rows: project_out(hessian(rows)), start, steps).matrices().cpu()
         rules.append([torch.linalg.eigh(matrix[:m, :m]) for m in (len(matrix), len(matrix) // 2)])
 
     def rule(which: int) -> tuple[Tensor, Tensor]:

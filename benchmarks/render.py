@@ -39,7 +39,7 @@ from benchmarks.quantities import (
     TRACE_SEEDS,
     Quantity,
 )
-from benchmarks.references import REST_PROBES
+from benchmarks.references import REMAINDER_PROBES
 from paperkit.memory import GIBIBYTE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,14 +59,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """A ceiling that was fixed before the measurement, and what was measured.
+    """A ceiling that was fixed before the measurement, and the measured value.
 
     Attributes
     ----------
     what : str
-        In words, with the unit.
+        Name of the value, with the unit.
     value, ceiling : float
-        Measured, and allowed.
+        Value that was measured, and the largest that is allowed.
     judged : bool
         Whether the run had the size that the ceiling is for.
     """
@@ -93,36 +93,45 @@ class Target:
 
 
 def targets(record: Row) -> list[Target]:
-    """Return every ceiling beside what the record, or the part that was run, says."""
+    """Return every ceiling beside its value in the record, or in the part that was run."""
     parts = {
         "rows": _quantity_targets,
         "networks": _network_targets,
         "traces": _trace_targets,
         "steps": _step_targets,
     }
-    return [target for group, of in parts.items() if group in record for target in of(record)]
+    return [
+        target
+        for group, targets_of in parts.items()
+        if group in record
+        for target in targets_of(record)
+    ]
 
 
 def _quantity_targets(record: Row) -> list[Target]:
     full = record["settings"]["samples"] == REFERENCE_SAMPLES
     ours = {row["quantity"]: row for row in record["rows"] if row["tool"] == OURS}
-    found = [
+    ceilings = [
         Target(f"{q.title}, in gradients", ours[q.key]["gradients"], q.ceiling, full)
         for q in QUANTITIES
         if q.ceiling is not None
     ]
     (others,) = (row for row in record["rows"] if row["tool"] == BEST)
     ratio = ours[COMBINED]["gradients"] / others["gradients"]
-    found.append(Target(f"{_BY_KEY[COMBINED].title}, over {BEST}", ratio, COMBINED_CEILING, full))
-    found += [
+    ceilings.append(
+        Target(f"{_BY_KEY[COMBINED].title}, over {BEST}", ratio, COMBINED_CEILING, full)
+    )
+    ceilings += [
         Target(f"{q.title}, over the plain program", ratio, PLAIN_CEILING, full)
         for q in QUANTITIES
         if q.measure and (ratio := over_the_plain_program(record, q)) is not None
     ]
     largest = max(row["peak"] for row in ours.values()) / MEBIBYTE
     budget = GIBIBYTE / MEBIBYTE
-    found.append(Target("largest peak of ours, in MiB (the default budget)", largest, budget, full))
-    return found
+    ceilings.append(
+        Target("largest peak of ours, in MiB (the default budget)", largest, budget, full)
+    )
+    return ceilings
 
 
 def over_the_plain_program(record: Row, quantity: Quantity) -> float | None:
@@ -166,13 +175,13 @@ def void(row: Row) -> bool:
 
 def beaten(record: Row) -> list[tuple[Quantity, Row, Row]]:
     """Return the quantities that another tool computes faster, with its row and ours."""
-    found = []
+    slower = []
     for quantity in QUANTITIES:
         rows = [row for row in record["rows"] if row["quantity"] == quantity.key and not void(row)]
         best = min(rows, key=lambda row: row["gradients"])
         if best["tool"] != OURS:
-            found.append((quantity, best, next(row for row in rows if row["tool"] == OURS)))
-    return found
+            slower.append((quantity, best, next(row for row in rows if row["tool"] == OURS)))
+    return slower
 
 
 def more_accurate(row: Row, other: Row) -> bool:
@@ -185,7 +194,7 @@ def more_accurate(row: Row, other: Row) -> bool:
 
 def faster_networks(record: Row) -> list[tuple[Row, Row]]:
     """Return our row and another tool's where it is faster and not less accurate."""
-    found = []
+    pairs = []
     rows = record.get("networks", {}).get("rows", ())
     for ours in (row for row in rows if row["tool"] == OURS):
         others = (
@@ -198,14 +207,14 @@ def faster_networks(record: Row) -> list[tuple[Row, Row]]:
         for row in others:
             quicker = ours["gradients"] is None or row["gradients"] < ours["gradients"]
             if quicker and not more_accurate(ours, row):
-                found.append((ours, row))
-    return found
+                pairs.append((ours, row))
+    return pairs
 
 
 def ahead(record: Row) -> list[tuple[Row, Row]]:
     """Return our row and another tool's where it is both faster and more accurate.
 
-    Products are left out: their errors are round-off, in which none is better.
+    Products are left out, because their errors are round-off, in which no tool is better.
     """
     return [
         (ours, row)
@@ -239,12 +248,12 @@ def console_step(row: Row) -> str:
     )
 
 
-def console_network(found: Row) -> str:
+def console_network(facts: Row) -> str:
     """Return the terminal's line on a network and its references."""
     return (
-        f"{found['name']}: {found['parameters']:,} parameters, n = {found['samples']}, loss "
-        f"{number(found['loss'])}; Tr H {number(found['trace'])} ± {found['trace_error']:.1e}, top "
-        f"eigenvalue {number(found['top'][0])}; references in {found['seconds']:.0f} s"
+        f"{facts['name']}: {facts['parameters']:,} parameters, n = {facts['samples']}, loss "
+        f"{number(facts['loss'])}; Tr H {number(facts['trace'])} ± {facts['trace_error']:.1e}, top "
+        f"eigenvalue {number(facts['top'][0])}; references in {facts['seconds']:.0f} s"
     )
 
 
@@ -391,7 +400,7 @@ def _table_rows(record: Row) -> str:
 
 
 def _power(value: float) -> str:
-    """Round up to a power of ten: round-off differs from machine to machine."""
+    """Round up to a power of ten, because round-off differs from machine to machine."""
     if value == 0:
         return "0"
     exponent = int(f"{value:e}".split("e")[1]) + 1
@@ -406,17 +415,17 @@ def _networks(record: Row) -> str:
     calls = [len(row["errors"]) for row in rows if row["errors"]]
     rules = [
         "for the {} {} of them and {} probes of {} steps (half of the steps are {} away)".format(
-            found["name"], *found["density"], number(found["density_moved"])
+            facts["name"], *facts["density"], number(facts["density_moved"])
         )
-        for found in prepared
-        if any(found["density"])
+        for facts in prepared
+        if any(facts["density"])
     ]
     return NETWORKS_TEMPLATE.read_text(encoding="utf-8").format(
         products=NETWORK_PRODUCTS,
-        network_rows="\n".join(_network_row(found) for found in prepared),
+        network_rows="\n".join(_network_row(facts) for facts in prepared),
         fewest=min(calls),
         most=max(calls),
-        rest_probes=REST_PROBES,
+        rest_probes=REMAINDER_PROBES,
         probes=DENSITY_PROBES,
         steps=DENSITY_STEPS,
         reference_rules=", ".join(rules),
@@ -425,18 +434,18 @@ def _networks(record: Row) -> str:
     )
 
 
-def _network_row(found: Row) -> str:
-    trace = number(found["trace"])
-    if found["trace_error"]:
-        trace += f" ± {found['trace_error']:.1g}"
+def _network_row(facts: Row) -> str:
+    trace = number(facts["trace"])
+    if facts["trace_error"]:
+        trace += f" ± {facts['trace_error']:.1g}"
     cells = [
-        found["name"],
-        f"{found['parameters']:,}",
-        str(found["samples"]),
-        str(found["steps"]),
-        number(found["loss"]),
+        facts["name"],
+        f"{facts['parameters']:,}",
+        str(facts["samples"]),
+        str(facts["steps"]),
+        number(facts["loss"]),
         trace,
-        number(found["top"][0]),
+        number(facts["top"][0]),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -461,18 +470,18 @@ def _compared_rows(rows: Sequence[Row]) -> str:
 
 
 def _verdict(record: Row) -> str:
-    found = ahead(record)
+    pairs = ahead(record)
     rule = (
         "An error counts as smaller where it is so by more than two standard errors of the "
         "difference."
     )
-    if not found:
+    if not pairs:
         return (
             f"In no call was another tool both faster and more accurate than this library. {rule}"
         )
     return (
         "Another tool was **both faster and more accurate** than this library in:\n\n"
-        + "\n".join(_compared_line(*pair) for pair in found)
+        + "\n".join(_compared_line(*pair) for pair in pairs)
         + f"\n\n{rule}"
     )
 
@@ -522,17 +531,17 @@ def _step_remarks(record: Row) -> str:
 
 def _slower_steps(record: Row) -> list[str]:
     """Say where another tool's optimizer spends less time outside its closures than ours."""
-    found = []
+    lines = []
     for row in record["steps"]:
         ours = _step(record, row["quantity"])
         if row["difference"] is None or void(row) or row["percent"] >= ours["percent"]:
             continue
-        found.append(
+        lines.append(
             f"* a step of {_KINDS[row['quantity']].title}: {row['tool']} spends "
             f"{number(row['percent'])} % of the closures' time outside, this library "
             f"{number(ours['percent'])} %."
         )
-    return found
+    return lines
 
 
 def _weaknesses(record: Row) -> str:

@@ -1,7 +1,7 @@
-"""What a step of an optimizer costs beside the gradients that it asks for.
+"""The time of an optimizer's step beside the gradients that it asks for.
 
-The closure is wrapped: it counts its calls and their time, and the rest of the step's time is the
-optimizer's own. Each optimizer gets a process of its own, as everything else that is measured.
+The closure is wrapped, so that it counts its calls and their time. The other time of the step is
+the optimizer's own. Each optimizer gets a process of its own, as all measurements do.
 """
 
 from __future__ import annotations
@@ -35,31 +35,32 @@ Way = Callable[[nn.Module], Optimizer]
 
 @dataclass
 class MeasuredStep:
-    """One row of the record.
+    """A row of the record.
 
     Attributes
     ----------
     quantity, tool : str
-        A key of :data:`benchmarks.quantities.STEP_KINDS`, and whose optimizer.
+        Key of :data:`benchmarks.quantities.STEP_KINDS`, and name of the library.
     closures : int
-        Calls of the closure in a step, counted.
+        Number of calls of the closure in a step, counted.
     evaluations : int or None
-        Gradients in the same step as the optimizer itself counts them; None where it does not.
+        Number of gradients in the same step as the optimizer itself counts them; None where it does
+        not.
     percent : float
         Time outside the closure over the time inside, in percent.
     outside, inside : float
-        Seconds.
+        Seconds outside and inside the closure.
     first_outside : float
         Seconds outside the closure in the first step, which is not among the others.
     peak : int
-        Bytes above the model and its data, of the first step; on a GPU of its allocator.
+        Bytes above the model and its data, of the first step; on a GPU those of its allocator.
     calls : int
-        Timed steps; the figures are medians.
+        Number of timed steps; the figures are medians.
     difference : float or None
         Norm of the difference of the weights' first change from ours, relative to ours; None for
-        ours and for what has no counterpart.
-    found : ndarray
-        The change of the weights in the first step; compared, then dropped.
+        ours and for steps without a counterpart.
+    vector : ndarray
+        Change of the weights in the first step; compared, then dropped.
     """
 
     quantity: str
@@ -73,15 +74,15 @@ class MeasuredStep:
     peak: int
     calls: int
     difference: float | None = None
-    found: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    vector: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
 
     def record(self) -> dict[str, Any]:
-        """Return what is written down."""
-        return {name: value for name, value in asdict(self).items() if name != "found"}
+        """Return the row as it is written down, without the vector."""
+        return {name: value for name, value in asdict(self).items() if name != "vector"}
 
 
 class TimedClosure:
-    """The closure of one batch: the mean cross-entropy. It counts its calls and their time."""
+    """The closure of a batch, the mean cross-entropy, which counts its calls and their time."""
 
     def __init__(self, problem: Problem, optimizer: Optimizer) -> None:
         self._problem = problem
@@ -105,7 +106,7 @@ class TimedClosure:
         return loss.detach()
 
     def step(self) -> tuple[float, float, int]:
-        """Take a step; return the seconds outside and inside, and how often it was called."""
+        """Take a step; return the seconds outside and inside, and the number of calls."""
         self.seconds, self.count = 0.0, 0
         device = self._problem.inputs.device.type
         seconds, _ = timed(lambda: self._optimizer.step(self), device)
@@ -113,16 +114,16 @@ class TimedClosure:
 
 
 def measure_step(module: str, quantity: str, tool: str, settings: Settings) -> MeasuredStep:
-    """Measure the steps of one optimizer; meant for a process of its own.
+    """Measure the steps of an optimizer; meant for a process of its own.
 
     Parameters
     ----------
     module : str
-        Whose ``STEPS`` holds the way, under ``quantity`` and ``tool``.
+        Name of the module whose ``STEPS`` holds the way, under ``quantity`` and ``tool``.
     quantity, tool : str
-        Names.
+        Names of the kind of step and of the library.
     settings : Settings
-        How.
+        Settings of the measurement.
 
     Raises
     ------
@@ -132,7 +133,7 @@ def measure_step(module: str, quantity: str, tool: str, settings: Settings) -> M
     setup = residual_network(settings.batch, settings.device)
     setup.model.train()
     way: Way = import_module(module).STEPS[quantity][tool]
-    # Threads and kernels are there before the memory is counted.
+    # A gradient of a single sample loads threads and kernels before the memory is counted.
     Problem(setup.model, setup.inputs[:1], setup.targets[:1]).gradient()
     setup.model.zero_grad()
     return_freed_memory()
@@ -143,7 +144,7 @@ def measure_step(module: str, quantity: str, tool: str, settings: Settings) -> M
     start = _weights(setup.model)
     first_outside, _, _ = closure.step()
     peak = memory(settings.device) - before
-    found = _weights(setup.model) - start
+    change = _weights(setup.model) - start
     keep_freed_memory()
     closure.step()
     steps = []
@@ -164,7 +165,7 @@ def measure_step(module: str, quantity: str, tool: str, settings: Settings) -> M
         first_outside=first_outside,
         peak=peak,
         calls=len(steps),
-        found=found.double().cpu().numpy(),
+        vector=change.double().cpu().numpy(),
     )
 
 

@@ -1,9 +1,9 @@
 """The error of Tr H at equal numbers of Hessian products, by tool and estimator.
 
 The network is small enough that its Hessian can be written out, which gives the true trace. Each
-estimator then meets that matrix, from seed after seed, and the products it takes are counted: what
-is compared is the estimators, not the products that they are fed. Only ours with probes of the
-blocks' own needs the network itself, because no one matrix stands behind its products.
+estimator then meets that matrix, from seed after seed, and its products are counted, so that the
+estimators are compared and not the products that they are fed. Only ours with probes of the blocks'
+own needs the network itself, because its products do not come from a single matrix.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from paperkit.linalg.traces import hutch_plus_plus, hutchinson, xtrace
 from paperkit.linearize import linearize
 
 _AGREEMENT = 1e-8
-"""Relative; between the library's own call and its estimator as it is timed here."""
+"""Largest relative difference between the library's call and its estimator as it is timed here."""
 
 
 @dataclass(frozen=True)
 class TraceError:
-    """One row of the record.
+    """A row of the record.
 
     Attributes
     ----------
     tool, method : str
-        Which estimator of which library.
+        Names of the library and of its estimator.
     percent : float
         Relative root-mean-square error over the seeds.
     seconds : float
-        Of one estimate. Fed with the matrix it is what the estimator itself costs; ours with probes
-        of the blocks' own includes the products.
+        Seconds of an estimate. Fed with the matrix this is the estimator's own time; ours with
+        probes of the blocks' own includes the products.
     products : float
-        Products that one estimate took, as counted.
+        Number of products that an estimate took, as counted.
     """
 
     tool: str
@@ -57,7 +57,7 @@ class TraceError:
     products: float
 
 
-class _Counted:
+class _CountingMatrix:
     """A symmetric matrix that counts its products with single vectors."""
 
     def __init__(self, matrix: Tensor) -> None:
@@ -75,7 +75,11 @@ class _Counted:
 
 
 def _estimators(
-    hessian: _Counted, whole: HessianOperator, rest: ResidualOperator, known: float, left: int
+    hessian: _CountingMatrix,
+    full: HessianOperator,
+    residual: ResidualOperator,
+    exact_part: float,
+    products_left: int,
 ) -> dict[tuple[str, str], Callable[[int], float]]:
     """Return every estimator as a function of the seed."""
     d = hessian.shape[0]
@@ -96,9 +100,11 @@ def _estimators(
         return eigenthings_trace(lambda_operator, num_matvecs=TRACE_PRODUCTS, seed=seed).estimate
 
     return {
-        (OURS, "split"): lambda seed: known + float(block_probe_trace(rest, left, seed=seed)),
+        (OURS, "split"): lambda seed: (
+            exact_part + float(block_probe_trace(residual, products_left, seed=seed))
+        ),
         (OURS, "block probes"): lambda seed: float(
-            block_probe_trace(whole, TRACE_PRODUCTS, seed=seed)
+            block_probe_trace(full, TRACE_PRODUCTS, seed=seed)
         ),
         (OURS, "XTrace"): ours(xtrace, hessian, TRACE_PRODUCTS),
         (OURS, "Hutch++"): ours(hutch_plus_plus, hessian, TRACE_PRODUCTS),
@@ -116,9 +122,9 @@ def trace_errors(seeds: int, samples: int | None = None) -> list[TraceError]:
     Parameters
     ----------
     seeds : int
-        How many.
+        Number of seeds.
     samples : int, optional
-        Of the digits; default all that the network was trained on.
+        Number of digits; default all that the network was trained on.
 
     Raises
     ------
@@ -128,30 +134,31 @@ def trace_errors(seeds: int, samples: int | None = None) -> list[TraceError]:
     problem = digits_network(samples, "cpu")
     data = (problem.inputs, problem.targets)
     matrix = dense_hessian(problem.model, *data)
-    hessian, true = _Counted(matrix), float(matrix.trace())
-    # The known part costs a linearization: as many backward passes as there are outputs.
+    hessian, true = _CountingMatrix(matrix), float(matrix.trace())
+    # The exact part takes a linearization, which costs as many backward passes as there are
+    # outputs.
     linearization = linearize(
         problem.model, problem.inputs, all_parameters=True, memory_budget=2**32
     )
-    known = float(gradient_squares_from(linearization, "all", linearization.loss).sum()) / len(
+    exact_part = float(gradient_squares_from(linearization, "all", linearization.loss).sum()) / len(
         problem.inputs
     )
-    left = TRACE_PRODUCTS - linearization.num_outputs
+    products_left = TRACE_PRODUCTS - linearization.num_outputs
     names = [n for n in problem.parameters if n not in linearization.exact_parameters]
-    whole = HessianOperator(problem.model, data)
-    rest = ResidualOperator(problem.model, data, parameters=names)
-    estimators = _estimators(hessian, whole, rest, known, left)
-    called = hessian_trace(problem.model, data, method="split", products=left)
-    if abs(float(called) - estimators[OURS, "split"](0)) > _AGREEMENT * abs(true):
+    full = HessianOperator(problem.model, data)
+    residual = ResidualOperator(problem.model, data, parameters=names)
+    estimators = _estimators(hessian, full, residual, exact_part, products_left)
+    result = hessian_trace(problem.model, data, method="split", products=products_left)
+    if abs(float(result) - estimators[OURS, "split"](0)) > _AGREEMENT * abs(true):
         raise RuntimeError("hessian_trace differs from its estimator")
     rows = []
     for (tool, method), estimate in estimators.items():
-        hessian.products = whole.products = rest.products = 0
+        hessian.products = full.products = residual.products = 0
         start = time.perf_counter()
         errors = [estimate(seed) / true - 1 for seed in range(seeds)]
         seconds = (time.perf_counter() - start) / seeds
         squares = sum(error**2 for error in errors) / seeds
-        products = (hessian.products + whole.products + rest.products) / seeds
+        products = (hessian.products + full.products + residual.products) / seeds
         if method == "split":
             products += linearization.num_outputs
         rows.append(TraceError(tool, method, 100 * squares**0.5, seconds, products))

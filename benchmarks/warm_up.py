@@ -1,7 +1,7 @@
-"""Imported by the process that the measuring ones fork from: what ``torch.func`` loads when used.
+"""Load the code of ``torch.func`` in the process from which the measuring processes fork.
 
-Its first use takes seconds, which are no part of any measurement. The tensors are too small for
-threads, which would not survive the fork.
+The first use of ``torch.func`` takes seconds, which are no part of any measurement. The tensors are
+too small for threads, which would not survive the fork.
 """
 
 import torch

@@ -81,17 +81,18 @@ def quadrature_sharpness(problem: Problem) -> Work:
     def ritz_values() -> Tensor:
         return torch.cat([fast_lanczos(block, steps)[0] for block in blocks.values()])
 
-    def found(_: Tensor) -> Tensor:
-        # Its starts are its own: check it on ours, step by step.
+    def step_by_step(_: Tensor) -> Tensor:
+        # fast_lanczos draws its own starting vectors. The comparison takes the same operators'
+        # steps from ours.
         starts = problem.layer_vectors()
         values = []
         for name, block in blocks.items():
             first = starts[name][0].flatten() / starts[name][0].norm()
             image = block @ first
             diagonal = image @ first
-            rest = image - diagonal * first
-            coupling = rest.norm()
-            second = rest / coupling
+            remainder = image - diagonal * first
+            coupling = remainder.norm()
+            second = remainder / coupling
             last = (block @ second) @ second
             matrix = torch.stack([diagonal, coupling, coupling, last]).reshape(2, 2)
             values.append(torch.linalg.eigvalsh(matrix.double().cpu()))
@@ -99,7 +100,7 @@ def quadrature_sharpness(problem: Problem) -> Work:
 
     return Work(
         ritz_values,
-        found,
+        step_by_step,
         steps / (LANCZOS_PROBES * LANCZOS_STEPS),
         remark=(
             f"extrapolated from {steps} of the {LANCZOS_STEPS} steps of one of the "
@@ -116,8 +117,8 @@ WAYS: dict[str, dict[str, Way]] = {
 # --- other people's networks -----------------------------------------------------------------
 
 
-class _Counted(HessianLinearOperator):
-    """Counts its products with single vectors."""
+class _CountingOperator(HessianLinearOperator):
+    """A Hessian that counts its products with single vectors."""
 
     products = 0
 
@@ -126,8 +127,8 @@ class _Counted(HessianLinearOperator):
         return super()._matmat(M)
 
 
-def _counted(problem: Problem) -> _Counted:
-    return _Counted(
+def _counting_operator(problem: Problem) -> _CountingOperator:
+    return _CountingOperator(
         problem.model,
         nn.CrossEntropyLoss(),
         list(problem.model.parameters()),
@@ -137,7 +138,7 @@ def _counted(problem: Problem) -> _Counted:
 
 
 def network_product(problem: Problem) -> Estimator:
-    hessian = _counted(problem)
+    hessian = _counting_operator(problem)
     return lambda seed: Estimate(hessian @ direction(problem.model, seed), 1)
 
 
@@ -145,7 +146,7 @@ def network_trace(estimator: Callable[..., Tensor]) -> NetworkWay:
     def way(problem: Problem) -> Estimator:
         def estimate(seed: int) -> Estimate:
             torch.manual_seed(seed)
-            hessian = _counted(problem)
+            hessian = _counting_operator(problem)
             value = estimator(hessian, NETWORK_PRODUCTS)
             return Estimate(value, hessian.products)
 
@@ -156,9 +157,10 @@ def network_trace(estimator: Callable[..., Tensor]) -> NetworkWay:
 
 def network_top(problem: Problem) -> Estimator:
     def estimate(seed: int) -> Estimate:
-        hessian = _counted(problem)
+        hessian = _counting_operator(problem)
         start = direction(problem.model, seed).cpu().numpy()
-        # One Krylov space of all products, without a restart, whatever has converged by then.
+        # All products go into a single Krylov space without a restart. The loose tolerance accepts
+        # the eigenvalues whether or not they have converged by then.
         values = eigsh(
             hessian.to_scipy(),
             k=TOP_EIGENVALUES,
@@ -169,8 +171,8 @@ def network_top(problem: Problem) -> Estimator:
             tol=1e6,
             return_eigenvectors=False,
         )
-        found = torch.from_numpy(values).sort(descending=True).values
-        return Estimate(found, hessian.products)
+        eigenvalues = torch.from_numpy(values).sort(descending=True).values
+        return Estimate(eigenvalues, hessian.products)
 
     return estimate
 
@@ -178,7 +180,7 @@ def network_top(problem: Problem) -> Estimator:
 def network_density(problem: Problem) -> Estimator:
     def estimate(seed: int) -> Estimate:
         torch.manual_seed(seed)
-        hessian = _counted(problem)
+        hessian = _counting_operator(problem)
         runs = [fast_lanczos(hessian, DENSITY_STEPS) for _ in range(DENSITY_PROBES)]
         nodes = torch.stack([values for values, _ in runs])
         weights = torch.stack([vectors[0].square() for _, vectors in runs])

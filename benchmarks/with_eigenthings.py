@@ -60,12 +60,12 @@ def quadrature_sharpness(problem: Problem) -> Work:
             for name, block in blocks.items()
         ]
 
-    def found(results: list) -> Tensor:
+    def to_vector(results: list) -> Tensor:
         return torch.cat([ritz_values(result.alphas, result.betas) for result in results])
 
     return Work(
         coefficients,
-        found,
+        to_vector,
         steps / (LANCZOS_PROBES * LANCZOS_STEPS),
         remark=(
             f"extrapolated from {steps} of the {LANCZOS_STEPS} steps of one of the "
@@ -81,8 +81,8 @@ WAYS: dict[str, dict[str, Way]] = {
 # --- other people's networks -----------------------------------------------------------------
 
 
-class _Counted(HessianOperator):
-    """Counts its products."""
+class _CountingOperator(HessianOperator):
+    """A Hessian that counts its products."""
 
     products = 0
 
@@ -91,18 +91,18 @@ class _Counted(HessianOperator):
         return super().matvec(v)
 
 
-def _counted(problem: Problem) -> _Counted:
-    return _Counted(problem.model, problem.data, supervised_loss(nn.CrossEntropyLoss()))
+def _counting_operator(problem: Problem) -> _CountingOperator:
+    return _CountingOperator(problem.model, problem.data, supervised_loss(nn.CrossEntropyLoss()))
 
 
 def network_product(problem: Problem) -> Estimator:
-    hessian = _counted(problem)
+    hessian = _counting_operator(problem)
     return lambda seed: Estimate(hessian.matvec(direction(problem.model, seed)), 1)
 
 
 def network_trace(problem: Problem) -> Estimator:
     def estimate(seed: int) -> Estimate:
-        hessian = _counted(problem)
+        hessian = _counting_operator(problem)
         value = trace(hessian, num_matvecs=NETWORK_PRODUCTS, seed=seed).estimate
         return Estimate(torch.tensor([value], dtype=torch.float64, device="cpu"), hessian.products)
 
@@ -111,8 +111,8 @@ def network_trace(problem: Problem) -> Estimator:
 
 def network_top(problem: Problem) -> Estimator:
     def estimate(seed: int) -> Estimate:
-        hessian = _counted(problem)
-        found = lanczos(
+        hessian = _counting_operator(problem)
+        result = lanczos(
             hessian,
             k=TOP_EIGENVALUES,
             max_iter=NETWORK_PRODUCTS,
@@ -120,24 +120,24 @@ def network_top(problem: Problem) -> Estimator:
             reorthogonalize=True,
             seed=seed,
         )
-        return Estimate(found.eigenvalues, hessian.products)
+        return Estimate(result.eigenvalues, hessian.products)
 
     return estimate
 
 
 def network_density(problem: Problem) -> Estimator:
     def estimate(seed: int) -> Estimate:
-        hessian = _counted(problem)
-        found = spectral_density(
+        hessian = _counting_operator(problem)
+        result = spectral_density(
             hessian,
             num_runs=DENSITY_PROBES,
             lanczos_steps=DENSITY_STEPS,
-            # Each run has a seed of its own, counted from this one.
+            # The runs of a call take successive seeds from this one on.
             seed=DENSITY_PROBES * seed,
         )
-        # Runs of fewer steps are padded with nodes that are no numbers, of no weight.
-        nodes = found.raw_eigenvalues.nan_to_num()
-        return Estimate(nodes, hessian.products, found.raw_weights / DENSITY_PROBES)
+        # Runs of fewer steps are padded with NaN as nodes, whose weights are zero.
+        nodes = result.raw_eigenvalues.nan_to_num()
+        return Estimate(nodes, hessian.products, result.raw_weights / DENSITY_PROBES)
 
     return estimate
 

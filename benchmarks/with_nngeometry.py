@@ -34,13 +34,13 @@ def _collection(layers: dict[str, nn.Module]) -> LayerCollection:
 
 
 def _examples(problem: Problem) -> tuple[Tensor, Tensor]:
-    # It sets requires_grad on the inputs that it is given.
+    # The inputs are copied, because nngeometry sets requires_grad on those that it is given.
     return problem.inputs.clone(), problem.targets
 
 
 def _rows(problem: Problem) -> dict[str, PMatLowRank]:
-    """Return each layer's Fisher matrix from one pass."""
-    whole = FIM(
+    """Return each layer's Fisher matrix; all of them come from a single pass."""
+    all_layers = FIM(
         problem.model,
         _examples(problem),
         PMatLowRank,
@@ -49,9 +49,9 @@ def _rows(problem: Problem) -> dict[str, PMatLowRank]:
     )
     blocks = {}
     for name, layer in problem.layers.items():
-        start = whole.generator.layer_collection.p_pos[name]
-        columns = whole.data[:, :, start : start + layer.weight.numel()].contiguous()
-        blocks[name] = PMatLowRank(whole.generator, data=columns)
+        start = all_layers.generator.layer_collection.p_pos[name]
+        columns = all_layers.data[:, :, start : start + layer.weight.numel()].contiguous()
+        blocks[name] = PMatLowRank(all_layers.generator, data=columns)
     return blocks
 
 
@@ -105,7 +105,7 @@ def sharpness(problem: Problem) -> Work:
 
 def information_geometry(problem: Problem) -> Work:
     """Multiply with the pseudo-inverse from its dense Fisher matrix's eigendecomposition."""
-    # Its constants are of the default type.
+    # The default dtype is set, because nngeometry makes its constants in it.
     torch.set_default_dtype(problem.inputs.dtype)
     model = problem.model
     collection = LayerCollection.from_model(model)
@@ -131,10 +131,10 @@ def information_geometry(problem: Problem) -> Work:
         )
         fisher.compute_eigendecomposition()
         eigenvalues, vectors = fisher.get_eigendecomposition()
-        kept = eigenvalues > len(eigenvalues) * torch.finfo(vectors.dtype).eps * eigenvalues[-1]
-        # Its rows are divided by √n, so that their squares sum to a mean over samples.
-        coordinates = gradients.data[0] @ vectors[:, kept]
-        return (coordinates.square() / eigenvalues[kept]).sum()
+        nonzero = eigenvalues > len(eigenvalues) * torch.finfo(vectors.dtype).eps * eigenvalues[-1]
+        # nngeometry divides the rows by √n, so that their squares sum to a mean over samples.
+        coordinates = gradients.data[0] @ vectors[:, nonzero]
+        return (coordinates.square() / eigenvalues[nonzero]).sum()
 
     return Work(value, remark="pseudo-inverse of its dense Fisher matrix")
 

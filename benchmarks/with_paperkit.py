@@ -103,12 +103,12 @@ def _ritz_values(layer: LayerLinearization, start: Tensor) -> Tensor:
     def product(vectors: Tensor) -> Tensor:
         return layer.gauss_newton_product(vectors.reshape(-1, *layer.weight_shape)).flatten(1)
 
-    found = lanczos(product, start.reshape(1, -1), 2)
-    return ritz_values(found.diagonal[0], found.off_diagonal[0])
+    recurrence = lanczos(product, start.reshape(1, -1), 2)
+    return ritz_values(recurrence.diagonal[0], recurrence.off_diagonal[0])
 
 
 def quadrature_sharpness(problem: Problem) -> Work:
-    def found(_: object) -> Tensor:
+    def ritz(_: object) -> Tensor:
         starts = problem.layer_vectors()
         layers = linearize(problem.model, problem.inputs).layers
         return torch.cat([_ritz_values(layer, starts[name][0]) for name, layer in layers.items()])
@@ -122,7 +122,7 @@ def quadrature_sharpness(problem: Problem) -> Work:
             probes=PROBES,
             steps=LANCZOS_STEPS,
         ),
-        found,
+        ritz,
         PROBES / LANCZOS_PROBES,
         remark=f"extrapolated from {PROBES} of the {LANCZOS_PROBES} probes",
     )
@@ -153,12 +153,12 @@ def all_measures(problem: Problem) -> Work:
         "network_log_volume",
     ]
 
-    def found(report: Report) -> Tensor:
+    def to_vector(report: Report) -> Tensor:
         return torch.cat(
             [_entropies(report[names[0]]), *(_value(report[name]) for name in names[1:])]
         )
 
-    return Work(lambda: measure(problem.model, _data(problem), names, alpha=ORDERS), found)
+    return Work(lambda: measure(problem.model, _data(problem), names, alpha=ORDERS), to_vector)
 
 
 def information_geometry(problem: Problem) -> Work:
@@ -199,23 +199,24 @@ def network_trace(problem: Problem) -> Estimator:
     classes = problem.model(problem.inputs[:1]).shape[1]
 
     def call(products: int, seed: int) -> Estimate:
-        found = hessian_trace(problem.model, _data(problem), products=products, seed=seed)
-        # The Gauss–Newton part takes a backward pass for each output; what is exact without it
-        # took every unit vector.
-        split = "gauss_newton_part" in found.assumptions
-        rest = 0 if split else dimension(problem.model)
-        probes = rest if found.probes is None else found.probes
-        return Estimate(_value(found), probes + classes * split)
+        result = hessian_trace(problem.model, _data(problem), products=products, seed=seed)
+        # A result with a Gauss–Newton part took a backward pass for each output. An exact result
+        # without that part took a product with every unit vector.
+        split = "gauss_newton_part" in result.assumptions
+        exact_products = 0 if split else dimension(problem.model)
+        probes = exact_products if result.probes is None else result.probes
+        return Estimate(_value(result), probes + classes * split)
 
-    # What it takes beyond its products is taken off them, so that all tools have the same number.
+    # Passes beyond the products that were asked for are subtracted from these, so that all tools
+    # spend the same number.
     over = max(0, call(NETWORK_PRODUCTS, 0).products - NETWORK_PRODUCTS)
     return lambda seed: call(NETWORK_PRODUCTS - over, seed)
 
 
 def network_top(problem: Problem) -> Estimator:
     def estimate(seed: int) -> Estimate:
-        # A tolerance that single precision does not reach: all products are spent.
-        found = hessian_top_eigenvalues(
+        # Single precision does not reach this tolerance, so all products are spent.
+        result = hessian_top_eigenvalues(
             problem.model,
             _data(problem),
             TOP_EIGENVALUES,
@@ -223,18 +224,18 @@ def network_top(problem: Problem) -> Estimator:
             max_products=NETWORK_PRODUCTS,
             seed=seed,
         )
-        return Estimate(found.eigenvalues, found.assumptions["products"])
+        return Estimate(result.eigenvalues, result.assumptions["products"])
 
     return estimate
 
 
 def network_density(problem: Problem) -> Estimator:
     def estimate(seed: int) -> Estimate:
-        found = spectral_density(
+        result = spectral_density(
             problem.model, _data(problem), probes=DENSITY_PROBES, steps=DENSITY_STEPS, seed=seed
         ).quadrature
-        rule = found.averaged  # which the density is made from
-        return Estimate(rule.nodes, found.products, rule.weights / rule.weights.sum())
+        rule = result.averaged  # the density is made from this rule
+        return Estimate(rule.nodes, result.products, rule.weights / rule.weights.sum())
 
     return estimate
 

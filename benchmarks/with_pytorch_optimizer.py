@@ -15,7 +15,7 @@ NAME = "pytorch-optimizer"
 
 
 class _SAM(pytorch_optimizer.SAM):
-    """Takes the step's first gradient as well, which the library leaves to the caller."""
+    """SAM whose step takes the first gradient too, which the library leaves to the caller."""
 
     def step(self, closure: Callable[[], Any]) -> None:
         closure()

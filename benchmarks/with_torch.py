@@ -32,7 +32,7 @@ from benchmarks.references import direction, hessian_of
 FUNC, AUTOGRAD, CHANNELS_LAST = "torch.func", "torch.autograd", "torch.autograd, channels last"
 ONE_BY_ONE = "torch.func, one sample at a time"
 
-# Of vmap: samples whose Jacobians are computed together.
+# Number of samples whose Jacobians vmap computes together.
 SAMPLES_AT_ONCE = 16
 
 
@@ -69,7 +69,7 @@ def hessian_product(problem: Problem) -> Work:
     vector = _split(problem, problem.vectors()[0])
     product = _hessian_product(problem)
     return Work(
-        lambda: product(vector), lambda found: torch.cat([p.flatten() for p in found.values()])
+        lambda: product(vector), lambda parts: torch.cat([p.flatten() for p in parts.values()])
     )
 
 
@@ -78,7 +78,7 @@ def hessian_products(problem: Problem) -> Work:
     products = vmap(_hessian_product(problem))
     return Work(
         lambda: products(vectors),
-        lambda found: torch.cat([p[0].flatten() for p in found.values()]),
+        lambda parts: torch.cat([p[0].flatten() for p in parts.values()]),
         PROBES,
     )
 
@@ -163,9 +163,9 @@ def _lanczos(rows: Tensor, starts: Tensor, n: int, steps: int) -> tuple[Tensor, 
     for j in range(steps):
         image = (basis[:, j] @ rows.T) @ rows / n
         diagonal.append((image * basis[:, j]).sum(dim=1))
-        known = basis[:, : j + 1]
+        previous = basis[:, : j + 1]
         for _ in range(2):
-            image -= (known.mT @ (known @ image.unsqueeze(2))).squeeze(2)
+            image -= (previous.mT @ (previous @ image.unsqueeze(2))).squeeze(2)
         off_diagonal.append(image.norm(dim=1))
         basis[:, j + 1] = image / off_diagonal[-1].unsqueeze(1)
     return torch.stack(diagonal, dim=1), torch.stack(off_diagonal, dim=1)
@@ -180,12 +180,12 @@ def quadrature_sharpness(problem: Problem) -> Work:
             for name, rows in _rows(problem).items()
         ]
 
-    def found(results: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def to_vector(results: list[tuple[Tensor, Tensor]]) -> Tensor:
         return torch.cat([ritz_values(a[0], b[0]) for a, b in results])
 
     return Work(
         coefficients,
-        found,
+        to_vector,
         PROBES / LANCZOS_PROBES,
         remark=f"Lanczos on the rows; extrapolated from {PROBES} of the {LANCZOS_PROBES} probes",
     )
@@ -202,7 +202,7 @@ def _outputs(problem: Problem) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
 
 
 def _largest(jacobian: Tensor) -> Tensor:
-    """Return the largest singular values of (…, C, M), in float64."""
+    """Return the largest singular values of Jacobians (…, C, D), in float64."""
     rows = jacobian.to(torch.float64)
     return torch.linalg.eigvalsh(rows @ rows.mT)[..., -1].clamp(min=0).sqrt()
 
@@ -248,17 +248,17 @@ def sharpness_one_by_one(problem: Problem) -> Work:
 
 
 def _layer_jacobians(problem: Problem) -> Iterator[Tensor]:
-    """Yield the outputs' Jacobian in each layer's input, (n, C, M)."""
-    seen: list[Tensor] = []
+    """Yield the outputs' Jacobian in each layer's input, (n, C, entries)."""
+    inputs: list[Tensor] = []
     hooks = [
-        layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
         for layer in problem.layers.values()
     ]
     outputs = problem.model(problem.inputs.clone().requires_grad_())
     for hook in hooks:
         hook.remove()
     rows = [
-        torch.autograd.grad(outputs[:, c].sum(), seen, retain_graph=True)
+        torch.autograd.grad(outputs[:, c].sum(), inputs, retain_graph=True)
         for c in range(outputs.shape[1])
     ]
     for gradients in zip(*rows, strict=True):
@@ -334,8 +334,8 @@ def network_product_by_func(problem: Problem) -> Estimator:
     product = _hessian_product(problem)
 
     def estimate(seed: int) -> Estimate:
-        found = product(_split(problem, direction(problem.model, seed)))
-        return Estimate(torch.cat([part.flatten() for part in found.values()]), 1)
+        parts = product(_split(problem, direction(problem.model, seed)))
+        return Estimate(torch.cat([part.flatten() for part in parts.values()]), 1)
 
     return estimate
 
@@ -372,8 +372,8 @@ def network_top(problem: Problem) -> Estimator:
     def estimate(seed: int) -> Estimate:
         start = direction(problem.model, seed)
         matrix = _tridiagonal(hessian_of(problem), start, NETWORK_PRODUCTS)
-        found = torch.linalg.eigvalsh(matrix).flip(0)[:TOP_EIGENVALUES]
-        return Estimate(found, NETWORK_PRODUCTS)
+        eigenvalues = torch.linalg.eigvalsh(matrix).flip(0)[:TOP_EIGENVALUES]
+        return Estimate(eigenvalues, NETWORK_PRODUCTS)
 
     return estimate
 

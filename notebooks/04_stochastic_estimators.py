@@ -66,6 +66,8 @@ from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation
 
 # %% [markdown]
 # **What to know first.** Eigenvalues of a symmetric matrix, the variance of a mean, and the symbols of the {doc}`notation page <../book/notation>`: $\lambda_j$ are eigenvalues, $d$ is the dimension, $k$ the number of probes and $m$ the number of Lanczos steps.
+# Four letters are Lanczos's and belong to this chapter alone: $\alpha_j$ and $\beta_j$ are the entries of its matrix, $q_j$ are its basis vectors, and $\theta_j$ its eigenvalues.
+# An $\alpha$ without an index is the order of an entropy, as everywhere.
 #
 # **Time and hardware.** Under twenty seconds on two cores.
 # Nothing is trained and no record is read; all arithmetic is in float64.

@@ -66,6 +66,7 @@ from paperkit.models.small import build_digit_network
 from paperkit.models.untied import operator_matrix, untie
 
 checked = Comparisons()
+agree = checked.agree
 
 # %% [markdown]
 # **What to know first.** The chain rule, the singular values of a matrix, and the symbols of the {doc}`notation page <../book/notation>`.
@@ -142,7 +143,7 @@ J = {name: torch.einsum("ncht,nkt->nchk", B[name], a[name]).flatten(2) for name 
 
 brute = {name: dense_jacobian(model, inputs, [f"{name}.weight"]) for name in layers}
 library = {name: layer.jacobian() for name, layer in layers.items()}
-checked.agree("Jacobian of a layer's weights", J, brute_force=brute, library=library)
+agree("Jacobian of a layer's weights", J, brute_force=brute, library=library)
 assert all(layer.exact_block for layer in layers.values())
 
 # %% [markdown]
@@ -179,7 +180,7 @@ def gauss_newton_product(name: str, V: Tensor) -> Tensor:
 H = {name: dense_hessian(model, *data, parameters=[f"{name}.weight"]) for name in layers}
 V = {name: draw_probes(3, W[name].numel(), generator_of(0)) for name in layers}
 shaped = {name: V[name].view(-1, *layers[name].weight_shape) for name in layers}
-checked.agree(
+agree(
     "Gauss–Newton block times a vector",
     {name: gauss_newton_product(name, V[name]) for name in layers},
     brute_force={name: V[name] @ H[name] for name in layers},
@@ -241,7 +242,7 @@ for name in layers:
 
 dense = {k: torch.linalg.eigvalsh(H[k]).flip(0)[: spectra[k].rank] for k in layers}
 library = {name: spectrum.eigenvalues for name, spectrum in spectra.items()}
-checked.agree("spectrum through the Gram dual", eigenvalues, brute_force=dense, library=library)
+agree("spectrum through the Gram dual", eigenvalues, brute_force=dense, library=library)
 sizes = {k: (*W[k].shape, W[k].numel(), n * (C - 1), spectra[k].rank) for k in layers}
 table(["layer", "rows $h$", "columns $k$", "weights $d$", "$n(C - 1)$", "rank"], sizes)
 
@@ -288,7 +289,7 @@ orders = (0.5, 1.0, 1.5, 2.0)
 found = estimators.renyi_sharpness(model, data, orders)
 library = {name: {order: -float(found[name][order]) for order in orders} for name in layers}
 ours, brute = at_all_orders(eigenvalues), at_all_orders(dense)
-checked.agree("Rényi entropies of all orders", ours, brute_force=brute, library=library)
+agree("Rényi entropies of all orders", ours, brute_force=brute, library=library)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels, a curve for each of the three layers. Left: the eigenvalues fall by several decades with their index; the first nine of the head stand far above its others. Right: the entropy falls as the order grows from 0.1 to 4; error bars at the orders 0.5, 1, 1.5 and 2 lie across the curves."}, "figure": {"caption": "The three layers of one network, from one pass. Left: all nonzero eigenvalues of each layer's Hessian block. Right: the Rényi entropy of that spectrum, in nats, against its order; the bars are estimates from one set of Lanczos matrices a layer, with four standard errors.", "name": "fig-one-spectra"}}
 styles = plotting.layer_styles(list(layers))
@@ -348,7 +349,7 @@ for name, norm in (("stem", model.norm1), ("conv", model.norm2)):
 names = [name for name, _ in model.named_parameters()]
 brute_force = {name: dense_jacobian(model, inputs, [name]) for name in blocks}
 library = dict(linearization.jacobian_blocks())
-checked.agree("Jacobian in every parameter", blocks, brute_force=brute_force, library=library)
+agree("Jacobian in every parameter", blocks, brute_force=brute_force, library=library)
 
 # %% [markdown]
 # With all Jacobians at hand, the Fisher matrix $F$ is the construction of {eq}`eq-one-gram` once more, now for all parameters $\theta$.
@@ -371,11 +372,11 @@ F = dense_gauss_newton(model, inputs)
 theta = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 identity = torch.eye(len(theta), dtype=theta.dtype)
 operator = FisherOperator(model, data)
-checked.agree("Fisher matrix of all parameters", M.T @ M, brute_force=F, library=operator(identity))
+agree("Fisher matrix of all parameters", M.T @ M, brute_force=F, library=operator(identity))
 
 norm = estimators.fisher_rao_norm(model, data)
 square = (M @ theta).square().sum()
-checked.agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
+agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 
 # %% [markdown]
 # (one-igs)=
@@ -444,7 +445,7 @@ for batch in (data, study.digits_batch(60, p.seed)):
     F = torch.einsum("nra,nrb->ab", *[one.hessian_factor @ J_all] * 2) / len(g)
     brute = (g @ torch.linalg.pinv(F, rtol=1e-14, hermitian=True) * g).sum() / len(g)
     library = estimators.information_geometric_sharpness(model, batch)
-    checked.agree(f"IGS, n = {len(g)}", igs, brute_force=brute, library=library, tolerance=1e-6)
+    agree(f"IGS, n = {len(g)}", igs, brute_force=brute, library=library, tolerance=1e-6)
     tic = estimators.takeuchi_information_criterion(model, batch)
     assert distance(igs / len(g), tic) < 1e-6 and rank == library.rank <= len(theta) - 25
     rows.append((len(g), library.num_rows, rank, igs, library.upper_bound, library.method))
@@ -504,7 +505,7 @@ for name, use in uses.items():
 
 brute = {sharing: {name: freed_trace(name, sharing) for name in layers} for sharing in S}
 library = {k: estimators.layer_gauss_newton_traces(model, data, sharing=k) for k in S}
-checked.agree("trace sharpness, tied and untied", S, brute_force=brute, library=library)
+agree("trace sharpness, tied and untied", S, brute_force=brute, library=library)
 table(["layer", *S], {name: [column[name] for column in S.values()] for name in layers})
 
 # %% [markdown]
@@ -580,7 +581,7 @@ scale = (model.norm2.weight / (model.norm2.running_var + model.norm2.eps).sqrt()
 skip = {"stem": 0, "conv": (B["conv"] / scale[:, None]).flatten(2), "head": 0}
 ours = {name: through_layer[name] + skip[name] for name in layers}
 library = {name: use.input_jacobian.flatten(2) for name, use in uses.items()}
-checked.agree("Jacobian in a layer's input", ours, brute_force=X, library=library)
+agree("Jacobian in a layer's input", ours, brute_force=X, library=library)
 assert distance(X["conv"], through_layer["conv"]) > 0.01  # the skip connection counts
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter plot with one marker for each layer and sample: the sensitivity through the layer alone against the whole sensitivity. The markers of stem and head lie on the diagonal, those of conv far below it."}, "figure": {"caption": "The sensitivity of the outputs to a layer's input, at every sample: all of it (horizontal) and the part that passes through the layer (vertical). On the line where the layer is the only reader, below it where a skip connection reads too.", "name": "fig-one-skip"}}
@@ -636,7 +637,7 @@ for name, use in uses.items():
     values = [one(tails[name], (use.inputs, targets)) for one in whole]
     library[name] = dict(zip(found[name], values, strict=True))
 row = "sensitivities, volume, dimension"
-checked.agree(row, found, brute_force=brute, library=library, tolerance=1e-10)
+agree(row, found, brute_force=brute, library=library, tolerance=1e-10)
 
 # %% [markdown]
 # The library is asked here for each tail of the network as if it were a network of its own, whose input is $x_l$.
@@ -676,10 +677,10 @@ for name in layers:
     brute_adaptive[f"{name}.weight"] = W[name].flatten().square() @ H[name].diagonal()
 
 library = estimators.relative_flatness(model, data, layers=list(layers))
-checked.agree("relative flatness", kappa, brute_force=brute_kappa, library=library)
+agree("relative flatness", kappa, brute_force=brute_kappa, library=library)
 library = estimators.adaptive_sharpness(model, data, parameters=list(adaptive)).by_parameter
 row = "adaptive sharpness, the weights' part"
-checked.agree(row, adaptive, brute_force=brute_adaptive, library=library)
+agree(row, adaptive, brute_force=brute_adaptive, library=library)
 table(["layer", "relative flatness"], kappa, spec=".6f")
 
 # %% [markdown]
@@ -733,7 +734,7 @@ s = torch.einsum("nrc,nch->nrh", R, B["head"].squeeze(3)).flatten(0, 1)
 columns = functional.pad(uses["head"].inputs, (0, 1), value=1.0)
 pairs = torch.einsum("ih,jk->ijhk", s, columns).flatten(2).flatten(0, 1)  # every s meets every a
 brute = {**kronecker, "head": pairs.T @ pairs / n**2}
-checked.agree("K-FAC", kronecker, brute_force=brute, library=library)
+agree("K-FAC", kronecker, brute_force=brute, library=library)
 
 brute, library = {}, ekfac(linearization)
 for name, factors in library.items():
@@ -745,7 +746,7 @@ for name, factors in library.items():
     brute[name] = U * (U.T @ (rows.T @ rows / n) @ U).diagonal() @ U.T
     assert distance(corrected[name].trace(), exact[name].trace()) < 1e-12
 library = {name: factors.matrix() for name, factors in library.items()}
-checked.agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
+agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
 
 # %% [markdown]
 # The trace of EKFAC is that of the block, in any basis.
@@ -779,7 +780,7 @@ def described(one) -> tuple[str, str, float, str, str]:
     if one.loss is not None:
         facts = {"loss": one.loss, **facts}
     presumes = ", ".join(f"{key}={value}" for key, value in facts.items())
-    return one.measure, (one.layer or "network") + order, one.value, one.method, presumes
+    return one.measure, (one.layer or "network") + order, one.value, one.method, presumes or "–"
 
 
 rows = map(described, report.measurements())

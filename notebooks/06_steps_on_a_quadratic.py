@@ -70,7 +70,7 @@ def vector(*entries: float) -> Tensor:
 # \beta = \lambda_1 \ge \dots \ge \lambda_d > 0 .
 # $$
 #
-# Two letters are the SA-SAM paper's and belong to this chapter alone: $c$ damps its step size (`damping`), $\delta$ the growth of it (`delta`).
+# Two letters are the SA-SAM paper's and belong to this chapter and the next: $c$ damps its step size (`damping`), $\delta$ the growth of it (`delta`).
 #
 # **Time and hardware.** Under twenty seconds on two cores.
 # Nothing is trained and no record is read; all arithmetic is in float64.

@@ -9,7 +9,7 @@ GIBIBYTE = 2**30
 
 
 class MemoryBudgetError(ValueError):
-    """What was asked for does not fit the memory budget.
+    """The result or a temporary does not fit the memory budget.
 
     Examples
     --------

@@ -190,6 +190,7 @@ def plot_curves(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[fl
     Parameters
     ----------
     axes : Axes
+        Axes to draw on.
     x : sequence of float
         Orders α, or numbers of samples n.
     curves : mapping of str to sequence of float
@@ -228,7 +229,9 @@ def plot_layer_profile(
     Parameters
     ----------
     axes : Axes
+        Axes to draw on.
     values : mapping of str to float
+        Values by layer, from the input to the output.
     others : sequence of mapping
         Values of other networks, drawn as grey dots.
     label : str

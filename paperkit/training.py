@@ -1,4 +1,4 @@
-"""One training loop: seeded, deterministic on the CPU, and resumable to the bit.
+"""The training loop: seeded, deterministic on the CPU, and resumable to the bit.
 
 Every random number of a run comes from a generator seeded by (seed, purpose, epoch, step),
 never from one that runs on from step to step. The state of a run at the end of an epoch is

@@ -81,12 +81,12 @@ def test_the_plain_programs_compute_what_this_library_computes(key: str, device)
     (quantity,) = (q for q in QUANTITIES if q.key == key)
     problem = PROBLEMS[quantity.problem](2, device.type)
 
-    def found(work: Work) -> np.ndarray:
-        return work.found(work.action()).detach().double().flatten().cpu().numpy()
+    def vector_of(work: Work) -> np.ndarray:
+        return work.to_vector(work.action()).detach().double().flatten().cpu().numpy()
 
-    reference = found(with_paperkit.WAYS[key][OURS](problem))
+    reference = vector_of(with_paperkit.WAYS[key][OURS](problem))
     for way in with_torch.WAYS[key].values():
-        other = found(way(problem))
+        other = vector_of(way(problem))
         assert np.linalg.norm(other - reference) <= quantity.tolerance * np.linalg.norm(reference)
 
 
@@ -172,7 +172,7 @@ def test_time_is_for_one_and_memory_counts_what_the_action_touches(monkeypatch, 
     settings = Settings(1, repeats=1, enough=0)
     row = measure("benchmarks.with_torch", "pause", "ResNet-20", "tool", settings)
     assert row.seconds >= pause / 2
-    assert row.found.tolist() == [1.0, 1.0, 1.0]
+    assert row.vector.tolist() == [1.0, 1.0, 1.0]
     assert allocator == ["return_freed_memory", "keep_freed_memory"]
     # A process may hold some free memory, and the system counts pages in batches.
     assert 0.9 * mebibytes <= row.peak / 2**20 <= 2 * mebibytes
@@ -315,15 +315,15 @@ def test_steps_that_are_not_alike_are_refused(monkeypatch) -> None:
 
 
 def test_another_radius_would_be_another_step(monkeypatch) -> None:
-    ours = step_of("sam").found
-    assert change(step_of("sam").found, ours) <= STEP_TOLERANCE
+    ours = step_of("sam").vector
+    assert change(step_of("sam").vector, ours) <= STEP_TOLERANCE
     way = {
         OURS: lambda model: paperkit.optim.SAM(
             model.parameters(), rho=1.1 * SAM_RADIUS, **BASE_OPTIONS
         )
     }
     monkeypatch.setitem(optimizers.STEPS, "sam", way)
-    assert change(step_of("sam").found, ours) > STEP_TOLERANCE
+    assert change(step_of("sam").vector, ours) > STEP_TOLERANCE
 
 
 def test_a_void_step_shows_no_time_and_a_faster_one_is_a_weakness() -> None:
@@ -405,7 +405,7 @@ def test_references_without_the_matrix_are_those_of_the_matrix(monkeypatch) -> N
     product = matrix @ references.direction(problem.model, 1).double()
     torch.testing.assert_close(exact.products[1], product, rtol=0, atol=1e-10)
 
-    monkeypatch.setattr(references, "REST_PROBES", 200)
+    monkeypatch.setattr(references, "REMAINDER_PROBES", 200)
     probed = references.references(network("probes", (5, 4, d)), problem)
     assert probed.trace_error > 0
     assert abs(probed.trace - exact.trace) <= 4 * probed.trace_error
@@ -470,7 +470,7 @@ def prepared(tmp_path, monkeypatch) -> str:
     monkeypatch.setitem(networks.BY_NAME, "small", small)
     monkeypatch.setattr(comparing, "trained", lambda network, device: small_problem())
     # The limit would stay with this process.
-    monkeypatch.setattr(comparing, "_leave_memory_to_others", lambda: None)
+    monkeypatch.setattr(comparing, "_limit_memory", lambda: None)
     for name in ("return_freed_memory", "keep_freed_memory"):
         monkeypatch.setattr(comparing, name, lambda: None)
     found = comparing.prepare("small", tmp_path, Settings())

@@ -19,14 +19,14 @@ def distance(one: Any, other: Any) -> float:
     Parameters
     ----------
     one, other : number, Tensor, or mapping of them
-        Two results of one shape; the first is the reference. Mappings, also nested ones, are
+        Results of the same shape; the first is the reference. Mappings, also nested ones, are
         compared entry by entry, and the largest distance counts.
 
     Returns
     -------
     float
-        Relative distance in the Euclidean norm, computed in float64. Two zeros are 0 apart, and
-        anything else is infinitely far from zero.
+        Relative distance in the Euclidean norm, computed in float64: 0 between two zeros,
+        infinite between zero and anything else.
 
     Raises
     ------

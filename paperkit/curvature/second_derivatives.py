@@ -157,7 +157,7 @@ def refuse_wrong_second_derivative(
     """Raise if the Hessian is not the derivative of the gradient, on a pair of samples.
 
     PyTorch's own operations are compared once and for all, in the tests. The check serves custom
-    Functions, and costs nothing where there are none. It runs in float64 if the model can.
+    Functions, and costs nothing where there are none. If the model can, the check runs in float64.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ class ImageData:
     Attributes
     ----------
     name : str
-        One of :data:`NAMES`.
+        The set's name, in :data:`NAMES`.
     classes : tuple of str
         Names of the classes, in the order of the targets.
     train, validation, test : Split
@@ -152,7 +152,7 @@ def load(
     Parameters
     ----------
     name : str
-        One of :data:`NAMES`.
+        The set's name, in :data:`NAMES`.
     root : str or Path, optional
         Folder of downloaded sets; by default the environment variable ``PAPERKIT_DATA``,
         else ``~/.cache/paperkit/data``.

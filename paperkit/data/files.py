@@ -21,7 +21,6 @@ from gzip import decompress as gunzip
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from paperkit import arguments
 
@@ -109,7 +108,7 @@ def read_verified(
         Length of the whole content in bytes; it only makes the message about a
         truncated file more precise.
     remedy : str
-        What to do about a damaged file; ends each message.
+        Advice about a damaged file; ends each message.
 
     Raises
     ------
@@ -165,7 +164,7 @@ def read_packaged_table(package: str, requirement: str, location: str, checksum:
     package : str
         Its import name.
     requirement : str
-        What to ``pip install`` where it is missing.
+        The argument of ``pip install`` where the package is missing.
     location : str
         The file's path inside the package.
     checksum : str
@@ -223,7 +222,8 @@ def download(dataset: str, root: Path, folder: Path) -> None:
     FileNotFoundError
         If the download fails for whatever reason, the network's absence included.
     """
-    from torchvision import datasets  # costs seconds, and only a download needs it
+    from filelock import FileLock  # these two cost seconds, and only a download needs them
+    from torchvision import datasets
 
     try:
         # Who comes second finds the files whole, and torchvision downloads nothing again.

@@ -45,7 +45,7 @@ class Audit:
     ----------
     study : str
     seed : str
-        What the sample was drawn with.
+        Seed of the sample.
     sample : tuple of str
         Keys of the runs that were run again.
     comparisons : tuple of Comparison

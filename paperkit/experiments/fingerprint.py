@@ -44,7 +44,7 @@ def fingerprint(study: Study) -> str:
     Returns
     -------
     str
-        64 hexadecimal digits.
+        The sum in 64 hexadecimal digits.
 
     Raises
     ------

@@ -47,7 +47,7 @@ def resolve(
         ignored; any other value must be a parameter. Once this has succeeded in a kernel,
         other names are free, so that the cell can be run again.
     profiles : dict of dict
-        What each profile gives: values for the parameters that are None or absent, and
+        For each profile, by name: values for the parameters that are None or absent, and
         further settings of this notebook.
     allowed : iterable of str
         The parameters that this notebook has.

@@ -37,7 +37,7 @@ class Record:
     configuration : dict
         Plain scalars, ``"seed"`` among them.
     metrics : dict
-        What the run returned.
+        The metrics that the run returned, plain.
     provenance : dict
         Commit, dirty flag, versions, device, threads, wall time in seconds, peak memory in
         bytes, date in UTC, fingerprint of the code, and the records that the run was given.

@@ -62,7 +62,7 @@ class RunContext(ABC):
         Parameters
         ----------
         study : str
-            One of the names in this study's ``needs``.
+            The other study's name, which this study's ``needs`` must list.
         configuration : dict
             The configuration of the other study.
 
@@ -90,7 +90,7 @@ class Study:
     name : str
         Also the name of the module in ``paperkit.experiments.studies`` that defines it.
     question : str
-        What the study is to find out, one sentence.
+        Sentence that says what is to be found out.
     grid : callable
         ``grid(profile)`` lists the configurations of ``"smoke"``, ``"laptop"`` or ``"paper"``:
         dictionaries of plain scalars, each with an integer ``"seed"``. An empty list says that
@@ -110,7 +110,7 @@ class Study:
     tolerance : float
         Largest relative difference from the recorded value that an audit accepts.
     round_off : float
-        Two values that are both below this in absolute value count as equal in an audit.
+        Magnitude below which two values count as equal in an audit.
 
     Examples
     --------

@@ -61,7 +61,7 @@ class Finding:
     word : str
         The verdict.
     evidence : str
-        One sentence.
+        Sentence about the records that decided.
     value : float or None
         Our value, where the criterion has one.
     interval : tuple of float or None
@@ -157,7 +157,7 @@ def number_matches(
     paper_value : PaperValue
     metric : str
     rounding : float
-        Half a unit of the last digit that the paper prints.
+        Error of the paper's rounding: half a unit of the last digit that is printed.
     deterministic : bool
         Whether the value has no spread, so that one record is enough.
     """

@@ -53,7 +53,7 @@ def markdown_table(
     Returns
     -------
     str
-        One line for each row, with pipes inside cells escaped.
+        A line for each row, with pipes inside cells escaped.
     """
     rule = ["---:" if to_the_right else "---" for to_the_right in right] or ["---"] * len(header)
     lines = [header, rule, *rows]

@@ -46,7 +46,7 @@ def scoreboard(verdicts: Sequence[Verdict]) -> str:
     Returns
     -------
     str
-        One row a paper, in the order in which the papers come, and one for all.
+        A row for each paper, in the order in which the papers come, and a row for all.
     """
     if not verdicts:
         return "No claim has been entered yet."

@@ -24,9 +24,9 @@ class Verdict:
     ----------
     claim : Claim
     word : str
-        One of `paperkit.ledger.criteria.WORDS`.
+        The verdict, from `paperkit.ledger.criteria.WORDS`.
     evidence : str
-        One sentence.
+        Sentence about the records that decided.
     scale : str
         Data set, model, samples and seeds of the records that are the evidence.
     value : float or None
@@ -132,7 +132,7 @@ def _judge(claim: Claim, records: Sequence[Record], archive: Archive) -> Verdict
     found = [record for record in records if record.key in keys]
     clean = [record for record in found if record.clean]
     complete = len(clean) == len(selected)
-    # One counterexample refutes; nothing else can be said of an unfinished grid.
+    # A single counterexample refutes; nothing else can be said of an unfinished grid.
     refutable = bool(clean) and claim.kind in ("identity", "inequality")
     finding = _finding(claim, clean) if complete or refutable else None
     if finding is None or (not complete and finding.word != REFUTED):

@@ -61,9 +61,9 @@ def backward_for_each_output(
 def rows_out_of_order(outputs: Tensor, places: Sequence[OutputRows]) -> list[bool]:
     """Tell of each place whether row i of its gradients is due to another sample than i.
 
-    This serves models whose operations do not show the order. It takes another backward pass, whose
-    seed has the same row for every sample, times a multiple of the sample's own. A place that sees
-    the samples in their order then gets its rows times the same multiples.
+    This serves models whose operations do not show the order. The check takes another backward
+    pass, whose seed has the same row for every sample, times a multiple of the sample's own. A
+    place that sees the samples in their order then gets its rows times the same multiples.
     """
     n, num_outputs = outputs.shape
     if n == 1:

@@ -1,4 +1,4 @@
-r"""One layer's inputs and output Jacobians, and the curvature that follows from them.
+r"""A layer's inputs and output Jacobians, and the curvature that follows from them.
 
 A weight is used one or more times in a forward pass (positions of a convolution are one use,
 calling the module twice is two). For each use we keep the layer's input :math:`a` and the Jacobian
@@ -25,7 +25,7 @@ from paperkit.linearize.layer_types import LayerType, WeightLayout, type_of
 
 @dataclass
 class LayerUse:
-    r"""One call of a layer.
+    r"""A call of a layer.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ def contract_positions(cotangents: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass
 class LayerLinearization:
-    r"""What one backward pass per output tells of a layer.
+    r"""The inputs and output Jacobians of a layer, from a backward pass for each output.
 
     Attributes
     ----------
@@ -227,7 +227,7 @@ class LayerLinearization:
     def spectrum(self) -> Spectrum:
         """Return the exact spectrum of the Gauss–Newton block, accumulated in float64.
 
-        It goes through the smaller of the block itself (d_l × d_l) and its Gram dual (n r × n r).
+        The smaller of the block itself (d_l × d_l) and its Gram dual (n r × n r) is decomposed.
         """
         num_rows = self.hessian_factor.shape[0] * self.hessian_factor.shape[1]
         scale = self.num_samples**-0.5
@@ -241,8 +241,9 @@ class LayerLinearization:
     def gauss_newton_product(self, probes: Tensor) -> Tensor:
         r"""Multiply the block :math:`\frac1n \sum_i J_i^\top \Lambda_i J_i` with probes.
 
-        Two contractions and two layer-sized products, without autograd. The order of contraction
-        is the cheaper of two: through the rows R J, or probe by probe through the positions.
+        A product takes two contractions and two layer-sized products, without autograd. The order
+        of contraction is the cheaper one: through the rows R J, or probe by probe through the
+        positions.
 
         Parameters
         ----------

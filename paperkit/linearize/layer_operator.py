@@ -118,9 +118,9 @@ def weight_matrices(module: nn.Module) -> Tensor:
 def weight_matrix_norm(module: nn.Module) -> float:
     r"""Return :math:`\|W\|_2` of the weight as a matrix, outputs × inputs of one patch.
 
-    For a convolution with groups it is the largest over groups. It equals the operator's norm for
-    a linear layer; for a convolution it is a lower bound where at least one patch lies inside,
-    for a transposed one it is none.
+    For a convolution with groups this is the largest over groups. For a linear layer the norm
+    equals the operator's. For a convolution it is a lower bound of the operator's where at least
+    one patch lies inside, and for a transposed convolution it is no bound.
     """
     return float(torch.linalg.matrix_norm(weight_matrices(module), ord=2).max())
 
@@ -133,7 +133,7 @@ def operator_norm(
     A linear layer needs the singular values of W only. A convolution whose operator has at most
     ``max_dense`` rows or columns is written out. For a larger one, Lanczos on :math:`A^\top A`
     from a random vector gives a Ritz value r ≤ ‖A‖² after m steps, and r ≥ (1 − ε)‖A‖² except
-    with probability :math:`1.648\sqrt N\, e^{-\sqrt\epsilon\,(2m-1)}` over that vector of N entries
+    with probability :math:`1.648\sqrt D\, e^{-\sqrt\epsilon\,(2m-1)}` over that vector of D entries
     (Kuczyński and Woźniakowski 1992, Theorem 4.2, any spectrum); and each input entry lies in at
     most c patches, so that :math:`\|A\|^2 \le c\,\|W\|^2` with certainty. ``upper`` is the smaller
     of the two.

@@ -2,8 +2,8 @@ r"""The types of layers whose weight can be read off their inputs and output Jac
 
 Each applies a weight at P positions, :math:`z_t = W a_t + b`, with g groups of its own matrix
 each. A type says where a module's input and output hold these columns, and how its weight tensor
-holds the matrices. What is not exactly one of these types, a subclass with a forward pass of its
-own among them, has no type here: unknown means the general way.
+holds the matrices. A module that is not exactly of one of these types, such as a subclass with a
+forward pass of its own, has no type here: unknown means the general way.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class WeightLayout:
 
 
 class LayerType(ABC):
-    """One type of layer.
+    """A type of layer.
 
     Attributes
     ----------

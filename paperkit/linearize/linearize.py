@@ -1,4 +1,4 @@
-"""One forward pass and C backward passes → inputs and output Jacobians of every layer."""
+"""A forward pass and C backward passes → inputs and output Jacobians of every layer."""
 
 from __future__ import annotations
 

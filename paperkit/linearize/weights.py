@@ -58,7 +58,7 @@ class Weight:
 class WeightBlock:
     """The Hessian block of a weight that is not read off a layer, to be had by products.
 
-    It has the attributes of :class:`paperkit.linearize.LayerLinearization` that measures use for
+    The attributes are those of :class:`paperkit.linearize.LayerLinearization` that measures use for
     both.
 
     Attributes

@@ -26,8 +26,8 @@ def activation_module(name: str) -> nn.Module:
     Parameters
     ----------
     name : str
-        One of :data:`ACTIVATIONS`; each has PyTorch's default settings (a slope of 0.01
-        for ``leaky_relu``, the exact form of ``gelu``).
+        The activation's name, in :data:`ACTIVATIONS`; each has PyTorch's default settings (a
+        slope of 0.01 for ``leaky_relu``, the exact form of ``gelu``).
 
     Raises
     ------

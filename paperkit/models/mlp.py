@@ -18,9 +18,10 @@ class MLP(nn.Sequential):
     ----------
     widths : sequence of int
         Number of inputs, of units in each hidden layer, and of outputs; at least two
-        numbers. Two give a linear model.
+        numbers. With two the model is linear.
     activation : str
-        One of :data:`paperkit.models.ACTIVATIONS`, after every layer but the last.
+        Name from :data:`paperkit.models.ACTIVATIONS`; the activation stands after every layer
+        but the last.
     bias : bool
         Whether the layers have biases.
 

@@ -77,7 +77,7 @@ def build(
     Parameters
     ----------
     name : str
-        One of :data:`NAMES`.
+        The architecture's name, in :data:`NAMES`.
     in_channels : int
         Channels of an input.
     num_classes : int

@@ -55,9 +55,9 @@ class BasicBlock(nn.Module):
     stride : int
         Stride of the first convolution and of the shortcut.
     shortcut : str
-        One of :data:`SHORTCUTS`; used where the shape changes.
+        Name from :data:`SHORTCUTS`; used where the shape changes.
     activation : str
-        One of :data:`paperkit.models.ACTIVATIONS`.
+        Name from :data:`paperkit.models.ACTIVATIONS`.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class ResNet(nn.Module):
     num_classes : int
         Number of outputs.
     shortcut : str
-        What carries the input around a block that changes its shape: ``"padding"``, the
+        The way of the input around a block that changes its shape: ``"padding"``, the
         paper's choice for CIFAR, has no parameters; ``"projection"`` is a 1 × 1 convolution
         with batch normalisation.
     activation : str
-        One of :data:`paperkit.models.ACTIVATIONS`.
+        Name from :data:`paperkit.models.ACTIVATIONS`.
 
     Raises
     ------

@@ -120,7 +120,7 @@ def build_digit_network(name: str, seed: int) -> nn.Module:
     Parameters
     ----------
     name : str
-        One of :data:`DIGIT_NETWORKS`.
+        The network's name, in :data:`DIGIT_NETWORKS`.
     seed : int
         Seed of the weights (PyTorch's default initialisation), statistics and scales.
 

@@ -42,7 +42,7 @@ def layerwise(model: nn.Module, factors: Sequence[float]) -> dict[str, Tensor]:
     model : nn.Module
         The network; it is read, not changed.
     factors : sequence of float
-        One factor for each weight matrix, first layer first.
+        A factor for each weight matrix, first layer first.
 
     Returns
     -------

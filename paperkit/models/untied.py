@@ -129,7 +129,7 @@ def operator_matrix(layer: nn.Module, input_shape: Sequence[int]) -> Tensor:
     Returns
     -------
     Tensor
-        Of shape (entries of the result, entries of the input), off the graph. Column j is the
+        Shape (entries of the result, entries of the input), off the graph. Column j is the
         layer applied to the j-th unit vector, less its value at zero.
     """
     arguments.module("layer", layer)

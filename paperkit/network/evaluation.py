@@ -12,8 +12,8 @@ import torch
 # torch loads these modules at the first backward pass and the first torch.func gradient, and they
 # take 160 MiB. They are imported here so that the first call of a measure does not pay for them
 # out of its memory budget.
-import torch._dynamo
-import torch.fx.experimental.symbolic_shapes
+import torch._dynamo  # noqa: F401
+import torch.fx.experimental.symbolic_shapes  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -77,7 +77,7 @@ class SavedStorages:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one sample costs a model.
+    """The memory that a sample takes in a model.
 
     Attributes
     ----------
@@ -175,8 +175,8 @@ def _footprint(
 class Chunks:
     """Cut batches of data into pieces that fit a memory budget.
 
-    To be used within :func:`paperkit.network.evaluation.evaluation`. What a sample costs is
-    measured once for every shape of sample.
+    To be used within :func:`paperkit.network.evaluation.evaluation`. The cost of a
+    sample is measured once for every shape of sample.
 
     Parameters
     ----------

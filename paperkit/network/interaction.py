@@ -127,10 +127,10 @@ def _with_axes(
 def separate_outputs(model: nn.Module, parameters: dict[str, Tensor], inputs: Inputs) -> Tensor:
     """Return the outputs (n, C) if those for each sample depend on that sample alone.
 
-    To be called within :func:`paperkit.network.evaluation.evaluation`. One forward pass, which
-    records gradients where they are enabled. Where its operations do not show that samples are
-    apart, the numbers decide, with ⌈log₂ n⌉ further passes: of each pair of samples one is without
-    the other in some pass, and all change places.
+    To be called within :func:`paperkit.network.evaluation.evaluation`. The outputs come from a
+    forward pass that records gradients where they are enabled. Where its operations do not show
+    that samples are apart, the numbers decide, with 2⌈log₂ n⌉ further passes on subsets: each
+    sample of any pair is without the other in some pass, and all change places.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """A model as a function of its parameters: any model, its outputs as one matrix.
 
-What people hand over is not always a module that maps one tensor to a matrix. :class:`Network`
-settles how a model is called and what its outputs are, once and for everybody else.
+People do not always pass a module that maps a single tensor to a matrix. :class:`Network` settles
+how a model is called and which tensor its outputs are, once and for everybody else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every measure is of: a network, its data and a loss that fit each other."""
+"""The problem of every measure: a network, its data and a loss that fit each other."""
 
 from __future__ import annotations
 
@@ -51,6 +51,9 @@ def settled(
         Inputs and targets in a form that :class:`Batches` accepts; moved to the model's device.
     loss : str, nn.Module or callable, optional
         Loss in a form that :func:`get_loss` accepts; None where none is needed.
+    forward : callable, optional
+        Function ``(model, inputs) -> outputs``, for a model that is not called as
+        ``model(inputs)``.
 
     Raises
     ------
@@ -92,8 +95,8 @@ def unlabelled_loss(network: Network, inputs: Any, loss: Loss) -> Loss:
 def smallest_batch(network: Network, parameters: dict[str, Tensor], inputs: Any) -> Any:
     """Return a few of the samples, as few as the model takes.
 
-    Two, which networks that normalise by batch statistics need; one where there is no other; all
-    where the model was written for a fixed number.
+    The first two are returned, since networks that normalise by batch statistics refuse a single
+    one; or the only one there is; or all where the model was written for a fixed number.
     """
     few = inputs[:2]
     if len(few) < len(inputs):
@@ -117,8 +120,8 @@ def refuse_cut(model: nn.Module, inputs: Any, names: Iterable[str] | None = None
     """Raise if the outputs depend on a parameter that no gradient reaches.
 
     Autograd takes such a parameter for one without influence, and its curvature would come out as
-    zero. One that truly has none is told apart by moving it: the outputs stay the same, and a
-    warning names it, because a module may have kept a value that was computed from it. The check
+    zero. A parameter that truly has none is told apart by moving it: the outputs stay the same, and
+    a warning names it, because a module may have kept a value that was computed from it. The check
     runs once for a network.
 
     Parameters

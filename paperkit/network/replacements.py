@@ -1,8 +1,8 @@
 """Operations done by parts, where PyTorch's own cannot be differentiated twice or is at fault.
 
 :class:`OperationsByParts` replaces them wherever a model calls them, by equal functions made of
-operations that have all derivatives. What is not in the table and has no second derivative is
-refused by a sentence with its name (``paperkit.curvature.second_derivatives``).
+operations that have all derivatives. An operation that is not in the table and has no second
+derivative is refused by a sentence with its name (``paperkit.curvature.second_derivatives``).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 r"""Where the samples are in every tensor of a forward pass, decided from the operations it runs.
 
-Every operation of torch is seen below autograd, whatever calls it, also what is detached or made of
-integers. Of a tensor that depends on the inputs we keep along which axis its samples lie. An
-operation with a rule (:mod:`paperkit.network.sample_axis_rules`) computes the part of a sample
-from the parts of the same sample alone; if every operation between the inputs and the outputs has
-one, no sample sees another, none changes its place, and no numerical check is needed. Unknown means
-not known to be apart.
+Every operation of torch is seen below autograd, whatever calls it, also on tensors that are
+detached or of integers. For each tensor that depends on the inputs we keep the axis along which its
+samples lie. An operation with a rule (:mod:`paperkit.network.sample_axis_rules`) computes the part
+of a sample from the parts of the same sample alone; if every operation between the inputs and the
+outputs has one, no sample sees another, none changes its place, and no numerical check is needed.
+Unknown means not known to be apart.
 """
 
 from __future__ import annotations

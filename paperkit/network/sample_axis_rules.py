@@ -1,8 +1,8 @@
 r"""Which operations of torch keep samples apart, and where they leave the samples' axis.
 
-A rule gets a call with its arguments by name and returns where the samples are in its results. It
-raises :class:`Unknown` unless the part of a sample in the results follows from the parts of the
-same sample in the operands alone, whatever its place in the batch.
+A rule gets a call with its arguments by name and returns where the samples are in its results. The
+rule raises :class:`Unknown` unless the part of a sample in the results follows from the parts of
+the same sample in the operands alone, whatever its place in the batch.
 """
 
 from __future__ import annotations
@@ -466,10 +466,11 @@ OVERWRITING = ("copy", "fill", "zero")
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(OVERWRITING, _overwritten),
-    # Operations that work entry by entry, besides those that torch itself tags as such.
+    # Operations that work entry by entry, besides those that torch itself tags as such;
+    # torch 2.6 does not tag leaky_relu.
     **dict.fromkeys(
         """
-        _to_copy clone detach alias lift_fresh hardswish _prelu_kernel
+        _to_copy clone detach alias lift_fresh hardswish leaky_relu _prelu_kernel
         log_sigmoid_forward real imag view_as_real view_as_complex _conj _conj_physical
         resolve_conj polar complex masked_fill to _thnn_fused_gru_cell _thnn_fused_lstm_cell
         """.split(),

@@ -16,7 +16,7 @@ from paperkit.network.precision import widened
 class Samples:
     """n samples whose inputs are several tensors, each with the samples first.
 
-    It has those attributes and methods of a tensor that batches are handled with.
+    The attributes and methods are those of a tensor that the handling of batches needs.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ class EigenSAM(WrappedOptimizer):
     v the Hessian's eigenvector of largest absolute eigenvalue. Every ``period`` steps it is taken
     on from where it was by power iterations on the batch's Hessian, the modules in evaluation
     mode; a product with the Hessian is a central difference of gradients, a distance ``tau`` to
-    either side. Two gradient evaluations a step, and ``2 * iterations`` more every ``period``
+    either side. A step takes two gradient evaluations, and ``2 * iterations`` more every ``period``
     steps.
 
     Parameters

@@ -15,8 +15,9 @@ def modules_around(parameters: Iterable[Tensor]) -> list[nn.Module]:
 
     An optimizer must protect buffers that it is never told of, such as the running statistics of
     batch normalisation. Hooks would not see a compiled model, so the garbage collector is asked for
-    its modules, once for an optimizer: about 0.1 s where it has half a million objects. It does not
-    know those of a process that called :func:`gc.freeze` after it had built its model.
+    its modules, once for an optimizer: about 0.1 s where it has half a million objects. The
+    collector does not know those of a process that called :func:`gc.freeze` after it had built its
+    model.
 
     Parameters
     ----------

@@ -27,9 +27,9 @@ class RSAM(WrappedOptimizer):
     ``mode="paper"``
         :math:`\nabla L(\theta + \varepsilon)`, :math:`\varepsilon = -\mu\, s\, R(g)\, g / \|g\|^2`
         (equation 11; Algorithm 2, step 5, prints the opposite sign, which for α > 1 would descend).
-        This is sharpness-aware minimisation of radius :math:`\mu R(g) / \|g\|`, reversed for
-        α < 1. It is meant to descend :math:`L - \mu s R` (equation 12) and does not: ε lies along
-        g, and :math:`g^\top u = 0`.
+        This is sharpness-aware minimisation of radius :math:`\mu R(g) / \|g\|`, reversed for α < 1.
+        The step is meant to descend :math:`L - \mu s R` (equation 12) and does not: ε lies along g,
+        and :math:`g^\top u = 0`.
     ``mode="exact"``
         the gradient of equation 12, :math:`g - \mu s H u`, the product being a difference of
         gradients a distance ``tau`` along :math:`-s u`. For α < ½, u is infinite where g is 0; such
@@ -39,7 +39,7 @@ class RSAM(WrappedOptimizer):
         as ``"paper"`` to the last bit.
 
     The radius grows without bound as g → 0: ``max_radius`` caps it. Before the switch the step is
-    the base optimizer's. It comes when all three conditions hold that were asked for.
+    the base optimizer's. The switch comes when all conditions hold that were asked for.
 
     Parameters
     ----------

@@ -27,8 +27,8 @@ class SASAM(SmoothnessAdaptiveOptimizer):
        g_t = \nabla L(\theta_t; \xi_t), \qquad \rho_t = \sqrt{\eta_t},
 
     with :math:`\eta_t` of :func:`~paperkit.optim.adaptive_step_size`, all
-    gradients on the batch :math:`\xi_t`. Three gradient evaluations a step, two in the first step
-    and with ``full_batch=True``.
+    gradients on the batch :math:`\xi_t`. A step takes three gradient evaluations, two in the first
+    step and with ``full_batch=True``.
 
     The algorithm's line 2 uses :math:`\rho_0`, which it does not define: :math:`\sqrt{\eta_0}`. The
     theorem that the radius is taken from (Andriushchenko and Flammarion 2022, Theorem 2, as usually

@@ -17,8 +17,8 @@ class SASGD(SmoothnessAdaptiveOptimizer):
        \theta_{t+1} = \theta_t - \eta_t \nabla L(\theta_t; \xi_t)
 
     with :math:`\eta_t` of :func:`~paperkit.optim.adaptive_step_size`, both its
-    gradients on the batch :math:`\xi_t`. Two gradient evaluations a step, one in the first step
-    and with ``full_batch=True``. The method is that of Malitsky and Mishchenko (2020), whose
+    gradients on the batch :math:`\xi_t`. A step takes two gradient evaluations, one in the first
+    step and with ``full_batch=True``. The method is that of Malitsky and Mishchenko (2020), whose
     theorem is for full batches of a convex loss, c = 2 and γ = 1.
 
     Parameters and attributes are those of

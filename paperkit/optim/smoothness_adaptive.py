@@ -78,7 +78,7 @@ def adaptive_step_size(
     eta : float
         Last step size :math:`\eta_{t-1}`.
     theta : float
-        Last ratio :math:`\vartheta_{t-1}`, which may be infinite.
+        Last ratio ϑ_{t−1} of step sizes, which may be infinite; the paper's θ.
     delta : float
         Damping γ of the growth; the paper's δ.
     damping : float
@@ -138,9 +138,9 @@ def _adapt_step_size(
 class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
     r"""Steps of a size taken from the change of the gradient along the last step.
 
-    One step size serves all parameters, with norms over all of them; the released code has one for
-    each parameter group. The numbers are read from the device once before the step's last gradient
-    and once at its end.
+    The same step size serves all parameters, with norms over all of them; the released code has one
+    for each parameter group. The numbers are read from the device once before the step's last
+    gradient and once at its end.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from typing import Any
 from paperkit.publishing.printed_numbers import DEFAULT_RTOL, Difference, snap
 
 COMPARED = ("text/plain", "text/html", "text/markdown", "stdout")
-# Glued values are stored under this prefix and the type of what they show.
+# Glued values are stored under this prefix, followed by their type.
 GLUED = "application/papermill.record/"
 PICTURES = ("image/png", "image/jpeg", GLUED + "image/png", GLUED + "image/jpeg")
 RTOL_TAG = re.compile(r"nbval-rtol=(.*)")

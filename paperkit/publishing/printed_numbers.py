@@ -92,7 +92,7 @@ def snap(committed: str, computed: str, rtol: float = DEFAULT_RTOL) -> tuple[str
     Parameters
     ----------
     committed, computed : str
-        Two texts; the first is the reference.
+        Texts to compare; the first is the reference.
     rtol : float
         Relative tolerance.
 

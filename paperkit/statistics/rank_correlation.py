@@ -80,14 +80,14 @@ class PermutationTest:
         or its magnitude (two-sided), the observed order counted as one of the permutations.
     p_value_of_maximum : dict
         By measure: how often the largest τ (or magnitude) *over all measures* is at least what was
-        observed for this one. It stays valid for the measure that was picked for its τ.
+        observed for this one. The value stays valid for the measure that was picked for its τ.
     critical : float
         The largest τ (or magnitude) over all measures exceeds this in at most ``level`` of the
         permutations.
     level : float
-        Of ``critical``.
+        Level of ``critical``.
     permutations : int
-        Drawn.
+        Number of permutations drawn.
     """
 
     tau: dict[Hashable, float]
@@ -219,13 +219,13 @@ def permutation_test(
     groups : sequence of hashable, optional
         As in :func:`kendall_tau`; gaps are then permuted within groups only.
     permutations : int
-        Drawn at random; the smallest p-value is 1/(permutations + 1).
+        Number drawn at random; the smallest p-value is 1/(permutations + 1).
     two_sided : bool
         Use magnitudes of τ.
     level : float
-        Of the critical value.
+        Level of the critical value.
     seed : int
-        Of the permutations.
+        Seed of the permutations.
 
     Returns
     -------

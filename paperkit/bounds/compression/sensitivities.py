@@ -296,8 +296,8 @@ def normalized_sensitivity_bounds(
     r"""Compare the normalized sensitivity, Definition F.1, with the sharpness.
 
     :math:`\frac1n\sum\|x_i\|^2\|X_i\|_2^2 \le \|W\|_2^2\,\frac1n\sum\|\nabla_W f_i\|_F^2 \le
-    \|W\|_2^2\,S`. It is not in the compression paper, whose Figure 3 sets this sensitivity against
-    adaptive sharpness. That does not bound it: :math:`f(x) = x_2` at (1, 0) has normalized
+    \|W\|_2^2\,S`. This is not in the compression paper, whose Figure 3 sets this sensitivity
+    against adaptive sharpness. That does not bound it: :math:`f(x) = x_2` at (1, 0) has normalized
     sensitivity 1 and adaptive sharpness 0.
 
     Parameters

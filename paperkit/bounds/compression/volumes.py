@@ -90,9 +90,9 @@ def volume_bounds(
         \frac1n\sqrt{\sum_i\frac{\|W\|_2^{2C}}{\|x_i\|^{2C}}}\;\Bigl(\frac{nS}{C}\Bigr)^{C/2}
 
     Source: compression paper, Proposition 3.4 (equation 9). Section 2 of the paper says that a
-    geometric mean takes the place of equation 6's minimum, for a more stable bound. It is a power
-    mean, and for C ≥ 2 the minimum, that is the maximum of :math:`\|W\|_2/\|x_i\|` outside the sum,
-    is never worse: ``sharper=True``.
+    geometric mean takes the place of equation 6's minimum, for a more stable bound. Equation 9 has
+    a power mean, and for C ≥ 2 the minimum, that is the maximum of :math:`\|W\|_2/\|x_i\|` outside
+    the sum, is never worse: ``sharper=True``.
 
     Parameters
     ----------

@@ -4,8 +4,9 @@ Spectra are passed as *all* eigenvalues of the Hessian, zeros included, because 
 matters here. Negative eigenvalues, for which the paper's statements have no meaning, enter with
 their magnitude, and the bound is then not certified. Logarithms are natural, entropies in nats.
 
-What a function cannot check from its arguments (that the loss lies in [0, 1], that a prior did not
-see the sample) is an assumption with the value None; ``known`` supplies the answer by name.
+A hypothesis that a function cannot check from its arguments (that the loss lies in [0, 1], that a
+prior did not see the sample) is an assumption with the value None; ``known`` supplies the answer by
+name.
 """
 
 from paperkit.bounds.renyi.determinant import determinant_chain, sum_of_logarithms

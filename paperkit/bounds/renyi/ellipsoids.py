@@ -176,10 +176,10 @@ def ellipsoid_posterior_entropy(
 
     Source: Rényi paper, Theorem 3.3 (equation 5), Theorem D.1 (equation 46) and Corollary D.2
     (equation 49): the radicand is :math:`(-\tfrac12 \mathcal{H}_\alpha + C) / 2(n-1)`, in which the
-    paper does not say what C is. It is :math:`\tfrac d2 \log \mathrm{Tr}H + d\log(R/\rho) +
-    \log(2n/\delta)`: of order d, not a constant, and against it :math:`\mathcal{H}_\alpha \le \log
-    d` carries no information. ``"sharper"`` has :math:`-\tfrac d2 \mathcal{H}_\alpha`, which
-    :func:`determinant_chain` allows.
+    paper does not say what C is. The proof has C = :math:`\tfrac d2 \log \mathrm{Tr}H +
+    d\log(R/\rho) + \log(2n/\delta)`: of order d, not a constant, and against it
+    :math:`\mathcal{H}_\alpha \le \log d` carries no information. ``"sharper"`` has :math:`-\tfrac
+    d2 \mathcal{H}_\alpha`, which :func:`determinant_chain` allows.
 
     Parameters
     ----------

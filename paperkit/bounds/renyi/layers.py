@@ -342,7 +342,8 @@ def pinching(hessian: Tensor, sizes: Sequence[int], alpha: float) -> Inequality:
 
     :math:`\mathcal{H}_\alpha(H) \le \mathcal{H}_\alpha(B)` at every order, because the spectrum of
     H majorizes that of B (Schur, Horn); so a block-diagonal or diagonal proxy over-estimates the
-    entropy. It gives Proposition F.6 of the Rényi paper a sign. Blocks of size 1 give the diagonal.
+    entropy. This gives Proposition F.6 of the Rényi paper a sign. Blocks of size 1 give the
+    diagonal.
 
     Parameters
     ----------

@@ -193,7 +193,7 @@ def gradient_power_ratio_range(gradient: Values, alpha: float) -> tuple[Inequali
 def first_order_regularizer(gradient: Tensor, rho: float, alpha: float) -> Identity:
     r"""Compare :math:`g^\top \varepsilon` with :math:`-\mu\, \mathrm{sign}(1-\alpha) R(g)`.
 
-    The argument ``rho`` is μ. Source: Rényi paper, equations 11 and 12; an identity.
+    The argument ``rho`` is μ, the paper's ρ. Source: Rényi paper, equations 11 and 12; an identity.
 
     Raises
     ------

@@ -106,7 +106,7 @@ def gradient_descent_rate(
 
     :math:`L(\theta_T) - L^* \le \beta\|\theta_0 - \theta^*\|^2 / 2(2T+1)`, attained by a Huber-like
     loss (Drori and Teboulle 2014). Source: SA-SAM paper, equation 4, which prints :math:`2t+1` for
-    the iterate :math:`w_{t+1}`, that is T − 1 for T: true, and weaker by one step.
+    the iterate after t + 1 steps, that is T − 1 for T: true, and weaker by one step.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ tensor, where every operation has its rule for jets:
 * Normalisation by frozen statistics is folded into the weight of the layer before it, where the
   product rule costs nothing.
 
-What has no rule raises :class:`NoRuleError`, and the caller takes another way.
+An operation without a rule raises :class:`NoRuleError`, and the caller takes another way.
 """
 
 from paperkit.curvature.jets import rules as rules  # fills the table that jets follow

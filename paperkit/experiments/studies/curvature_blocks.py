@@ -67,7 +67,7 @@ def compare_blocks(name: str, seed: int, n: int = SAMPLES) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        One of :data:`paperkit.models.small.DIGIT_NETWORKS`.
+        The network's name, in :data:`paperkit.models.small.DIGIT_NETWORKS`.
     seed : int
         Draws the weights and the digits.
     n : int

@@ -69,7 +69,7 @@ def midpoint_excess(p: Tensor, q: Tensor, alpha: float) -> float:
 
 
 def _excesses(excesses: list[float]) -> dict[str, float]:
-    """What the midpoints' excesses say; the slack is that of concavity."""
+    """Return the metrics of the midpoints' excesses; the slack is that of concavity."""
     return {
         "convexity_violation": max(excesses),
         "concavity_violation": -min(excesses),

@@ -1,4 +1,4 @@
-"""What every loss offers, and what it asks of the data."""
+"""The methods that every loss has, and its demands on the data."""
 
 from __future__ import annotations
 

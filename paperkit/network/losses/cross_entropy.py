@@ -346,9 +346,9 @@ class CrossEntropy(Loss):
 class NegativeLogLikelihood(CrossEntropy):
     """Minus the output at the label, as of a model that ends in a log-softmax.
 
-    It is linear in the outputs. The softmax is part of the network then, and the Gauss–Newton
-    matrix zero; a model that returns logits, with cross-entropy, has the same Hessian and a
-    Gauss–Newton matrix that says more.
+    This loss is linear in the outputs. The softmax is part of the network then, and the
+    Gauss–Newton matrix zero; a model that returns logits, with cross-entropy, has the same Hessian
+    and a Gauss–Newton matrix that says more.
     """
 
     @override
@@ -378,7 +378,8 @@ class NegativeLogLikelihood(CrossEntropy):
 def class_axis(loss: Loss, sample: Tensor, targets: Tensor) -> int:
     """Return which axis of the outputs (n, …) holds the classes, for given targets.
 
-    It is the second, as in torch, or the last, as language models have it.
+    The classes are along the second axis, as in torch, or along the last, as language models have
+    them.
     """
     if sample.ndim == 2:
         return 1

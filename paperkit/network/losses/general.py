@@ -49,7 +49,7 @@ def _widened(tensor: Tensor) -> Tensor:
 class GeneralLoss(Loss):
     """Any function of outputs and targets that is a mean over samples, by autograd.
 
-    It is called with what the model returns for some samples, in double precision, and their
+    The function is called with the model's outputs for some samples, in double precision, and their
     targets; integer targets come as int64.
 
     Attributes
