@@ -9,10 +9,10 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from examples import failures
+from public_calls import public_names
 
 import paperkit
-from tests.examples import failures
-from tests.public_calls import public_names
 
 PACKAGE = Path(paperkit.__file__).parent
 MODULES = sorted(

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from examples import failures
 
 import paperkit.estimators
 import paperkit.statistics
 from paperkit.ledger import verdicts
-from tests.examples import failures
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
