@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import inspect
 import math
 import warnings
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import public_calls
 import pytest
 
-from paperkit.bounds import Approximation, Identity, Inequality, Statement, statement
+from paperkit.bounds import Approximation, Identity, Inequality, Statement
 
 
 def inequality(left: float, right: float, **rest) -> Inequality:
@@ -70,12 +69,6 @@ def test_a_statement_cannot_be_changed_afterwards() -> None:
     assert bound.certified
     with pytest.raises(TypeError):
         bound.assumptions["x"] = False  # type: ignore[index]
-
-
-def test_the_examples_are_right() -> None:
-    result = doctest.testmod(statement)
-    assert result.attempted >= 6
-    assert result.failed == 0
 
 
 def statements_in(result: object) -> Iterator[Statement]:
