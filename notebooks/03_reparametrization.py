@@ -295,6 +295,8 @@ _ = axes[1].legend()
 # \tilde H_l = c_l^{-2}\, H_l \qquad (\text{paper: eqs 52 and 53}),
 # $$ (eq-reparam-layer)
 #
+# and, since a positive factor leaves the shape of a spectrum as it is,
+#
 # $$
 # \mathcal H_\alpha(\tilde H_l) = \mathcal H_\alpha(H_l) \qquad (\text{paper: eqs 1, 50 and 56}).
 # $$ (eq-reparam-invariance)
@@ -721,58 +723,53 @@ else:
 # **1. Concave a little longer.** For two outcomes the entropy is still concave at $\alpha = 2$.
 # Show that for $\alpha > 2$ it is not.
 #
-# ```{admonition} Solution
-# :class: dropdown
+# ````{dropdown} Solution
 # Let $q = (1 - t, t)$.
 # As $t \to 0$ with $\alpha > 2$, $\log\big((1-t)^\alpha + t^\alpha\big) = -\alpha \left(t + \tfrac12 t^2\right) + o(t^2)$, so $\mathcal H_\alpha = \frac{\alpha}{\alpha - 1} \left(t + \tfrac12 t^2\right) + o(t^2)$.
 # The coefficient of $t^2$ is positive: near a vertex the entropy is strictly convex.
 # The midpoint of $t = 0$ and $t = \frac1{10}$ at $\alpha = 5$ shows it in numbers.
 # (At $\alpha = 2$ the term $t^\alpha$ cancels the quadratic one, and the next, $-\frac43 t^3$, is concave.)
-# ```
+# ````
 #
 # **2. Permutations.** Exchange two hidden units, with their incoming and outgoing weights.
 # Which columns of the picture at the head of the chapter would change?
 #
-# ```{admonition} Solution
-# :class: dropdown
+# ````{dropdown} Solution
 # None.
 # $T$ is a permutation matrix, hence orthogonal, on every layer and on all of them jointly.
 # The Hessian's spectrum itself is unchanged, not only its shape.
-# ```
+# ````
 #
 # **3. As flat as you please.** Let $\hat\theta$ be a minimum with $H$ positive definite.
 # Find linear parameters $\eta = T\theta$ in which its Rényi sharpness, of all layers jointly, is the smallest that any matrix of that size has.
 # What does this say about measures that depend on the spectrum alone?
 #
-# ```{admonition} Solution
-# :class: dropdown
+# ````{dropdown} Solution
 # $T = H^{1/2}$ gives $\tilde H = T^{-\top} H T^{-1} = I$ by {eq}`eq-reparam-linear`, with entropy $\log d$ at every order.
 # Every such minimum looks like every other in suitable linear parameters.
 # So a function of the spectrum that is invariant under all linear changes can only count signs; to be informative, a measure has to be tied to a choice of parameters, or to bring along a second object (the Fisher matrix, the weights) that transforms with the Hessian.
-# ```
+# ````
 #
 # **4. Weight decay.** Add $\frac12 \sum_l \lambda_l \lVert W_l \rVert^2$ to the loss.
 # How must the $\lambda_l$ change under layer-wise scaling for the entropies to stay?
 # Does training with one common $\lambda$ respect this?
 #
-# ```{admonition} Solution
-# :class: dropdown
+# ````{dropdown} Solution
 # The block becomes $H_l + \lambda_l I$.
 # With $\tilde\lambda_l = \lambda_l / c_l^2$ it is divided by $c_l^2$ as a whole, and the penalty is unchanged too, since $\tilde\lambda_l \lVert c_l W_l \rVert^2 = \lambda_l \lVert W_l \rVert^2$.
 # One common $\lambda$ does not respect it: weight decay chooses a point on the orbit of the symmetry, for ReLU layers one where all $\lVert W_l \rVert$ are equal.
 # That is why a measure that depends on the point still sees something systematic in trained networks.
-# ```
+# ````
 #
 # **5. Frozen statistics.** In evaluation mode batch normalisation is $(z - m)/\sqrt{s + \epsilon}$ with constants $m$ and $s$.
 # Which change of $m$ and $s$ must go with $W_l \mapsto c\, W_l$, and what is then true of $H_l$?
 # What happens if they are forgotten?
 #
-# ```{admonition} Solution
-# :class: dropdown
+# ````{dropdown} Solution
 # $m \mapsto cm$ and $s \mapsto c^2 s$, which is what further training would make of running averages.
 # For $\epsilon = 0$ the output is the same for every $W_l$, so $\tilde H_l = c^{-2} H_l$.
 # With $m$ and $s$ as they were, the normalisation is an affine map with biases, the function changes, and we are in the first case of the section on biases.
-# ```
+# ````
 #
 # ## How to cite
 #

@@ -45,6 +45,7 @@ PACKAGES = (
     "ledger",
     "statistics",
     "plotting",
+    "chapter",
 )
 
 N, INPUTS, HIDDEN, CLASSES = 6, 4, 3, 3
@@ -648,6 +649,42 @@ CALLS: dict[str, Call] = {
     "plotting.write_landing": _call(
         runs=False, path="landing.png", record=None, kinds={"path": "path", "record": "instance"}
     ),
+    # chapter
+    "chapter.Comparisons": _call(),
+    "chapter.batch_closure": _call(
+        network=make(model),
+        optimizer=make(lambda: torch.optim.SGD(model().parameters(), lr=0.1)),
+        kinds={"network": "unfinished model", "inputs": "samples", "targets": "samples"},
+    ),
+    "chapter.distance": _call(
+        one=make(inputs), other=make(inputs), kinds={"one": "result", "other": "result"}
+    ),
+    "chapter.follow_quadratic": _call(
+        make=make(lambda: lambda parameters: torch.optim.SGD(parameters, lr=0.1)),
+        start=make(lambda: _vector(1.0, 2.0, 3.0, 4.0)),
+        kinds={"start": "tensor", "minimum": "real"},
+    ),
+    "chapter.number": _call(value=0.5, kinds={"value": "one number"}),
+    # A call that succeeds would change settings of the whole process.
+    "chapter.setup": _call(
+        runs=False,
+        edges=False,
+        namespace=make(lambda: {"profile": "smoke"}),
+        profiles={"smoke": {}},
+        kinds={
+            "namespace": "mapping",
+            "profiles": "mapping",
+            "allowed": "strings",
+            "threads": "count",
+        },
+    ),
+    "chapter.table": _call(header=["a", "b"], rows=make(lambda: [("x", 1.0)])),
+    "chapter.take_steps": _call(
+        edges=False,
+        make=make(lambda: lambda network: torch.optim.SGD(network.parameters(), lr=0.1)),
+        network=make(model),
+        kinds={"network": "unfinished model", "inputs": "samples", "targets": "samples"},
+    ),
 }
 
 
@@ -925,6 +962,10 @@ KINDS: dict[str, str] = {
     "run": "function",
     "question": "text",
     "time_budget": "positive",
+    "make": "function",
+    "header": "strings",
+    "rows": "rows",
+    "spec": "format",
 }
 
 _JUNK: list[Any] = [None, "x", b"x", [1], {"a": 1}, object(), torch.ones(2), 1j]
@@ -1009,6 +1050,14 @@ def bad_values(kind: str, valid: Any, rng: random.Random) -> tuple[list[Any], li
         return ["x", [1], 5, True, {"a": 1}, [None], object(), None], []
     if kind == "anything named":
         return [1, ["x"], object(), torch.ones(2)], ["nonsense", ""]
+    if kind == "one number":
+        return [*_NO_NUMBER], [NAN, INF, 0, HUGE]
+    if kind == "result":
+        return [None, "x", object(), [1.0], {}, {"a": 1.0}, torch.ones(2), torch.tensor(1j)], []
+    if kind == "format":
+        return [None, 5, "x", ".4d", "f", "", object(), [".4f"], {"nonsense": ".4f"}], [".2e"]
+    if kind == "rows":
+        return [None, 5, "ab", ["ab"], [()], [5], [("x",)], [("x", object())], object()], [[], {}]
     if kind == "text":
         return [None, 1, ["x"], object()], []
     if kind == "instance":

@@ -36,10 +36,9 @@ def distance(one: Any, other: Any) -> float:
         If the shapes or the entries' names differ.
     """
     if isinstance(one, Mapping) or isinstance(other, Mapping):
-        for name, result in (("one", one), ("other", other)):
-            if not isinstance(result, Mapping) or not result:
-                shown = arguments.shown(result)
-                raise TypeError(f"{name}={shown} must be a mapping with entries, as the other is.")
+        if not (isinstance(one, Mapping) and isinstance(other, Mapping) and one):
+            shown = f"one={arguments.shown(one)} and other={arguments.shown(other)}"
+            raise TypeError(f"{shown} must both be mappings with entries, or neither.")
         if one.keys() != other.keys():
             raise ValueError(f"other has the entries {list(other)}, but one has {list(one)}.")
         distances = [distance(one[key], other[key]) for key in one]

@@ -60,9 +60,8 @@ def batch_closure(
         Zeroes the gradients, computes the loss, calls ``backward`` and returns the loss.
     """
     arguments.module("network", network)
-    arguments.function("optimizer.step", getattr(optimizer, "step", None), "an optimizer's step")
-    arguments.instance("inputs", inputs, Tensor)
-    arguments.instance("targets", targets, Tensor)
+    arguments.instance("optimizer", optimizer, torch.optim.Optimizer)
+    _check_batch(inputs, targets)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -99,7 +98,8 @@ def take_steps(
     """
     arguments.function("make", make, "a function from a network to an optimizer")
     arguments.module("network", network)
-    steps = arguments.integer("steps", steps, at_least=0)
+    _check_batch(inputs, targets)
+    steps = arguments.integer("steps", steps, at_least=1)
     copy = deepcopy(network)
     optimizer = make(copy)
     before = getattr(optimizer, "gradient_evaluations", 0)
@@ -157,8 +157,12 @@ def follow_quadratic(
     arguments.function("make", make, "a function from a list of parameters to an optimizer")
     start = arguments.tensor("start", start, shape=("d",), floating=True, finite=True)
     square = (len(start), len(start))
-    hessian = arguments.tensor("hessian", hessian, shape=square, floating=True, finite=True)
-    steps = arguments.integer("steps", steps, at_least=0)
+    hessian = arguments.tensor("hessian", hessian, shape=square, finite=True).to(start)
+    steps = arguments.integer("steps", steps, at_least=1)
+    if isinstance(minimum, Tensor) and minimum.ndim > 0:
+        minimum = arguments.tensor("minimum", minimum, shape=start.shape, finite=True).to(start)
+    else:
+        minimum = arguments.number("minimum", minimum)
     theta = nn.Parameter(start.clone())
     optimizer = make([theta])
 
@@ -173,3 +177,12 @@ def follow_quadratic(
         optimizer.step(closure)
         points.append(theta.detach().clone())
     return torch.stack(points), optimizer
+
+
+def _check_batch(inputs: Tensor, targets: Tensor) -> None:
+    arguments.tensor("inputs", inputs)
+    arguments.tensor("targets", targets)
+    if inputs.ndim == 0:
+        raise ValueError("inputs must be a batch: pass a tensor with one row for each sample.")
+    if targets.ndim == 0 or len(targets) != len(inputs):
+        raise ValueError(f"targets must be one for each of the {len(inputs)} rows of inputs.")
