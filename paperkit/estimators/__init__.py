@@ -12,6 +12,7 @@ from paperkit.estimators.baselines import (
     mean_loss,
 )
 from paperkit.estimators.entropy import EntropyEstimate, renyi_entropy, renyi_entropy_estimate
+from paperkit.estimators.fisher_rao import fisher_rao_norm
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace, layer_gauss_newton_traces
 from paperkit.estimators.hessian import (
     HessianDensity,
@@ -22,9 +23,7 @@ from paperkit.estimators.hessian import (
 )
 from paperkit.estimators.information_geometry import (
     InformationGeometricSharpness,
-    fisher_rao_norm,
     information_geometric_sharpness,
-    takeuchi_information_criterion,
 )
 from paperkit.estimators.layer_results import LayerResults
 from paperkit.estimators.pac_bayes import PacBayesFlatness, pac_bayes_flatness
@@ -52,6 +51,7 @@ from paperkit.estimators.representation import (
 )
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import LayerSpectrum, layer_spectra
+from paperkit.estimators.takeuchi import takeuchi_information_criterion
 from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
 from paperkit.linearize.weights import LeftOutWarning
 

@@ -23,6 +23,7 @@ from paperkit import arguments
 from paperkit.estimators import baselines, worst_case
 from paperkit.estimators import representation as features
 from paperkit.estimators.adaptive_sharpness import adaptive_sharpness, adaptive_sharpness_from
+from paperkit.estimators.fisher_rao import fisher_rao_norm
 from paperkit.estimators.gauss_newton_trace import (
     gradient_squares_from,
     layer_gradient_squares,
@@ -30,7 +31,6 @@ from paperkit.estimators.gauss_newton_trace import (
 )
 from paperkit.estimators.hessian import hessian_top_eigenvalues, hessian_trace
 from paperkit.estimators.information_geometry import (
-    fisher_rao_norm,
     information_geometric_sharpness,
     information_geometric_sharpness_from,
 )

@@ -27,14 +27,14 @@ from paperkit.estimators.baselines import (
     mean_loss,
     sample_losses,
 )
+from paperkit.estimators.dual_gradients import dual_gradients
+from paperkit.estimators.fisher_rao import fisher_rao_norm
 from paperkit.estimators.information_geometry import (
-    dual_gradients,
-    fisher_rao_norm,
     information_geometric_sharpness,
     information_geometric_sharpness_from,
     information_geometric_sharpness_from_jacobian,
-    takeuchi_information_criterion,
 )
+from paperkit.estimators.takeuchi import takeuchi_information_criterion
 from paperkit.experiments.studies import curvature_blocks
 from paperkit.linearize import linearize
 from paperkit.network import get_loss

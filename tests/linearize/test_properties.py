@@ -235,8 +235,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "linearize.linearize": [{"input_jacobians": True, "all_parameters": True}],
     "linearize.linearize_in_chunks": [{"input_jacobians": True, "all_parameters": True}],
     "gauss_newton_trace.gauss_newton_trace": [{"method": "hutchinson"}],
-    "information_geometry.takeuchi_information_criterion": [{"curvature": "hessian"}],
-    "information_geometry.fisher_rao_norm": [{"labels": "observed"}],
+    "takeuchi.takeuchi_information_criterion": [{"curvature": "hessian"}],
+    "fisher_rao.fisher_rao_norm": [{"labels": "observed"}],
     "representation.maximum_local_sensitivity": [{"method": "lanczos"}],
 }
 CHEAPER: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from paperkit.curvature.operators import HessianOperator
 from paperkit.estimators.adaptive_sharpness import average_adaptive_sharpness
 from paperkit.estimators.baselines import generalization_gap, mean_exponential_loss, mean_loss
-from paperkit.estimators.information_geometry import fisher_rao_norm
+from paperkit.estimators.fisher_rao import fisher_rao_norm
 from paperkit.estimators.pac_bayes import pac_bayes_flatness
 from paperkit.estimators.representation import (
     input_invariant_local_sensitivity,
