@@ -36,6 +36,7 @@ from paperkit.estimators.fisher_rows import (
     single_block,
     streamed_rows,
 )
+from paperkit.estimators.passes import PassMeasure
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.tolerances import (
     claimed_precision,
@@ -69,7 +70,7 @@ class InformationGeometricSharpness(Measurement):
     mean_gradient_term : float
         :math:`\bar g^\top F^\dagger \bar g` of the whole data set's gradient.
     rank, num_rows : int
-        Of G; at most n(C−1) rows.
+        Rank and number of rows of G; at most n(C−1) rows.
     dimension : int
         Parameters.
     tolerance : float
@@ -81,8 +82,8 @@ class InformationGeometricSharpness(Measurement):
         for the damped measure, which has no threshold. No tolerance below ten units of round-off
         is tried.
     precision : float
-        What the value claims, relative: half of the digits of the model's dtype. Where a value of
-        ``by_tolerance`` differs by more, the rank is a choice: ``converged`` is False and
+        Relative precision that the value claims: half of the digits of the model's dtype. Where a
+        value of ``by_tolerance`` differs by more, the rank is a choice: ``converged`` is False and
         ``assumptions`` holds them all.
     """
 
@@ -151,8 +152,9 @@ def information_geometric_sharpness(
     replacement : bool
         Whether the samples of a mini-batch are drawn with replacement.
     tolerance : float, optional
-        What counts as zero in the rank of G, relative to its largest singular value with rows
-        brought to one scale; default 100 √min(n(C−1), d) times the round-off of the model's dtype.
+        Size below which a singular value counts as zero in the rank of G, relative to the largest
+        one with rows brought to one scale; default 100 √min(n(C−1), d) times the round-off of the
+        model's dtype.
     damping : float
         If positive, :math:`(F + \lambda I)^{-1}` takes the place of :math:`F^\dagger`, λ being
         this fraction of the largest eigenvalue of F. Stable, but no longer invariant under
@@ -181,7 +183,7 @@ def information_geometric_sharpness(
     _batch_weight(len(inputs), batch_size, replacement)
     dimension = sum(parameter.numel() for parameter in model.parameters())
     outputs = _outputs(model, (inputs, targets), memory_budget)
-    # Of one sample, because the factors of all are many at a thousand outputs.
+    # A single sample tells the number of rows; the factors of all are large at a thousand outputs.
     rows = len(outputs) * dual_gradients(outputs[:1], targets[:1], loss).num_rows
     require_room(rows, dimension, memory_budget)
     dual = dual_gradients(outputs, targets, loss)
@@ -427,3 +429,11 @@ def _sharpness(
         by_tolerance=by_tolerance,
         precision=precision,
     )
+
+
+INFORMATION_GEOMETRIC_SHARPNESS = PassMeasure(
+    "information_geometric_sharpness",
+    lambda whole, problem: information_geometric_sharpness_from(whole, problem.pair[1]),
+    otherwise=lambda problem: problem.own(information_geometric_sharpness),
+    needs=("all_parameters",),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ class Measurement:
     layer : str or None
         The module's name, for a measure of a single layer.
     standard_error : float or None
-        Of the mean over probes; None where the value is exact.
+        Standard error of the mean over probes; None where the value is exact.
     bracket : tuple of float or None
         Lower and upper value between which quadrature puts the probes' mean, without the
         statistical error; or between which round-off in the model's passes leaves an exact value
@@ -40,7 +40,7 @@ class Measurement:
     converged : bool
         False where an iteration met its cap before its tolerance.
     assumptions : mapping of str to object
-        What else the value depends on, by name: ``exact_block``, ``obstacle``, ``policy``,
+        Other things that the value depends on, by name: ``exact_block``, ``obstacle``, ``policy``,
         ``rank``, ``tolerance``, …; ``precision`` where the model does not compute in the one
         format of its weights.
     """
@@ -116,6 +116,15 @@ def metrics_of(result: Any) -> dict[str, Any]:
     if isinstance(result, Mapping):
         return {str(key): metrics_of(one) for key, one in result.items()}
     raise TypeError(f"result is a {type(result).__name__}: only a Measurement has metrics.")
+
+
+def flatten(result: Any) -> Iterator[Measurement]:
+    """Yield every single measurement of a result in order."""
+    if isinstance(result, Measurement):
+        yield result
+    else:
+        for one in result.values():
+            yield from flatten(one)
 
 
 def _finite(value: float | None) -> float | None:

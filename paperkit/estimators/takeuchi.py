@@ -44,8 +44,12 @@ def takeuchi_information_criterion(
 
     Parameters
     ----------
-    model, data, loss, memory_budget
-        As in :func:`information_geometric_sharpness`.
+    model : nn.Module
+        Called as ``model(inputs)``, returning (n, C); measured in evaluation mode, left as found.
+    data : pair or iterable of pairs
+        ``(inputs, targets)``, or batches of them; all n samples count equally.
+    loss : str, nn.Module or callable
+        See :func:`paperkit.network.get_loss`.
     curvature : str
         ``"fisher"`` puts the Fisher matrix for H, which makes the criterion IGS/n;
         ``"hessian"`` takes the loss Hessian itself, written out.
@@ -54,6 +58,8 @@ def takeuchi_information_criterion(
         Default d times the round-off of the dtype for ``"hessian"``.
     max_dense : int
         The largest number of parameters whose Hessian is written out.
+    memory_budget : int
+        Bytes above the model and its data.
 
     Returns
     -------

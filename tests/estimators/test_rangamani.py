@@ -6,31 +6,13 @@ import math
 
 import pytest
 import torch
-from networks import CASES, Case
+from networks import Case
+from samples import BY_NAME, every_case, every_case_some_losses, targets_for
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_hessian
 from paperkit.estimators.parameter_norm import weight_names
 from paperkit.estimators.rangamani import rangamani_sharpness
-from paperkit.network import LOSSES
-
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-# All networks under cross-entropy, some under the squared errors.
-every_case_some_losses = pytest.mark.parametrize(
-    ("case", "loss"),
-    [
-        pytest.param(case, loss, id=f"{case.name}-{loss}")
-        for loss in LOSSES
-        for case in CASES[:: 1 if loss == "cross_entropy" else 4]
-    ],
-)
-BY_NAME = {case.name: case for case in CASES}
-
-
-def _targets_for(loss: str, labels: Tensor) -> Tensor:
-    if loss == "cross_entropy":
-        return labels
-    return nn.functional.one_hot(labels, 3).double()
 
 
 def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str) -> float:
@@ -44,7 +26,7 @@ def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str) -
 @every_case_some_losses
 def test_value_is_the_largest_eigenvalue_of_the_dense_scaled_hessian(case: Case, loss: str) -> None:
     model, inputs, labels = case.make()
-    targets = _targets_for(loss, labels)
+    targets = targets_for(loss, labels)
     result = rangamani_sharpness(model, (inputs, targets), loss, tolerance=1e-6)
     # An eigenvector with a relative residual r gives its eigenvalue to r² λ²/gap: the gap is the
     # only unknown, and 1e-8 stands for a gap of a ten-thousandth.

@@ -7,31 +7,15 @@ import math
 
 import pytest
 import torch
-from networks import CASES, Case
+from networks import Case
+from samples import BY_NAME, every_case, every_case_some_losses, targets_for
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_hessian
-from paperkit.estimators.relative_flatness import relative_flatness, relative_flatness_from
+from paperkit.estimators import measure
+from paperkit.estimators.relative_flatness import relative_flatness
 from paperkit.linearize import linearize
 from paperkit.network import LOSSES
-
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-# All networks under cross-entropy, some under the squared errors.
-every_case_some_losses = pytest.mark.parametrize(
-    ("case", "loss"),
-    [
-        pytest.param(case, loss, id=f"{case.name}-{loss}")
-        for loss in LOSSES
-        for case in CASES[:: 1 if loss == "cross_entropy" else 4]
-    ],
-)
-BY_NAME = {case.name: case for case in CASES}
-
-
-def _targets_for(loss: str, labels: Tensor) -> Tensor:
-    if loss == "cross_entropy":
-        return labels
-    return nn.functional.one_hot(labels, 3).double()
 
 
 def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str, name: str) -> float:
@@ -51,7 +35,7 @@ def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str, n
 @every_case_some_losses
 def test_every_layers_value_is_that_of_the_dense_hessian(case: Case, loss: str) -> None:
     model, inputs, labels = case.make()
-    targets = _targets_for(loss, labels)
+    targets = targets_for(loss, labels)
     layers = list(linearize(model, inputs, loss).layers)
     results = relative_flatness(model, (inputs, targets), loss, layers)
     assert list(results) == layers
@@ -65,7 +49,7 @@ def test_every_layers_value_is_that_of_the_dense_hessian(case: Case, loss: str) 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_last_linear_layer_has_its_closed_form(loss: str) -> None:
     model, inputs, labels = BY_NAME["relu MLP"].make()
-    targets = _targets_for(loss, labels)
+    targets = targets_for(loss, labels)
     features = model[:4](inputs).detach()
     squares = features.square().sum(1)
     weight = model[4].weight.detach()
@@ -178,18 +162,20 @@ def test_standard_error_is_the_variance_of_rademacher_forms() -> None:
 
 
 @every_case
-def test_shared_pass_gives_the_same_values_or_says_why_not(case: Case) -> None:
+def test_the_shared_pass_gives_the_same_results(case: Case) -> None:
     model, inputs, targets = case.make()
-    linearization = linearize(model, inputs)
-    for name in linearization.layers:
-        if name in case.inexact:
-            with pytest.raises(ValueError, match="needs Hessian products"):
-                relative_flatness_from(linearization, targets, [name])
-        else:
-            shared = relative_flatness_from(linearization, targets, [name])[name]
-            alone = relative_flatness(model, (inputs, targets), layers=[name])[name]
-            assert float(shared) == pytest.approx(float(alone), rel=1e-12)
-    assert list(relative_flatness_from(linearization, targets)) == [list(linearization.layers)[-1]]
+    data, layers = (inputs, targets), list(linearize(model, inputs).layers)
+    # With the trace beside it, the pass records all parameters.
+    names = ["relative_flatness", "gauss_newton_trace"]
+    shared = measure(model, data, names, layers=layers, products=1000)["relative_flatness"]
+    alone = relative_flatness(model, data, layers=layers)
+    assert list(shared) == list(alone) == layers
+    for name, result in shared.items():
+        assert float(result) == pytest.approx(float(alone[name]), rel=1e-12)
+        assert result.assumptions == alone[name].assumptions
+        assert result.assumptions["exact_block"] is (name not in case.inexact)
+    last = measure(model, data, names, products=1000)["relative_flatness"]
+    assert list(last) == layers[-1:]
 
 
 @pytest.mark.parametrize("name", ["residual", "siamese", "functional gate"])
@@ -270,5 +256,3 @@ def test_bad_arguments_are_refused_with_their_names() -> None:
         relative_flatness(model, data, layers=["nowhere"])
     with pytest.raises(ValueError, match="targets"):
         relative_flatness(model, (inputs, targets + 3))
-    with pytest.raises(ValueError, match="not found"):
-        relative_flatness_from(linearize(model, inputs), targets, ["nowhere"])

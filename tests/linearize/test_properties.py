@@ -205,6 +205,7 @@ INNER = {
     "network.called",
     "weights.layout_of",
     "plan.Gradient",
+    "passes.Problem",
     "blocks.Blocks",
     "blocks.last_layer",
     "blocks.num_outputs",
@@ -226,8 +227,8 @@ INNER = {
     "recording.calls_by_layer",
     "sample_order.refuse_unseen",
     "remainder.per_sample_jacobians",
-    "adaptive_sharpness.mean_loss",
-    "adaptive_sharpness.select_parameters",
+    "perturbed_loss.mean_loss",
+    "perturbed_loss.select_parameters",
     "footprint.footprint",
     "footprint.Chunks",
 }
@@ -237,7 +238,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gauss_newton_trace.gauss_newton_trace": [{"method": "hutchinson"}],
     "takeuchi.takeuchi_information_criterion": [{"curvature": "hessian"}],
     "fisher_rao.fisher_rao_norm": [{"labels": "observed"}],
-    "representation.maximum_local_sensitivity": [{"method": "lanczos"}],
+    "sensitivity.maximum_local_sensitivity": [{"method": "lanczos"}],
 }
 CHEAPER: dict[str, dict[str, Any]] = {
     "pac_bayes.pac_bayes_flatness": {"max_bisections": 2, "draws": 2},
