@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.problems import digits_network
 from benchmarks.quantities import OURS, TRACE_PRODUCTS
 from paperkit.curvature import HessianOperator, ResidualOperator, dense_hessian
-from paperkit.estimators.gauss_newton_trace import gradient_squares_from
+from paperkit.estimators.gradient_squares import parameter_gradient_squares
 from paperkit.estimators.hessian import block_probe_trace, hessian_trace
 from paperkit.linalg.lanczos import Operator
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, xtrace
@@ -140,7 +140,7 @@ def trace_errors(seeds: int, samples: int | None = None) -> list[TraceError]:
     linearization = linearize(
         problem.model, problem.inputs, all_parameters=True, memory_budget=2**32
     )
-    exact_part = float(gradient_squares_from(linearization, "all", linearization.loss).sum()) / len(
+    exact_part = float(parameter_gradient_squares(linearization, linearization.loss).sum()) / len(
         problem.inputs
     )
     products_left = TRACE_PRODUCTS - linearization.num_outputs

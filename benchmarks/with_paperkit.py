@@ -31,13 +31,14 @@ from paperkit.estimators.hessian import (
     spectral_density,
 )
 from paperkit.estimators.information_geometry import information_geometric_sharpness
+from paperkit.estimators.measure import measure
 from paperkit.estimators.renyi import renyi_sharpness
-from paperkit.estimators.report import Report, measure
-from paperkit.estimators.representation import (
-    network_log_volume,
+from paperkit.estimators.report import Report
+from paperkit.estimators.sensitivity import (
     network_maximum_local_sensitivity,
     normalized_maximum_local_sensitivity,
 )
+from paperkit.estimators.volume import network_log_volume
 from paperkit.linalg.lanczos import lanczos
 from paperkit.linearize import LayerLinearization, Linearization, linearize
 

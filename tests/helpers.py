@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from networks import CASES
 from torch import Tensor, nn
 from torch.nn import functional
+
+from paperkit.network import LOSSES
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_loss = pytest.mark.parametrize("loss", ["cross_entropy", "half_squared_error", "mse"])
+# All networks under cross-entropy, some under the squared errors.
+every_case_some_losses = pytest.mark.parametrize(
+    ("case", "loss"),
+    [
+        pytest.param(case, loss, id=f"{case.name}-{loss}")
+        for loss in LOSSES
+        for case in CASES[:: 1 if loss == "cross_entropy" else 4]
+    ],
+)
 
 
 def relative(difference: Tensor, reference: Tensor) -> float:
@@ -46,3 +62,28 @@ def gradient_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     loss = nn.functional.cross_entropy(model(inputs), targets)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def shallow(inputs: int, hidden: int, outputs: int, seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)
+        ).double()
+
+
+class Quadratic(nn.Module):
+    """½‖f‖² is ½ wᵀ A w for f = A^½ w; the input is not looked at."""
+
+    def __init__(self, root: Tensor, point: Tensor) -> None:
+        super().__init__()
+        self.root = nn.Buffer(root)
+        self.point = nn.Parameter(point)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (self.root @ self.point).expand(len(inputs), -1)

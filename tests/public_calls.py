@@ -82,7 +82,7 @@ def _is_result(value: type) -> bool:
     return dataclasses.is_dataclass(value) and value.__name__ not in BUILT_BY_USERS
 
 
-BUILT_BY_USERS = {"Approximation", "Identity", "Inequality", "Split", "Study"}
+BUILT_BY_USERS = {"Approximation", "Identity", "Inequality", "PassMeasure", "Split", "Study"}
 
 
 # --- what is valid ------------------------------------------------------------------------------
@@ -376,6 +376,20 @@ CALLS: dict[str, Call] = {
     ),
     "estimators.measure": _call(
         kinds={"alpha": "orders", "measures": "names"}, measures=("parameter_norm",)
+    ),
+    "estimators.PassMeasure": _call(
+        name="example",
+        finish=lambda parts, problem: None,
+        of_chunk=len,
+        otherwise=len,
+        needs=["pairs"],
+        kinds={
+            "name": "text",
+            "finish": "function",
+            "of_chunk": "function",
+            "otherwise": "function",
+            "needs": "names",
+        },
     ),
     "estimators.pac_bayes_flatness": _call(draws=2, max_bisections=2),
     "estimators.parameter_norm": _call(kinds={"parameters": "choice or names"}),

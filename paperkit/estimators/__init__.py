@@ -12,6 +12,7 @@ from paperkit.estimators.baselines import (
     mean_loss,
 )
 from paperkit.estimators.entropy import EntropyEstimate, renyi_entropy, renyi_entropy_estimate
+from paperkit.estimators.fisher_rao import fisher_rao_norm
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace, layer_gauss_newton_traces
 from paperkit.estimators.hessian import (
     HessianDensity,
@@ -22,36 +23,35 @@ from paperkit.estimators.hessian import (
 )
 from paperkit.estimators.information_geometry import (
     InformationGeometricSharpness,
-    fisher_rao_norm,
     information_geometric_sharpness,
-    takeuchi_information_criterion,
 )
 from paperkit.estimators.layer_results import LayerResults
+from paperkit.estimators.local_dimension import local_dimension, local_dimensions
+from paperkit.estimators.measure import measure
 from paperkit.estimators.pac_bayes import PacBayesFlatness, pac_bayes_flatness
 from paperkit.estimators.parameter_norm import parameter_norm, weight_names
+from paperkit.estimators.passes import Chunk, PassMeasure, Problem
 from paperkit.estimators.plan import CostWarning
 from paperkit.estimators.rangamani import rangamani_sharpness
+from paperkit.estimators.registry import DEFAULT_MEASURES, MEASURES, PASS_MEASURES
 from paperkit.estimators.relative_flatness import relative_flatness
 from paperkit.estimators.renyi import (
     RenyiSharpness,
     global_renyi_sharpness,
     renyi_sharpness,
 )
-from paperkit.estimators.report import DEFAULT_MEASURES, MEASURES, PASS_MEASURES, Report, measure
-from paperkit.estimators.representation import (
+from paperkit.estimators.report import Report
+from paperkit.estimators.result import Measurement
+from paperkit.estimators.sensitivity import (
     input_invariant_local_sensitivity,
-    local_dimension,
-    local_dimensions,
-    log_volume,
-    log_volumes,
     maximum_local_sensitivity,
-    network_log_volume,
     network_maximum_local_sensitivity,
     normalized_maximum_local_sensitivity,
-    singular_values,
 )
-from paperkit.estimators.result import Measurement
+from paperkit.estimators.singular_values import singular_values
 from paperkit.estimators.spectra import LayerSpectrum, layer_spectra
+from paperkit.estimators.takeuchi import takeuchi_information_criterion
+from paperkit.estimators.volume import log_volume, log_volumes, network_log_volume
 from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
 from paperkit.linearize.weights import LeftOutWarning
 
@@ -60,6 +60,7 @@ __all__ = [
     "MEASURES",
     "PASS_MEASURES",
     "AdaptiveSharpness",
+    "Chunk",
     "CostWarning",
     "EntropyEstimate",
     "GeneralizationGap",
@@ -70,6 +71,8 @@ __all__ = [
     "LeftOutWarning",
     "Measurement",
     "PacBayesFlatness",
+    "PassMeasure",
+    "Problem",
     "RenyiSharpness",
     "Report",
     "TopEigenvalues",

@@ -15,31 +15,25 @@ count in the average and not in its limit. The estimator printed as equation 46 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from paperkit import arguments
 from paperkit.curvature import HessianOperator
-from paperkit.estimators.relative_flatness import (
-    VECTORS_AT_ONCE,
-    unit_vectors,
-    weight_by_group,
-    weighted_pairs,
-)
+from paperkit.estimators.passes import Chunk, PassMeasure, Problem, over_linearizations
+from paperkit.estimators.perturbed_loss import gaussian_like, mean_loss, select_parameters
 from paperkit.estimators.result import Measurement
-from paperkit.linalg.probes import draw_probes, generator_of
+from paperkit.estimators.vectors import sign_vectors, unit_vectors
+from paperkit.estimators.weighted_pairs import weight_by_group, weighted_pairs
+from paperkit.linalg.probes import generator_of
 from paperkit.linearize.layer import LayerLinearization
-from paperkit.linearize.linearization import Linearization
-from paperkit.linearize.linearize import linearize_in_chunks
 from paperkit.linearize.weights import chosen_weights
 from paperkit.memory import GIBIBYTE
-from paperkit.network.evaluation import check_outputs, evaluation
+from paperkit.network.evaluation import evaluation
 from paperkit.network.footprint import FORWARD, Chunks
 from paperkit.network.losses import Loss, LossLike
-from paperkit.network.network import network_outputs
 from paperkit.network.problem import measure_of
 
 # Tensors of the parameters' size that a pair of losses holds, the last pair's included: 4.00
@@ -94,15 +88,15 @@ def adaptive_sharpness(
         Random vectors (Hutchinson's estimator of the trace of the Hessian times diag(w²)) where
         it would cost more; at least 2.
     seed : int
-        Of the random vectors.
+        Seed of the random vectors.
     memory_budget : int
         Bytes for temporaries.
 
     Returns
     -------
     AdaptiveSharpness
-        In units of the loss. It does not see the scale of single weights, as long as the function
-        of the network stays the same.
+        In units of the loss. The scale of single weights does not show in the value, as long as
+        the function of the network stays the same.
 
     Raises
     ------
@@ -111,11 +105,12 @@ def adaptive_sharpness(
     """
     chosen = select_parameters(model, parameters)
     try:
-        terms, n = _exact_terms(model, data, loss, chosen, memory_budget)
+        parts = _terms_of(model, data, loss, chosen, memory_budget)
     except ValueError:
-        # A loss that is not convex, say, or too little memory for one sample's pairs: all is left
-        # to Hessian products, which check the data again.
-        terms, n = {}, 0
+        # The loss may not be convex, or the pairs of one sample too large: then all is left to
+        # Hessian products, which check the data again.
+        parts = []
+    terms, n = _exact_terms(parts)
     rest = [name for name in chosen if name not in terms]
     standard_error = None
     if rest:
@@ -126,7 +121,7 @@ def adaptive_sharpness(
         directions = (
             unit_vectors(operator.dimension, operator.dtype, operator.device)
             if exhaustive
-            else _sign_vectors(probes, operator, seed)
+            else sign_vectors(probes, operator, seed)
         )
         forms = []
         entries = torch.zeros(operator.dimension, dtype=torch.float64, device=operator.device)
@@ -151,57 +146,6 @@ def adaptive_sharpness(
         standard_error=standard_error,
         probes=None if standard_error is None else probes,
         assumptions={"parameters": "all" if parameters is None else tuple(chosen)},
-        by_parameter=by_parameter,
-    )
-
-
-def adaptive_sharpness_from(
-    linearization: Linearization, targets: Tensor, layers: Sequence[str] | None = None
-) -> AdaptiveSharpness:
-    """Return the part of the adaptive sharpness that is due to the weights of layers.
-
-    Biases and normalisation have no part in it; the model is not needed.
-
-    Parameters
-    ----------
-    linearization : Linearization
-        Of the network on all samples.
-    targets : Tensor
-        Only checked: the blocks do not depend on them.
-    layers : sequence of str, optional
-        Whose weights; default all of the linearization.
-
-    Returns
-    -------
-    AdaptiveSharpness
-        Exact, with the contribution of each weight.
-
-    Raises
-    ------
-    ValueError
-        If the targets do not fit, a layer is missing, or its Gauss–Newton block need not be its
-        Hessian block.
-    """
-    linearization.loss.check(linearization.outputs, targets)
-    by_parameter = {}
-    names = list(linearization.layers)
-    if layers is not None:
-        names = arguments.names("layers", layers, names)
-    for name in names:
-        layer = linearization.layers[name]
-        if not layer.exact_block:
-            raise ValueError(
-                f"layers: {name} needs Hessian products, because {layer.obstacle}: "
-                "call adaptive_sharpness with the model."
-            )
-        by_parameter[layer.weight_name] = _weighted_diagonal_sum(layer)
-    return AdaptiveSharpness(
-        value=sum(by_parameter.values()),
-        measure="adaptive_sharpness",
-        method="exact",
-        n=len(linearization.outputs),
-        loss=linearization.loss,
-        assumptions={"parameters": tuple(by_parameter)},
         by_parameter=by_parameter,
     )
 
@@ -232,7 +176,7 @@ def average_adaptive_sharpness(
     probes : int
         Pairs, at least 2.
     seed : int
-        Of the noise; the same draws serve every rho.
+        Seed of the noise; the same draws serve every rho.
     memory_budget : int
         Bytes above the model and its data.
 
@@ -288,100 +232,74 @@ def average_adaptive_sharpness(
     )
 
 
-def select_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:
-    """Return the named parameters, all for None.
+@dataclass(frozen=True)
+class _Terms:
+    """Terms of the layers of a chunk of samples.
 
-    Raises
-    ------
-    ValueError
-        If a name is unknown or there is none.
+    Attributes
+    ----------
+    num_samples : int
+        The chunk's number of samples.
+    sums : dict of str to float
+        Number of samples times Σ_j w_j² H_jj, by the weight's parameter, where it is exact.
+    inexact : dict of str to str
+        Parameters, by the weight's name, whose block is not the Gauss–Newton block.
+    weights : dict of str to str
+        All parameters, by the weight's name.
     """
-    parameters = dict(model.named_parameters())
-    chosen = list(parameters)
-    if names is not None:
-        chosen = arguments.names("parameters", names, parameters)
-    if not chosen:
-        raise ValueError("parameters: the model has none.")
-    return {name: parameters[name] for name in chosen}
+
+    num_samples: int
+    sums: dict[str, float]
+    inexact: dict[str, str]
+    weights: dict[str, str]
+
+    @classmethod
+    def of(cls, layers: Mapping[str, LayerLinearization], num_samples: int) -> _Terms:
+        """Compute the terms of layers."""
+        return cls(
+            num_samples,
+            {
+                layer.weight_name: num_samples * _weighted_diagonal_sum(layer)
+                for layer in layers.values()
+                if layer.exact_block
+            },
+            {name: layer.weight_name for name, layer in layers.items() if not layer.exact_block},
+            {name: layer.weight_name for name, layer in layers.items()},
+        )
 
 
-def gaussian_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Return standard normal noise of a tensor's shape, dtype and device, drawn on the CPU."""
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu")
-    return noise.to(device=tensor.device, dtype=tensor.dtype)
+def _exact_terms(parts: Sequence[_Terms]) -> tuple[dict[str, float], int]:
+    """Return Σ_j w_j² H_jj of the weights that are exact in every chunk, and n."""
+    inexact = {parameter for part in parts for parameter in part.inexact.values()}
+    sums: dict[str, float] = {}
+    for part in parts:
+        for parameter, value in part.sums.items():
+            sums[parameter] = sums.get(parameter, 0.0) + value
+    n = sum(part.num_samples for part in parts)
+    return {name: total / n for name, total in sums.items() if name not in inexact}, n
 
 
-def mean_loss(
-    model: nn.Module, parameters: dict[str, Tensor], data: object, loss: Loss, chunks: Chunks
-) -> tuple[float, int]:
-    """Return the mean loss over all samples at some parameters, and the number of samples.
-
-    To be called within :func:`paperkit.network.evaluation.evaluation`; sums in float64, over as
-    many samples at a time as ``chunks`` lets pass.
-
-    Raises
-    ------
-    ValueError
-        If the data do not fit the model or its outputs are not finite.
-    """
-    total, n = 0.0, 0
-    for inputs, targets in chunks(data):
-        outputs = network_outputs(model, parameters, inputs)
-        check_outputs(outputs, len(inputs))
-        loss.check(outputs, targets)
-        total += len(inputs) * float(loss_value(loss, outputs, targets))
-        n += len(inputs)
-    return total / n, n
-
-
-def loss_value(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean loss in float64, because differences of losses lose digits."""
-    return loss.value(outputs.to(torch.float64), targets)
-
-
-def _exact_terms(
+def _terms_of(
     model: nn.Module,
     data: object,
     loss: Loss,
-    chosen: dict[str, nn.Parameter],
+    chosen: Mapping[str, nn.Parameter],
     memory_budget: int,
-) -> tuple[dict[str, float], int]:
-    """Return Σ_j w_j² H_jj of the weights whose block is the Gauss–Newton block, and n."""
+) -> list[_Terms]:
+    """Return the terms of the chosen weights whose layers can be linearized."""
     layers = [
         weight.name
         for weight in chosen_weights(model).values()
         if weight.obstacle is None and weight.parameter in chosen
     ]
     if not layers:
-        return {}, 0
-    sums: dict[str, float] = {}
-    inexact = set()
-    n = 0
-    chunks = linearize_in_chunks(
-        model, data, loss, layers, strict=False, memory_budget=memory_budget
+        return []
+    return over_linearizations(
+        lambda linearization, targets: _Terms.of(linearization.layers, len(targets)),
+        Problem.of(model, data, loss=loss, memory_budget=memory_budget),
+        layers=layers,
+        strict=False,
     )
-    for linearization, targets in chunks:
-        n += len(targets)
-        for layer in linearization.layers.values():
-            if not layer.exact_block:
-                inexact.add(layer.weight_name)
-            else:
-                term = len(targets) * _weighted_diagonal_sum(layer)
-                sums[layer.weight_name] = sums.get(layer.weight_name, 0.0) + term
-    return {name: total / n for name, total in sums.items() if name not in inexact}, n
-
-
-def _sign_vectors(probes: int, operator: HessianOperator, seed: int) -> Iterator[Tensor]:
-    """Yield Rademacher vectors, some at a time."""
-    generator = generator_of(seed)
-    for start in range(0, probes, VECTORS_AT_ONCE):
-        yield draw_probes(
-            min(VECTORS_AT_ONCE, probes - start),
-            operator.dimension,
-            generator,
-            dtype=operator.dtype,
-            device=operator.device,
-        )
 
 
 def _weighted_diagonal_sum(layer: LayerLinearization) -> float:
@@ -400,3 +318,49 @@ def _weighted_diagonal_sum(layer: LayerLinearization) -> float:
             terms = rows.square_() * squares
         total += float(terms.sum(dtype=torch.float64))
     return total / layer.num_samples
+
+
+# --- The measure of the pass
+
+
+def _layer_terms(chunk: Chunk) -> _Terms:
+    """Return the terms of the layers; other weights of known type count as not exact."""
+    terms = _Terms.of(chunk.layers, chunk.num_samples)
+    covered = {layer.weight_name for layer in chunk.linearization.layers.values()}
+    for weight in chunk.problem.weights.values():
+        if weight.obstacle is None and weight.parameter not in covered:
+            covered.add(weight.parameter)
+            terms.weights[weight.name] = weight.parameter
+            terms.inexact[weight.name] = weight.parameter
+    return terms
+
+
+def _weights_part(parts: list[_Terms], problem: Problem) -> Measurement:
+    """Add up the exact terms, and estimate the others."""
+    weights = parts[-1].weights if parts else {}
+    if not weights:
+        raise ValueError("layers: none to measure is a linear or convolution layer.")
+    terms, n = _exact_terms(parts)
+    standard_error, probes, method = None, None, "exact"
+    if left := [parameter for parameter in weights.values() if parameter not in terms]:
+        rest = problem.own(
+            adaptive_sharpness,
+            parameters=left,
+            probes=problem.products,
+            max_products=problem.products,
+        )
+        terms |= rest.by_parameter
+        standard_error, probes, method = rest.standard_error, rest.probes, rest.method
+    return Measurement(
+        value=sum(terms.values()),
+        measure="adaptive_weight_sharpness",
+        method=method,
+        n=n,
+        loss=problem.loss,
+        standard_error=standard_error,
+        probes=probes,
+        assumptions={"parameters": tuple(weights.values())},
+    )
+
+
+ADAPTIVE_WEIGHT_SHARPNESS = PassMeasure("adaptive_weight_sharpness", _weights_part, _layer_terms)

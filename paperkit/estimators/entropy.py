@@ -48,7 +48,7 @@ def renyi_entropy(
     alpha : float
         The order, in [0, ∞].
     policy : str
-        What to do with negative eigenvalues, for which the paper's definition has no meaning:
+        Treatment of negative eigenvalues, for which the paper's definition has no meaning:
         ``"abs"`` takes :math:`p_i \propto |\lambda_i|`, ``"clamp"`` sets them to zero.
 
     Returns
@@ -93,7 +93,7 @@ class EntropyEstimate(Estimate):
     alpha : float
         The order.
     policy : str
-        What was done with negative Ritz values.
+        Treatment of negative Ritz values.
     """
 
     alpha: float
@@ -219,5 +219,5 @@ def _rescaled(function: SpectralFunction, scale: float, policy: str) -> Spectral
     changed = replace(
         function, evaluate=lambda nodes: function.evaluate(_without_sign(nodes, policy) / scale)
     )
-    # What cuts at zero is no function of the square.
+    # A function that cuts at zero is no function of the square.
     return changed if policy == "abs" else replace(changed, square_derivative_sign=None)

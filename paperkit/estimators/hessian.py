@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paperkit import arguments
 from paperkit.curvature import CurvatureOperator, HessianOperator, ResidualOperator
-from paperkit.estimators.gauss_newton_trace import gradient_squares_from
+from paperkit.estimators.gradient_squares import parameter_gradient_squares
 from paperkit.estimators.plan import PRODUCT, Gradient
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.spectra import MAX_DENSE
@@ -48,7 +48,7 @@ def block_probe_trace(operator: CurvatureOperator, products: int, *, seed: int) 
     products : int
         k, at least 2: quadratic forms of every sample.
     seed : int
-        Of the blocks and of the probes.
+        Seed of the blocks and of the probes.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def hessian_trace(
     max_dense : int
         Where ``"auto"`` stops being exact, whatever the cost.
     seed : int
-        Of the probes.
+        Seed of the probes.
     memory_budget : int
         Bytes above the model and its data.
 
@@ -263,7 +263,7 @@ def _gauss_newton_part(
         memory_budget=memory_budget,
     )
     for linearization, _ in stream:
-        squares = gradient_squares_from(linearization, "all", linearization.loss)
+        squares = parameter_gradient_squares(linearization, linearization.loss)
         trace += float(squares.sum()) / operator.num_samples
         exact_parameters &= linearization.exact_parameters
     return trace, exact_parameters
@@ -350,7 +350,7 @@ def hessian_top_eigenvalues(
     which : str
         ``"algebraic"``: the largest ones; ``"magnitude"``: those of largest absolute value.
     tolerance : float
-        Of the residual, relative to the largest magnitude seen.
+        Tolerance of the residual, relative to the largest magnitude seen.
     max_products : int
         Cap; ``converged=False`` where a pair has not met the tolerance by then, or, of several
         pairs, the search for further copies of them has not ended (``complete``).
@@ -460,10 +460,10 @@ def spectral_density(
     width : float, optional
         Standard deviation of the Gaussian; default a hundredth of the range of Ritz values.
     probes : int
-        Of the stochastic Lanczos quadrature (Rényi paper, Algorithm 1).
+        Probes of the stochastic Lanczos quadrature (Rényi paper, Algorithm 1).
     steps : int, optional
-        Of each probe; default 50, or as many as a basis of so many vectors has room for, if that
-        is ten at least. ``quadrature.steps`` tells.
+        Steps of each probe; default 50, or as many as a basis of so many vectors has room for, if
+        that is ten at least. ``quadrature.steps`` tells.
 
     Returns
     -------

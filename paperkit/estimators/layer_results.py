@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
+from paperkit.estimators.result import metrics_of
 from paperkit.linearize.weights import warn_left_out
 
 T = TypeVar("T")
@@ -30,6 +31,18 @@ class LayerResults(dict[str, T], Generic[T]):
         super().__init__(results)
         self.left_out = dict(left_out)
         self.coverage = coverage
+
+    def metrics(self) -> dict[str, Any]:
+        """Return :meth:`Measurement.metrics` of each layer, by layer.
+
+        Where a layer has a result for each order, the orders are strings: ``{"fc": {"0.5": …}}``.
+
+        Raises
+        ------
+        TypeError
+            If the results are no measurements; spectra are none.
+        """
+        return metrics_of(self)
 
     def __repr__(self) -> str:
         lines = [f"{name!r}: {value!r}" for name, value in self.items()]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.estimators.adaptive_sharpness import gaussian_like, select_parameters
 from paperkit.estimators.parameter_norm import parameter_norm
+from paperkit.estimators.perturbed_loss import gaussian_like, select_parameters
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import generator_of
 from paperkit.memory import GIBIBYTE
@@ -45,7 +45,7 @@ class PacBayesFlatness(Measurement):
     Attributes
     ----------
     complexity : float
-        1/σ² or ‖w‖²/(4σ²) + log(n/σ) + 10.
+        The complexity, 1/σ² or ‖w‖²/(4σ²) + log(n/σ) + 10.
     sigma : float
         Standard deviation of the noise, in units of the parameters.
     sigma_error : float
@@ -110,9 +110,9 @@ def pac_bayes_flatness(
     max_bisections : int
         At most this many values of σ.
     draws : int
-        Of the noise, at least 2; 10 in Dziugaite et al., 3 in Petzka et al.
+        Draws of the noise, at least 2; 10 in Dziugaite et al., 3 in Petzka et al.
     seed : int
-        Of the noise.
+        Seed of the noise.
     memory_budget : int
         Bytes above the model and its data.
 

@@ -46,7 +46,7 @@ PROBES_AT_ONCE = 16
 
 # So many operations, about a second's, are no cost: small networks are measured exactly.
 _NO_COST = 5e9
-# What is said before it starts: more seconds or more gradients than this.
+# Seconds or gradients above which a measure says its cost before it starts.
 _SECONDS = 5.0
 _GRADIENTS = 500.0
 # A bar is shown from so many seconds on.
@@ -72,11 +72,11 @@ class Gradient:
     Attributes
     ----------
     model, data, loss
-        Of what; settled.
+        Network, data and loss, settled.
     num_samples, num_outputs : int
         n and C.
     operations : float
-        Of its matrix products and convolutions, counted on a few samples.
+        Operations of its matrix products and convolutions, counted on a few samples.
     """
 
     model: Network
@@ -151,7 +151,7 @@ class Gradient:
         Parameters
         ----------
         all_parameters : bool
-            As in :func:`paperkit.linearize.linearize`: parameters of no layer or normalisation
+            Whether the Jacobians in all parameters are wanted; those of no layer or normalisation
             take a pass for each output of each sample.
         """
         cost = _PAIRS + _PAIRS_OUTPUT * self.num_outputs

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from paperkit.curvature import HessianOperator
-from paperkit.estimators.adaptive_sharpness import select_parameters
 from paperkit.estimators.parameter_norm import weight_names
+from paperkit.estimators.perturbed_loss import select_parameters
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.eigenpairs import top_eigenpairs
 from paperkit.linalg.operator import FunctionOperator
@@ -54,12 +54,12 @@ def rangamani_sharpness(
         (:func:`paperkit.estimators.weight_names`). Biases and normalisation have
         no part in it. Each tensor is one block of D.
     tolerance : float
-        Of the eigenvector: its residual relative to the largest magnitude of the spectrum. The
-        eigenvalue itself is accurate to about the square of it, divided by the relative gap.
+        Tolerance of the eigenvector's residual, relative to the largest magnitude of the spectrum.
+        The eigenvalue itself is accurate to about the square of it, divided by the relative gap.
     max_products : int
         Hessian products at most.
     seed : int
-        Of the starting vector.
+        Seed of the starting vector.
     memory_budget : int
         Bytes for temporaries.
 

@@ -26,7 +26,7 @@ many Hessian products as F has columns times entries in a row, at most as many a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,22 +35,20 @@ from torch import Tensor, nn
 from paperkit import arguments
 from paperkit.curvature import HessianOperator
 from paperkit.estimators.layer_results import LayerResults, layer_results
+from paperkit.estimators.passes import Chunk, PassMeasure, Problem, run_alone
 from paperkit.estimators.result import Measurement
+from paperkit.estimators.vectors import unit_vectors
+from paperkit.estimators.weighted_pairs import weight_by_group, weighted_pairs
 from paperkit.linalg.operator import FunctionOperator
 from paperkit.linalg.traces import hutchinson
 from paperkit.linearize.blocks import last_layer
 from paperkit.linearize.layer import LayerLinearization
 from paperkit.linearize.layer_types import WeightLayout
-from paperkit.linearize.linearization import Linearization
-from paperkit.linearize.linearize import linearize_in_chunks
 from paperkit.linearize.weights import Weight, chosen_weights, layout_of
 from paperkit.memory import GIBIBYTE
 from paperkit.network.batches import batches
 from paperkit.network.losses import Loss, LossLike
 from paperkit.network.problem import measure_of
-
-VECTORS_AT_ONCE = 64
-"""Hessian products asked for together; more only cost memory."""
 
 
 @measure_of
@@ -89,14 +87,15 @@ def relative_flatness(
         different inputs, so their rows count as orthogonal.
     weight_decay : float
         λ of a penalty ½λ‖W‖² that counts as part of the loss (``weight_decay`` of
-        :class:`torch.optim.SGD`). It adds λI to the Hessian and so λd‖W‖² to κ, d entries a row.
+        :class:`torch.optim.SGD`). The penalty adds λI to the Hessian and so λd‖W‖² to κ, d entries
+        a row.
     max_products : int
         Hessian products that an exact value may cost where the Hessian block is not the
         Gauss–Newton block; 0 asks for random vectors there.
     probes : int
         Random vectors (Hutchinson's estimator) where it would cost more; at least 2.
     seed : int
-        Of the random vectors.
+        Seed of the random vectors.
     strict : bool, optional
         Whether a layer that cannot be measured ends the call. Default: only if ``layers`` names it;
         else it is left out, with its reason in ``left_out`` and in a warning.
@@ -114,10 +113,96 @@ def relative_flatness(
         If the data do not fit the model, a layer is unknown or cannot be measured, or an option is
         out of range.
     """
-    _check_weight_decay(weight_decay)
-    inputs, _ = next(iter(batches(data)))
-    weights = chosen_weights(model, [last_layer(model, inputs)] if layers is None else layers)
-    sums, n, obstacles = _over_chunks(model, data, loss, weights, memory_budget)
+    weight_decay = arguments.number("weight_decay", weight_decay, at_least=0)
+    strict = layers is not None if strict is None else strict
+    if layers is None:
+        layers = [last_layer(model, next(batches(data))[0])]
+    problem = Problem.of(
+        model, data, loss=loss, layers=layers, seed=seed, memory_budget=memory_budget
+    )
+    return run_alone(_flatness(weight_decay, max_products, probes, strict), problem)
+
+
+@dataclass(frozen=True)
+class _LayerSums:
+    """Sums over a chunk of samples.
+
+    Attributes
+    ----------
+    num_samples : int
+        The chunk's number of samples.
+    sums : dict of str to float
+        Number of samples times κ, by layer, where the block is exact.
+    obstacles : dict of str to str or None
+        Why the block of a layer is not exact, or why the layer could not be linearized.
+    """
+
+    num_samples: int
+    sums: dict[str, float]
+    obstacles: dict[str, str | None]
+
+
+def _flatness(
+    weight_decay: float = 0.0,
+    max_products: int | None = None,
+    probes: int | None = None,
+    strict: bool = False,
+) -> PassMeasure:
+    """Return the measure of the pass; None takes the problem's number of products."""
+
+    def finish(parts: list[_LayerSums], problem: Problem) -> LayerResults[Measurement]:
+        products = problem.products if max_products is None else max_products
+        count = problem.products if probes is None else probes
+        return _finished(parts, problem, weight_decay, products, count, strict)
+
+    return PassMeasure("relative_flatness", finish, _layer_sums)
+
+
+def _weights(problem: Problem) -> dict[str, Weight]:
+    """Return the weights that were asked for, or the last layer's."""
+    if problem.layers is not None:
+        return problem.weights
+    return chosen_weights(problem.model, [problem.last_layer])
+
+
+def _layer_sums(chunk: Chunk) -> _LayerSums:
+    names: dict[str, str] = {}  # by parameter
+    for name, weight in _weights(chunk.problem).items():
+        names.setdefault(weight.parameter, name)
+    layers = {
+        names[layer.weight_name]: layer
+        for layer in chunk.linearization.layers.values()
+        if layer.weight_name in names
+    }
+    obstacles = {name: layer.obstacle for name, layer in layers.items()}
+    left_out = chunk.linearization.left_out
+    return _LayerSums(
+        chunk.num_samples,
+        {
+            name: chunk.num_samples * _from_pairs(layer)
+            for name, layer in layers.items()
+            if layer.obstacle is None
+        },
+        {**obstacles, **{name: left_out[name] for name in names.values() if name in left_out}},
+    )
+
+
+def _finished(
+    parts: Sequence[_LayerSums],
+    problem: Problem,
+    weight_decay: float,
+    max_products: int,
+    probes: int,
+    strict: bool,
+) -> LayerResults[Measurement]:
+    """Average over the samples; a layer that is not exact takes Hessian products."""
+    obstacles: dict[str, str | None] = {}
+    for part in parts:
+        for name, obstacle in part.obstacles.items():
+            # A function that branches on the data may be piecewise linear for some samples only.
+            obstacles[name] = obstacles.get(name) or obstacle
+    n = sum(part.num_samples for part in parts)
+    weights = _weights(problem)
     names: dict[str, str] = {}  # by parameter, the name under which it is measured
     results: dict[str, Measurement] = {}
     left_out: dict[str, str] = {}
@@ -127,57 +212,34 @@ def relative_flatness(
         try:
             if other != name:
                 raise ValueError(f"it shares the weight of layer {other}")
-            rows = _Rows.named(model, weight, obstacles.get(name, weight.obstacle))
-            if name in sums:
-                results[name] = _result(rows, loss, n, sums[name] / n, weight_decay)
+            rows = _Rows.named(problem.model, weight, obstacles.get(name, weight.obstacle))
+            if name in obstacles and obstacles[name] is None:
+                value = sum((part.sums[name] for part in parts), 0.0) / n
+                results[name] = _result(rows, problem.loss, n, value, weight_decay)
                 continue
             hessian = HessianOperator(
-                model, data, loss, [weight.parameter], memory_budget=memory_budget
+                problem.model,
+                problem.data,
+                problem.loss,
+                [weight.parameter],
+                memory_budget=problem.memory_budget,
             )
             value, error, used = _by_products(
-                rows, hessian, max_products, probes, seed, memory_budget
+                rows, hessian, max_products, probes, problem.seed, problem.memory_budget
             )
             results[name] = _result(
-                rows, loss, hessian.num_samples, value, weight_decay, error, used
+                rows, problem.loss, hessian.num_samples, value, weight_decay, error, used
             )
         except (ValueError, RuntimeError) as refusal:
             left_out[name] = str(refusal).rstrip(".")
     return layer_results(
         "relative_flatness",
-        model,
+        problem.model,
         results,
         [weights[name].parameter for name in results],
         left_out,
-        strict=layers is not None if strict is None else strict,
+        strict=strict,
     )
-
-
-def _over_chunks(
-    model: nn.Module,
-    data: object,
-    loss: Loss,
-    weights: Mapping[str, Weight],
-    memory_budget: int,
-) -> tuple[dict[str, float], int, dict[str, str | None]]:
-    """Return nκ of layers whose blocks are exact, n, and the obstacles of the others."""
-    readable = [name for name, weight in weights.items() if weight.obstacle is None]
-    sums: dict[str, float] = {}
-    obstacles: dict[str, str | None] = {}
-    n = 0
-    if not readable:
-        return sums, n, obstacles
-    chunks = linearize_in_chunks(
-        model, data, loss, readable, strict=False, memory_budget=memory_budget
-    )
-    for linearization, targets in chunks:
-        n += len(targets)
-        for name, layer in linearization.layers.items():
-            # What branches on the data may be piecewise linear for some samples only.
-            obstacles[name] = obstacles.get(name) or layer.obstacle
-            if obstacles[name] is None:
-                sums[name] = sums.get(name, 0.0) + len(targets) * _from_pairs(layer)
-        obstacles |= linearization.left_out
-    return {name: one for name, one in sums.items() if obstacles[name] is None}, n, obstacles
 
 
 def _by_products(
@@ -235,100 +297,6 @@ class _Rows:
         return torch.linalg.qr(self.weight.transpose(1, 2), mode="r").R.transpose(1, 2)
 
 
-def relative_flatness_from(
-    linearization: Linearization,
-    targets: Tensor,
-    layers: Sequence[str] | None = None,
-    *,
-    weight_decay: float = 0.0,
-) -> dict[str, Measurement]:
-    """Return κ of layers whose Hessian block is their Gauss–Newton block, without the model.
-
-    Parameters
-    ----------
-    linearization : Linearization
-        Holds every layer to measure.
-    targets : Tensor
-        Only checked: the blocks do not depend on them.
-    layers, weight_decay
-        As in :func:`relative_flatness`.
-
-    Returns
-    -------
-    dict of str to Measurement
-        By layer; exact.
-
-    Raises
-    ------
-    ValueError
-        If the targets do not fit, a layer is missing, or its Gauss–Newton block need not be its
-        Hessian block.
-    """
-    linearization.loss.check(linearization.outputs, targets)
-    _check_weight_decay(weight_decay)
-    results = {}
-    names = list(linearization.layers)[-1:]
-    if layers is not None:
-        names = arguments.names("layers", layers, linearization.layers)
-    for name in names:
-        layer = linearization.layers[name]
-        if not layer.exact_block:
-            raise ValueError(
-                f"layers: {name} needs Hessian products, because {layer.obstacle}: "
-                "call relative_flatness with the model."
-            )
-        value = _from_pairs(layer)
-        results[name] = _result(
-            _Rows.of(layer), linearization.loss, layer.num_samples, value, weight_decay
-        )
-    return results
-
-
-def _check_weight_decay(weight_decay: float) -> None:
-    arguments.number("weight_decay", weight_decay, at_least=0)
-
-
-def weight_by_group(layer: LayerLinearization) -> Tensor:
-    """Return W by groups, (g, o, i), in float64."""
-    weight = layer.uses[0].module.get_parameter("weight").detach().to(torch.float64)
-    return layer.layout.matrices(weight)
-
-
-def weighted_pairs(
-    layer: LayerLinearization, bytes_per_sample: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a layer's inputs and weighted output Jacobians, some samples at a time.
-
-    The positions of parallel uses add up like those of one use, so they are put side by side.
-
-    Parameters
-    ----------
-    layer : LayerLinearization
-        Any.
-    bytes_per_sample : int
-        What the caller needs besides, so that both fit the layer's memory budget.
-
-    Yields
-    ------
-    tuple of Tensor
-        Inputs a, (n, g, i, P), and R B, (n, r, g, o, P), in single precision at least.
-    """
-    working = torch.promote_types(layer.hessian_factor.dtype, torch.float32)
-    positions = sum(use.positions() for use in layer.uses)
-    groups, outputs, row_length = layer.layout.matrix_shape
-    per_position = groups * (row_length + 3 * outputs * layer.hessian_factor.shape[2])
-    step = max(1, layer.memory_budget // (8 * positions * per_position + bytes_per_sample))
-    for start in range(0, layer.num_samples, step):
-        samples = slice(start, start + step)
-        columns = torch.cat([use.columns(samples) for use in layer.uses], dim=-1)
-        cotangents = torch.cat([use.cotangents(samples) for use in layer.uses], dim=-1)
-        factor = layer.hessian_factor[samples].to(working)
-        yield (
-            columns.to(working),
-            torch.einsum("nrc,ncgop->nrgop", factor, cotangents.to(working)),
-        )
-
-
 def _from_pairs(layer: LayerLinearization) -> float:
     factor = _Rows.of(layer).factor()
     positions = sum(use.positions() for use in layer.uses)
@@ -370,15 +338,6 @@ def _scaled_hessian(rows: _Rows, hessian: HessianOperator) -> FunctionOperator:
     return FunctionOperator(product, dimension, dtype=working, device=hessian.device)
 
 
-def unit_vectors(dimension: int, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
-    """Yield the rows of the identity, some at a time."""
-    for start in range(0, dimension, VECTORS_AT_ONCE):
-        stop = min(start + VECTORS_AT_ONCE, dimension)
-        rows = torch.zeros(stop - start, dimension, dtype=dtype, device=device)
-        rows[:, start:stop].fill_diagonal_(1.0)
-        yield rows
-
-
 def _result(
     rows: _Rows,
     loss: Loss,
@@ -404,3 +363,6 @@ def _result(
             "weight_decay": weight_decay,
         },
     )
+
+
+RELATIVE_FLATNESS = _flatness()

@@ -11,9 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeGuard
 
-import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
@@ -22,19 +20,27 @@ from paperkit.curvature.dense import dense_hessian_and_round_off
 from paperkit.estimators.entropy import (
     POLICIES,
     UndefinedEntropyError,
-    renyi_entropy,
     renyi_entropy_estimate,
 )
 from paperkit.estimators.layer_results import LayerResults, layer_results
 from paperkit.estimators.parameter_norm import weight_names
+from paperkit.estimators.passes import PassMeasure, Problem
 from paperkit.estimators.plan import ALONE, CEILING, PRODUCT, Gradient
-from paperkit.estimators.result import Measurement
-from paperkit.estimators.spectra import MAX_DENSE, LayerSpectrum, dense_spectrum, layer_spectrum
-from paperkit.linalg.gram import Spectrum
+from paperkit.estimators.renyi_plan import (
+    FEWEST,
+    Effort,
+    Settings,
+    Spending,
+    has_pairs,
+    planned_efforts,
+)
+from paperkit.estimators.renyi_result import RenyiSharpness, from_spectrum, without_value
+from paperkit.estimators.result import Result
+from paperkit.estimators.spectra import MAX_DENSE, dense_spectrum, layer_spectrum
 from paperkit.linalg.operator import FunctionOperator, SymmetricOperator
-from paperkit.linalg.quadrature import SpectralQuadrature, stochastic_lanczos_quadrature
-from paperkit.linearize import LayerLinearization
+from paperkit.linalg.quadrature import stochastic_lanczos_quadrature
 from paperkit.linearize.blocks import Block, Blocks
+from paperkit.linearize.linearization import Linearization
 from paperkit.linearize.weights import WeightBlock
 from paperkit.memory import GIBIBYTE, MemoryBudgetError
 from paperkit.network.batches import as_batch
@@ -43,60 +49,13 @@ from paperkit.network.problem import measure_of
 
 METHODS = ("auto", "exact", "lanczos")
 
-# Fewer probes have no error bar worth the name, fewer steps no bracket; so many steps resolve most.
-_FEWEST, _STEPS_EACH, _MOST_PROBES = 8, 25, 100
 _ADVICE = "pass products= or time_budget= for less, with a wider error bar, or fewer layers="
 
-# Of two probes, with what a step needs beside them.
+# Bases of two probes, with the vectors that a step needs beside them.
 _BASIS_COPIES = 4
 
 # Where no bracket tells how many steps are enough.
 _STEPS_WITHOUT_BRACKET = 60
-_BYTES = torch.float64.itemsize
-
-# Nats that an exact value may be off by without a word.
-_CLAIMED = 0.01
-
-
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class RenyiSharpness(Measurement):
-    """A Rényi sharpness −H_α, in nats; ``float(result)`` is its value.
-
-    Attributes
-    ----------
-    alpha : float
-        The order.
-    policy : str
-        What was done with negative eigenvalues.
-    spectrum : Spectrum or None
-        The exact spectrum; None where it was estimated.
-    quadrature : SpectralQuadrature or None
-        What it was estimated from; None where it is exact.
-    """
-
-    alpha: float
-    policy: str
-    spectrum: Spectrum | None = None
-    quadrature: SpectralQuadrature | None = None
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """How to get from a matrix to its entropies."""
-
-    orders: tuple[float, ...]
-    policy: str
-    method: str
-    probes: int | None
-    steps: int | None
-    max_steps: int
-    seed: int
-    max_dense: int
-    memory_budget: int
-
-    def fits(self, size: int) -> bool:
-        """Whether a symmetric matrix of that size may be written out in float64."""
-        return 2 * size * size * _BYTES <= self.memory_budget
 
 
 @measure_of
@@ -128,7 +87,7 @@ def renyi_sharpness(
     data : pair or iterable of pairs
         ``(inputs, targets)``, or batches of them; all n samples count equally.
     alpha : float or sequence of float
-        One order or several; they share one set of spectra. Positive; α = 1 is the Shannon limit.
+        An order or several, which share one set of spectra. Positive; α = 1 is the Shannon limit.
     loss : str, nn.Module or callable
         See :func:`paperkit.network.get_loss`.
     layers : sequence of str, optional
@@ -141,8 +100,8 @@ def renyi_sharpness(
         within what may be spent, which is about 100 gradients unless ``products`` or
         ``time_budget`` says otherwise, or whatever takes no second.
     policy : str
-        As in :func:`renyi_entropy`; matters only outside the proposition, where a block can have
-        negative eigenvalues.
+        Treatment of negative eigenvalues, ``"abs"`` or ``"clamp"`` (see :func:`renyi_entropy`);
+        matters only outside the proposition, where a block can have some.
     probes : int, optional
         Random vectors of the quadrature; the paper takes 100. None: as many, at least 8, as what
         may be spent allows with 25 steps each.
@@ -154,12 +113,12 @@ def renyi_sharpness(
     max_steps : int
         Cap for ``steps=None``.
     products : int, optional
-        What may be spent on all layers together, in Hessian products of about two gradients each.
+        Budget of all layers together, in Hessian products of about two gradients each.
         Layers that cannot be had for it take the least that gives an error bar, 64 products each.
     time_budget : float, optional
-        What may be spent, in seconds on this machine.
+        Budget of all layers together, in seconds on this machine.
     seed : int
-        Of the probes.
+        Seed of the probes.
     max_dense : int
         The largest block outside the proposition that is written out.
     strict : bool, optional
@@ -207,7 +166,7 @@ def renyi_sharpness(
     total = len({weight.parameter for weight in blocks.weights.values()})
     if total == 0:
         raise ValueError("layers: the model has none with a weight to measure.")
-    spend = _Spending(gradient, max(0.0, allowed), total)
+    spend = Spending(gradient, max(0.0, allowed), total)
     refusing = _Refusing(strict, blocks.named)
     results: dict[str, dict[float, RenyiSharpness]] = {}
     for group in blocks.groups:
@@ -258,33 +217,6 @@ def _with_left_out(model: nn.Module, blocks: Blocks, results: dict) -> LayerResu
             reasons[name] = str(one.assumptions["reason"])
     measured = [blocks.weights[name].parameter for name in results if name not in reasons]
     return layer_results("renyi_sharpness", model, results, measured, reasons, strict=False)
-
-
-def renyi_sharpness_from(
-    blocks: Mapping[str, Block],
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    loss: Loss,
-    alpha: Sequence[float] = (0.5, 1.5),
-    *,
-    policy: str = "abs",
-    method: str = "auto",
-    seed: int = 0,
-    memory_budget: int = GIBIBYTE,
-) -> dict[str, dict[float, RenyiSharpness]]:
-    """Return what :func:`renyi_sharpness` does, from the layers of a linearization, say.
-
-    The model and the data are needed only where a block is not its Gauss–Newton block. About 20
-    gradients are spent, or whatever takes no second. A layer whose error bar would take more, or
-    that has no entropy, is not a number, with the reason among its assumptions.
-    """
-    settings = _settings(alpha, policy, method, None, None, 100, seed, MAX_DENSE, memory_budget)
-    gradient = Gradient.of(model, (inputs, targets), loss)
-    spend = _Spending(gradient, gradient.allowed(CEILING), len(blocks), strict=False)
-    return _of_blocks(
-        blocks, model, (inputs, targets), loss, settings, spend, _Refusing(False, False)
-    )
 
 
 @measure_of
@@ -343,15 +275,15 @@ max_dense, memory_budget
     written_out = method == "exact" or (
         method == "auto" and size <= max_dense and PRODUCT * size <= allowed
     )
-    effort = _Effort(True, 0, 0, PRODUCT * size)
+    effort = Effort(True, 0, 0, PRODUCT * size)
     if not written_out:
-        effort = _Effort.by_quadrature(allowed, PRODUCT, settings)
+        effort = Effort.by_quadrature(allowed, PRODUCT, settings)
     gradient.announce("global_renyi_sharpness", effort.gradients, _ADVICE)
     if written_out:
         inputs, targets = as_batch(data)
         spectrum = dense_spectrum(*dense_hessian_and_round_off(model, inputs, targets, loss, names))
         common = {"n": len(inputs), "loss": loss, "layer": None}
-        by_order = _exact(spectrum, settings, common, {"parameters": "all weights"})
+        by_order = from_spectrum(spectrum, settings, common, {"parameters": "all weights"})
     else:
         operator = HessianOperator(model, data, loss, names, memory_budget=memory_budget // 2)
         common = {"n": operator.num_samples, "loss": loss, "layer": None}
@@ -371,11 +303,11 @@ def _settings(
     seed: int,
     max_dense: int,
     memory_budget: int,
-) -> _Settings:
+) -> Settings:
     orders = _orders(alpha)
     method = arguments.choice("method", method, METHODS)
     policy = arguments.choice("policy", policy, POLICIES)
-    return _Settings(
+    return Settings(
         orders, policy, method, probes, steps, max_steps, seed, max_dense, memory_budget
     )
 
@@ -393,64 +325,17 @@ def _unpacked(results: dict, alpha: float | Sequence[float]) -> dict:
     return results
 
 
-@dataclass
-class _Spending:
-    """What may still be spent, in gradients, and on how many layers.
-
-    ``strict`` spends more where an error bar needs it.
-    """
-
-    gradient: Gradient
-    left: float
-    layers: int
-    strict: bool = True
-
-    def share(self, count: int) -> float:
-        """Return what that many of the layers may take."""
-        return self.left * count / max(self.layers, count)
-
-    def pay(self, gradients: float, count: int) -> None:
-        """Take off what that many layers will have taken; the next ones share what is left."""
-        self.left = max(0.0, self.left - gradients)
-        self.layers -= count
-
-
-@dataclass(frozen=True)
-class _Effort:
-    """How a block is measured: exactly, or by so many probes and steps; cost in gradients."""
-
-    exact: bool
-    probes: int
-    max_steps: int
-    gradients: float
-
-    @classmethod
-    def by_quadrature(cls, share: float, product: float, settings: _Settings) -> _Effort:
-        """Choose probes and steps so that products of a given cost fit a share of the cost."""
-        count = share / product
-        probes, longest = settings.probes, settings.steps or settings.max_steps
-        if probes is None:
-            probes = round(min(max(count / _STEPS_EACH, _FEWEST), _MOST_PROBES))
-            if settings.steps is None:
-                longest = round(min(max(count / probes, _FEWEST), longest))
-        return cls(False, probes, longest, probes * longest * product)
-
-    def of(self, settings: _Settings) -> _Settings:
-        """Return the settings with this effort."""
-        return replace(settings, probes=self.probes, max_steps=self.max_steps)
-
-
 def _of_blocks(
     blocks: Mapping[str, Block],
     model: nn.Module,
     data: tuple[Tensor, Tensor],
     loss: Loss,
-    settings: _Settings,
-    spend: _Spending,
+    settings: Settings,
+    spend: Spending,
     refusing: _Refusing,
 ) -> dict[str, dict[float, RenyiSharpness]]:
     """Plan all blocks, say what they cost, and measure them."""
-    efforts = _planned(blocks, settings, spend)
+    efforts = planned_efforts(blocks, settings, spend)
     total = sum(effort.gradients for effort in efforts.values() if effort is not None)
     spend.gradient.announce("renyi_sharpness", total, _ADVICE)
     spend.pay(total, len(blocks))
@@ -458,94 +343,21 @@ def _of_blocks(
     for name, block in blocks.items():
         effort = efforts[name]
         if effort is None:
-            results[name] = _no_value(block, _too_costly(block), loss, settings)
+            results[name] = without_value(block, _too_costly(block), loss, settings)
             continue
         try:
             results[name] = _of_block(block, model, data, loss, settings, effort, spend.gradient)
         except (ValueError, RuntimeError) as error:
             refusing(name, error)
-            results[name] = _no_value(block, _reason(error), loss, settings)
+            results[name] = without_value(block, _reason(error), loss, settings)
     return results
-
-
-def _planned(
-    layers: Mapping[str, Block], settings: _Settings, spend: _Spending
-) -> dict[str, _Effort | None]:
-    """Return each layer's effort, the cheapest layers first; None where it is left out."""
-    gradient, left = spend.gradient, spend.share(len(layers))
-    exact = {
-        name: gradient.gram(layer) if _has_pairs(layer) else PRODUCT * layer.num_parameters
-        for name, layer in layers.items()
-    }
-    efforts: dict[str, _Effort | None] = {}
-    for index, name in enumerate(sorted(layers, key=exact.__getitem__)):
-        layer, share = layers[name], left / (len(layers) - index)
-        possible = settings.method != "lanczos" and _fits(layer, settings)
-        if settings.method == "exact" and not possible:
-            raise ValueError(
-                f"method='exact' needs a {_size(layer)} × {_size(layer)} matrix for layer {name}: "
-                "raise memory_budget or max_dense, or use method='lanczos'."
-            )
-        if settings.method == "exact" or (possible and exact[name] <= share):
-            effort = _Effort(True, 0, 0, exact[name])
-        else:
-            product = PRODUCT
-            if _has_pairs(layer):
-                product = gradient.layer_product(layer, settings.memory_budget)
-            effort = _Effort.by_quadrature(share, product, settings)
-        optional = isinstance(layer, WeightBlock) and layer.optional
-        if (optional or not spend.strict) and effort.gradients > max(left, share):
-            efforts[name] = None
-            continue
-        efforts[name] = effort
-        left = max(0.0, left - effort.gradients)
-    return efforts
-
-
-def _has_pairs(block: Block) -> TypeGuard[LayerLinearization]:
-    """Whether a layer's pairs give the block."""
-    return isinstance(block, LayerLinearization) and block.exact_block
-
-
-def _size(block: Block) -> int:
-    """Return the size of the matrix that holds a block's spectrum."""
-    if not _has_pairs(block):
-        return block.num_parameters
-    return min(block.num_samples * block.hessian_factor.shape[1], block.num_parameters)
-
-
-def _fits(block: Block, settings: _Settings) -> bool:
-    return settings.fits(_size(block)) and (
-        block.exact_block or block.num_parameters <= settings.max_dense
-    )
 
 
 def _too_costly(block: Block) -> str:
     return (
         f"its Hessian block is not its Gauss–Newton block ({block.obstacle}) and takes at least "
-        f"{_FEWEST**2} Hessian products: ask for renyi_sharpness(…, layers=[{block.name!r}])"
+        f"{FEWEST**2} Hessian products: ask for renyi_sharpness(…, layers=[{block.name!r}])"
     )
-
-
-def _no_value(
-    block: Block, reason: str, loss: Loss, settings: _Settings
-) -> dict[float, RenyiSharpness]:
-    """Return what is said of a layer that has no value."""
-    return {
-        order: RenyiSharpness(
-            value=math.nan,
-            measure="renyi_sharpness",
-            method="none",
-            n=block.num_samples,
-            loss=loss,
-            layer=block.name,
-            converged=False,
-            assumptions={"alpha": order, "reason": reason, "exact_block": block.exact_block},
-            alpha=order,
-            policy=settings.policy,
-        )
-        for order in settings.orders
-    }
 
 
 def _of_block(
@@ -553,8 +365,8 @@ def _of_block(
     model: nn.Module,
     data: tuple[Tensor, Tensor],
     loss: Loss,
-    settings: _Settings,
-    effort: _Effort,
+    settings: Settings,
+    effort: Effort,
     gradient: Gradient,
 ) -> dict[float, RenyiSharpness]:
     """Return one layer's results by order."""
@@ -564,8 +376,8 @@ def _of_block(
         spectrum = layer_spectrum(layer, model, *data, loss)
         if not len(spectrum.eigenvalues):
             raise UndefinedEntropyError("all eigenvalues are zero")
-        return _exact(spectrum, settings, common, assumptions)
-    if not _has_pairs(layer):
+        return from_spectrum(spectrum, settings, common, assumptions)
+    if not has_pairs(layer):
         hessian = HessianOperator(
             model, data, loss, [layer.weight_name], memory_budget=settings.memory_budget // 2
         )
@@ -595,8 +407,8 @@ def _of_block(
 def _streamed(
     blocks: Blocks,
     group: Sequence[str],
-    settings: _Settings,
-    spend: _Spending,
+    settings: Settings,
+    spend: Spending,
     refusing: _Refusing,
 ) -> dict[str, dict[float, RenyiSharpness]]:
     """Estimate from products that stream over the data, for layers whose pairs do not fit."""
@@ -616,7 +428,7 @@ def _streamed(
     blocks.loss.hessian_factor(outputs, blocks.data[1][:1])  # refuses a loss that is not convex
     if not found:
         return {}
-    effort = _Effort.by_quadrature(spend.share(1), PRODUCT, settings)
+    effort = Effort.by_quadrature(spend.share(1), PRODUCT, settings)
     spend.gradient.announce("renyi_sharpness", effort.gradients * len(found), _ADVICE)
     spend.pay(effort.gradients * len(found), len(found))
     results = {}
@@ -637,14 +449,14 @@ def _streamed(
             )
         except (ValueError, RuntimeError) as error:
             refusing(name, error)
-            results[name] = _no_value(block, _reason(error), blocks.loss, settings)
+            results[name] = without_value(block, _reason(error), blocks.loss, settings)
     return results
 
 
 def _by_operator(
     operator: CurvatureOperator,
-    settings: _Settings,
-    effort: _Effort,
+    settings: Settings,
+    effort: Effort,
     gradient: Gradient,
     common: dict,
     assumptions: dict,
@@ -653,48 +465,8 @@ def _by_operator(
         return _estimated(watched, effort.of(settings), common, assumptions)
 
 
-def _exact(
-    spectrum: Spectrum, settings: _Settings, common: dict, assumptions: dict
-) -> dict[float, RenyiSharpness]:
-    method = spectrum.method if isinstance(spectrum, LayerSpectrum) else "dense"
-    results = {}
-    for order in settings.orders:
-        value = -renyi_entropy(spectrum.eigenvalues, order, settings.policy)
-        bracket = _round_off_bracket(spectrum, value, order, settings.policy)
-        results[order] = RenyiSharpness(
-            value=value,
-            measure="renyi_sharpness",
-            method=method,
-            bracket=bracket,
-            converged=bracket is None,
-            assumptions={
-                "alpha": order,
-                "policy": settings.policy,
-                **assumptions,
-                **({} if bracket is None else {"bracket_of": "round-off in the model's passes"}),
-            },
-            alpha=order,
-            policy=settings.policy,
-            spectrum=spectrum,
-            **common,
-        )
-    return results
-
-
-def _round_off_bracket(
-    spectrum: Spectrum, value: float, order: float, policy: str
-) -> tuple[float, float] | None:
-    """Return between which values round-off leaves the entropy open; None where they are close."""
-    found = [value]
-    for eigenvalues in spectrum.bracket():
-        if bool((eigenvalues if policy == "clamp" else eigenvalues.abs()).gt(0).any()):
-            found.append(-renyi_entropy(eigenvalues, order, policy))
-    low, high = min(found), max(found)
-    return (low, high) if high - low > _CLAIMED else None
-
-
 def _estimated(
-    operator: SymmetricOperator, settings: _Settings, common: dict, assumptions: dict
+    operator: SymmetricOperator, settings: Settings, common: dict, assumptions: dict
 ) -> dict[float, RenyiSharpness]:
     assert settings.probes is not None  # an effort has settled it
     steps = settings.steps
@@ -708,7 +480,7 @@ def _estimated(
         operator,
         probes=settings.probes,
         steps=steps,
-        max_steps=min(settings.max_steps, max(room, _FEWEST)),
+        max_steps=min(settings.max_steps, max(room, FEWEST)),
         targets=[
             partial(renyi_entropy_estimate, alpha=order, policy=settings.policy)
             for order in settings.orders
@@ -741,3 +513,47 @@ def _estimated(
             **common,
         )
     return results
+
+
+# --- The measure of the pass
+
+
+def _of_all_samples(whole: Linearization, problem: Problem) -> Result:
+    """Return the sharpness of every layer from the pairs of all samples.
+
+    About 20 gradients are spent, or whatever takes no second. A layer whose error bar would take
+    more, or that has no entropy, is not a number, with the reason among its assumptions.
+    """
+    model, data, loss = problem.model, problem.pair, problem.loss
+    settings = _settings(
+        problem.orders,
+        "abs",
+        "auto",
+        None,
+        None,
+        100,
+        problem.seed,
+        MAX_DENSE,
+        problem.memory_budget,
+    )
+    blocks = Blocks(model, data, loss, problem.layers, memory_budget=problem.memory_budget)
+    blocks.note(whole)
+    found: dict[str, Block] = {
+        **{
+            name: replace(layer, name=name)
+            for name, layer in problem.chosen_layers(whole.layers).items()
+        },
+        **blocks.remaining(),
+    }
+    gradient = Gradient.of(model, data, loss)
+    spend = Spending(gradient, gradient.allowed(CEILING), len(found), strict=False)
+    return _of_blocks(found, model, data, loss, settings, spend, _Refusing(False, False))
+
+
+RENYI_SHARPNESS = PassMeasure(
+    "renyi_sharpness",
+    _of_all_samples,
+    otherwise=lambda problem: problem.own(
+        renyi_sharpness, alpha=problem.orders, layers=problem.layers
+    ),
+)

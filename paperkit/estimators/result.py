@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,7 @@ class Measurement:
     layer : str or None
         The module's name, for a measure of a single layer.
     standard_error : float or None
-        Of the mean over probes; None where the value is exact.
+        Standard error of the mean over probes; None where the value is exact.
     bracket : tuple of float or None
         Lower and upper value between which quadrature puts the probes' mean, without the
         statistical error; or between which round-off in the model's passes leaves an exact value
@@ -39,7 +40,7 @@ class Measurement:
     converged : bool
         False where an iteration met its cap before its tolerance.
     assumptions : mapping of str to object
-        What else the value depends on, by name: ``exact_block``, ``obstacle``, ``policy``,
+        Other things that the value depends on, by name: ``exact_block``, ``obstacle``, ``policy``,
         ``rank``, ``tolerance``, …; ``precision`` where the model does not compute in the one
         format of its weights.
     """
@@ -63,6 +64,24 @@ class Measurement:
     def __float__(self) -> float:
         return self.value
 
+    def metrics(self) -> dict[str, Any]:
+        """Return the value and what a reader needs to judge it, as JSON knows it.
+
+        Returns
+        -------
+        dict
+            ``value`` and ``standard_error``, floats or None; ``n``, an integer; ``method``, a
+            string; ``converged``, a boolean. The value is None where it is NaN or infinite, for
+            which JSON has no word; the standard error also where the value is exact.
+        """
+        return {
+            "value": _finite(self.value),
+            "standard_error": _finite(self.standard_error),
+            "n": int(self.n),
+            "method": self.method,
+            "converged": bool(self.converged),
+        }
+
     def __repr__(self) -> str:
         parts = [f"{self.value:.6g}"]
         if self.standard_error is not None:
@@ -78,3 +97,35 @@ class Measurement:
             parts.append("converged=False")
         parts += [f"{name}={value!r}" for name, value in self.assumptions.items()]
         return f"{self.measure}({', '.join(parts)})"
+
+
+Result = Measurement | Mapping[str, Measurement] | Mapping[str, Mapping[float, Measurement]]
+"""One measurement, or one for each layer, or one for each layer and order."""
+
+
+def metrics_of(result: Any) -> dict[str, Any]:
+    """Return the metrics of a result; those of a mapping of results under its keys as strings.
+
+    Raises
+    ------
+    TypeError
+        If something in it is no :class:`Measurement`.
+    """
+    if isinstance(result, Measurement):
+        return result.metrics()
+    if isinstance(result, Mapping):
+        return {str(key): metrics_of(one) for key, one in result.items()}
+    raise TypeError(f"result is a {type(result).__name__}: only a Measurement has metrics.")
+
+
+def flatten(result: Any) -> Iterator[Measurement]:
+    """Yield every single measurement of a result in order."""
+    if isinstance(result, Measurement):
+        yield result
+    else:
+        for one in result.values():
+            yield from flatten(one)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -140,7 +140,7 @@ def layer_spectra(
     parameters = []
 
     def collect(found: Mapping[str, Block]) -> None:
-        room = max_dense  # of all blocks together that nobody asked for
+        room = max_dense  # columns of all blocks together that nobody asked for
         for name, block in found.items():
             optional = isinstance(block, WeightBlock) and block.optional
             if not block.exact_block and block.num_parameters > (room if optional else max_dense):
@@ -182,9 +182,9 @@ def layer_spectrum(
     Parameters
     ----------
     layer : LayerLinearization or WeightBlock
-        Of ``model`` on ``inputs`` under ``loss``.
+        The block of a weight of ``model`` on ``inputs`` under ``loss``.
     model, inputs, targets, loss
-        As there; needed only where the block is not exact.
+        Network, samples and loss; needed only where the block is not exact.
     """
     if isinstance(layer, LayerLinearization) and layer.exact_block:
         spectrum = layer.spectrum()

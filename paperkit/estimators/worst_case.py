@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.estimators.adaptive_sharpness import loss_value, select_parameters
+from paperkit.estimators.perturbed_loss import loss_value, select_parameters
 from paperkit.estimators.result import Measurement
 from paperkit.linalg.probes import generator_of
 from paperkit.memory import GIBIBYTE
@@ -86,7 +86,7 @@ def sam_sharpness(
         sizes (Foret's m-sharpness): the value then depends on the batches, and is at least the
         maximum that they have in common.
     seed : int
-        Of the direction that stands in where the gradient vanishes.
+        Seed of the direction that stands in where the gradient vanishes.
     memory_budget : int
         Bytes above the model and its data.
 
@@ -230,7 +230,7 @@ class _Objective:
         self.names, self.chunks = names, chunks
         self.centre = torch.cat([leaves[name].detach().flatten() for name in names])
         self.scale = None if scale is None else scale.to(self.centre.dtype)
-        # Of the loss, whose gradients may be too small for the weights' format.
+        # Factor on the loss, because its gradients may be too small for the weights' format.
         self.magnification = 1.0
         self.n = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -309,7 +310,9 @@ def _note_precision(result: Any, precision: str | None) -> Any:
     if precision is None:
         return result
     if isinstance(result, dict):
-        return {key: _note_precision(value, precision) for key, value in result.items()}
+        noted = copy.copy(result)  # which may know more than its entries
+        noted.update({key: _note_precision(value, precision) for key, value in result.items()})
+        return noted
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         assumptions = getattr(result, "assumptions", None)
         if isinstance(assumptions, Mapping):

@@ -34,7 +34,7 @@ from paperkit.bounds.compression import (
 from paperkit.bounds.compression.terms import SHARING
 from paperkit.bounds.statement import Inequality
 from paperkit.curvature import dense_hessian, dense_jacobian
-from paperkit.estimators.representation import (
+from paperkit.estimators.sensitivity import (
     input_invariant_local_sensitivity,
     maximum_local_sensitivity,
     network_maximum_local_sensitivity,

@@ -6,41 +6,14 @@ import math
 
 import pytest
 import torch
-from helpers import targets_for
-from networks import CASES, NAMED, Case
+from helpers import Quadratic, every_case, every_case_some_losses, targets_for
+from networks import NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_hessian, dense_jacobian
-from paperkit.estimators.adaptive_sharpness import (
-    adaptive_sharpness,
-    adaptive_sharpness_from,
-    average_adaptive_sharpness,
-)
+from paperkit.estimators import measure
+from paperkit.estimators.adaptive_sharpness import adaptive_sharpness, average_adaptive_sharpness
 from paperkit.linearize import linearize
-from paperkit.network import LOSSES
-
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-# All networks under cross-entropy, some under the squared errors.
-every_case_some_losses = pytest.mark.parametrize(
-    ("case", "loss"),
-    [
-        pytest.param(case, loss, id=f"{case.name}-{loss}")
-        for loss in LOSSES
-        for case in CASES[:: 1 if loss == "cross_entropy" else 4]
-    ],
-)
-
-
-class Quadratic(nn.Module):
-    """½‖f‖² is ½ wᵀ A w for f = A^½ w; the input is not looked at."""
-
-    def __init__(self, root: Tensor, point: Tensor) -> None:
-        super().__init__()
-        self.root = nn.Buffer(root)
-        self.point = nn.Parameter(point)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return (self.root @ self.point).expand(len(inputs), -1)
 
 
 def _quadratic(
@@ -149,18 +122,31 @@ def test_random_probes_agree_with_the_exact_value_within_their_error() -> None:
 
 
 @every_case
-def test_shared_pass_gives_the_weights_part_or_says_why_not(case: Case) -> None:
-    model, inputs, targets = case.make()
-    linearization = linearize(model, inputs)
-    whole = adaptive_sharpness(model, (inputs, targets)).by_parameter
-    exact = [name for name in linearization.layers if name not in case.inexact]
-    shared = adaptive_sharpness_from(linearization, targets, exact)
-    assert shared.by_parameter == {name: whole[name] for name in shared.by_parameter}
-    assert len(shared.by_parameter) == len(exact)
-    assert float(shared) == pytest.approx(sum(shared.by_parameter.values()), rel=1e-15)
-    if case.inexact:
-        with pytest.raises(ValueError, match="needs Hessian products"):
-            adaptive_sharpness_from(linearization, targets)
+def test_the_shared_pass_gives_the_weights_part(case: Case) -> None:
+    model, data = case.make()[0], case.make()[1:]
+    whole = adaptive_sharpness(model, data).by_parameter
+    shared = measure(model, data, ["adaptive_weight_sharpness"], products=1000)
+    result = shared["adaptive_weight_sharpness"]
+    weights = result.assumptions["parameters"]
+    assert set(weights) == {name for name, p in model.named_parameters() if p.ndim > 1}
+    assert float(result) == pytest.approx(sum(whole[name] for name in weights), rel=1e-12)
+    assert (result.method, result.n) == ("exact", 6)
+
+
+def test_what_products_are_too_few_for_is_estimated_in_the_shared_pass() -> None:
+    model, inputs, targets = NAMED["functional gate"].make()
+    exact = measure(model, (inputs, targets), ["adaptive_weight_sharpness"], products=1000)
+    shared = measure(model, (inputs, targets), ["adaptive_weight_sharpness"], products=20)
+    result = shared["adaptive_weight_sharpness"]
+    assert (result.method, result.probes) == ("hutchinson", 20)
+    error = abs(float(result) - float(exact["adaptive_weight_sharpness"]))
+    assert 0 < error < 5 * result.standard_error
+
+
+def test_a_network_without_plain_layers_has_no_weights_part() -> None:
+    model, data, _ = _quadratic()
+    with pytest.raises(ValueError, match="none to measure is a linear or convolution layer"):
+        measure(model, data, ["adaptive_weight_sharpness"], "half_squared_error")
 
 
 @pytest.mark.parametrize("name", ["residual", "siamese", "functional gate"])
@@ -304,5 +290,3 @@ def test_bad_arguments_are_refused_with_their_names() -> None:
         average_adaptive_sharpness(model, data, rho=0)
     with pytest.raises(ValueError, match="probes=1"):
         average_adaptive_sharpness(model, data, probes=1)
-    with pytest.raises(ValueError, match="not found"):
-        adaptive_sharpness_from(linearize(model, inputs), targets, ["nowhere"])

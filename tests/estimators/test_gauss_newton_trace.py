@@ -8,14 +8,12 @@ from networks import CASES, NAMED
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_gauss_newton, dense_hessian, dense_jacobian
-from paperkit.estimators.gauss_newton_trace import (
+from paperkit.estimators.gauss_newton_trace import gauss_newton_trace, layer_gauss_newton_traces
+from paperkit.estimators.gradient_squares import (
     SHARING,
-    gauss_newton_trace,
-    gauss_newton_trace_from,
-    gradient_squares_from,
-    layer_gauss_newton_traces,
-    layer_gauss_newton_traces_from,
+    layer_gradient_squares,
     operator_gradient_squares,
+    parameter_gradient_squares,
     position_gradient_squares,
     weight_gradient_squares,
 )
@@ -41,7 +39,8 @@ def test_the_trace_is_that_of_the_gauss_newton_matrix(case, loss, device) -> Non
     assert float(result) == pytest.approx(exact, rel=1e-11)
     assert (result.n, result.loss, result.method) == (6, loss, "exact")
     shared = linearize(model, inputs, all_parameters=True)
-    assert float(gauss_newton_trace_from(shared, loss=loss)) == pytest.approx(exact, rel=1e-11)
+    squares = parameter_gradient_squares(shared, loss)
+    assert float(squares.mean()) == pytest.approx(exact, rel=1e-11)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -166,13 +165,13 @@ def test_layer_traces_of_a_linearization_are_those_of_the_model(device) -> None:
     model, inputs, targets = case_named("residual").make(device=device)
     linearization = linearize(model, inputs)
     for sharing in SHARING:
-        ours = layer_gauss_newton_traces_from(linearization, sharing=sharing)
+        ours = layer_gradient_squares(linearization, "half_squared_error", sharing)
         alone = layer_gauss_newton_traces(
             model, [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])], sharing=sharing
         )
         for name in ours:
-            assert float(ours[name]) == pytest.approx(float(alone[name]), rel=1e-12)
-            assert ours[name].assumptions["sharing"] == sharing
+            assert float(alone[name]) == pytest.approx(float(ours[name].mean()), rel=1e-12)
+            assert alone[name].assumptions["sharing"] == sharing
 
 
 # --- conventions --------------------------------------------------------------------------------
@@ -293,8 +292,7 @@ def test_single_precision_agrees_to_its_round_off(dtype, device) -> None:
         (lambda m, d: gauss_newton_trace(m, d, loss="hinge"), "loss='hinge'"),
         (lambda m, d: gauss_newton_trace(m, d, method="hutchinson", probes=1), "probes=1"),
         (lambda m, d: layer_gauss_newton_traces(m, d, sharing="none"), "sharing='none'"),
-        (lambda m, d: gauss_newton_trace_from(linearize(m, d[0])), "all_parameters=True"),
-        (lambda m, d: gradient_squares_from(linearize(m, d[0]), ["x"]), "parameters="),
+        (lambda m, d: parameter_gradient_squares(linearize(m, d[0])), "all_parameters=True"),
         (lambda m, d: gauss_newton_trace(m, (d[0][:0], d[1][:0])), "empty"),
     ],
 )

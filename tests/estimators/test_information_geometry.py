@@ -8,47 +8,29 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
-from helpers import random_labels, targets_for
+from helpers import every_case, every_loss, gaussian, random_labels, shallow, targets_for
 from hypothesis import given, settings
-from networks import CASES, NAMED, Case
+from networks import NAMED, Case
 from round_off import moves_of_model
 from torch import Tensor, nn
 
-from paperkit.curvature import (
-    dense_empirical_fisher,
-    dense_gauss_newton,
-    dense_hessian,
-    dense_jacobian,
-)
+from paperkit.curvature import dense_empirical_fisher, dense_gauss_newton, dense_jacobian
 from paperkit.estimators.baselines import (
     exponential_losses,
-    generalization_gap,
-    log_odds_against,
     mean_exponential_loss,
     mean_loss,
-    sample_losses,
 )
+from paperkit.estimators.dual_gradients import dual_gradients
 from paperkit.estimators.information_geometry import (
-    dual_gradients,
-    fisher_rao_norm,
     information_geometric_sharpness,
     information_geometric_sharpness_from,
     information_geometric_sharpness_from_jacobian,
-    takeuchi_information_criterion,
 )
 from paperkit.experiments.studies import curvature_blocks
 from paperkit.linearize import linearize
-from paperkit.models.small import build_digit_network
 from paperkit.network import get_loss
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-every_loss = pytest.mark.parametrize("loss", ["cross_entropy", "half_squared_error", "mse"])
 RELU_MLP = NAMED["relu MLP"]
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def by_pseudo_inverse(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str) -> float:
@@ -81,13 +63,6 @@ def test_sharpness_is_that_of_the_dense_pseudo_inverse(
     assert float(result.sample_terms.mean()) == pytest.approx(float(result), rel=1e-12)
     assert result.n == n
     assert result.dimension == sum(p.numel() for p in model.parameters())
-
-
-def shallow(inputs: int, hidden: int, outputs: int, seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        layers = nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)
-    return nn.Sequential(*layers).double()
 
 
 def test_with_enough_parameters_the_sharpness_is_a_function_of_the_losses() -> None:
@@ -276,18 +251,6 @@ def test_a_value_that_another_tolerance_would_change_shows_both() -> None:
     assert "by_tolerance" not in fine.assumptions
 
 
-@pytest.mark.parametrize("curvature", ["fisher", "hessian"])
-def test_a_criterion_that_another_tolerance_would_change_shows_both(curvature: str) -> None:
-    model, data = nn.Linear(5, 3).double(), (gaussian(60, 5), random_labels(60, 3))
-    data[0][:, 4] *= 1e-4
-    # Singular values of G, but eigenvalues of H: their squares.
-    tolerance = 1e-4 if curvature == "fisher" else 1e-8
-    options = {"curvature": curvature, "tolerance": tolerance}
-    assert not takeuchi_information_criterion(model, data, **options).converged
-    options["tolerance"] = 1e-8 if curvature == "fisher" else 1e-12
-    assert takeuchi_information_criterion(model, data, **options).converged
-
-
 def test_a_precision_that_hides_every_direction_is_refused() -> None:
     outputs, targets = gaussian(60, 3).half(), random_labels(60, 3)
     with pytest.raises(ValueError, match=r"model computes in torch.float16"):
@@ -392,7 +355,9 @@ def test_sharpness_lies_between_zero_and_its_bound_and_grows_with_the_rank(
     result = of_jacobian(jacobian, outputs, targets)
     assert 0.0 <= float(result) <= result.upper_bound * (1 + 1e-9)
     wider = of_jacobian(
-        torch.cat([jacobian, gaussian(n, classes, 2, seed=seed + 2)], dim=2), outputs, targets
+        torch.cat([jacobian, gaussian(n, classes, 2, seed=seed + 2)], dim=2),
+        outputs,
+        targets,
     )
     assert float(wider) >= float(result) * (1 - 1e-6)
 
@@ -418,7 +383,10 @@ def test_under_the_models_own_labels_the_mean_sharpness_is_the_rank(
     size: tuple[int, int, int], seed: int
 ) -> None:
     n, classes, d = size
-    outputs, jacobian = gaussian(n, classes, seed=seed), gaussian(n, classes, d, seed=seed + 1)
+    outputs, jacobian = (
+        gaussian(n, classes, seed=seed),
+        gaussian(n, classes, d, seed=seed + 1),
+    )
     p = torch.softmax(outputs, dim=1)
     mean, rank = 0.0, 0
     for label in range(classes):
@@ -426,204 +394,6 @@ def test_under_the_models_own_labels_the_mean_sharpness_is_the_rank(
         mean += float((p[:, label] * result.sample_terms).mean())
         rank = result.rank
     assert mean == pytest.approx(rank, rel=1e-9)
-
-
-# Takeuchi's criterion ---------------------------------------------------------------------------
-
-
-def test_the_fisher_criterion_is_the_sharpness_over_n() -> None:
-    model, inputs, targets = RELU_MLP.make(n=40)
-    data = inputs, targets
-    criterion = takeuchi_information_criterion(model, data)
-    sharpness = float(information_geometric_sharpness(model, data))
-    assert float(criterion) == pytest.approx(sharpness / 40, rel=1e-12)
-
-
-def test_in_softmax_regression_both_curvatures_agree() -> None:
-    data = gaussian(60, 5), random_labels(60, 3)
-    model = nn.Linear(5, 3).double()
-    by_hessian = takeuchi_information_criterion(model, data, curvature="hessian", tolerance=1e-10)
-    by_fisher = takeuchi_information_criterion(model, data)
-    assert float(by_hessian) == pytest.approx(float(by_fisher), rel=1e-9)
-    assert by_hessian.assumptions["negative_eigenvalues"] == 0
-    assert by_hessian.assumptions["outside_range"] == pytest.approx(0.0, abs=1e-12)
-
-
-def test_the_hessian_criterion_is_the_dense_trace_and_counts_negative_curvature() -> None:
-    model, inputs, targets = shallow(3, 3, 3), gaussian(30, 3), random_labels(30, 3)
-    result = takeuchi_information_criterion(model, (inputs, targets), curvature="hessian")
-    hessian = dense_hessian(model, inputs, targets)
-    moment = dense_empirical_fisher(model, inputs, targets)
-    values, vectors = torch.linalg.eigh(hessian)
-    kept = values.abs() > 24 * 2.3e-16 * values.abs().max()
-    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
-    assert float(result) == pytest.approx(float((inverse * moment).sum()) / 30, rel=1e-9)
-    assert result.assumptions["rank"] == int(kept.sum())
-    assert result.assumptions["negative_eigenvalues"] == int((values[kept] < 0).sum()) > 0
-
-
-class Logistic(nn.Module):
-    """Two classes, two parameters: logits (0, wx + b)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(1, 1)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        score = self.linear(inputs)
-        return torch.cat([torch.zeros_like(score), score], dim=1)
-
-
-def newton(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Logistic regression by Newton's method for many weightings of the cells: (k, 2)."""
-    features = torch.stack([x, torch.ones_like(x)], dim=1)
-    theta = torch.zeros(len(weights), 2, dtype=torch.float64)
-    for _ in range(25):
-        p = torch.sigmoid(theta @ features.T)
-        gradient = ((p - y) * weights) @ features
-        hessian = torch.einsum("kc,ci,cj->kij", p * (1 - p) * weights, features, features)
-        theta = theta - torch.linalg.solve(hessian, gradient.unsqueeze(2)).squeeze(2)
-    return theta
-
-
-def test_n_times_the_gap_tends_to_the_trace_of_the_criterion() -> None:
-    # A population of 40 equally likely cells whose log-odds are not linear in x: misspecified.
-    x = torch.tensor([-2.0, -1.0, 0.0, 1.5], dtype=torch.float64).repeat_interleave(10)
-    ones = torch.tensor([7, 2, 4, 9])
-    y = torch.cat([(torch.arange(10) < k).double() for k in ones])
-    population = torch.full((1, 40), 1 / 40, dtype=torch.float64)
-    optimum = newton(population, x, y)
-    model = Logistic().double()
-    with torch.no_grad():
-        model.linear.weight.fill_(float(optimum[0, 0]))
-        model.linear.bias.fill_(float(optimum[0, 1]))
-    data = x.unsqueeze(1), y.long()
-    trace = 40 * float(takeuchi_information_criterion(model, data, curvature="hessian"))
-
-    n, draws = 2000, 3000
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    cells = torch.randint(40, (draws, n), generator=generator)
-    counts = torch.zeros(draws, 40, dtype=torch.float64)
-    counts.scatter_add_(1, cells, torch.ones(draws, n, dtype=torch.float64))
-    weights = counts / n
-    features = torch.stack([x, torch.ones_like(x)], dim=1)
-
-    def losses(theta: Tensor) -> Tensor:
-        return nn.functional.softplus(-(2 * y - 1) * (theta @ features.T))
-
-    fitted, at_optimum = losses(newton(weights, x, y)), losses(optimum)
-    # The optimum's own gap has mean zero; taking it away leaves a variance of order one.
-    gap = ((population - weights) * (fitted - at_optimum)).sum(dim=1) * n
-    error = float(gap.std()) / draws**0.5
-    assert error < 0.05 * trace
-    assert abs(trace - 2) > 0.02  # the criterion of Akaike would be the number of parameters
-    assert float(gap.mean()) == pytest.approx(trace, abs=3 * error)
-
-
-# The Fisher–Rao norm ---------------------------------------------------------------------------
-
-
-@every_case
-@every_loss
-def test_fisher_rao_norms_are_the_dense_quadratic_forms(
-    case: Case, loss: str, device: torch.device
-) -> None:
-    model, inputs, targets = case.make(n=9, device=device)
-    targets = targets_for(loss, targets)
-    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
-    halves = [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])]
-    matrices = {
-        "model": dense_gauss_newton(model, inputs, loss),
-        "observed": dense_empirical_fisher(model, inputs, targets, loss),
-    }
-    for name, matrix in matrices.items():
-        value = float(fisher_rao_norm(model, halves, loss, labels=name))
-        assert value == pytest.approx(float(theta @ matrix @ theta), rel=1e-10)
-
-
-def homogeneous(activation: type[nn.Module]) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return nn.Sequential(
-            nn.Linear(6, 8, bias=False),
-            activation(),
-            nn.Linear(8, 7, bias=False),
-            activation(),
-            nn.Linear(7, 4, bias=False),
-        ).double()
-
-
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
-def test_fisher_rao_norm_of_a_homogeneous_network_is_a_variance_of_its_logits(
-    activation: type[nn.Module],
-) -> None:
-    model, inputs, targets = homogeneous(activation), 3 * gaussian(30, 6), random_labels(30, 4)
-    outputs = model(inputs).detach()
-    p = torch.softmax(outputs, dim=1)
-    mean = (p * outputs).sum(dim=1)
-    variance = (p * outputs.square()).sum(dim=1) - mean.square()
-    norm = fisher_rao_norm(model, (inputs, targets))
-    assert float(norm) == pytest.approx(9 * float(variance.mean()), rel=1e-10)
-    margin = mean - outputs.gather(1, targets.unsqueeze(1)).squeeze(1)
-    observed = fisher_rao_norm(model, (inputs, targets), labels="observed")
-    assert float(observed) == pytest.approx(9 * float(margin.square().mean()), rel=1e-10)
-
-
-def test_fisher_rao_norm_of_a_tanh_network_is_not() -> None:
-    model, inputs, targets = homogeneous(nn.Tanh), 3 * gaussian(30, 6), random_labels(30, 4)
-    outputs = model(inputs).detach()
-    p = torch.softmax(outputs, dim=1)
-    variance = (p * outputs.square()).sum(dim=1) - (p * outputs).sum(dim=1).square()
-    norm = float(fisher_rao_norm(model, (inputs, targets)))
-    assert abs(norm / (9 * float(variance.mean())) - 1) > 0.1
-
-
-# Baselines -------------------------------------------------------------------------------------
-
-
-def test_losses_keep_their_digits_at_both_ends() -> None:
-    outputs = torch.tensor([[60.0, 0.0], [0.0, 60.0], [0.0, 0.0], [0.0, 21.0]])
-    targets = torch.tensor([0, 0, 0, 0])
-    assert log_odds_against(outputs, targets).tolist() == [-60.0, 60.0, 0.0, 21.0]
-    expected = [math.exp(-60), 60.0, math.log(2), 21.0 + math.log1p(math.exp(-21))]
-    assert sample_losses(outputs, targets).tolist() == pytest.approx(expected, rel=1e-14)
-    odds = [math.exp(-60), math.exp(60), 1.0, math.exp(21)]
-    assert exponential_losses(outputs, targets).tolist() == pytest.approx(odds, rel=1e-14)
-
-
-@every_loss
-def test_baselines_count_every_sample_once(loss: str, device: torch.device) -> None:
-    model, inputs, targets = NAMED["residual"].make(n=11, device=device)
-    targets = targets_for(loss, targets)
-    uneven = [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])]
-    model.eval()
-    losses = sample_losses(model(inputs).detach(), targets, loss)
-    reference = {
-        "cross_entropy": nn.functional.cross_entropy,
-        "half_squared_error": lambda f, y: 0.5 * (f - y).square().sum(dim=1).mean(),
-        "mse": nn.functional.mse_loss,
-    }[loss]
-    expected = float(reference(model(inputs), targets))
-    assert float(mean_loss(model, uneven, loss)) == pytest.approx(expected, rel=1e-12)
-    exponential = mean_exponential_loss(model, uneven, loss)
-    assert float(exponential) == pytest.approx(float(torch.expm1(losses).mean()), rel=1e-12)
-
-
-def test_the_generalization_gap_is_test_minus_train() -> None:
-    model, inputs, targets = RELU_MLP.make(n=30)
-    train, test = (inputs[:20], targets[:20]), (inputs[20:], targets[20:])
-    gap = generalization_gap(model, train, [test])
-    assert (gap.n, gap.num_test) == (20, 10)
-    expected = float(mean_loss(model, test)) - float(mean_loss(model, train))
-    assert float(gap) == pytest.approx(expected, rel=1e-12)
-    hits = model(inputs).argmax(dim=1) == targets
-    accuracy_gap = float(hits[:20].double().mean() - hits[20:].double().mean())
-    assert gap.accuracy_gap == pytest.approx(accuracy_gap, abs=1e-15)
-    one_hot = nn.functional.one_hot(targets, 3).double()
-    squared = generalization_gap(
-        model, (inputs[:20], one_hot[:20]), (inputs[20:], one_hot[20:]), "mse"
-    )
-    assert squared.accuracy_gap is None
 
 
 # Manners --------------------------------------------------------------------------------------
@@ -636,11 +406,8 @@ def test_the_model_is_left_as_it_was_found() -> None:
     state = torch.random.get_rng_state()
     data = inputs, targets
     information_geometric_sharpness(model, data)
-    takeuchi_information_criterion(model, data)
-    fisher_rao_norm(model, data)
-    mean_loss(model, data)
     with pytest.raises(ValueError, match="labels"):
-        fisher_rao_norm(model, (inputs, targets + 5))
+        information_geometric_sharpness(model, (inputs, targets + 5))
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -670,18 +437,12 @@ def test_bad_arguments_are_refused_by_name() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             information_geometric_sharpness(model, data, **options)
-    with pytest.raises(ValueError, match="curvature='kfac'"):
-        takeuchi_information_criterion(model, data, curvature="kfac")
-    with pytest.raises(ValueError, match="107 parameters"):
-        takeuchi_information_criterion(model, data, curvature="hessian", max_dense=100)
-    with pytest.raises(ValueError, match="labels='true'"):
-        fisher_rao_norm(model, data, labels="true")
     with pytest.raises(ValueError, match="jacobian has shape"):
         of_jacobian(gaussian(6, 2, 4), gaussian(6, 3), targets)
 
 
 @pytest.mark.parametrize("n", [4, 60])
-def test_every_measure_stays_on_the_models_device(
+def test_the_measure_stays_on_the_models_device(
     n: int, device: torch.device, explicit_devices
 ) -> None:
     model, inputs, targets = RELU_MLP.make(n=n, device=device)
@@ -689,9 +450,3 @@ def test_every_measure_stays_on_the_models_device(
     with explicit_devices():
         for options in ({}, {"damping": 0.1}, {"batch_size": 2}):
             information_geometric_sharpness(model, data, **options)
-        takeuchi_information_criterion(model, data, curvature="hessian")
-        for name in ("model", "observed"):
-            fisher_rao_norm(model, data, labels=name)
-        mean_loss(model, data)
-        mean_exponential_loss(model, data)
-        generalization_gap(model, data, data)

@@ -6,25 +6,13 @@ import math
 
 import pytest
 import torch
-from helpers import targets_for
-from networks import CASES, NAMED, Case
+from helpers import every_case, every_case_some_losses, targets_for
+from networks import NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_hessian
 from paperkit.estimators.parameter_norm import weight_names
 from paperkit.estimators.rangamani import rangamani_sharpness
-from paperkit.network import LOSSES
-
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-# All networks under cross-entropy, some under the squared errors.
-every_case_some_losses = pytest.mark.parametrize(
-    ("case", "loss"),
-    [
-        pytest.param(case, loss, id=f"{case.name}-{loss}")
-        for loss in LOSSES
-        for case in CASES[:: 1 if loss == "cross_entropy" else 4]
-    ],
-)
 
 
 def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str) -> float:

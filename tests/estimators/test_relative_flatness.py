@@ -7,25 +7,15 @@ import math
 
 import pytest
 import torch
-from helpers import targets_for
-from networks import CASES, NAMED, Case
+from helpers import every_case, every_case_some_losses, targets_for
+from networks import NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.curvature import dense_hessian
-from paperkit.estimators.relative_flatness import relative_flatness, relative_flatness_from
+from paperkit.estimators import measure
+from paperkit.estimators.relative_flatness import relative_flatness
 from paperkit.linearize import linearize
 from paperkit.network import LOSSES
-
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-# All networks under cross-entropy, some under the squared errors.
-every_case_some_losses = pytest.mark.parametrize(
-    ("case", "loss"),
-    [
-        pytest.param(case, loss, id=f"{case.name}-{loss}")
-        for loss in LOSSES
-        for case in CASES[:: 1 if loss == "cross_entropy" else 4]
-    ],
-)
 
 
 def _brute_force(model: nn.Module, inputs: Tensor, targets: Tensor, loss: str, name: str) -> float:
@@ -172,18 +162,20 @@ def test_standard_error_is_the_variance_of_rademacher_forms() -> None:
 
 
 @every_case
-def test_shared_pass_gives_the_same_values_or_says_why_not(case: Case) -> None:
+def test_the_shared_pass_gives_the_same_results(case: Case) -> None:
     model, inputs, targets = case.make()
-    linearization = linearize(model, inputs)
-    for name in linearization.layers:
-        if name in case.inexact:
-            with pytest.raises(ValueError, match="needs Hessian products"):
-                relative_flatness_from(linearization, targets, [name])
-        else:
-            shared = relative_flatness_from(linearization, targets, [name])[name]
-            alone = relative_flatness(model, (inputs, targets), layers=[name])[name]
-            assert float(shared) == pytest.approx(float(alone), rel=1e-12)
-    assert list(relative_flatness_from(linearization, targets)) == [list(linearization.layers)[-1]]
+    data, layers = (inputs, targets), list(linearize(model, inputs).layers)
+    # With the trace beside it, the pass records all parameters.
+    names = ["relative_flatness", "gauss_newton_trace"]
+    shared = measure(model, data, names, layers=layers, products=1000)["relative_flatness"]
+    alone = relative_flatness(model, data, layers=layers)
+    assert list(shared) == list(alone) == layers
+    for name, result in shared.items():
+        assert float(result) == pytest.approx(float(alone[name]), rel=1e-12)
+        assert result.assumptions == alone[name].assumptions
+        assert result.assumptions["exact_block"] is (name not in case.inexact)
+    last = measure(model, data, names, products=1000)["relative_flatness"]
+    assert list(last) == layers[-1:]
 
 
 @pytest.mark.parametrize("name", ["residual", "siamese", "functional gate"])
@@ -264,5 +256,3 @@ def test_bad_arguments_are_refused_with_their_names() -> None:
         relative_flatness(model, data, layers=["nowhere"])
     with pytest.raises(ValueError, match="targets"):
         relative_flatness(model, (inputs, targets + 3))
-    with pytest.raises(ValueError, match="not found"):
-        relative_flatness_from(linearize(model, inputs), targets, ["nowhere"])

@@ -6,24 +6,11 @@ import math
 
 import pytest
 import torch
-from networks import CASES, NAMED, Case
+from helpers import Quadratic, every_case
+from networks import NAMED, Case
 from torch import Tensor, nn
 
 from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
-
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-
-class Quadratic(nn.Module):
-    """f = A^½ w − t, so that ½‖f‖² is a quadratic in w; the input is not looked at."""
-
-    def __init__(self, root: Tensor, point: Tensor) -> None:
-        super().__init__()
-        self.root = nn.Buffer(root)
-        self.point = nn.Parameter(point)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return (self.root @ self.point).expand(len(inputs), -1)
 
 
 def _quadratic(eigenvalues: list[float], point: list[float]) -> tuple[Quadratic, tuple]:

@@ -200,6 +200,7 @@ INNER = {
     "network.called",
     "weights.layout_of",
     "plan.Gradient",
+    "passes.Problem",
     "blocks.Blocks",
     "blocks.last_layer",
     "blocks.num_outputs",
@@ -221,8 +222,8 @@ INNER = {
     "recording.calls_by_layer",
     "sample_order.refuse_unseen",
     "remainder.per_sample_jacobians",
-    "adaptive_sharpness.mean_loss",
-    "adaptive_sharpness.select_parameters",
+    "perturbed_loss.mean_loss",
+    "perturbed_loss.select_parameters",
     "footprint.footprint",
     "footprint.Chunks",
 }
@@ -230,9 +231,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "linearize.linearize": [{"input_jacobians": True, "all_parameters": True}],
     "linearize.linearize_in_chunks": [{"input_jacobians": True, "all_parameters": True}],
     "gauss_newton_trace.gauss_newton_trace": [{"method": "hutchinson"}],
-    "information_geometry.takeuchi_information_criterion": [{"curvature": "hessian"}],
-    "information_geometry.fisher_rao_norm": [{"labels": "observed"}],
-    "representation.maximum_local_sensitivity": [{"method": "lanczos"}],
+    "takeuchi.takeuchi_information_criterion": [{"curvature": "hessian"}],
+    "fisher_rao.fisher_rao_norm": [{"labels": "observed"}],
+    "sensitivity.maximum_local_sensitivity": [{"method": "lanczos"}],
 }
 CHEAPER: dict[str, dict[str, Any]] = {
     "pac_bayes.pac_bayes_flatness": {"max_bisections": 2, "draws": 2},

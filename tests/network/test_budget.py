@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from paperkit.curvature import HessianOperator
 from paperkit.estimators.adaptive_sharpness import average_adaptive_sharpness
 from paperkit.estimators.baselines import generalization_gap, mean_exponential_loss, mean_loss
-from paperkit.estimators.information_geometry import fisher_rao_norm
+from paperkit.estimators.fisher_rao import fisher_rao_norm
+from paperkit.estimators.local_dimension import local_dimension
 from paperkit.estimators.pac_bayes import pac_bayes_flatness
-from paperkit.estimators.representation import (
+from paperkit.estimators.sensitivity import (
     input_invariant_local_sensitivity,
-    local_dimension,
-    log_volume,
     maximum_local_sensitivity,
     normalized_maximum_local_sensitivity,
 )
+from paperkit.estimators.volume import log_volume
 from paperkit.estimators.worst_case import asam_sharpness, sam_sharpness
 from paperkit.linearize.linearize import linearize, linearize_in_chunks
 from paperkit.network.evaluation import evaluation
@@ -204,7 +204,7 @@ def test_samples_that_interact_are_not_torn_apart() -> None:
 
 _PEAK = """
 import os, sys, threading, time, torch
-from paperkit.estimators.representation import maximum_local_sensitivity
+from paperkit.estimators.sensitivity import maximum_local_sensitivity
 from paperkit.estimators.worst_case import sam_sharpness
 from paperkit.models import build
 

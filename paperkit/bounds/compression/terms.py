@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.estimators.gauss_newton_trace import gradient_squares_from, weight_gradient_squares
-from paperkit.estimators.representation import (
-    frobenius_norms,
-    input_invariant_sensitivities,
-    largest_singular_values,
-    log_volumes,
+from paperkit.estimators.gradient_squares import (
+    parameter_gradient_squares,
+    weight_gradient_squares,
 )
+from paperkit.estimators.sensitivity import input_invariant_sensitivities
+from paperkit.estimators.singular_values import frobenius_norms, largest_singular_values
+from paperkit.estimators.volume import log_volumes
 from paperkit.linearize.layer import LayerLinearization, LayerUse
 from paperkit.linearize.layer_operator import (
     OperatorNorm,
@@ -283,7 +283,7 @@ def compression_terms_from(
     return CompressionTerms(
         network=network,
         calls=tuple(calls),
-        gradient=gradient_squares_from(linearization).sqrt(),
+        gradient=parameter_gradient_squares(linearization).sqrt(),
         scaled_gradient=torch.stack(list(scaled.values())).sum(dim=0),
         scaled_first_gradient=scaled[first.weight_name],
         input_invariant=input_invariant_sensitivities(jacobian, inputs),

@@ -24,7 +24,8 @@ from paperkit.bounds.compression.terms import (
     CompressionTerms,
 )
 from paperkit.bounds.statement import Inequality
-from paperkit.estimators.representation import frobenius_norms, log_volumes
+from paperkit.estimators.singular_values import frobenius_norms
+from paperkit.estimators.volume import log_volumes
 
 
 def volume_lemma(jacobian: Tensor, k: int | None = None) -> Inequality:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paperkit import arguments
 from paperkit.curvature.dense import select_parameters
-from paperkit.estimators.information_geometry import DualGradients, dual_gradients
+from paperkit.estimators.dual_gradients import DualGradients, dual_gradients
 from paperkit.linalg.probes import generator_of
 from paperkit.linalg.row_space import default_tolerance, row_factors
 from paperkit.network import get_loss

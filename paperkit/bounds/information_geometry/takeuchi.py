@@ -9,7 +9,7 @@ from paperkit.bounds.information_geometry.geometry import PAPER, STATIONARY, fis
 from paperkit.bounds.statement import Approximation
 from paperkit.curvature import dense_hessian
 from paperkit.estimators.baselines import generalization_gap
-from paperkit.estimators.information_geometry import takeuchi_information_criterion
+from paperkit.estimators.takeuchi import takeuchi_information_criterion
 from paperkit.network.batches import as_batch
 
 
