@@ -28,6 +28,7 @@ from paperkit.estimators.information_geometry import (
 )
 from paperkit.experiments.studies import curvature_blocks
 from paperkit.linearize import linearize
+from paperkit.models.small import build_digit_network
 from paperkit.network import get_loss
 
 RELU_MLP = NAMED["relu MLP"]
