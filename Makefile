@@ -166,11 +166,11 @@ library: wheel
 	$(call stage,the wheel beside the $(SET) packages,$(WHEEL_CHECK) $(SET) --python $(PYTHON),read the error above.)
 	$(call stage,the library beside the $(SET) packages,OMP_NUM_THREADS=$(UNIT_THREADS) $(ENVIRONMENTS)/$(SET)/bin/python -m pytest -q -n $(THREADS) $(LIBRARY_TESTS),correct the code or raise the range in pyproject.toml.)
 
-# Nothing is installed: PYTHON has its own PyTorch; without PYTHON it is the locked environment's.
-DEVICE_RECORD ?= results/device.json
+# Nothing is installed: PYTHON has its own PyTorch; without PYTHON, the locked environment's runs.
+# The record goes to results/device.json from a GPU, to _build/device.json from a CPU.
 DEVICE_PYTHON = $(if $(filter file,$(origin PYTHON)),$(BIN),$(PYTHON))
 device-check:
-	$(call stage,the library on $(DEVICE) against the CPU,env -u OMP_WAIT_POLICY $(DEVICE_PYTHON) -m benchmarks.device_check --device $(DEVICE) --output $(DEVICE_RECORD),read what failed in $(DEVICE_RECORD).)
+	$(call stage,the library on $(DEVICE) against the CPU,$(DEVICE_PYTHON) -m benchmarks.device_check --device $(DEVICE),correct what the sentences above name.)
 
 # The benchmark's threads spin while they wait, as they do in any program by default. If they slept,
 # each small operation would take a third longer.

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -28,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.comparing import Compared, compare, prepare
-from benchmarks.measuring import Measured, Settings, measure
+from benchmarks.measuring import Measured, Settings, fresh_processes, measure
 from benchmarks.networks import NETWORKS
 from benchmarks.quantities import (
     BEST,
@@ -69,13 +67,6 @@ GROUPS = ("rows", "networks", "traces", "steps")
 """Parts of a record: quantities side by side, the Hessian of other people's networks, errors of
 Tr H, steps of optimizers."""
 UNIT = Quantity("gradient", "one gradient, the unit")
-
-
-def fresh_processes() -> ProcessPoolExecutor:
-    """Return a pool in which each task has a process of its own, one after the other."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.warm_up"])
-    return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
 
 
 def measure_quantities(settings: Settings) -> Iterator[Measured]:

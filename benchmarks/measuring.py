@@ -8,9 +8,11 @@ a machine that slows down slows both.
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any
@@ -166,6 +168,13 @@ def _tell_allocator(**settings: tuple[int, int]) -> None:
         for name, (parameter, value) in settings.items():
             if library.mallopt(parameter, value) != 1:
                 raise RuntimeError(f"the C library refuses {name}={value}")
+
+
+def fresh_processes() -> ProcessPoolExecutor:
+    """Return a pool in which each task has a process of its own, one after the other."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.warm_up"])
+    return ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1)
 
 
 def measure(module: str, quantity: str, problem: str, tool: str, settings: Settings) -> Measured:
