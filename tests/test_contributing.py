@@ -10,7 +10,7 @@ from paperkit import cli
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 QUOTED = re.compile(r"`([^`\n]+)`")
-# What a reader puts a name of their own for.
+# A reader puts a name of their own in the place of these.
 YOURS = re.compile(r"NAME|PAPER|SECTION|NN_")
 RECIPES = (
     "A measure",
@@ -55,7 +55,7 @@ def test_there_is_a_recipe_for_everything_that_the_project_grows_by():
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_file_that_is_named_exists(path):
-    # What is built is named by where it goes.
+    # Built files are named by where they go, and need not be there.
     assert path.startswith(("_build/", ".venv/")) or existing(path).exists()
 
 
