@@ -49,6 +49,18 @@ class AdaptiveSharpness(Measurement):
     ----------
     by_parameter : dict of str to float
         :math:`\sum_j w_j^2\, \partial^2 L/\partial w_j^2` over the entries of each tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import adaptive_sharpness
+    >>> model = nn.Linear(1, 1)
+    >>> model.weight.data, model.bias.data = torch.tensor([[3.0]]), torch.tensor([1.0])
+    >>> data = torch.tensor([[2.0]]), torch.tensor([[7.0]])
+    >>> sharpness = adaptive_sharpness(model, data, "half_squared_error")
+    >>> {name: round(part, 4) for name, part in sharpness.by_parameter.items()}  # (3 · 2)² and 1²
+    {'weight': 36.0, 'bias': 1.0}
     """
 
     by_parameter: dict[str, float] = field(default_factory=dict)
@@ -102,6 +114,17 @@ def adaptive_sharpness(
     ------
     ValueError
         If the data do not fit the model, a name is unknown, or an option is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import adaptive_sharpness
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model.weight.data = torch.tensor([[3.0, 4.0]])
+    >>> data = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1)
+    >>> round(float(adaptive_sharpness(model, data, "half_squared_error")), 4)  # 3² 1² + 4² 2²
+    73.0
     """
     chosen = select_parameters(model, parameters)
     try:
@@ -191,6 +214,18 @@ def average_adaptive_sharpness(
     ValueError
         If an option is out of range, the data do not fit the model, or the noise makes the
         outputs infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import average_adaptive_sharpness
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model.weight.data = torch.tensor([[3.0, 4.0]])
+    >>> data = torch.tensor([[1.0, 2.0]]), torch.tensor([[11.0]])  # a minimum
+    >>> average = average_adaptive_sharpness(model, data, "half_squared_error", probes=1000)
+    >>> abs(float(average) - 73) < 3 * average.standard_error  # its limit is 3² 1² + 4² 2²
+    True
     """
     chosen = list(select_parameters(model, parameters))
     values = []

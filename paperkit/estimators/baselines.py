@@ -103,6 +103,17 @@ def mean_loss(
     ------
     ValueError
         If the loss is unknown or the data do not fit the model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import mean_loss
+    >>> model = nn.Linear(3, 4)
+    >>> _ = nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    >>> data = torch.rand(5, 3), torch.tensor([0, 1, 2, 3, 0])
+    >>> round(float(mean_loss(model, data)), 4)  # log 4
+    1.3863
     """
 
     def of_samples(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -138,6 +149,17 @@ def mean_exponential_loss(
     ------
     ValueError
         As :func:`mean_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import mean_exponential_loss
+    >>> model = nn.Linear(3, 4)
+    >>> _ = nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    >>> data = torch.rand(5, 3), torch.tensor([0, 1, 2, 3, 0])
+    >>> round(float(mean_exponential_loss(model, data)), 4)  # (1 − p)/p with p = ¼
+    3.0
     """
 
     def of_samples(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -167,6 +189,18 @@ class GeneralizationGap(Measurement):
         labels, labels of many positions.
     num_test : int
         Test samples; ``n`` counts those of the training set.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import generalization_gap
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> model.weight.data = torch.tensor([[1.0], [-1.0]])
+    >>> train, test = (torch.ones(1, 1), torch.tensor([0])), (-torch.ones(1, 1), torch.tensor([0]))
+    >>> gap = generalization_gap(model, train, test)
+    >>> round(gap.train_loss, 4), round(gap.test_loss, 4), gap.accuracy_gap
+    (0.1269, 2.1269, 1.0)
     """
 
     train_loss: float
@@ -203,6 +237,17 @@ def generalization_gap(
     ------
     ValueError
         As :func:`mean_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import generalization_gap
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> model.weight.data = torch.tensor([[1.0], [-1.0]])
+    >>> train, test = (torch.ones(1, 1), torch.tensor([0])), (-torch.ones(1, 1), torch.tensor([0]))
+    >>> round(float(generalization_gap(model, train, test)), 4)  # log(1 + e²) − log(1 + e⁻²)
+    2.0
     """
 
     def of_samples(outputs: Tensor, targets: Tensor) -> Tensor:

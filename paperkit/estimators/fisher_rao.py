@@ -59,6 +59,17 @@ def fisher_rao_norm(
     ------
     ValueError
         If ``labels`` is unknown or the data do not fit the model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import fisher_rao_norm
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> model.weight.data = torch.tensor([[1.0], [-1.0]])
+    >>> norm = fisher_rao_norm(model, (torch.ones(1, 1), torch.tensor([0])))
+    >>> round(float(norm), 4)  # linear in θ: the variance of the logits, 4 p (1 − p)
+    0.42
     """
     labels = arguments.choice("labels", labels, LABELS)
     if labels == "model":

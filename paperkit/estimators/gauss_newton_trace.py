@@ -90,6 +90,16 @@ def gauss_newton_trace(
     ------
     ValueError
         If an argument is unknown or out of range, or the data do not fit the model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import gauss_newton_trace
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> data = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.zeros(2, 1)
+    >>> round(float(gauss_newton_trace(model, data)), 4)  # the mean of ‖x‖²
+    13.0
     """
     method = arguments.choice("method", method, METHODS)
     layers = None
@@ -145,6 +155,17 @@ def layer_gauss_newton_traces(
     ValueError
         If an argument is unknown, the data do not fit the model, or none of the layers can be
         measured; with ``strict`` if one cannot.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import layer_gauss_newton_traces
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.eye_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> traces = layer_gauss_newton_traces(model, (torch.eye(2), torch.zeros(2, 1)))
+    >>> {name: round(float(trace), 4) for name, trace in traces.items()}  # ‖B‖² ‖x‖²
+    {'0': 2.0, '1': 1.0}
     """
     sharing = arguments.choice("sharing", sharing, SHARING)
     strict = layers is not None if strict is None else strict

@@ -152,6 +152,18 @@ def hessian_trace(
     ValueError
         If the method is unknown, too few products are allowed, or the data, or the vectors of
         ``"xtrace"`` and ``"hutch++"``, do not fit the memory.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import hessian_trace
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> _ = nn.init.ones_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> data = torch.ones(1, 1), torch.zeros(1, 1)  # the Hessian is [[1, 2], [2, 1]]
+    >>> trace = hessian_trace(model, data, "half_squared_error")
+    >>> round(float(trace), 4), trace.standard_error  # None: nothing was estimated
+    (2.0, None)
     """
     method = arguments.choice("method", method, TRACE_METHODS)
     if method == "split" and parameters is not None:
@@ -313,6 +325,19 @@ class TopEigenvalues(Measurement):
         Shape (k,), bool.
     parameter_names : tuple of str
         The block's parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import hessian_top_eigenvalues
+    >>> model = nn.Linear(2, 1, bias=False).double()
+    >>> data = torch.diag(torch.tensor([3.0, 1.0])).double(), torch.zeros(2, 1).double()
+    >>> top = hessian_top_eigenvalues(model, data, loss="half_squared_error")
+    >>> round(float(top), 4), top.converged, float(top.residuals) < 1e-3  # 3²/2
+    (4.5, True, True)
+    >>> top.vectors.abs().round(decimals=3), top.parameter_names
+    (tensor([[1., 0.]], dtype=torch.float64), ('weight',))
     """
 
     eigenvalues: Tensor
@@ -364,6 +389,18 @@ def hessian_top_eigenvalues(
     ------
     ValueError
         If a number is out of range or the data do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import hessian_top_eigenvalues
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    >>> _ = nn.init.ones_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> data = torch.ones(1, 1).double(), torch.zeros(1, 1).double()
+    >>> top = hessian_top_eigenvalues(model, data, k=2, loss="half_squared_error")
+    >>> [round(value, 4) for value in top.eigenvalues.tolist()]  # of [[1, 2], [2, 1]]
+    [3.0, -1.0]
     """
     operator = HessianOperator(
         model, data, loss, parameters, memory_budget=max(1, memory_budget // 2)
@@ -426,6 +463,19 @@ class HessianDensity:
         Samples.
     loss : str
         With its reduction.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import spectral_density
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> data = torch.diag(torch.tensor([2.0, 1.0])), torch.zeros(2, 1)
+    >>> found = spectral_density(model, data, "half_squared_error", steps=2)
+    >>> round(float(torch.trapezoid(found.density.value, found.density.grid)), 3)
+    1.0
+    >>> round(float(found.quadrature.trace(torch.square)), 3)  # the same products: 2² + ½²
+    4.25
     """
 
     density: density.SpectralDensity
@@ -479,6 +529,18 @@ def spectral_density(
     ------
     ValueError
         If a number is out of range or the data do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import spectral_density
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> data = torch.diag(torch.tensor([2.0, 0.0])), torch.zeros(2, 1)  # eigenvalues 2 and 0
+    >>> grid = torch.tensor([0.0, 1.0, 2.0])
+    >>> found = spectral_density(model, data, "half_squared_error", grid=grid, width=0.1, steps=2)
+    >>> [round(value, 3) for value in found.density.value.tolist()]  # half of them at either end
+    [1.995, 0.0, 1.995]
     """
     operator = HessianOperator(
         model, data, loss, parameters, memory_budget=max(1, memory_budget // 2)

@@ -85,6 +85,20 @@ class InformationGeometricSharpness(Measurement):
         Relative precision that the value claims: half of the digits of the model's dtype. Where a
         value of ``by_tolerance`` differs by more, the rank is a choice: ``converged`` is False and
         ``assumptions`` holds them all.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import information_geometric_sharpness
+    >>> model = nn.Linear(2, 3, bias=False).double()
+    >>> _ = nn.init.zeros_(model.weight)
+    >>> data = torch.ones(2, 2).double(), torch.tensor([0, 1])  # the same input twice
+    >>> sharpness = information_geometric_sharpness(model, data)
+    >>> sharpness.rank, sharpness.num_rows, sharpness.full_rank  # so it says more than the losses
+    (2, 4, False)
+    >>> round(sharpness.upper_bound, 4)
+    4.0
     """
 
     sample_terms: Tensor
@@ -176,6 +190,20 @@ def information_geometric_sharpness(
     ValueError
         If an argument is out of range, the data do not fit the model, or neither n(C−1) nor the
         number of parameters is small enough for the memory budget.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import information_geometric_sharpness
+    >>> model = nn.Linear(2, 3, bias=False).double()
+    >>> _ = nn.init.zeros_(model.weight)  # every loss is log 3
+    >>> labels = torch.tensor([0, 1])
+    >>> one, other = torch.eye(2).double(), torch.ones(2, 2).double()
+    >>> round(float(information_geometric_sharpness(model, (one, labels))), 4)  # Σ (e^ℓ − 1)
+    4.0
+    >>> round(float(information_geometric_sharpness(model, (other, labels))), 4)
+    2.0
     """
     options = _Options(batch_size, replacement, tolerance, damping)
     select_parameters(own_parameters(model), None)

@@ -23,6 +23,20 @@ class LayerResults(dict[str, T], Generic[T]):
         for its value.
     coverage : float
         The share of the network's parameters that belongs to the weights that have a value.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import LeftOutWarning, layer_spectra
+    >>> model = nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(6, 2))
+    >>> warnings.simplefilter("ignore", LeftOutWarning)
+    >>> spectra = layer_spectra(model, (torch.tensor([[0, 1, 2]]), torch.tensor([0])), max_dense=4)
+    >>> list(spectra), list(spectra.left_out)
+    (['2'], ['0'])
+    >>> round(spectra.coverage, 2)  # the weights of the last layer, 12 of 24 parameters
+    0.5
     """
 
     def __init__(

@@ -34,6 +34,14 @@ def local_dimensions(jacobian: Tensor) -> Tensor:
     -------
     Tensor
         Shape (n,), float64; NaN where the Jacobian is zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.estimators import local_dimensions
+    >>> jacobian = torch.stack([torch.eye(2), torch.diag(torch.tensor([1.0, 0.0]))])
+    >>> local_dimensions(jacobian).round(decimals=4)
+    tensor([2., 1.], dtype=torch.float64)
     """
 
     def ratio(rows: Tensor) -> Tensor:
@@ -71,6 +79,20 @@ def local_dimension(
     ------
     ValueError
         If the data do not fit the model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import local_dimension
+    >>> model = nn.Linear(3, 3)
+    >>> data = torch.eye(3), torch.zeros(3, 3)
+    >>> for stretch in ((1.0, 1.0, 1.0), (1.0, 1.0, 0.0), (10.0, 1.0, 0.0)):
+    ...     model.weight.data = torch.diag(torch.tensor(stretch))
+    ...     print(round(float(local_dimension(model, data)), 2))
+    3.0
+    2.0
+    1.02
     """
     problem = Problem.of(model, data, memory_budget=memory_budget)
     return run_alone(LOCAL_DIMENSION, problem)

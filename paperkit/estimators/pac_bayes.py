@@ -56,6 +56,20 @@ class PacBayesFlatness(Measurement):
         Without noise, a fraction.
     drop : float
         Mean loss of accuracy at ``sigma``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import pac_bayes_flatness
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> model.weight.data = torch.tensor([[1.0], [-1.0]])
+    >>> data = torch.linspace(0.1, 2.0, 100).unsqueeze(1), torch.zeros(100, dtype=torch.int64)
+    >>> flatness = pac_bayes_flatness(model, data)
+    >>> flatness.accuracy, abs(flatness.drop - 0.1) < 0.011  # the noise that costs a tenth of it
+    (1.0, True)
+    >>> round(float(flatness) ** 2 * 100 / flatness.complexity, 4)  # the root of complexity/n
+    1.0
     """
 
     complexity: float
@@ -126,6 +140,20 @@ def pac_bayes_flatness(
     ------
     ValueError
         If an option is out of range, or the data do not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import pac_bayes_flatness
+    >>> model = nn.Linear(1, 2, bias=False)
+    >>> model.weight.data = torch.tensor([[1.0], [-1.0]])
+    >>> data = torch.linspace(0.1, 2.0, 100).unsqueeze(1), torch.zeros(100, dtype=torch.int64)
+    >>> once = pac_bayes_flatness(model, data)
+    >>> model.weight.data *= 2.0
+    >>> twice = pac_bayes_flatness(model, data)
+    >>> 1.5 < twice.sigma / once.sigma < 2.5  # weights twice as large bear twice the noise
+    True
     """
     form = arguments.choice("form", form, FORMS)
     accuracy_drop = arguments.number("accuracy_drop", accuracy_drop, above=0, below=1)

@@ -23,6 +23,13 @@ def weight_names(model: nn.Module) -> list[str]:
     ------
     ValueError
         If there is none.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from paperkit.estimators import weight_names
+    >>> weight_names(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2)))
+    ['0.weight', '2.weight']
     """
     arguments.module("model", model)
     names = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
@@ -55,6 +62,16 @@ def parameter_norm(
     ------
     ValueError
         If ``parameters`` is unknown, or the model has none of that kind, or one is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import parameter_norm
+    >>> model = nn.Linear(2, 1)
+    >>> model.weight.data, model.bias.data = torch.tensor([[3.0, 4.0]]), torch.tensor([12.0])
+    >>> round(float(parameter_norm(model)), 4), round(float(parameter_norm(model, "all")), 4)
+    (5.0, 13.0)
     """
     parameters = arguments.choice("parameters", parameters, CHOICES)
     squared = arguments.flag("squared", squared)

@@ -62,7 +62,21 @@ _GRAM, _EIGENVALUES = 2.0, 6.0
 
 
 class CostWarning(UserWarning):
-    """What was asked for takes long; the message says how long and what to pass instead."""
+    """What was asked for takes long; the message says how long and what to pass instead.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import CostWarning, spectral_density
+    >>> model, data = nn.Linear(20, 5), (torch.rand(4, 20), torch.arange(4))
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     density = spectral_density(model, data, probes=20, steps=50)
+    >>> [warning.category is CostWarning for warning in caught]
+    [True]
+    """
 
 
 @dataclass(frozen=True)

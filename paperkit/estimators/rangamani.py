@@ -73,6 +73,19 @@ def rangamani_sharpness(
     ------
     ValueError
         If the data do not fit the model, a name is unknown, or an option is out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import rangamani_sharpness
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> data = torch.ones(1, 1), torch.ones(1, 1)
+    >>> for scale in (1.0, 4.0):  # the same function, at a minimum
+    ...     _ = model[0].weight.data.fill_(scale), model[1].weight.data.fill_(1 / scale)
+    ...     print(round(float(rangamani_sharpness(model, data, "half_squared_error")), 4))
+    2.0
+    2.0
     """
     names = weight_names(model) if parameters is None else parameters
     chosen = select_parameters(model, names)

@@ -112,6 +112,18 @@ def relative_flatness(
     ValueError
         If the data do not fit the model, a layer is unknown or cannot be measured, or an option is
         out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import relative_flatness
+    >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    >>> model[0].weight.data = torch.tensor([[3.0, 4.0]])
+    >>> data = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1)
+    >>> flatness = relative_flatness(model, data, "half_squared_error")
+    >>> {name: round(float(value), 4) for name, value in flatness.items()}  # ‖w‖² ‖x‖²
+    {'0': 125.0}
     """
     weight_decay = arguments.number("weight_decay", weight_decay, at_least=0)
     strict = layers is not None if strict is None else strict

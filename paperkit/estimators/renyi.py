@@ -149,6 +149,19 @@ def renyi_sharpness(
     ValueError
         If an order is not positive, the method unknown, the data do not fit the model, or the
         exact method is asked for where it does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import renyi_sharpness
+    >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    >>> flat = torch.eye(2), torch.zeros(2, 1)  # the mean of x xᵀ has equal eigenvalues
+    >>> round(float(renyi_sharpness(model, flat, 2.0, "half_squared_error")["0"]), 4)  # −log 2
+    -0.6931
+    >>> steep = torch.diag(torch.tensor([3.0, 1.0])), torch.zeros(2, 1)  # nine to one
+    >>> round(float(renyi_sharpness(model, steep, 2.0, "half_squared_error")["0"]), 4)
+    -0.1985
     """
     settings = _settings(
         alpha, policy, method, probes, steps, max_steps, seed, max_dense, memory_budget
@@ -260,6 +273,17 @@ max_dense, memory_budget
     ------
     ValueError
         As :func:`renyi_sharpness`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import global_renyi_sharpness
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    >>> _ = nn.init.ones_(model[0].weight), nn.init.ones_(model[1].weight)
+    >>> data = torch.ones(1, 1), torch.zeros(1, 1)  # ½ (w₁w₂)²: eigenvalues 3 and −1
+    >>> round(float(global_renyi_sharpness(model, data, 2.0, "half_squared_error")), 4)
+    -0.47
     """
     settings = _settings(alpha, policy, method, probes, steps, 100, seed, max_dense, memory_budget)
     names = weight_names(model)

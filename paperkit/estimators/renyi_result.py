@@ -32,6 +32,18 @@ class RenyiSharpness(Measurement):
         The exact spectrum; None where it was estimated.
     quadrature : SpectralQuadrature or None
         The quadrature that it was estimated from; None where it is exact.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import renyi_sharpness
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> result = renyi_sharpness(model, (torch.eye(2), torch.tensor([0, 1])), alpha=0.5)["0"]
+    >>> result.method, result.alpha, result.assumptions["exact_block"]
+    ('gram', 0.5, True)
+    >>> result.spectrum.dimension  # all orders follow from these eigenvalues
+    6
     """
 
     alpha: float

@@ -35,6 +35,21 @@ class Report(Mapping[str, Any]):
         measure of single layers was asked for.
     unused : tuple of str
         Parameters without influence on the outputs, as far as a measure had to know.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import measure
+    >>> tokens = nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(6, 2))
+    >>> report = measure(tokens, (torch.tensor([[0, 1, 2], [2, 3, 4]]), torch.tensor([0, 1])))
+    >>> float(report["mean_loss"]) > 0
+    True
+    >>> report.missing["maximum_local_sensitivity"]
+    "it differentiates in the network's input, which is not a floating-point tensor: leave it out."
+    >>> list(report.frame().columns)
+    ['measure', 'layer', 'alpha', 'value', 'standard_error', 'lower', 'upper', 'method', 'n',
+        'loss', 'converged', 'note']
     """
 
     results: Mapping[str, Result]

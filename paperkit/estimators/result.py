@@ -43,6 +43,17 @@ class Measurement:
         Other things that the value depends on, by name: ``exact_block``, ``obstacle``, ``policy``,
         ``rank``, ``tolerance``, …; ``precision`` where the model does not compute in the one
         format of its weights.
+
+    Examples
+    --------
+    >>> from paperkit.estimators import Measurement
+    >>> result = Measurement(
+    ...     value=2.5, measure="trace", method="hutchinson", n=64, standard_error=0.12, probes=30
+    ... )
+    >>> result
+    trace(2.5 ± 0.12, n=64, method='hutchinson')
+    >>> float(result)
+    2.5
     """
 
     value: float

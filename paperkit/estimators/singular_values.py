@@ -32,6 +32,13 @@ def singular_values(jacobian: Tensor) -> Tensor:
     -------
     Tensor
         Shape (n, min(C, M)), float64, descending.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.estimators import singular_values
+    >>> singular_values(torch.diag(torch.tensor([3.0, 0.5])).unsqueeze(0)).round(decimals=4)
+    tensor([[3.0000, 0.5000]], dtype=torch.float64)
     """
     return in_chunks(torch.linalg.svdvals, jacobian)
 

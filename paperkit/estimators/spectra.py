@@ -47,6 +47,18 @@ class LayerSpectrum(Spectrum):
         them equal.
     loss : str
         With its reduction: see :data:`paperkit.network.LOSSES`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import layer_spectra
+    >>> model = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 3))
+    >>> spectrum = layer_spectra(model, (torch.eye(8)[:2], torch.tensor([0, 1])))["0"]
+    >>> spectrum.dimension, spectrum.rank_bound  # min(n(C − 1), d_l): the others are zero
+    (24, 4)
+    >>> spectrum.exact_block, spectrum.method
+    (True, 'gram')
     """
 
     layer: str
@@ -125,6 +137,17 @@ def layer_spectra(
     -----
     LeftOutWarning
         If a layer is left out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import layer_spectra
+    >>> model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    >>> data = torch.diag(torch.tensor([3.0, 1.0])), torch.zeros(2, 1)
+    >>> spectrum = layer_spectra(model, data, "half_squared_error")["0"]
+    >>> [round(value, 4) for value in spectrum.eigenvalues.tolist()]  # 3²/2 and 1²/2
+    [4.5, 0.5]
     """
     inputs, targets = as_batch(data)
     blocks = Blocks(

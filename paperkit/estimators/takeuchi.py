@@ -72,6 +72,18 @@ def takeuchi_information_criterion(
     ------
     ValueError
         If the curvature is unknown, the model too large, or the data do not fit.
+
+    Examples
+    --------
+    >>> import math
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import takeuchi_information_criterion
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ZeroPad1d((0, 1))).double()
+    >>> _ = nn.init.constant_(model[0].weight, math.log(3.0))  # p₀ = 3/4, as in the data
+    >>> data = torch.ones(4, 1).double(), torch.tensor([0, 0, 0, 1])
+    >>> round(float(takeuchi_information_criterion(model, data, curvature="hessian")), 4)  # d/n
+    0.25
     """
     curvature = arguments.choice("curvature", curvature, CURVATURES)
     if curvature == "fisher":

@@ -61,6 +61,14 @@ def log_volumes(jacobian: Tensor, k: int | None = None) -> Tensor:
     ------
     ValueError
         If k is not in 1..C.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.estimators import log_volumes
+    >>> jacobian = torch.stack([torch.eye(2), torch.diag(torch.tensor([3.0, 0.5]))])
+    >>> log_volumes(jacobian).exp().round(decimals=4)
+    tensor([1.0000, 1.5000], dtype=torch.float64)
     """
     check_jacobian(jacobian)
     num_outputs, num_inputs = jacobian.shape[1], jacobian[0, 0].numel()
@@ -129,6 +137,18 @@ def log_volume(
     ------
     ValueError
         If k or the average is out of range, or the data do not fit the model.
+
+    Examples
+    --------
+    >>> import math
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import log_volume
+    >>> model = nn.Linear(2, 2)
+    >>> model.weight.data = torch.diag(torch.tensor([3.0, 0.5]))
+    >>> volume = log_volume(model, (torch.eye(2), torch.zeros(2, 2)))
+    >>> round(math.exp(float(volume)), 4)  # a unit square becomes 3 × ½
+    1.5
     """
     average = arguments.choice("average", average, AVERAGES)
     return run_alone(_log_volume(k, average), Problem.of(model, data, memory_budget=memory_budget))
@@ -166,6 +186,19 @@ def network_log_volume(
     ------
     ValueError
         If k is out of range, or as :func:`network_maximum_local_sensitivity`.
+
+    Examples
+    --------
+    >>> import math
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import network_log_volume
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> _ = nn.init.eye_(model[0].weight)
+    >>> model[1].weight.data = torch.diag(torch.tensor([3.0, 0.5]))
+    >>> volume = network_log_volume(model, (torch.eye(2), torch.zeros(2, 2)))
+    >>> round(math.exp(float(volume)), 4)  # 3 × ½ from the input of either layer
+    3.0
     """
     problem = Problem.of(
         model,

@@ -100,6 +100,17 @@ def sam_sharpness(
     ------
     ValueError
         If an option is out of range, the data do not fit, or the loss is not finite in the ball.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import sam_sharpness
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model.weight.data = torch.tensor([[3.0, 4.0]])
+    >>> data = torch.eye(2), torch.zeros(2, 1)  # the loss is ‖w‖² / 4
+    >>> round(float(sam_sharpness(model, data, "half_squared_error", rho=1.0)), 4)  # (6² − 5²) / 4
+    2.75
     """
     chosen = select_parameters(model, parameters)
     settings = {"rho": rho, "p": p, "steps": steps, "per_batch": per_batch}
@@ -149,6 +160,19 @@ def asam_sharpness(
     ------
     ValueError
         As :func:`sam_sharpness`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import asam_sharpness
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    >>> data = torch.ones(1, 1).double(), torch.zeros(1, 1).double()
+    >>> for scale in (1.0, 4.0):  # the same function
+    ...     _ = model[0].weight.data.fill_(scale), model[1].weight.data.fill_(1 / scale)
+    ...     print(round(float(asam_sharpness(model, data, "half_squared_error")), 3))
+    1.178
+    1.178
     """
     eta = arguments.number("eta", eta, at_least=0)
     scaled = arguments.choice("scaled", scaled, SCALED)

@@ -22,7 +22,22 @@ _MOST_NAMED = 8
 
 
 class LeftOutWarning(UserWarning):
-    """A measure of layers covers a part of them; the message names the others and says why."""
+    """A measure of layers covers a part of them; the message names the others and says why.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import torch
+    >>> from torch import nn
+    >>> from paperkit.estimators import LeftOutWarning, layer_spectra
+    >>> model = nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(6, 2))
+    >>> data = torch.tensor([[0, 1, 2]]), torch.tensor([0])
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always", LeftOutWarning)
+    ...     spectra = layer_spectra(model, data, max_dense=4)  # the embedding has 10 entries
+    >>> [warning.category is LeftOutWarning for warning in caught], list(spectra)
+    ([True], ['2'])
+    """
 
 
 @dataclass(frozen=True)
