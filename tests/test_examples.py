@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def a_place_of_its_own(tmp_path, monkeypatch):
         torch.manual_seed(0)
         yield
     plt.close("all")
+    gc.unfreeze()  # A chapter's setup freezes what is there, which no other test expects.
 
 
 def examples_in(path: Path) -> Iterator[doctest.DocTest]:

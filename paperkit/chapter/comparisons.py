@@ -34,6 +34,15 @@ def distance(one: Any, other: Any) -> float:
         If a result is of another kind.
     ValueError
         If the shapes or the entries' names differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.chapter import distance
+    >>> distance(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))  # 0.5 / 5
+    0.1
+    >>> distance({"trace": 2.0, "rank": 3}, {"trace": 2.5, "rank": 3})  # the largest counts
+    0.25
     """
     if isinstance(one, Mapping) or isinstance(other, Mapping):
         if not (isinstance(one, Mapping) and isinstance(other, Mapping) and one):

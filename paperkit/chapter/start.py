@@ -52,6 +52,15 @@ def setup(
         If a name is no parameter, or the profile, engine or device does not exist.
     TypeError
         If a value has the wrong type.
+
+    Examples
+    --------
+    >>> from paperkit.chapter import setup
+    >>> parameters = {"profile": "smoke", "seed": 3, "samples": None}  # a chapter passes globals()
+    >>> profiles = {"smoke": {"samples": 50}, "laptop": {"samples": 500}}
+    >>> p = setup(parameters, profiles, allowed=["seed", "samples"])
+    >>> p.samples, p.seed
+    (50, 3)
     """
     own = arguments.strings("allowed", allowed, "a list of names of parameters")
     if threads is not None:

@@ -31,6 +31,20 @@ class Steps:
         Forward passes over the whole batch.
     optimizer : Optimizer
         The optimizer, with its state and its log.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.chapter import take_steps
+    >>> from paperkit.optim import SASGD
+    >>> def adaptive(network):
+    ...     return SASGD(network.parameters())
+    >>> model, labels = torch.nn.Linear(2, 2), torch.tensor([0, 1])
+    >>> found = take_steps(adaptive, model, torch.eye(2), labels, steps=3)
+    >>> found.closures, found.evaluations, found.forwards  # one in the first step, then two
+    (5, 5, 5)
+    >>> found.weights.shape
+    torch.Size([6])
     """
 
     weights: Tensor
@@ -58,6 +72,20 @@ def batch_closure(
     -------
     callable
         Zeroes the gradients, computes the loss, calls ``backward`` and returns the loss.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.chapter import batch_closure
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = torch.nn.init.zeros_(model.weight)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    >>> closure = batch_closure(model, optimizer, torch.eye(2), torch.tensor([0, 1]))
+    >>> round(closure().item(), 4)  # log 2
+    0.6931
+    >>> model.weight.grad  # the mean of (p − e_y) xᵀ
+    tensor([[-0.2500,  0.2500],
+            [ 0.2500, -0.2500]])
     """
     arguments.module("network", network)
     arguments.instance("optimizer", optimizer, torch.optim.Optimizer)
@@ -95,6 +123,19 @@ def take_steps(
     Returns
     -------
     Steps
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.chapter import take_steps
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = torch.nn.init.zeros_(model.weight)
+    >>> def gradient_descent(network):
+    ...     return torch.optim.SGD(network.parameters(), lr=1.0)
+    >>> take_steps(gradient_descent, model, torch.eye(2), torch.tensor([0, 1])).weights
+    tensor([ 0.2500, -0.2500, -0.2500,  0.2500])
+    >>> model.weight.abs().max().item()  # the copy moved
+    0.0
     """
     arguments.function("make", make, "a function from a network to an optimizer")
     arguments.module("network", network)
@@ -153,6 +194,19 @@ def follow_quadratic(
         The start and the point after each step, of shape (steps + 1, d).
     optimizer : Optimizer
         The optimizer, with its state.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.chapter import follow_quadratic
+    >>> hessian = torch.diag(torch.tensor([1.0, 4.0]))
+    >>> points, optimizer = follow_quadratic(
+    ...     lambda parameters: torch.optim.SGD(parameters, lr=0.25), hessian, torch.ones(2), steps=2
+    ... )
+    >>> points  # a factor 1 − ηλ each step
+    tensor([[1.0000, 1.0000],
+            [0.7500, 0.0000],
+            [0.5625, 0.0000]])
     """
     arguments.function("make", make, "a function from a list of parameters to an optimizer")
     start = arguments.tensor("start", start, shape=("d",), floating=True, finite=True)

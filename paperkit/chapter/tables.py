@@ -33,6 +33,15 @@ class Table:
         Names of the columns, in Markdown.
     rows : tuple of tuple of str
         Cells, as many in each row as there are columns.
+
+    Examples
+    --------
+    >>> from paperkit.chapter import Table
+    >>> Table(header=("layer", "rank"), rows=(("stem", "3"), ("head", "12")))
+    layer  rank
+    -----  ----
+    stem      3
+    head     12
     """
 
     header: tuple[str, ...]

@@ -100,9 +100,9 @@ def measure(
     >>> data = torch.eye(2), torch.zeros(2, 1)
     >>> measure(model, data, ("renyi_sharpness", "maximum_local_sensitivity"), "half_squared_error")
                       measure layer alpha     value standard_error method note
-              renyi_sharpness     0   0.5 -0.693147                  gram     
-              renyi_sharpness     0   1.5 -0.693147                  gram     
-    maximum_local_sensitivity                     5                 exact     
+              renyi_sharpness     0   0.5 -0.693147                  gram
+              renyi_sharpness     0   1.5 -0.693147                  gram
+    maximum_local_sensitivity                     5                 exact
     measures of single layers cover 100.0% of the parameters
     """
     wanted, strict = _wanted(measures, strict)
