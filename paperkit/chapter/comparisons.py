@@ -34,6 +34,12 @@ def distance(one: Any, other: Any) -> float:
         If a result is of another kind.
     ValueError
         If the shapes or the entries' names differ.
+
+    Examples
+    --------
+    >>> from paperkit.chapter import distance
+    >>> distance(2.0, 1.5), distance({"a": 2.0, "b": 1.0}, {"a": 1.5, "b": 1.0})
+    (0.25, 0.25)
     """
     if isinstance(one, Mapping) or isinstance(other, Mapping):
         if not (isinstance(one, Mapping) and isinstance(other, Mapping) and one):
@@ -67,6 +73,7 @@ class Comparisons:
 
     Examples
     --------
+    >>> from paperkit.chapter import Comparisons
     >>> from paperkit.chapter import Comparisons
     >>> checked = Comparisons()
     >>> checked.agree("a half", 0.5, brute_force=1 / 2, library=0.5)

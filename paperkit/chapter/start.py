@@ -52,6 +52,16 @@ def setup(
         If a name is no parameter, or the profile, engine or device does not exist.
     TypeError
         If a value has the wrong type.
+
+    Examples
+    --------
+    The template ``notebooks/TEMPLATE.py`` shows the call in its place. A misspelt name is refused:
+
+    >>> from paperkit.chapter import setup
+    >>> setup({"sampels": 8}, {"laptop": {"samples": 15}}, ["samples"])
+    Traceback (most recent call last):
+        ...
+    ValueError: 'sampels' is not a parameter of this notebook; did you mean 'samples'?
     """
     own = arguments.strings("allowed", allowed, "a list of names of parameters")
     if threads is not None:

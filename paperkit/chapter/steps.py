@@ -31,6 +31,13 @@ class Steps:
         Forward passes over the whole batch.
     optimizer : Optimizer
         The optimizer, with its state and its log.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.chapter import Steps
+    >>> Steps(torch.zeros(2), closures=2, evaluations=2, forwards=2, optimizer=None).closures
+    2
     """
 
     weights: Tensor
@@ -58,6 +65,16 @@ def batch_closure(
     -------
     callable
         Zeroes the gradients, computes the loss, calls ``backward`` and returns the loss.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.chapter import batch_closure
+    >>> network = torch.nn.Linear(1, 2)
+    >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    >>> closure = batch_closure(network, optimizer, torch.zeros(4, 1), torch.tensor([0, 1, 0, 1]))
+    >>> bool(optimizer.step(closure) > optimizer.step(closure))
+    True
     """
     arguments.module("network", network)
     arguments.instance("optimizer", optimizer, torch.optim.Optimizer)
@@ -95,6 +112,19 @@ def take_steps(
     Returns
     -------
     Steps
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.chapter import take_steps
+    >>> from paperkit.optim import SAM
+    >>> network = torch.nn.Linear(1, 2)
+    >>> inputs, targets = torch.ones(4, 1), torch.tensor([0, 1, 0, 0])
+    >>> taken = take_steps(
+    ...     lambda copy: SAM(copy.parameters(), rho=0.05, lr=0.1), network, inputs, targets
+    ... )
+    >>> taken.closures, taken.forwards, taken.weights.shape
+    (2, 2, torch.Size([4]))
     """
     arguments.function("make", make, "a function from a network to an optimizer")
     arguments.module("network", network)
@@ -153,6 +183,17 @@ def follow_quadratic(
         The start and the point after each step, of shape (steps + 1, d).
     optimizer : Optimizer
         The optimizer, with its state.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.chapter import follow_quadratic
+    >>> hessian, start = torch.eye(1), torch.tensor([8.0])
+    >>> points, _ = follow_quadratic(
+    ...     lambda parameters: torch.optim.SGD(parameters, lr=0.5), hessian, start, steps=3
+    ... )
+    >>> points.flatten().tolist()
+    [8.0, 4.0, 2.0, 1.0]
     """
     arguments.function("make", make, "a function from a list of parameters to an optimizer")
     start = arguments.tensor("start", start, shape=("d",), floating=True, finite=True)
