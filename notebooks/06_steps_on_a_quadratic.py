@@ -70,7 +70,7 @@ def vector(*entries: float) -> Tensor:
 # \beta = \lambda_1 \ge \dots \ge \lambda_d > 0 .
 # $$
 #
-# Two letters are the SA-SAM paper's and belong to this chapter and the next: $c$ damps its step size (`damping`), $\delta$ the growth of it (`delta`).
+# Two letters belong to this chapter and the next: $c$ damps SA-SAM's step size (`damping`), $\gamma$ the growth of it (`delta`, the paper's $\delta$).
 #
 # **Time and hardware.** Under twenty seconds on two cores.
 # Nothing is trained and no record is read; all arithmetic is in float64.
@@ -480,7 +480,7 @@ plt.show()
 #
 # $$
 # \begin{gathered}
-# \eta_t = \min\Big\{ \frac{1}{c\,\beta_t},\ \sqrt{1 + \delta\, \vartheta_{t-1}}\; \eta_{t-1} \Big\},
+# \eta_t = \min\Big\{ \frac{1}{c\,\beta_t},\ \sqrt{1 + \gamma\, \vartheta_{t-1}}\; \eta_{t-1} \Big\},
 # \\
 # \beta_t = \frac{\lVert g_t - g_{t-1} \rVert}{\lVert \theta_t - \theta_{t-1} \rVert},
 # \qquad
@@ -489,7 +489,7 @@ plt.show()
 # \end{gathered}
 # $$ (eq-quad-rule)
 #
-# with $\vartheta_0 = \infty$ and $c = 2$; $\delta = 1$ in the equation and 0.02 in the experiments.
+# with $\vartheta_0 = \infty$ and $c = 2$; $\gamma = 1$ in the equation and 0.02 in the experiments.
 # (Algorithm 1, line 5, prints $\vartheta_t$ under the root, which is not known until line 8.)
 #
 # ```{prf:proposition} What the rule guarantees
@@ -501,7 +501,7 @@ plt.show()
 #    With a finite $\vartheta_0$, $\eta_t \ge \min\{\eta_0, 1/(c\beta)\}$.
 # 2. No larger constant is true: on a line $\eta_t = 1/(c\beta)$ for all $t \ge 1$.
 # 3. If $L$ is a quadratic, $\eta_t \le 1/(c\lambda_d)$ for all $t \ge 1$, as long as the iterates move.
-# 4. The ratio of successive steps stays below $\vartheta_* = \frac12 (\delta + \sqrt{\delta^2 + 4})$, once it is: 1.01005 for $\delta = 0.02$, 1.618 for $\delta = 1$.
+# 4. The ratio of successive steps stays below $\vartheta_* = \frac12 (\gamma + \sqrt{\gamma^2 + 4})$, once it is: 1.01005 for $\gamma = 0.02$, 1.618 for $\gamma = 1$.
 # ```
 #
 # ```{prf:proof}
@@ -514,7 +514,7 @@ plt.show()
 # *2.* On a line $\beta_t = \beta$, and the minimum cannot exceed its first branch.
 # *3.* For a quadratic, $g_t - g_{t-1} = H(\theta_t - \theta_{t-1})$, which is at least $\lambda_d$ times as long.
 #
-# *4.* $\vartheta_t \le \sqrt{1 + \delta\vartheta_{t-1}}$, an increasing function of $\vartheta_{t-1}$ with the fixed point $\vartheta_*^2 = 1 + \delta\vartheta_*$.
+# *4.* $\vartheta_t \le \sqrt{1 + \gamma\vartheta_{t-1}}$, an increasing function of $\vartheta_{t-1}$ with the fixed point $\vartheta_*^2 = 1 + \gamma\vartheta_*$.
 # ```
 #
 # **The paper says $1/\beta$** (Section 2: "lower bounded by $1/\beta$").
@@ -528,14 +528,14 @@ def norm(rows: Tensor) -> Tensor:
     return rows.norm(dim=-1, keepdim=True)
 
 
-def smoothness_adaptive(H, theta, steps, ascent, eta0=1e-2, c=2.0, delta=1.0):
+def smoothness_adaptive(H, theta, steps, ascent, eta0=1e-2, c=2.0, gamma=1.0):
     points, sizes, growth = [theta], [torch.full_like(theta[..., :1], eta0)], math.inf
     for t in range(steps):
         if t > 0:
             moved = points[-1] - points[-2]
             smooth = norm(moved) / (c * norm(moved @ H))
             sizes.append(smooth.clamp(max=growth))
-            growth = (1 + delta * sizes[-1] / sizes[-2]).sqrt() * sizes[-1]
+            growth = (1 + gamma * sizes[-1] / sizes[-2]).sqrt() * sizes[-1]
         g = points[-1] @ H
         points.append(points[-1] - sizes[-1] * (points[-1] + ascent(g, sizes[-1])) @ H)
     return torch.stack(points), torch.stack(sizes).squeeze(-1)
@@ -595,7 +595,7 @@ assert abs(growth[-1] - (0.02 + math.sqrt(0.02**2 + 4)) / 2) < 1e-12
 print(f"largest growth a step {growth[-1]:.5f}")
 
 # %% [markdown]
-# So about half of SA-SGD's steps on this quadratic are beyond the edge, some by more than five times; it converges all the same, and for $c = 2$ and $\delta = 1$ it must, by Malitsky and Mishchenko's theorem.
+# So about half of SA-SGD's steps on this quadratic are beyond the edge, some by more than five times; it converges all the same, and for $c = 2$ and $\gamma = 1$ it must, by Malitsky and Mishchenko's theorem.
 # That theorem is about steps along the gradient.
 # Nothing of it passes to SA-SAM, whose steps follow another one.
 #
@@ -609,7 +609,7 @@ print(f"largest growth a step {growth[-1]:.5f}")
 # ```{prf:theorem} SA-SAM on a quadratic
 # :label: quad-floor
 #
-# Let $c > \frac12$, $\delta > 0$, $\vartheta_0 = \infty$.
+# Let $c > \frac12$, $\gamma > 0$, $\vartheta_0 = \infty$.
 #
 # 1. For each eigenvector $v$ of $H$, with eigenvalue $\lambda$, SA-SAM has the two-cycle $\theta = \pm a v$,
 #
@@ -632,7 +632,7 @@ print(f"largest growth a step {growth[-1]:.5f}")
 #
 # ````{prf:proof}
 # *1.* $\theta_t - \theta_{t-1}$ is a multiple of $v$, so $\beta_t = \lambda$.
-# As $\vartheta = 1$ and $\delta > 0$, the second branch is the larger one.
+# As $\vartheta = 1$ and $\gamma > 0$, the second branch is the larger one.
 # With $u = 1/c$, $a = u\rho/(2-u) = \rho/(2c-1)$, and $\frac12 \lambda a^2 = \frac12 \lambda \cdot \frac{1}{c\lambda} \cdot \frac{1}{(2c-1)^2}$.
 #
 # *2.* On a line $\beta_t = \lambda$ always.
@@ -659,9 +659,9 @@ def floor(c: float) -> float:
 
 
 for c in (1.0, 2.0):
-    for delta in (0.02, 1.0):
+    for gamma in (0.02, 1.0):
         points, sizes = smoothness_adaptive(
-            basis * spectrum @ basis.T, starting_points, 400, square_root, c=c, delta=delta
+            basis * spectrum @ basis.T, starting_points, 400, square_root, c=c, gamma=gamma
         )
         # Across the cycle the slowest multiplier is 0.935, to the power of 400 2e-12.
         losses = 0.5 * ((points[-10:] @ basis) ** 2 * spectrum).sum(2)
@@ -768,15 +768,15 @@ plt.show()
 #
 # Where does the constant loss come from?
 # $\eta$ has the unit $\theta^2/L$, so $\sqrt\eta$ has $\theta/\sqrt L$, and a radius should have $\theta$.
-# Multiply the loss by $\kappa$, as a change from a mean to a sum over the batch does:
+# Multiply the loss by $\xi$, as a change from a mean to a sum over the batch does:
 #
 # | | $\eta$ | radius | $\theta_t$ |
 # |---|---|---|---|
-# | SAM, $\eta$ divided by $\kappa$ | $\eta/\kappa$ | $\rho$ | the same |
-# | SA-SGD, $\eta_0$ divided by $\kappa$ | $\eta_t/\kappa$ | – | the same |
-# | SA-SAM, $\eta_0$ divided by $\kappa$ | $\eta_t/\kappa$ at the cycle | $\rho_t/\sqrt\kappa$ | at the cycle, divided by $\sqrt\kappa$ |
+# | SAM, $\eta$ divided by $\xi$ | $\eta/\xi$ | $\rho$ | the same |
+# | SA-SGD, $\eta_0$ divided by $\xi$ | $\eta_t/\xi$ | – | the same |
+# | SA-SAM, $\eta_0$ divided by $\xi$ | $\eta_t/\xi$ at the cycle | $\rho_t/\sqrt\xi$ | at the cycle, divided by $\sqrt\xi$ |
 #
-# So the floor is 1/36 of whatever the scaled loss is measured in: in the unit of the original one, $1/(36\kappa)$.
+# So the floor is 1/36 of whatever the scaled loss is measured in: in the unit of the original one, $1/(36\xi)$.
 #
 # The theorem that the paper takes its radius from is about *un-normalised* ascent, with $\rho_t = \sqrt{\eta_t/\beta}$.
 # (Theorem 2 of {cite:t}`andriushchenko2022`, as usually quoted; we did not compare its text.)
@@ -793,12 +793,12 @@ plt.show()
 # They are the square and the triangle in the {ref}`figure of the edge <fig-quad-edge>`.
 
 # %%
-H, theta, kappas = torch.diag(vector(3, 0.5)), vector(1, -0.5), (0.01, 1.0, 100.0)
-sam = [run(k * H, theta, 40, 0.2 / k, normalised(0.3)) for k in kappas]
+H, theta, factors = torch.diag(vector(3, 0.5)), vector(1, -0.5), (0.01, 1.0, 100.0)
+sam = [run(k * H, theta, 40, 0.2 / k, normalised(0.3)) for k in factors]
 assert max(distance(sam[1], other) for other in sam) < 1e-12
-for kappa in kappas:
-    last = smoothness_adaptive(kappa * H, theta, 300, square_root, eta0=1e-2 / kappa)[0][-1]
-    assert abs(0.5 * last @ H @ last * kappa * 36 - 1) < 1e-9
+for xi in factors:
+    last = smoothness_adaptive(xi * H, theta, 300, square_root, eta0=1e-2 / xi)[0][-1]
+    assert abs(0.5 * last @ H @ last * xi * 36 - 1) < 1e-9
 
 options = {"rho_rule": "sqrt_eta_over_beta", "ascent": "gradient", "full_batch": True}
 for c in (1.0, 2.0):
@@ -830,17 +830,17 @@ for c in (1.0, 2.0):
 # To first order in $\rho$ it is SAM's cycle with the radius $\rho\,\theta^\star$.
 # The next term shifts it towards the origin, because the ball is larger on the far side.
 #
-# **Eigen-SAM** {cite:p}`luo2024` turns the ascent towards the top eigenvector $v_1$, with a weight $\gamma$ (its `alpha`): $\varepsilon \propto \hat g + \gamma\, \operatorname{sign}(g^\top v_1)\, \big(v_1 - (v_1^\top \hat g)\, \hat g\big)$, $\hat g = g / \lVert g \rVert$.
+# **Eigen-SAM** {cite:p}`luo2024` turns the ascent towards the top eigenvector $v_1$, with a weight $\kappa$ (its `alpha`): $\varepsilon \propto \hat g + \kappa\, \operatorname{sign}(g^\top v_1)\, \big(v_1 - (v_1^\top \hat g)\, \hat g\big)$, $\hat g = g / \lVert g \rVert$.
 # On SAM's final cycle $\hat g = \pm v_1$, and the addition vanishes: the same cycle, the same height.
 # What changes is the way there.
-# Close to it, the part of $\hat g$ across $v_1$ is multiplied by $1 - \gamma$, and so is the ascent's part of {eq}`eq-quad-multiplier`:
+# Close to it, the part of $\hat g$ across $v_1$ is multiplied by $1 - \kappa$, and so is the ascent's part of {eq}`eq-quad-multiplier`:
 #
 # $$
-# m_{1k} = 1 - u s - (1 - \gamma)(2 - u)\, s^2 .
+# m_{1k} = 1 - u s - (1 - \kappa)(2 - u)\, s^2 .
 # $$ (eq-quad-eigen)
 #
 # And the other cycles are saddles no more.
-# At $v_j$ the smallest component of $g$ along $v_1$ is answered by an ascent of size $\rho\gamma / \sqrt{1 + \gamma^2}$: one step does what takes SAM many.
+# At $v_j$ the smallest component of $g$ along $v_1$ is answered by an ascent of size $\rho\kappa / \sqrt{1 + \kappa^2}$: one step does what takes SAM many.
 
 # %%
 shifted, u, rho = 1.7, 0.6, 0.2
@@ -853,15 +853,15 @@ centred, _ = follow_quadratic(asam, line, vector(1.0), 9)
 assert torch.allclose(centred[1:] / centred[:-1], vector(1 - u * (1 + rho)), rtol=0, atol=1e-14)
 
 # %%
-H, eta, rho, gamma, small = torch.diag(vector(4, 2)), 0.2, 0.3, 0.5, 1e-6
+H, eta, rho, kappa, small = torch.diag(vector(4, 2)), 0.2, 0.3, 0.5, 1e-6
 a = eta * vector(4, 2) * rho / (2 - eta * vector(4, 2))
-eigen = adaptive(EigenSAM, rho=rho, alpha=gamma, iterations=60, lr=eta)
+eigen = adaptive(EigenSAM, rho=rho, alpha=kappa, iterations=60, lr=eta)
 near = vector(a[0], small), vector(small, a[1])  # the top cycle, and the saddle
 (_, top), (_, saddle) = (follow_quadratic(eigen, H, at, 1)[0] for at in near)
 u, s = eta * 4, 0.5
 # The deviation from the cycle is 1e-6, and its square is neglected.
-assert abs(top[1] / small - (1 - u * s - (1 - gamma) * (2 - u) * s**2)) < 1e-5
-assert abs(saddle[0] + eta * 4 * rho * gamma / math.sqrt(1 + gamma**2)) < 1e-5
+assert abs(top[1] / small - (1 - u * s - (1 - kappa) * (2 - u) * s**2)) < 1e-5
+assert abs(saddle[0] + eta * 4 * rho * kappa / math.sqrt(1 + kappa**2)) < 1e-5
 sam = run(H, near[1], 1, eta, normalised(rho))[1]
 print(f"along the sharp direction after one step from the saddle: Eigen-SAM {saddle[0]:.4f},")
 print(f"SAM {sam[0] / small:.2f} times what it was")
@@ -869,7 +869,7 @@ print(f"SAM {sam[0] / small:.2f} times what it was")
 # %% [markdown]
 # ## Deviations, and what failed
 #
-# * *No global theorem for SA-SAM in several dimensions.* Existence of the cycles, their stability and the line are proved; that every run ends in the top one is what we saw, from every start tried and two values each of $c$ and $\delta$.
+# * *No global theorem for SA-SAM in several dimensions.* Existence of the cycles, their stability and the line are proved; that every run ends in the top one is what we saw, from every start tried and two values each of $c$ and $\gamma$.
 #   The descent of $\Psi$ needs a constant $\eta$ and $\rho$.
 # * *Full batches, no momentum, no weight decay.* With mini-batches the noise is one more reason not to settle, and the two-cycle is a cloud.
 # * *Equal eigenvalues.* Then the critical points of $\Psi$ fill spheres, and claim 2 of {prf:ref}`quad-cycle` gives the distance from the minimum, not the direction.

@@ -68,7 +68,7 @@ from paperkit.optim import ASAM, IGSAM, RSAM, SAM, SASAM, SASGD, EigenSAM, Gradi
 # **What to know first.** The gradient and the Hessian of a loss, Taylor's theorem, and the symbols of the {doc}`notation page <../book/notation>`.
 # The step size is $\eta$, a radius $\rho$, the weight of a penalty $\mu$; $\alpha$ is the order of an entropy and nothing else.
 # Where a paper uses one of these letters for another thing, we rename it and say so.
-# Two letters are the SA-SAM paper's, as in {doc}`chapter 6 <06_steps_on_a_quadratic>`: $c$ damps its step size, $\delta$ the growth of it.
+# Two letters are those of {doc}`chapter 6 <06_steps_on_a_quadratic>`: $c$ damps SA-SAM's step size, $\gamma$ the growth of it.
 #
 # **Time and hardware.** Under fifteen seconds on two cores.
 # All arithmetic is in float64.
@@ -235,8 +235,8 @@ assert torch.equal(descent.weights, steps["SGD"].weights) and steps["SGD"].closu
 #
 # Scale a ReLU layer up and the next one down, and the network is the same function.
 # SAM's ball is not the same set of functions, because its radius is measured in the old units.
-# ASAM {cite:p}`kwon2021` therefore measures $\varepsilon$ relative to the weights: $\lVert T^{-1}\varepsilon\rVert \le \rho$, with $T = |\theta| + \zeta$ entry by entry.
-# (The paper writes $\eta$ for our $\zeta$, which keeps zeros movable.)
+# ASAM {cite:p}`kwon2021` therefore measures $\varepsilon$ relative to the weights: $\lVert T^{-1}\varepsilon\rVert \le \rho$, with $T = |\theta| + t$ entry by entry.
+# (The paper writes $\eta$ for the small number $t$, which keeps zeros movable.)
 # To find the worst point of this ball, substitute $\varepsilon = T\tilde\varepsilon$.
 # Then $g^\top\varepsilon = (Tg)^\top\tilde\varepsilon$ over the ordinary ball, which is the problem that SAM has solved already:
 #
@@ -248,7 +248,7 @@ assert torch.equal(descent.weights, steps["SGD"].weights) and steps["SGD"].closu
 #
 # The paper's text and its authors' code part here.
 # The code gives a $T$ only to tensors with "weight" in their name, and $T = 1$ to biases.
-# The most used implementation scales all tensors, with $\zeta = 0$.
+# The most used implementation scales all tensors, with $t = 0$.
 # In the library these are `scaled="weights"` and `scaled="all"`.
 #
 # With $T = 1$ everywhere **ASAM is SAM**, and since multiplying by one is exact, to the last bit.
@@ -278,10 +278,10 @@ assert torch.equal(unit.weights, steps["SAM"].weights)
 #
 # The curvature that one fears most is the largest eigenvalue of the Hessian.
 # SAM feels it only as far as the gradient has a part along its eigenvector $v$.
-# Eigen-SAM {cite:p}`luo2024` adds the part of $v$ that the direction $\hat g = g / \lVert g\rVert$ lacks, with a weight $\gamma$ (the paper's $\alpha$), and gives the sum the length $\rho$:
+# Eigen-SAM {cite:p}`luo2024` adds the part of $v$ that the direction $\hat g = g / \lVert g\rVert$ lacks, with a weight $\kappa$ (the paper's $\alpha$), and gives the sum the length $\rho$:
 #
 # $$
-# \tilde g = \hat g + \gamma\, \operatorname{sign}(g^\top v)\, \big( v - (v^\top \hat g)\, \hat g \big),
+# \tilde g = \hat g + \kappa\, \operatorname{sign}(g^\top v)\, \big( v - (v^\top \hat g)\, \hat g \big),
 # \qquad
 # \varepsilon = \rho\, \frac{\tilde g}{\lVert \tilde g\rVert} .
 # $$ (eq-step-eigen)
@@ -290,23 +290,23 @@ assert torch.equal(unit.weights, steps["SAM"].weights)
 #
 # What does the addition do to the angles?
 # Put $\chi = v^\top\hat g$, the cosine between $v$ and the gradient.
-# The two parts of $\tilde g$ are orthogonal, so $\lVert\tilde g\rVert^2 = 1 + \gamma^2(1 - \chi^2)$.
+# The two parts of $\tilde g$ are orthogonal, so $\lVert\tilde g\rVert^2 = 1 + \kappa^2(1 - \chi^2)$.
 # Multiply $\tilde g$ by $\hat g$ and by $v$, and divide by this length:
 #
 # $$
 # \cos(\varepsilon, g) = \frac{1}{\lVert\tilde g\rVert},
 # \qquad
-# |\cos(\varepsilon, v)| = \frac{|\chi| + \gamma\,(1 - \chi^2)}{\lVert\tilde g\rVert} .
+# |\cos(\varepsilon, v)| = \frac{|\chi| + \kappa\,(1 - \chi^2)}{\lVert\tilde g\rVert} .
 # $$ (eq-step-eigen-angles)
 #
-# The second is larger than $|\chi|$, as it is meant to be, if and only if $(|\chi| + \gamma(1-\chi^2))^2 > \chi^2 (1 + \gamma^2(1-\chi^2))$, that is $2|\chi| + \gamma(1 - 2\chi^2) > 0$.
-# For $\gamma \le 2$ this always holds, unless $|\chi|$ is 0 or 1 already; a very large $\gamma$ can overshoot.
+# The second is larger than $|\chi|$, as it is meant to be, if and only if $(|\chi| + \kappa(1-\chi^2))^2 > \chi^2 (1 + \kappa^2(1-\chi^2))$, that is $2|\chi| + \kappa(1 - 2\chi^2) > 0$.
+# For $\kappa \le 2$ this always holds, unless $|\chi|$ is 0 or 1 already; a very large $\kappa$ can overshoot.
 #
 # The eigenvector comes from power iterations.
 # Their products with $H$ are central differences of gradients, a distance $\tau$ to either side, and the factor $1/2\tau$ is lost in the normalisation.
 
 # %%
-gamma, tau = 0.2, 1e-2
+kappa, tau = 0.2, 1e-2
 round_off = torch.finfo(torch.float64).eps  # 2.2e-16
 generator = torch.Generator(device="cpu").manual_seed(0)
 draws = [torch.randn(q.shape, generator=generator) for q in model.parameters()]
@@ -319,12 +319,12 @@ v = v / v.norm()
 
 def tilted(v: Tensor) -> Tensor:
     chi = v @ unit_g
-    return unit_g + gamma * torch.sign(chi) * (v - chi * unit_g)
+    return unit_g + kappa * torch.sign(chi) * (v - chi * unit_g)
 
 
 epsilon["Eigen-SAM"] = rho * tilted(v) / tilted(v).norm()
 ours = theta - eta * gradient(theta + epsilon["Eigen-SAM"])
-make = using(EigenSAM, rho=rho, alpha=gamma, tau=tau)
+make = using(EigenSAM, rho=rho, alpha=kappa, tau=tau)
 steps["Eigen-SAM"] = agree("Eigen-SAM", ours, make, 100 * round_off / tau)
 
 # %% [markdown]
@@ -347,7 +347,7 @@ def cosine(x: Tensor, y: Tensor) -> float:
 
 chi, norm, angle = abs(cosine(v, g)), tilted(v).norm(), abs(cosine(epsilon["Eigen-SAM"], v))
 assert abs(cosine(epsilon["Eigen-SAM"], g) - 1 / norm) < 1e-14
-assert abs(angle - (chi + gamma * (1 - chi**2)) / norm) < 1e-14 and angle > chi
+assert abs(angle - (chi + kappa * (1 - chi**2)) / norm) < 1e-14 and angle > chi
 rows, power = {}, v
 for iteration in range(5, 21):
     power = power / power.norm()
@@ -649,13 +649,13 @@ assert (epsilon["IGSAM"] * nu / mu_F - g)[perturbed].norm() <= bound * g.norm()
 #
 # $$
 # \begin{aligned}
-# \eta_t &= \min\Big\{ \frac{\lVert\theta_t - \theta_{t-1}\rVert}{c\, \lVert g_t - g_{t-1}\rVert},\; \sqrt{1 + \delta\, \vartheta_{t-1}}\; \eta_{t-1} \Big\} \quad (\text{SA-SAM paper: eq. 5}), \\
+# \eta_t &= \min\Big\{ \frac{\lVert\theta_t - \theta_{t-1}\rVert}{c\, \lVert g_t - g_{t-1}\rVert},\; \sqrt{1 + \gamma\, \vartheta_{t-1}}\; \eta_{t-1} \Big\} \quad (\text{SA-SAM paper: eq. 5}), \\
 # \vartheta_t &= \frac{\eta_t}{\eta_{t-1}}, \qquad \vartheta_0 = \infty, \\
 # \theta_{t+1} &= \theta_t - \eta_t\, \nabla L\Big(\theta_t + \rho_t \frac{g_t}{\lVert g_t\rVert}\Big), \quad \rho_t = \sqrt{\eta_t} \quad (\text{eq. 2, Algorithm 1}).
 # \end{aligned}
 # $$ (eq-step-sasam)
 #
-# Equation 5 has $c = 2$ and $\delta = 1$, and the experiments have $\delta = 0.02$ (Section 3).
+# Equation 5 has $c = 2$ and $\gamma = 1$, and the experiments have $\gamma = 0.02$ (Section 3, which calls it $\delta$).
 # SA-SGD is the same with $\rho_t = 0$.
 #
 # The paper prints the growth in three ways.
@@ -664,7 +664,7 @@ assert (epsilon["IGSAM"] * nu / mu_F - g)[perturbed].norm() <= bound * g.norm()
 # Section 3 has $\eta_t$ under the root as well.
 #
 # How far does the theory reach?
-# For SA-SGD on a convex loss with $c = 2$, $\delta = 1$ and full batches, Malitsky and Mishchenko prove convergence.
+# For SA-SGD on a convex loss with $c = 2$, $\gamma = 1$ and full batches, Malitsky and Mishchenko prove convergence.
 # For SA-SAM no theorem is claimed.
 # Its displacement followed a gradient at $\theta + \varepsilon$, and not the gradient at $\theta$ that the rule compares.
 # Besides, $\rho = \sqrt\eta$ has not the units of a length in $\theta$.
@@ -994,13 +994,13 @@ assert (weights - steps["SAM"].weights).norm() < 1e-12 * (weights - theta).norm(
 #
 # ## Exercises
 #
-# **1.** Show that SAM's step does not change under $L \to \kappa L$, $\eta \to \eta / \kappa$, and that RSAM's with $\mu \to \kappa\mu$ does not, either.
+# **1.** Show that SAM's step does not change under $L \to \xi L$, $\eta \to \eta / \xi$, and that RSAM's with $\mu \to \xi\mu$ does not, either.
 # What does SA-SAM's do?
 #
 # ````{dropdown} Solution
 # $g / \lVert g\rVert$ is unchanged, so SAM's $\varepsilon$ is, and $\eta\nabla L(\theta + \varepsilon)$ with it.
 # $R(g)$ is unchanged, and $\mu g/\lVert g\rVert^2$ as well.
-# SA-SAM divides $\eta_t$ by $\kappa$ by itself (once its first branch rules), but with it $\rho_t = \sqrt{\eta_t}$ by $\sqrt\kappa$: another $\varepsilon$, and another step.
+# SA-SAM divides $\eta_t$ by $\xi$ by itself (once its first branch rules), but with it $\rho_t = \sqrt{\eta_t}$ by $\sqrt\xi$: another $\varepsilon$, and another step.
 # The two-cycle says the same: its loss is 1/36 in every unit.
 # ````
 #
@@ -1012,7 +1012,7 @@ assert (weights - steps["SAM"].weights).norm() < 1e-12 * (weights - theta).norm(
 # ````
 #
 # **3.** A weight and its copy: replace an entry $\theta_1$ of a linear layer's input weight by the sum of two parameters $a + b$, each starting at $\theta_1 / 2$.
-# How does $\theta_1 = a + b$ move under the $\varepsilon$ of SAM and of ASAM (with $\zeta = 0$), if all else is fixed and $g$ has this one entry?
+# How does $\theta_1 = a + b$ move under the $\varepsilon$ of SAM and of ASAM (with $t = 0$), if all else is fixed and $g$ has this one entry?
 #
 # ````{dropdown} Solution
 # With one entry SAM moves $\theta_1$ by $\rho$, and ASAM by $\rho\,\theta_1^2 |g| / |\theta_1 g| = \rho |\theta_1|$ (up to the sign of $g$).

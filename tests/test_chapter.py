@@ -167,7 +167,7 @@ def test_comparisons_hold_both_ways_to_the_tolerance_and_list_it():
 class TwoPasses(torch.optim.SGD):
     """Calls the closure twice and follows the second gradient, as SAM does without a radius."""
 
-    gradient_evaluations = 5  # of an earlier life
+    gradient_evaluations = 5  # Steps before those that are counted.
 
     def step(self, closure):
         closure()

@@ -37,12 +37,9 @@ def distance(one: Any, other: Any) -> float:
 
     Examples
     --------
-    >>> import torch
     >>> from paperkit.chapter import distance
-    >>> distance(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))  # 0.5 / 5
-    0.1
-    >>> distance({"trace": 2.0, "rank": 3}, {"trace": 2.5, "rank": 3})  # the largest counts
-    0.25
+    >>> distance(2.0, 1.5), distance({"a": 2.0, "b": 1.0}, {"a": 1.5, "b": 1.0})
+    (0.25, 0.25)
     """
     if isinstance(one, Mapping) or isinstance(other, Mapping):
         if not (isinstance(one, Mapping) and isinstance(other, Mapping) and one):
@@ -76,6 +73,7 @@ class Comparisons:
 
     Examples
     --------
+    >>> from paperkit.chapter import Comparisons
     >>> from paperkit.chapter import Comparisons
     >>> checked = Comparisons()
     >>> checked.agree("a half", 0.5, brute_force=1 / 2, library=0.5)

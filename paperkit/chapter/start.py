@@ -55,12 +55,13 @@ def setup(
 
     Examples
     --------
+    The template ``notebooks/TEMPLATE.py`` shows the call in its place. A misspelt name is refused:
+
     >>> from paperkit.chapter import setup
-    >>> parameters = {"profile": "smoke", "seed": 3, "samples": None}  # a chapter passes globals()
-    >>> profiles = {"smoke": {"samples": 50}, "laptop": {"samples": 500}}
-    >>> p = setup(parameters, profiles, allowed=["seed", "samples"])
-    >>> p.samples, p.seed
-    (50, 3)
+    >>> setup({"sampels": 8}, {"laptop": {"samples": 15}}, ["samples"])
+    Traceback (most recent call last):
+        ...
+    ValueError: 'sampels' is not a parameter of this notebook; did you mean 'samples'?
     """
     own = arguments.strings("allowed", allowed, "a list of names of parameters")
     if threads is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paperkit.estimators.passes import Chunk, Problem
 from paperkit.estimators.result import Measurement
@@ -21,6 +21,20 @@ class LayerValues:
 
     values: dict[str, Tensor]
     left_out: dict[str, str]
+
+
+def problem_over_layers(
+    layers: Sequence[str] | None, model: nn.Module, data: object, memory_budget: int
+) -> Problem:
+    """Return the problem of a measure of all layers together; targets may be of any kind."""
+    return Problem.of(
+        model,
+        data,
+        layers=layers,
+        memory_budget=memory_budget,
+        strict=layers is not None,
+        with_targets=False,
+    )
 
 
 def at_layer_inputs(chunk: Chunk, function: Callable[[list[Tensor]], Tensor]) -> LayerValues:

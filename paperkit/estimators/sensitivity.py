@@ -19,7 +19,7 @@ from paperkit import arguments
 from paperkit.curvature.jacobian_products import pull_back_is_linear
 from paperkit.curvature.second_derivatives import custom_functions
 from paperkit.estimators.input_jacobian import jacobian_of, over_graphs
-from paperkit.estimators.layer_inputs import at_layer_inputs, over_layers
+from paperkit.estimators.layer_inputs import at_layer_inputs, over_layers, problem_over_layers
 from paperkit.estimators.passes import Chunk, PassMeasure, Problem, run_alone
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.singular_values import in_chunks, largest_singular_values
@@ -236,14 +236,7 @@ def network_maximum_local_sensitivity(
     >>> round(float(network_maximum_local_sensitivity(model, data)), 4)  # 5 at either layer's input
     10.0
     """
-    problem = Problem.of(
-        model,
-        data,
-        layers=layers,
-        memory_budget=memory_budget,
-        strict=layers is not None,
-        with_targets=False,
-    )
+    problem = problem_over_layers(layers, model, data, memory_budget)
     return run_alone(NETWORK_MAXIMUM_LOCAL_SENSITIVITY, problem)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paperkit import arguments
-from paperkit.estimators.layer_inputs import at_layer_inputs, over_layers
+from paperkit.estimators.layer_inputs import at_layer_inputs, over_layers, problem_over_layers
 from paperkit.estimators.passes import PassMeasure, Problem, run_alone
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.singular_values import (
@@ -200,14 +200,7 @@ def network_log_volume(
     >>> round(math.exp(float(volume)), 4)  # 3 × ½ from the input of either layer
     3.0
     """
-    problem = Problem.of(
-        model,
-        data,
-        layers=layers,
-        memory_budget=memory_budget,
-        strict=layers is not None,
-        with_targets=False,
-    )
+    problem = problem_over_layers(layers, model, data, memory_budget)
     return run_alone(_network_log_volume(k), problem)
 
 
