@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from paperkit import arguments
 from paperkit.estimators.input_jacobian import input_jacobians
-from paperkit.estimators.result import Result
+from paperkit.estimators.result import Measurement, Result
 from paperkit.linearize.blocks import last_layer
 from paperkit.linearize.costs import held_bytes
 from paperkit.linearize.layer import LayerLinearization
@@ -376,14 +376,11 @@ def run_pass(
     results: dict[str, Result | None] = {}
     whole = None if buffer is None else buffer.linearization(budget)
     for one in joint:
-        if whole is not None:
-            results[one.name] = attempt(one, one.finish, whole, problem)
-        else:
-            results[one.name] = attempt(one, one.otherwise or _too_large(one), problem)
-    del whole, buffer  # because what follows may need the memory
+        results[one.name] = attempt(one, _joint_result, one, whole, problem)
+    del whole, buffer  # because the other measures may need the memory
     for one in measures:
         if one.of_chunk is not None and one.name not in refused:
-            results[one.name] = attempt(one, one.finish, parts[one.name], problem)
+            results[one.name] = attempt(one, _result, one, parts[one.name], problem)
     return {name: result for name, result in results.items() if result is not None}
 
 
@@ -398,14 +395,27 @@ def _bytes_of_all_pairs(problem: Problem, needs: frozenset[str]) -> int | None:
     return held if held <= problem.memory_budget // 2 else None
 
 
-def _too_large(measure: PassMeasure) -> Callable[[Problem], Result]:
-    def refuse(problem: Problem) -> Result:
-        raise MemoryBudgetError(
-            f"memory_budget={problem.memory_budget} is too small for {measure.name}, which needs "
-            "the pairs of all samples at once: raise it, or measure fewer samples."
+def _result(measure: PassMeasure, parts: Any, problem: Problem) -> Result:
+    """Finish a measure, and look at what it returns."""
+    result = measure.finish(parts, problem)
+    if not isinstance(result, Measurement | Mapping):
+        raise TypeError(
+            f"finish of the measure {measure.name!r} returned a {type(result).__name__}: return a "
+            "Measurement, or a mapping of them."
         )
+    return result
 
-    return refuse
+
+def _joint_result(measure: PassMeasure, whole: Linearization | None, problem: Problem) -> Result:
+    """Finish a measure of all samples, whose pairs there may be no room for."""
+    if whole is not None:
+        return _result(measure, whole, problem)
+    if measure.otherwise is not None:
+        return measure.otherwise(problem)
+    raise MemoryBudgetError(
+        f"memory_budget={problem.memory_budget} is too small for {measure.name}, which needs the "
+        "pairs of all samples at once: raise it, or measure fewer samples."
+    )
 
 
 def _chunks(problem: Problem, needs: frozenset[str], memory_budget: int) -> Generator[Chunk]:

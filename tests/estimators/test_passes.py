@@ -69,6 +69,13 @@ def test_a_measure_of_ones_own_that_fails_ends_the_call_or_is_missing() -> None:
     assert report.missing == {"own": "it is not for these data."}
 
 
+def test_a_measure_of_ones_own_that_returns_nothing_is_told_so() -> None:
+    model, inputs, targets = NAMED["LeNet"].make()
+    own = PassMeasure("own", lambda parts, problem: None, lengths)
+    with pytest.raises(TypeError, match="finish of the measure 'own' returned a NoneType"):
+        measure(model, (inputs, targets), [own])
+
+
 def test_a_joint_measure_of_ones_own_gets_all_samples_or_goes_another_way() -> None:
     model, inputs, targets = NAMED["LeNet"].make(20)
 
