@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor
@@ -165,6 +164,8 @@ def _load_reference(folder: Path, quantity: str) -> Reference:
 
 def _limit_memory() -> None:
     """Let an allocation fail that would exceed four fifths of the memory that is free now."""
+    import psutil  # the device check, which does without, imports this module too
+
     used = psutil.Process().memory_info().vms
     limit = used + int(0.8 * psutil.virtual_memory().available)
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]

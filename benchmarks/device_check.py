@@ -32,6 +32,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.device_calls import FORMATS, Place, called_names, compare_call
+from benchmarks.device_record import failures, summary
 from benchmarks.measuring import (
     Settings,
     fresh_processes,
@@ -194,7 +195,11 @@ def peak_of_measure(name: str, device_name: str) -> dict[str, Any]:
             getattr(estimators, name)(model, (inputs, targets), memory_budget=BUDGET)
         except ValueError as error:
             refused = str(error)
-    peak = memory(device.type) - before
+    return budget_row(name, memory(device.type) - before, refused)
+
+
+def budget_row(name: str, peak: int, refused: str) -> dict[str, Any]:
+    """Return a row of the record; a measure may refuse for its budget, and for nothing else."""
     agrees = peak <= SLACK * BUDGET and (not refused or "memory_budget" in refused)
     return {"measure": name, "budget": BUDGET, "peak": peak, "agrees": agrees, "refused": refused}
 
@@ -218,8 +223,8 @@ def checked_benchmark(
                     arguments = (module, quantity.key, quantity.problem, tool, settings)
                     row = pool.submit(measure, *arguments).result()
                     if tool == OURS:
-                        reference = row.found
-                    yield _row(row.record(), row.found, reference, quantity.tolerance)
+                        reference = row.vector
+                    yield _row(row.record(), row.vector, reference, quantity.tolerance)
 
 
 def _row(
@@ -288,23 +293,6 @@ def _attempted(name: str, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
         part.stopped = f"{type(error).__name__}: {error}"
         print(f"-- {name} stopped: {part.stopped}", file=sys.stderr)
     return asdict(part)
-
-
-def summary(part: dict[str, Any]) -> str:
-    """Return a part's outcome in words."""
-    rows = part["rows"]
-    text = f"{sum(row['agrees'] for row in rows)} of {len(rows)} agree, {part['seconds']:.0f} s"
-    return text + (f"; stopped: {part['stopped']}" if part["stopped"] else "")
-
-
-def failures(record: dict[str, Any]) -> list[str]:
-    """Return a sentence for everything that does not agree, stopped or was left out."""
-    said = [f"left out for want of time: {what}" for what in record["left_out"]]
-    for name in ("calls", "study", "budgets", "benchmark"):
-        part = record[name]
-        said += [f"{name} stopped: {part['stopped']}"] if part["stopped"] else []
-        said += [f"{name}: {json.dumps(row)}" for row in part["rows"] if not row["agrees"]]
-    return said
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -54,8 +53,17 @@ def _tokens(digits: Tensor) -> Tensor:
     return (grey * (LEVELS - 1)).round().long().flatten(1)
 
 
+def _residual_network() -> nn.Module:
+    # The device check imports this module too, and may run without torchvision.
+    from torchvision.models import resnet18
+
+    return resnet18(num_classes=10)
+
+
 def _transformer() -> nn.Module:
-    return torchvision.models.VisionTransformer(
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(
         image_size=32,
         patch_size=8,
         num_layers=4,
@@ -113,7 +121,7 @@ class Network:
 NETWORKS = (
     Network(
         name="ResNet-18 (torchvision)",
-        build=lambda: torchvision.models.resnet18(num_classes=10),
+        build=_residual_network,
         inputs=_images,
         samples=8,
         steps=60,

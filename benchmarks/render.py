@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import device_section
 from benchmarks.comparing import root_mean_square
 from benchmarks.quantities import (
     AHEAD_CEILING,
@@ -310,8 +311,8 @@ def number(value: float) -> str:
 # --- the page --------------------------------------------------------------------------------
 
 
-def page(record: Row) -> str:
-    """Return the book's page: the template with the record's figures."""
+def page(record: Row, device: Row | None = None) -> str:
+    """Return the book's page: the template with the record's figures, and those of a GPU."""
     settings = record["settings"]
     unit, channels_last = (row for row in record["rows"] if row["quantity"] == "gradient")
     commit = f"`{record['commit'][:10]}`" if record["commit"] else "an unknown commit"
@@ -344,6 +345,7 @@ def page(record: Row) -> str:
         step_rows=_step_rows(record),
         step_remarks=_step_remarks(record),
         weaknesses=_weaknesses(record),
+        gpu=device_section.section(record, device),
     )
 
 
@@ -559,7 +561,8 @@ def _weaknesses(record: Row) -> str:
 
 def main() -> None:
     """Write the page from the record."""
-    PAGE.write_text(page(json.loads(RECORD.read_text(encoding="utf-8"))), encoding="utf-8")
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    PAGE.write_text(page(record, device_section.read()), encoding="utf-8")
 
 
 if __name__ == "__main__":
