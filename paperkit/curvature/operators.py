@@ -111,10 +111,6 @@ class CurvatureOperator(ABC):
         Device and floating format of the vectors.
     positive_semidefinite : bool
         Whether the matrix is so by construction.
-    curvature : OutputCurvature
-        The matrix in terms of the outputs.
-    routes : tuple of str
-        Names of the ways to compute that agree with backward passes, the fastest first.
 
     Raises
     ------
