@@ -5,7 +5,7 @@
 # make refresh  rewrite the chapters' committed outputs (CHAPTERS="01_five_minutes" for some)
 # make benchmark  time and memory beside other libraries (half an hour on a quiet machine)
 # make device-check  the library on a device against the CPU; installs nothing (PYTHON with torch)
-# make wheel    the library as a wheel, in dist/
+# make wheel    the library as a wheel, in dist/; make archive the built book beside it
 # make wheel-check  the wheel in fresh environments: oldest, newest, alone (15 GB, 10 minutes)
 # make library  the library's tests beside an oldest or a newest PyTorch (SET=oldest)
 #
@@ -61,7 +61,7 @@ define newline
 endef
 
 .PHONY: help environment book html refresh test format lint types unit foreign smoke outputs browser
-.PHONY: zoo portable lock clean moved benchmark wheel wheel-check library device-check
+.PHONY: zoo portable lock clean moved benchmark wheel archive wheel-check library device-check
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -142,17 +142,25 @@ lock:
 	@{ sed -n '/^#/p' requirements.lock; $(BIN) -m pip freeze --all --exclude-editable --exclude pip --exclude paperkit | sed -E 's/^((nvidia|cuda)-.*|triton==.*)$$/\1 ; platform_machine == "x86_64" and sys_platform == "linux"/'; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
-# What an earlier build left in build/ would go into the wheel, so it is deleted first.
-wheel: environment
+# Any Python from 3.11 to 3.13 builds the wheel, in an environment of pip's own. What an earlier build
+# left in build/ would go into the wheel, so it is deleted first.
+wheel:
 	@rm -rf build dist/*.whl
-	@$(BIN) -m pip wheel --disable-pip-version-check --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	@$(PYTHON) -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
 	@rm -rf build
 	@ls dist/*.whl
+
+# The built book, for a release's page.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+archive: html
+	@mkdir -p dist
+	@tar -C _build/committed/_build -czf dist/paperkit-book-$(VERSION).tar.gz html
+	@ls dist/paperkit-book-$(VERSION).tar.gz
 
 # Fresh environments beside the locked one. NEWEST is any Python from 3.11 to 3.13.
 NEWEST ?= $(PYTHON)
 ENVIRONMENTS := _build/wheel-check
-WHEEL_CHECK = $(BIN) tests/wheel_check.py dist/*.whl --folder $(ENVIRONMENTS)
+WHEEL_CHECK = $(PYTHON) tests/wheel_check.py dist/*.whl --folder $(ENVIRONMENTS)
 wheel-check: wheel
 	$(call stage,the wheel beside the oldest packages,$(WHEEL_CHECK) oldest --python $(PYTHON),read the error above.)
 	$(call stage,the wheel beside the newest packages,$(WHEEL_CHECK) newest --python $(NEWEST),read the error above.)

@@ -1,5 +1,6 @@
 """The repository's own files agree with each other and hold nothing of one machine."""
 
+import datetime
 import re
 import subprocess
 import tomllib
@@ -119,6 +120,21 @@ def test_conda_environment_takes_its_pins_from_the_lock() -> None:
     assert (pip, packages) == ("pip", {"pip": ["-r requirements.lock", "-e ."]})
     supported = Requirement(f"python{PROJECT['project']['requires-python']}").specifier
     assert supported.contains(python.removeprefix("python=") + ".0")
+
+
+def test_the_citation_names_the_version_and_a_date() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == PROJECT["project"]["version"]
+    assert isinstance(citation["date-released"], datetime.date)
+
+
+def test_what_is_built_is_ignored_by_git() -> None:
+    built = ["build/lib/x.py", "dist/x.whl", "_build/x", ".venv/x", "paperkit.egg-info/x"]
+    command = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *built]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 128:
+        pytest.skip("this copy is not a git repository")
+    assert done.stdout.split() == built
 
 
 def test_no_file_is_larger_than_two_mebibytes() -> None:
