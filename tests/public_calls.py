@@ -559,7 +559,7 @@ CALLS: dict[str, Call] = {
     "optim.ASAM": _call(lr=0.1, kinds={"eta": "nonnegative", "scaled": "choice"}),
     "optim.EigenSAM": _call(lr=0.1, kinds={"alpha": "real"}),
     "optim.GradientRegularization": _call(lr=0.1),
-    "optim.IGSAM": _call(lr=0.1, damping=0.1, kinds={"damping": "positive"}),
+    "optim.IGSAM": _call(lr=0.1, damping=0.1, model=make(model), kinds={"damping": "positive"}),
     "optim.RSAM": _call(lr=0.1),
     "optim.SAM": _call(lr=0.1, kinds={"p": "positive or infinite"}),
     "optim.SASAM": _call(),

@@ -1,8 +1,8 @@
 """The sharpness-aware optimizers, one file each, on one core.
 
 Each is a :class:`torch.optim.Optimizer` that wraps a base optimizer, or has step sizes of its own.
-Its ``step`` takes PyTorch's closure, which zeroes the gradients, computes the loss, calls
-``backward`` and returns the loss, and calls it as often as the method needs.
+Its ``step`` takes PyTorch's closure, which clears the gradients, computes the loss of the whole
+batch, calls ``backward`` and returns the loss, and calls it as often as the method needs.
 
 Examples
 --------
@@ -17,7 +17,7 @@ Examples
 
 Running statistics change once a step, and dropout masks are the same in all passes:
 
->>> optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+>>> optimizer = SAM(model, torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
 >>> def closure():
 ...     optimizer.zero_grad()
 ...     loss = cross_entropy(model(inputs), targets)
@@ -30,7 +30,7 @@ Running statistics change once a step, and dropout masks are the same in all pas
 Gradients accumulated over micro-batches, all of them inside the closure; the step's gradient
 clipped; a learning-rate scheduler:
 
->>> optimizer = SAM(model.parameters(), lr=0.1, max_norm=1.0)
+>>> optimizer = SAM(model, lr=0.1, max_norm=1.0)
 >>> scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
 >>> def accumulate():
 ...     optimizer.zero_grad()
@@ -67,11 +67,11 @@ Several workers, each with the perturbation of its own batch (``parallel`` is a
 DistributedDataParallel model; without ``no_sync`` they share one perturbation). Parameters that are
 sharded over processes, as by FSDP, are refused::
 
-    optimizer = SAM(parallel.parameters(), lr=0.1, no_sync=parallel.no_sync)
+    optimizer = SAM(parallel, lr=0.1, no_sync=parallel.no_sync)
 
 Groups with a radius of their own, and what each step did:
 
->>> groups = [{"params": model[0].parameters(), "rho": 0.2}, {"params": model[3].parameters()}]
+>>> groups = [{"params": model[0], "rho": 0.2}, {"params": model[3]}]
 >>> optimizer = SAM(groups, rho=0.05, lr=0.1, log=True)
 >>> loss = optimizer.step(closure)
 >>> optimizer.log[0].step, optimizer.gradient_evaluations
@@ -80,6 +80,7 @@ Groups with a radius of their own, and what each step did:
 A compiled model; its running statistics, too, change once a step:
 
 >>> compiled = torch.compile(model, backend="eager")
+>>> optimizer = SAM(compiled, lr=0.1)
 >>> before = int(model[1].num_batches_tracked)
 >>> def fast():
 ...     optimizer.zero_grad()
@@ -93,11 +94,10 @@ A compiled model; its running statistics, too, change once a step:
 Training saved and continued; without the save it would go on in the same way, bit for bit:
 
 >>> saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
->>> groups = [{"params": model[0].parameters()}, {"params": model[3].parameters()}]
->>> optimizer = SAM(groups, lr=0.1)
+>>> optimizer = SAM(model, lr=0.1)
 >>> optimizer.load_state_dict(saved["optimizer"])
->>> optimizer.param_groups[0]["rho"], optimizer.gradient_evaluations
-(0.2, 4)
+>>> optimizer.gradient_evaluations
+2
 
 A gradient that is not finite skips the step, whichever pass it comes from, and leaves the weights
 as they were:
@@ -127,10 +127,11 @@ Sparse gradients stay sparse, and parameters without a gradient stay as they are
 """
 
 from paperkit.optim.asam import ASAM
-from paperkit.optim.core import MultiPassOptimizer, StepRecord
+from paperkit.optim.core import MultiPassOptimizer
 from paperkit.optim.eigen_sam import EigenSAM
 from paperkit.optim.gradient_regularization import GradientRegularization
 from paperkit.optim.igsam import IGSAM
+from paperkit.optim.opened import StepRecord
 from paperkit.optim.replay import RandomState
 from paperkit.optim.rsam import RSAM
 from paperkit.optim.sam import SAM

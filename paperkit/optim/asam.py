@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.optim.optimizer import ParamsT
 
 from paperkit import arguments
-from paperkit.optim.modules import parameter_names
+from paperkit.optim.groups import Given
+from paperkit.optim.modules import names_of
 from paperkit.optim.vector import Vector, nonzero
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
 
@@ -29,8 +29,9 @@ class ASAM(WrappedOptimizer):
 
     Parameters
     ----------
-    params : iterable
-        Parameters, named parameters or parameter groups. A group may set its own options.
+    params : nn.Module or iterable
+        Model; or parameters, named parameters or parameter groups, where a group may set its own
+        options.
     base : callable
         Class or function that makes the base optimizer from the parameters.
     rho : float
@@ -41,8 +42,8 @@ class ASAM(WrappedOptimizer):
         Rule for the tensors that have a T; the others have T = 1. ``"weights"``, the authors' rule,
         chooses those with "weight" in their name, the scale of a normalisation among them.
         ``"all"``, together with ``eta=0``, is the rule of the most used implementation. Names are
-        those of ``named_parameters()`` where it is passed, else of the modules that hold the
-        parameters.
+        the paths that ``named_parameters()`` of the model has, or of the first module that ``step``
+        calls and that holds all parameters.
     **options
         Options ``max_norm``, ``log`` and ``no_sync``, and those of the base optimizer.
 
@@ -64,9 +65,11 @@ class ASAM(WrappedOptimizer):
     tensor([ 1.0100, 10.9950])
     """
 
+    options = (*WrappedOptimizer.options, "eta", "scaled")
+
     def __init__(
         self,
-        params: ParamsT,
+        params: Given,
         base: BaseOptimizer = torch.optim.SGD,
         rho: float = 0.5,
         *,
@@ -96,16 +99,23 @@ class ASAM(WrappedOptimizer):
         if self.scaled == "all":
             return [True] * len(parameters)
         if any(id(parameter) not in self._names for parameter in parameters):
-            self._names = self._find_names()
+            self._names.update(self._find_names())
         return ["weight" in self._names[id(parameter)] for parameter in parameters]
 
     def _find_names(self) -> dict[int, str]:
-        names = parameter_names(self._parameters(), self._modules())
+        parameters, watch = self._active_parameters(), self._open.watch
+        called = [] if watch is None else watch.called
+        names = names_of(parameters, [*self._modules.roots, *called])
+        if not names:  # a group has a module of its own
+            names = {
+                id(p): name for root in self._modules.roots for name, p in root.named_parameters()
+            }
         for group in self.param_groups:
             given = group.get("param_names", ())
             names |= {id(p): name for p, name in zip(group["params"], given, strict=False)}
-        if any(id(parameter) not in names for parameter in self._active_parameters()):
+        if any(id(parameter) not in names for parameter in parameters):
             raise ValueError(
-                'scaled="weights" goes by names: pass model.named_parameters(), or scaled="all".'
+                'scaled="weights" goes by names: pass the model, or model.named_parameters(), or '
+                'scaled="all".'
             )
         return names

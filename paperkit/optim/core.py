@@ -8,97 +8,57 @@ and ``first_step()`` and ``second_step()``, where the caller runs the passes. Wh
 the core sees to it that
 
 * weights come back from a copy, bit for bit, also when the closure raises;
+* each pass starts from cleared gradients, and one that leaves none is refused;
 * all passes draw the same random numbers, and the generators end where a single pass leaves them;
-* buffers (running statistics of batch normalisation) keep the values that the first pass wrote;
+* everything that a pass changes in modules (running statistics, queues, counts) is as after the
+  first pass;
 * a loss scaled by a ``GradScaler`` is unscaled in each pass, and an overflow in any skips the step;
-* the step is decided by a single read from the device, at its end.
+* the step is decided by a single read from the device, at its end;
+* ``state`` and ``param_groups`` hold all that lasts, and one shared object what a step needs, so
+  that wrappers and base optimizers see the same.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # imports the compiler no earlier than torch.optim does
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT
+from torch.optim import optimizer as torch_optimizer
 
 from paperkit import arguments
-from paperkit.optim.modules import BufferSnapshot, modules_around, refuse_sharded
+from paperkit.optim import closures
+from paperkit.optim.closures import CONTRACT, Closure
+from paperkit.optim.groups import Given, check_group, checked_parameters, opened
+from paperkit.optim.kept import KEPT, Kept, Numbers
+from paperkit.optim.modules import KnownModules, PassWatch, all_modules, refuse_sharded
+from paperkit.optim.moves import MovingOptimizer, as_real, stored_entries
+from paperkit.optim.opened import Home, OpenStep, Passes, StepRecord, UnscaledPass
 from paperkit.optim.replay import RandomState
 from paperkit.optim.vector import Vector
 
-Closure = Callable[[], Any]
-Passes = Iterator[None]
+LARGEST_ROUNDING = 0.1
+"""Part of a perturbation that the weights' format may lose before a warning is given."""
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """Numbers of a step, as logged with ``log=True``.
-
-    Attributes
-    ----------
-    step : int
-        Number of the step, from 0; skipped steps count.
-    gradient_norm : float
-        Norm ‖g‖ of the gradient of the first pass, over all parameters with a gradient.
-    perturbation_norm : float
-        Norm ‖ε‖ of the perturbation; 0 in a step of the base optimizer alone.
-    cosine : float
-        Cosine of the angle between ε and g; NaN where one of them is zero.
-    regularizer : float
-        First-order change gᵀε of the loss by the perturbation, unless the optimizer says otherwise.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from paperkit.optim import SAM
-    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-    >>> optimizer = SAM([w], rho=0.5, lr=0.1, log=True)
-    >>> for move in (optimizer.first_step, optimizer.second_step):
-    ...     (0.5 * w.square().sum()).backward()
-    ...     move()
-    >>> record = optimizer.log[0]
-    >>> round(record.gradient_norm, 4), round(record.perturbation_norm, 4), round(record.cosine, 4)
-    (5.0, 0.5, 1.0)
-    >>> round(record.regularizer, 4)  # gᵀε = ρ ‖g‖
-    2.5
-    """
-
-    step: int
-    gradient_norm: float
-    perturbation_norm: float
-    cosine: float
-    regularizer: float
-
-
-class _UnscaledPass:
-    """A stand-in for the optimizer in a single pass.
-
-    A gradient scaler unscales each optimizer once per update, and a step has several passes. So
-    every pass hands it an object of its own.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return self._optimizer.param_groups
-
-
-class MultiPassOptimizer(Optimizer, ABC):
+class MultiPassOptimizer(MovingOptimizer, ABC):
     """An optimizer whose step takes the gradient of one batch at several points.
 
     Parameters
     ----------
-    params : iterable
-        Parameters, named parameters or parameter groups, as for every optimizer of PyTorch.
+    params : nn.Module or iterable
+        Model; or parameters, named parameters or parameter groups, as for every optimizer of
+        PyTorch, where a group may have a module under ``params``. After a step, modules that are
+        passed here are as after its first pass, and so are others that :meth:`step` calls.
     defaults : dict
         Options that a group may set for itself, with their defaults.
     max_norm : float, optional
@@ -139,18 +99,22 @@ class MultiPassOptimizer(Optimizer, ABC):
     tensor(0.9100)
     """
 
-    # State of the step that is being taken: its generator, its parameters with a gradient, copies
-    # of their values and of the buffers, the number of the pass, and the numbers for the log.
-    _running: Passes | None
-    _active: list[Tensor] | None
-    _saved: list[Tensor] | None
-    _buffers: BufferSnapshot | None
-    _pass_number: int
-    _logged: tuple[Tensor, ...]
+    options: tuple[str, ...] = ("max_norm",)
+    """Names of the options that are the same for all groups, each an attribute."""
+
+    steps = Kept[int]()
+    skipped_steps = Kept[int]()
+    gradient_evaluations = Kept[int]()
+
+    _family = ""
+    """Name of a family of optimizers that go on from each other's states."""
+
+    # torch.amp.GradScaler.step then leaves the gradients alone, and step() can refuse the call.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Given,
         defaults: dict[str, Any],
         *,
         max_norm: float | None = None,
@@ -159,14 +123,71 @@ class MultiPassOptimizer(Optimizer, ABC):
         if max_norm is not None:
             max_norm = arguments.number("max_norm", max_norm, above=0, finite=False)
         self.max_norm = max_norm
-        self.gradient_evaluations = 0
-        self.steps = 0
-        self.skipped_steps = 0
         self.log: list[StepRecord] | None = [] if arguments.flag("log", log) else None
-        self._modules_found: list[nn.Module] | None = None
-        self._unscaled: list[_UnscaledPass] = []
-        self._forget_step()
-        super().__init__(_check_parameters(params), defaults)
+        entries, roots = checked_parameters(params)
+        refuse_sharded((), all_modules(roots))
+        self._modules = KnownModules(roots)
+        self._home: Home | Optimizer = Home()
+        self._name = type(self).__name__  # a wrapper's class has another
+        self._numbers = Numbers(self._first_numbers())
+        self._open = OpenStep()
+        self._unscaled: list[UnscaledPass] = []
+        self._code: Any = None
+        super().__init__(entries, defaults)
+        self._numbers.replace(self.param_groups)
+
+    def _first_numbers(self) -> dict[str, Any]:
+        """Return the numbers that are kept, as they are before the first step."""
+        return {
+            "optimizer": self._family or self._name,
+            "steps": 0,
+            "skipped_steps": 0,
+            "gradient_evaluations": 0,
+        }
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters with their options, the same list as the base optimizer's."""
+        return self._home.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self._home.param_groups = groups
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """State by parameter, the same dict as the base optimizer's."""
+        return self._home.state
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self._home.state = state
+
+    @property
+    def first_pass(self) -> bool:
+        """Whether a forward pass that runs now counts, which one at moved weights does not.
+
+        A metric that is updated by every forward pass asks for it.
+        """
+        return self._open.first_pass
+
+    def described(self) -> dict[str, object]:
+        """Return what the optimizer was made with, in plain values.
+
+        Returns
+        -------
+        dict
+            Entries ``optimizer``, the name of the class; ``defaults``, the options that a group may
+            set for itself; ``options``, the options that hold for all groups.
+        """
+        return {
+            "optimizer": self._name,
+            "defaults": dict(self.defaults),
+            "options": self._option_values(),
+        }
+
+    def _option_values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.options}
 
     # -- the step --------------------------------------------------------------------------------
 
@@ -174,18 +195,19 @@ class MultiPassOptimizer(Optimizer, ABC):
     def _passes(self) -> Passes:
         """Start with the first gradient in ``.grad``; yield where another one is needed."""
 
+    @_disable_dynamo
     def step(self, closure: Closure | None = None, *, scaler: GradScaler | None = None) -> Any:
         """Take one step.
 
         Parameters
         ----------
         closure : callable
-            Function that zeroes the gradients, computes the loss of the batch (over all
+            Function that clears the gradients, computes the loss of the whole batch (over all
             micro-batches where gradients are accumulated), calls ``backward`` and returns the loss;
             called once for each gradient evaluation, with the same random numbers.
         scaler : torch.amp.GradScaler, optional
             Scaler with which the closure scales its loss. Call ``scaler.update()`` after the step
-            as usual; ``scaler.step`` is not needed.
+            as usual; ``scaler.step`` is not needed, and refused.
 
         Returns
         -------
@@ -195,22 +217,31 @@ class MultiPassOptimizer(Optimizer, ABC):
         Raises
         ------
         TypeError, ValueError
-            If there is no closure, or it cannot be called, or the scaler is none.
+            If there is no closure, or it cannot be called, or it breaks its contract: gradients of
+            other passes stay in place, or a pass leaves none; or the scaler is none, or missing.
         RuntimeError
-            If a step begun with :meth:`first_step` is open.
+            If a step begun with :meth:`first_step` is open, or another loop scales or accumulates.
         """
+        closures.refuse_scaler_step(self)
         if closure is None:
+            if self._is_asked_for_its_state():
+                self._make_state()
+                return None
             raise ValueError(
-                "step needs a closure that zeroes the gradients, computes the loss, calls backward "
-                "and returns the loss; for a loop by hand call first_step() and second_step()."
+                f"step needs a closure: {CONTRACT}; for a loop by hand call first_step() and "
+                "second_step()."
             )
         arguments.function("closure", closure, "a function without arguments")
-        _check_scaler(scaler)
-        self._refuse_open_step()
-        random_state = RandomState(parameter.device for parameter in self._parameters())
+        closures.check_scaler(scaler)
+        closures.refuse_accumulation_outside()
+        self._begin()
+        random_state = RandomState({parameter.device for parameter in self._parameters()})
         try:
             loss = self._first_pass(closure)
-            self._running = self._passes() if self._perturbs_now() else self._single_pass()
+            if scaler is None and self._is_new(closure):
+                closures.refuse_forgotten_scaler(closure)
+            perturbs = self._perturbs_now()
+            self._open.running = self._passes() if perturbs else self._single_pass()
             while self._advance(scaler):
                 with random_state.replayed():
                     self._later_pass(closure)
@@ -219,7 +250,10 @@ class MultiPassOptimizer(Optimizer, ABC):
             raise
         return loss
 
-    def first_step(self, *, scaler: GradScaler | None = None) -> None:
+    @_disable_dynamo
+    def first_step(
+        self, zero_grad: bool | None = None, *, scaler: GradScaler | None = None
+    ) -> None:
         """Move the weights to where the second gradient is taken, in a loop written by hand.
 
         Call it after the first backward pass; then compute the loss of the same batch again, call
@@ -228,39 +262,58 @@ class MultiPassOptimizer(Optimizer, ABC):
 
         Parameters
         ----------
+        zero_grad : None
+            Other libraries have this argument; here it is refused.
         scaler : torch.amp.GradScaler, optional
             As in :meth:`step`.
 
         Raises
         ------
+        TypeError
+            If ``zero_grad`` is given.
         RuntimeError
-            If the last step was not finished with :meth:`second_step` or :meth:`restore`.
+            If the last step was not finished with :meth:`second_step` or :meth:`restore`, or the
+            gradients are those of the last step.
         """
-        _check_scaler(scaler)
-        self._refuse_open_step()
-        self._running = self._passes() if self._perturbs_now() else self._repeated_pass()
+        _refuse_zero_grad(zero_grad, "first_step() clears the gradients itself: write first_step()")
+        closures.check_scaler(scaler)
+        self._begin()
+        closures.refuse_uncleared(self._parameters())
+        _call_hooks(self, torch_optimizer._global_optimizer_pre_hooks)
+        _call_hooks(self, self._optimizer_step_pre_hooks)
+        self._open.watch = self._watch()
+        self._open.running = self._passes() if self._perturbs_now() else self._repeated_pass()
         try:
-            self._advance(scaler)
+            if self._advance(scaler) and not self._modules.roots:
+                self._open.watch.listen()
         except BaseException:
             self.restore()
             raise
-        self.zero_grad()
+        closures.clear_gradients(self._parameters())
 
-    def second_step(self, *, scaler: GradScaler | None = None) -> None:
+    @_disable_dynamo
+    def second_step(
+        self, zero_grad: bool | None = None, *, scaler: GradScaler | None = None
+    ) -> None:
         """Restore the weights and take the step that :meth:`first_step` began.
 
         Parameters
         ----------
-        scaler : torch.amp.GradScaler, optional
-            As in :meth:`step`.
+        zero_grad, scaler
+            As in :meth:`first_step`.
 
         Raises
         ------
+        TypeError, ValueError
+            If ``zero_grad`` is given, or the second backward pass left no gradient.
         RuntimeError
             If there was no :meth:`first_step`.
         """
-        _check_scaler(scaler)
-        if self._running is None:
+        _refuse_zero_grad(
+            zero_grad, "second_step() leaves its gradients to look at: clear them with zero_grad()"
+        )
+        closures.check_scaler(scaler)
+        if self._open.running is None:
             raise RuntimeError("second_step() follows first_step() and a second backward pass.")
         try:
             self._advance(scaler)
@@ -268,13 +321,32 @@ class MultiPassOptimizer(Optimizer, ABC):
             self.restore()
             raise
         self._opt_called = True  # learning-rate schedulers check this flag
+        _call_hooks(self, self._optimizer_step_post_hooks)
+        _call_hooks(self, torch_optimizer._global_optimizer_post_hooks)
 
+    @_disable_dynamo
     def restore(self) -> None:
-        """Give up a begun step: put weights and buffers back as they were before it."""
+        """Give up a begun step: put weights and modules back as they were before it."""
         self._restore_weights()
-        if self._buffers is not None:
-            self._buffers.restore()
+        if self._open.watch is not None:
+            self._open.watch.restore()
         self._forget_step()
+
+    def _watch(self, *, evaluation: bool = False) -> PassWatch:
+        return PassWatch(self._modules, self._parameters(), evaluation=evaluation)
+
+    def _is_new(self, closure: Closure) -> bool:
+        """Say whether a closure was written elsewhere than that of the last step."""
+        code = getattr(closure, "__code__", None)
+        is_new, self._code = code is None or code is not self._code, code
+        return is_new
+
+    def _begin(self) -> None:
+        """Refuse a second open step, and complete groups that were assigned or loaded."""
+        self._refuse_open_step()
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     def _perturbs(self) -> bool:
         """Whether the next step asks for more than the gradient at the present weights."""
@@ -292,14 +364,22 @@ class MultiPassOptimizer(Optimizer, ABC):
 
     def _repeated_pass(self) -> Passes:
         yield
-        self._active = None
+        self._open.active = self._open.values = None
         yield from self._single_pass()
 
     def _first_pass(self, closure: Closure) -> Any:
-        return self._call(closure)
+        before = closures.GradientsBefore(self._parameters())
+        watch = self._open.watch = self._watch() if self._perturbs() else None
+        with before.watched(), nullcontext() if watch is None else watch.listening():
+            return self._call(closure)
 
     def _later_pass(self, closure: Closure) -> None:
-        self._call(closure)
+        closures.clear_gradients(self._parameters())
+        watch = self._open.watch
+        assert watch is not None
+        watch.replay()
+        with watch.listening():
+            self._call(closure)
 
     def _call(self, closure: Closure) -> Any:
         # An autocast region caches the casts of the weights until it ends. If the caller has one
@@ -310,115 +390,38 @@ class MultiPassOptimizer(Optimizer, ABC):
 
     def _advance(self, scaler: GradScaler | None) -> bool:
         """Hand a new gradient to the step; return whether it asks for another one."""
-        assert self._running is not None
+        step = self._open
+        assert step.running is not None
+        if not step.first_pass and step.active:
+            closures.refuse_no_gradient(step.active)
         self.gradient_evaluations += 1
         self._unscale(scaler)
         with torch.no_grad():
-            for _ in self._running:
-                if self._buffers is None:
-                    self._buffers = BufferSnapshot(self._modules())
+            for _ in step.running:
+                if step.first_pass and step.watch is not None:
+                    step.watch.first_pass_is_over()
+                step.first_pass = False
                 return True
-        if self._buffers is not None:
-            self._buffers.restore()
+        if step.watch is not None:
+            step.watch.restore()
         self._forget_step()
         return False
 
     def _unscale(self, scaler: GradScaler | None) -> None:
         if scaler is None:
             return
-        if self._pass_number == len(self._unscaled):
-            self._unscaled.append(_UnscaledPass(self))
-        scaler.unscale_(cast(Optimizer, self._unscaled[self._pass_number]))
-        self._pass_number += 1
+        number = self._open.unscaled
+        if number == len(self._unscaled):
+            self._unscaled.append(UnscaledPass(self))
+        scaler.unscale_(cast(Optimizer, self._unscaled[number]))
+        self._open.unscaled += 1
 
     def _forget_step(self) -> None:
-        self._running = None
-        self._active = None
-        self._saved = None
-        self._buffers = None
-        self._pass_number = 0
-        self._logged = ()
+        self._open.forget()
 
     def _refuse_open_step(self) -> None:
-        if self._running is not None:
+        if self._open.running is not None:
             raise RuntimeError("finish the step with second_step(), or give it up with restore().")
-
-    # -- parts of a step -------------------------------------------------------------------------
-
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
-
-    def _modules(self) -> list[nn.Module]:
-        if self._modules_found is None:
-            modules = modules_around(self._parameters())
-            refuse_sharded((), modules)
-            self._modules_found = modules
-        return self._modules_found
-
-    def _group_values(self, key: str) -> list[float]:
-        """Return a group option for each parameter with a gradient."""
-        active = {id(parameter) for parameter in self._active_parameters()}
-        return [
-            group.get(key, 0.0)
-            for group in self.param_groups
-            for parameter in group["params"]
-            if id(parameter) in active
-        ]
-
-    def _active_parameters(self) -> list[Tensor]:
-        """Return the parameters to which the first pass gave a gradient."""
-        if self._active is None:
-            self._active = [p for p in self._parameters() if p.grad is not None]
-        return self._active
-
-    def _weights(self) -> Vector:
-        return Vector([parameter.detach() for parameter in self._active_parameters()])
-
-    def _gradient(self) -> Vector:
-        """Return the gradient in ``.grad``, densely; a missing part of a later pass is zero."""
-        return Vector([_dense_gradient(p) for p in self._active_parameters()])
-
-    def _set_gradient(self, gradient: Vector) -> None:
-        """Make a vector the gradient that the step follows, sparse where it was."""
-        for parameter, values in zip(self._active_parameters(), gradient.tensors, strict=True):
-            if parameter.grad is None:
-                parameter.grad = values
-            elif parameter.grad.is_sparse:
-                parameter.grad = values.sparse_mask(parameter.grad.coalesce())
-            else:
-                parameter.grad.copy_(values)
-
-    def _move_by(self, displacement: Vector) -> None:
-        self._save_weights()
-        torch._foreach_add_(self._active_parameters(), displacement.tensors)
-
-    def _move_to(self, weights: Vector) -> None:
-        self._save_weights()
-        torch._foreach_copy_(self._active_parameters(), weights.tensors)
-
-    def _save_weights(self) -> None:
-        if self._saved is None:
-            with torch.no_grad():
-                self._saved = [p.clone() for p in self._active_parameters()]
-
-    def _restore_weights(self) -> None:
-        if self._saved is not None:
-            with torch.no_grad():
-                torch._foreach_copy_(self._active_parameters(), self._saved)
-            self._saved = None
-
-    def _curvature_along(
-        self, gradient: Vector, direction: Vector, tau: float
-    ) -> Generator[None, None, Vector]:
-        r"""Return Hd from another gradient, a distance τ along d.
-
-        :math:`H d \approx \|d\| (\nabla L(\theta + \tau d / \|d\|) - \nabla L(\theta)) / \tau`.
-        The caller has kept the gradient at θ.
-        """
-        self._move_by(direction.normalized() * tau)
-        yield
-        self._restore_weights()
-        return (self._gradient() - gradient) * (direction.norm() / tau)
 
     def _record(
         self,
@@ -432,15 +435,14 @@ class MultiPassOptimizer(Optimizer, ABC):
             inner = gradient.dot(perturbation)
             lengths = gradient.norm(), perturbation.norm()
             cosine = inner / (lengths[0] * lengths[1])
-            self._logged = (*lengths, cosine, inner if regularizer is None else regularizer)
+            self._open.logged = (*lengths, cosine, inner if regularizer is None else regularizer)
 
     def _finish(self, checks: Sequence[Tensor]) -> bool:
         """Follow the gradient in ``.grad`` and return True if it and the checks are finite."""
-        gradients = [_entries(p) for p in self._parameters() if p.grad is not None]
-        if not gradients:
-            raise ValueError("closure left no gradient in its last call: it must call backward.")
-        norm = Vector(gradients).norm()
-        scalars = [x.to(norm) for x in (norm, *checks, *self._logged)]
+        gradients = [stored_entries(p) for p in self._parameters() if p.grad is not None]
+        norm = Vector(as_real(gradients)).norm()
+        logged, rounding = self._open.logged, self._open.rounding
+        scalars = [x.to(norm) for x in (norm, *checks, *logged, *rounding)]
         values = torch.stack(scalars).tolist()
         length, decisive_norms = values[0], values[: 1 + len(checks)]
         taken = all(math.isfinite(value) for value in decisive_norms)
@@ -450,9 +452,12 @@ class MultiPassOptimizer(Optimizer, ABC):
             self._descend()
         else:
             self.skipped_steps += 1
+        noted = values[1 + len(checks) : len(values) - len(rounding)]
         if self.log is not None:
-            self.log.append(StepRecord(self.steps, *values[1 + len(checks) :]))
+            self.log.append(StepRecord(self.steps, *noted))
         self.steps += 1
+        _warn_of_rounding(values[len(values) - len(rounding) :])
+        closures.mark_used(p.grad for p in self._parameters() if p.grad is not None)
         return taken
 
     @abstractmethod
@@ -461,26 +466,31 @@ class MultiPassOptimizer(Optimizer, ABC):
 
     # -- state -----------------------------------------------------------------------------------
 
-    def _own_state(self) -> dict[str, Any]:
-        """Return the state that belongs to no group and no parameter, in plain values."""
-        return {
-            "steps": self.steps,
-            "skipped_steps": self.skipped_steps,
-            "gradient_evaluations": self.gradient_evaluations,
-        }
+    def _is_asked_for_its_state(self) -> bool:
+        """Whether torch.distributed.checkpoint calls, to make an optimizer's state.
 
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
-        self.skipped_steps = state["skipped_steps"]
-        self.gradient_evaluations = state["gradient_evaluations"]
+        That call has no closure, and gradients and learning rates are zero.
+        """
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        rates = [float(group.get("lr", math.nan)) for group in self.param_groups]
+        return (
+            not any(rates)
+            and bool(gradients)
+            and not any(bool(gradient.to_dense().any()) for gradient in gradients)
+        )
 
+    def _make_state(self) -> None:
+        """Make the state that exists from the first step on, without a step."""
+
+    @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a run continues from.
 
         Returns
         -------
         dict
-            Entries ``state`` and ``param_groups``, as PyTorch's optimizers have them, and ``own``.
+            Entries ``state`` and ``param_groups``, as PyTorch's optimizers have them. Counts, and
+            options that hold for all groups, are in the first group.
 
         Raises
         ------
@@ -488,35 +498,66 @@ class MultiPassOptimizer(Optimizer, ABC):
             Between :meth:`first_step` and :meth:`second_step`.
         """
         self._refuse_open_step()
-        return {**super().state_dict(), "own": self._own_state()}
+        self._numbers.replace(self.param_groups, options=self._option_values())
+        saved = super().state_dict()
+        self._numbers.replace(self.param_groups)  # the caller may change the saved ones
+        return saved
 
+    @_disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a :meth:`state_dict`.
 
         Raises
         ------
         TypeError, ValueError
-            If it comes from another kind of optimizer or from other parameter groups.
+            If it comes from another kind of optimizer, other options or other parameter groups.
         """
         self._refuse_open_step()
         arguments.mapping("state_dict", state_dict)
-        if not {"own", "state", "param_groups"} <= set(state_dict):
-            raise ValueError(
-                f"state_dict was not made by {type(self).__name__}: load it into the optimizer "
-                "that made it."
-            )
         try:
-            super().load_state_dict(state_dict)
+            self._load(state_dict)
+        except KeyError:
+            self._check_saved([])
         except ValueError as error:
-            raise ValueError(f"state_dict belongs to other parameters: {error}.") from error
-        self._load_own_state(state_dict["own"])
+            if str(error).startswith("loaded state dict"):
+                raise ValueError(f"state_dict belongs to other parameters: {error}.") from error
+            raise
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+
+    def _check_saved(self, groups: list[dict[str, Any]]) -> None:
+        """Refuse a state of another kind, or reached with options that would change the run."""
+        kind = self._family or self._name
+        saved = groups[0].get(KEPT) if groups else None
+        if saved is None or saved["optimizer"] != kind:
+            raise ValueError(
+                f"state_dict was not made by {self._name}: load it into the optimizer that made "
+                "it, and a plain base optimizer's with optimizer.base.load_state_dict(state_dict)."
+            )
+        for name, present in self._option_values().items():
+            then = saved.get("options", {}).get(name, present)
+            if then != present:
+                raise ValueError(
+                    f"state_dict was made with {name}={arguments.shown(then)}, and this optimizer "
+                    f"has {name}={arguments.shown(present)}: make it with the former."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_open_step()
         # A learning-rate scheduler replaces step() by a wrapper of this object's own method. A copy
-        # must not carry it.
-        state = {name: value for name, value in self.__dict__.items() if name != "step"}
-        return {**state, "_modules_found": None, "_unscaled": []}
+        # must carry neither it nor hooks, as in PyTorch.
+        hooks = {name for name in vars(self) if name.startswith("_optimizer_") and "hooks" in name}
+        dropped = {"step", "_open", "_unscaled", "_code"} | hooks
+        return {name: value for name, value in vars(self).items() if name not in dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if set(state) == {"state", "param_groups"}:  # the two entries that load_state_dict sets
+            self._check_saved(state["param_groups"])
+            self.state, self.param_groups = state["state"], state["param_groups"]
+            return
+        fresh = {"_open": OpenStep(), "_unscaled": [], "_code": None}
+        super().__setstate__({**fresh, **state})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as every optimizer of PyTorch does.
@@ -526,64 +567,40 @@ class MultiPassOptimizer(Optimizer, ABC):
         TypeError, ValueError
             If it is no mapping with parameters under ``params``, or they are sharded.
         """
-        _check_group(param_group)
+        self._modules.roots += self._open_group(param_group)
         super().add_param_group(param_group)
-        refuse_sharded(param_group["params"], ())
-        self._modules_found = None
+
+    def _open_group(self, param_group: dict[str, Any]) -> list[nn.Module]:
+        check_group(param_group)
+        modules = opened(param_group)
+        held = param_group["params"]
+        if isinstance(held, Tensor):
+            held = [held]
+        param_group["params"] = list(held)
+        found = [entry[1] if isinstance(entry, tuple) else entry for entry in param_group["params"]]
+        refuse_sharded(found, all_modules(modules))
+        return modules
 
 
-def _dense_gradient(parameter: Tensor) -> Tensor:
-    gradient = parameter.grad
-    if gradient is None:
-        return torch.zeros_like(parameter)
-    return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+def _warn_of_rounding(lengths: Sequence[float]) -> None:
+    """Warn where the weights' format took away more than a small part of a perturbation."""
+    for lost, whole in zip(lengths[::2], lengths[1::2], strict=True):
+        if math.isfinite(whole) and lost > LARGEST_ROUNDING * whole:
+            warnings.warn(
+                f"the weights' format rounds {lost / whole:.0%} of the perturbation away, as it "
+                "does to small changes in bfloat16 and float16: keep the weights in float32 under "
+                "torch.autocast, or take a larger radius.",
+                UserWarning,
+                stacklevel=2,
+            )
+            return
 
 
-def _entries(parameter: Tensor) -> Tensor:
-    """Return the stored entries of a parameter's gradient, each once; a sparse one is coalesced."""
-    gradient = parameter.grad
-    assert gradient is not None
-    if not gradient.is_sparse:
-        return gradient
-    parameter.grad = gradient.coalesce()
-    return parameter.grad.values()
+def _refuse_zero_grad(zero_grad: object, what_to_write: str) -> None:
+    if zero_grad is not None:
+        raise TypeError(f"zero_grad={arguments.shown(zero_grad)}: {what_to_write}.")
 
 
-def _check_parameters(params: Any) -> list[Any]:
-    """Return parameters, named parameters or groups as a list, because a generator ends."""
-    expected = "parameters, named parameters or groups of them"
-    entries = list(arguments.iterable("params", params, expected))
-    if not entries:
-        raise ValueError("params=[] is empty: pass the model's parameters, as model.parameters().")
-    for entry in entries:
-        if isinstance(entry, dict):
-            _check_group(entry)
-        elif not _is_parameter(entry):
-            shown = arguments.shown(entry)
-            raise TypeError(f"params has {shown}: pass {expected}, as model.parameters().")
-    return entries
-
-
-def _check_group(group: Any) -> None:
-    options = arguments.mapping("param_group", group, 'a dict with parameters under "params"')
-    parameters = options.get("params")
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
-    if not isinstance(parameters, Sequence | Iterator) or isinstance(parameters, str):
-        raise TypeError(
-            f"params={arguments.shown(parameters)} of a group must be a list of parameters."
-        )
-    if isinstance(parameters, Sequence) and not all(map(_is_parameter, parameters)):
-        raise TypeError(
-            f"params={arguments.shown(parameters)} of a group holds what is no parameter."
-        )
-
-
-def _is_parameter(entry: object) -> bool:
-    named = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
-    return isinstance(entry[1] if named else entry, Tensor)  # type: ignore[index]
-
-
-def _check_scaler(scaler: object) -> None:
-    if scaler is not None:
-        arguments.instance("scaler", scaler, GradScaler, "torch.amp has it")
+def _call_hooks(optimizer: Optimizer, hooks: Mapping[int, Any]) -> None:
+    for hook in hooks.values():
+        hook(optimizer, (), {})

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.optim.optimizer import ParamsT
+from torch import Tensor
 
 from paperkit import arguments
 from paperkit.linalg.probes import generator_of
-from paperkit.optim.core import Closure
-from paperkit.optim.modules import BufferSnapshot, evaluation_mode
+from paperkit.optim.closures import Closure, clear_gradients
+from paperkit.optim.groups import Given
 from paperkit.optim.replay import RandomState
 from paperkit.optim.vector import Vector
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
@@ -36,8 +36,9 @@ class EigenSAM(WrappedOptimizer):
 
     Parameters
     ----------
-    params : iterable
-        Parameters, named parameters or parameter groups. A group may set its own options.
+    params : nn.Module or iterable
+        Model; or parameters, named parameters or parameter groups, where a group may set its own
+        options.
     base : callable
         Class or function that makes the base optimizer from the parameters.
     rho : float
@@ -76,9 +77,11 @@ class EigenSAM(WrappedOptimizer):
     0.99
     """
 
+    options = (*WrappedOptimizer.options, "alpha", "period", "iterations", "tau", "seed")
+
     def __init__(
         self,
-        params: ParamsT,
+        params: Given,
         base: BaseOptimizer = torch.optim.SGD,
         rho: float = 0.05,
         *,
@@ -105,18 +108,21 @@ class EigenSAM(WrappedOptimizer):
         return tilted.normalized().scaled(strengths)
 
     def _first_pass(self, closure: Closure) -> Any:
-        if self._perturbs() and self.steps % self.period == 0:
-            self.renew_eigenvector(closure)
+        if self._perturbs() and (self.steps % self.period == 0 or not self._has_eigenvector()):
+            self._renew(closure)
         return super()._first_pass(closure)
 
+    def _has_eigenvector(self) -> bool:
+        return bool(self._kept_by())
+
     def _eigenvector(self) -> Vector:
-        parts = [self.state[p].get("eigenvector") for p in self._active_parameters()]
-        if all(part is None for part in parts):
+        known = [self.state.get(p, {}).get("eigenvector") for p in self._active_parameters()]
+        if all(part is None for part in known):
             raise RuntimeError("a loop by hand calls renew_eigenvector(closure) first.")
         return Vector(
             [
-                torch.zeros_like(parameter) if part is None else part
-                for parameter, part in zip(self._active_parameters(), parts, strict=True)
+                torch.zeros_like(values) if part is None else part
+                for values, part in zip(self._values(), known, strict=True)
             ]
         )
 
@@ -135,29 +141,39 @@ class EigenSAM(WrappedOptimizer):
         """
         arguments.function("closure", closure, "a function without arguments")
         self._refuse_open_step()
-        self._active = [p for p in self._parameters() if p.requires_grad]
-        random_state = RandomState(parameter.device for parameter in self._active)
-        buffers = BufferSnapshot(self._modules())
+        self._renew(closure)
+
+    def _renew(self, closure: Closure) -> None:
+        step, parameters = self._open, self._parameters()
+        before = [(parameter, parameter.grad) for parameter in parameters]
+        step.watch = self._watch(evaluation=True)
+        step.active = [p for p in parameters if p.requires_grad and p.numel() > 0]
+        step.first_pass = False
+        random_state = RandomState({parameter.device for parameter in step.active})
         try:
-            with evaluation_mode(self._modules()), torch.no_grad():
+            with step.watch.listening(), torch.no_grad():
                 v = self._start()
                 for _ in range(self.iterations):
                     with random_state.replayed():
                         product = self._hessian_product(closure, v)
                     v = product.normalized()
                 if bool(torch.isfinite(v.norm())):
-                    for parameter, part in zip(self._active, v.tensors, strict=True):
+                    for parameter, part in zip(step.active, v.tensors, strict=True):
                         self.state[parameter]["eigenvector"] = part
         finally:
-            self.restore()
-            buffers.restore()
+            self._restore_weights()
+            step.watch.undo()
+            self._forget_step()
+            for parameter, gradient in before:
+                parameter.grad = gradient
 
     def _start(self) -> Vector:
         generator = generator_of(self.seed)
         parts = []
-        for parameter in self._active_parameters():
-            draw = torch.randn(parameter.shape, generator=generator, device="cpu")
-            parts.append(self.state[parameter].setdefault("eigenvector", draw.to(parameter)))
+        for parameter, values in zip(self._active_parameters(), self._values(), strict=True):
+            draw = torch.randn(values.shape, generator=generator, device="cpu")
+            known = self.state.get(parameter, {}).get("eigenvector")
+            parts.append(draw.to(values) if known is None else known)
         return Vector(parts).normalized()
 
     def _hessian_product(self, closure: Closure, v: Vector) -> Vector:
@@ -165,8 +181,24 @@ class EigenSAM(WrappedOptimizer):
         sides = []
         for distance in (self.tau, -self.tau):
             self._move_by(v * distance)
+            clear_gradients(self._parameters())
             self._call(closure)
             self.gradient_evaluations += 1
-            sides.append(self._gradient().clone())
+            sides.append(self._kept_gradient())
             self._restore_weights()
         return sides[0] - sides[1]
+
+    def _descend(self) -> None:
+        # A base optimizer makes its state where it finds none, so it must find no eigenvector.
+        parts = {p: self.state[p].pop("eigenvector") for p in self._kept_by()}
+        for parameter in parts:
+            if not self.state[parameter]:
+                del self.state[parameter]
+        try:
+            super()._descend()
+        finally:
+            for parameter, part in parts.items():
+                self.state[parameter]["eigenvector"] = part
+
+    def _kept_by(self) -> list[Tensor]:
+        return [p for p in self._parameters() if "eigenvector" in self.state.get(p, ())]

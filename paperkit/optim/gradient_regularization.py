@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.optim.optimizer import ParamsT
 from torch.overrides import TorchFunctionMode
 
 from paperkit import arguments
-from paperkit.optim.core import Closure, Passes
+from paperkit.optim.closures import Closure
+from paperkit.optim.groups import Given
+from paperkit.optim.opened import Passes
 from paperkit.optim.vector import Vector
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
 
@@ -32,8 +33,9 @@ class GradientRegularization(WrappedOptimizer):
 
     Parameters
     ----------
-    params : iterable
-        Parameters, named parameters or parameter groups. A group may set its own options.
+    params : nn.Module or iterable
+        Model; or parameters, named parameters or parameter groups, where a group may set its own
+        options.
     base : callable
         Class or function that makes the base optimizer from the parameters.
     mu : float
@@ -70,6 +72,8 @@ class GradientRegularization(WrappedOptimizer):
     tensor(0.8000)
     """
 
+    options = (*WrappedOptimizer.options, "method", "tau")
+
     strength_name = "mu"
 
     # State of the step that is being taken: the graph of its gradients, and the vector 2μg.
@@ -78,7 +82,7 @@ class GradientRegularization(WrappedOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Given,
         base: BaseOptimizer = torch.optim.SGD,
         mu: float = 0.01,
         *,
@@ -97,13 +101,17 @@ class GradientRegularization(WrappedOptimizer):
         return gradient.scaled([2.0 * strength for strength in strengths])
 
     def _passes(self) -> Passes:
-        gradient = self._gradient().clone()
+        gradient = self._kept_gradient()
         objective = self._objective_gradient()
         direction = self.perturbation(objective, self._weights(), self._strengths())
         self._record(objective, direction, 0.5 * objective.dot(direction))
         checks = [gradient.norm()]
         if self.method == "finite_difference":
-            curvature = yield from self._curvature_along(gradient, direction, self.tau)
+            factor = self._look_along(direction, self.tau)
+            del objective, direction  # the next pass needs the memory
+            yield
+            self._restore_weights()
+            curvature = (self._gradient() - gradient) * factor
         else:
             self._direction = direction
             yield
@@ -111,7 +119,9 @@ class GradientRegularization(WrappedOptimizer):
         self._set_gradient(gradient + curvature)
         self._finish(checks)
 
-    def first_step(self, *, scaler: GradScaler | None = None) -> None:
+    def first_step(
+        self, zero_grad: bool | None = None, *, scaler: GradScaler | None = None
+    ) -> None:
         """Begin a step; see :meth:`~paperkit.optim.MultiPassOptimizer.first_step`.
 
         Raises
@@ -124,18 +134,20 @@ class GradientRegularization(WrappedOptimizer):
                 'method="double_backward" needs step(closure): choose method="finite_difference" '
                 "for a loop by hand."
             )
-        super().first_step(scaler=scaler)
+        super().first_step(zero_grad, scaler=scaler)
 
     def _first_pass(self, closure: Closure) -> Any:
         if self.method == "finite_difference" or not self._perturbs():
             return super()._first_pass(closure)
-        if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in self._modules()):
+        with _RecordedBackward(self._parameters()) as recorded:
+            loss = super()._first_pass(closure)
+        watch = self._open.watch
+        seen = [] if watch is None else watch.modules
+        if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in seen):
             raise ValueError(
                 'method="double_backward" does not average gradients over workers: choose '
                 'method="finite_difference" with DistributedDataParallel.'
             )
-        with _RecordedBackward(self._parameters()) as recorded:
-            loss = super()._first_pass(closure)
         self._recorded = recorded
         return loss
 
@@ -186,7 +198,7 @@ class _RecordedBackward(TorchFunctionMode):
     def products(self, parameters: Sequence[Tensor], direction: Vector) -> list[Tensor | None]:
         """Differentiate the inner product of the recorded gradients and the direction."""
         pairs = [
-            (self._gradients[id(parameter)], along)
+            (self._gradients[id(parameter)], _like(parameter, along))
             for parameter, along in zip(parameters, direction.tensors, strict=True)
             if id(parameter) in self._gradients
         ]
@@ -210,3 +222,8 @@ class _RecordedBackward(TorchFunctionMode):
                 'has: choose method="finite_difference".'
             ) from error
         return list(products)
+
+
+def _like(parameter: Tensor, values: Tensor) -> Tensor:
+    """Return pairs of reals as the complex numbers that a parameter holds."""
+    return torch.view_as_complex(values) if parameter.is_complex() else values

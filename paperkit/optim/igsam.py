@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import ParamsT
 
 from paperkit import arguments
 from paperkit.linearize import linearize
 from paperkit.linearize.kronecker import KroneckerFactors, ekfac
 from paperkit.memory import GIBIBYTE
 from paperkit.network import Network, get_loss
-from paperkit.optim.core import Closure, Passes
+from paperkit.optim.closures import Closure
+from paperkit.optim.groups import Given
+from paperkit.optim.kept import Kept
+from paperkit.optim.opened import Passes
 from paperkit.optim.vector import Vector
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
 
@@ -47,11 +49,12 @@ class IGSAM(WrappedOptimizer):
 
     Parameters
     ----------
-    params : iterable
-        Parameters, named parameters or parameter groups. A group may set its own options.
-    model : nn.Module
-        Network that the closure calls, returning (n, C). Pass the very object: the compiled model
-        or the DistributedDataParallel model if the closure calls that.
+    params : nn.Module or iterable
+        Model; or parameters, named parameters or parameter groups, where a group may set its own
+        options.
+    model : nn.Module, optional
+        Network that the closure calls, returning (n, C), where ``params`` is none. Pass the very
+        object: the compiled model or the DistributedDataParallel model if the closure calls that.
     base : callable
         Class or function that makes the base optimizer from the parameters.
     rho : float
@@ -96,10 +99,14 @@ class IGSAM(WrappedOptimizer):
             [ 0.0500]])
     """
 
+    options = (*WrappedOptimizer.options, "damping", "period", "samples", "loss", "mode")
+
+    _kept_factors = Kept[dict[str, dict[str, Any]]]("factors")
+
     def __init__(
         self,
-        params: ParamsT,
-        model: nn.Module,
+        params: Given,
+        model: nn.Module | None = None,
         base: BaseOptimizer = torch.optim.SGD,
         *,
         rho: float,
@@ -111,8 +118,13 @@ class IGSAM(WrappedOptimizer):
         memory_budget: int = GIBIBYTE,
         **options: Any,
     ) -> None:
-        Network.of(model)  # raises if the argument is no model, or one without values
-        self.model = model
+        if model is None and not isinstance(params, nn.Module):
+            raise TypeError(
+                f"params={arguments.shown(params)} does not say which network it is: pass the "
+                "model, as IGSAM(model, ...), or model=."
+            )
+        self.model = cast(nn.Module, params if model is None else model)
+        Network.of(self.model)  # raises if the argument is no model, or one without values
         self.damping = arguments.number("damping", damping, above=0)
         self.period = arguments.integer("period", period, at_least=1)
         if samples is not None:
@@ -121,14 +133,31 @@ class IGSAM(WrappedOptimizer):
         self.loss = get_loss(loss).name
         self.mode = arguments.choice("mode", mode, MODES)
         self.memory_budget = arguments.memory_budget("memory_budget", memory_budget)
-        self.factors: dict[str, KroneckerFactors] = {}
         super().__init__(params, base, rho, **options)
+        if model is not None:
+            self._modules.roots.append(model)
+
+    @property
+    def factors(self) -> dict[str, KroneckerFactors]:
+        """EKFAC's factors by layer, empty before they are known."""
+        device = self._parameters()[0].device
+        return {
+            name: KroneckerFactors(
+                name,
+                {key: torch.Size(shape) for key, shape in kept["parameter_shapes"].items()},
+                kept["output_basis"].to(device),
+                kept["input_basis"].to(device),
+                kept["eigenvalues"].to(device),
+                kept["transposed"],
+            )
+            for name, kept in self._kept_factors.items()
+        }
 
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
         """Return ε, see the class."""
         if self.mode == "gradient":
             return gradient.scaled(strengths) / self.damping
-        if not self.factors:
+        if not self._kept_factors:
             raise RuntimeError("a loop by hand calls renew_factors(inputs) first.")
         parts = dict(zip(map(id, self._active_parameters()), gradient.tensors, strict=True))
         directions = self._natural_gradient(parts)
@@ -158,7 +187,16 @@ class IGSAM(WrappedOptimizer):
             self.loss,
             memory_budget=self.memory_budget,
         )
-        self.factors = ekfac(linearization)
+        self._kept_factors = {
+            name: {
+                "parameter_shapes": {key: list(s) for key, s in f.parameter_shapes.items()},
+                "output_basis": f.output_basis,
+                "input_basis": f.input_basis,
+                "eigenvalues": f.eigenvalues,
+                "transposed": f.transposed,
+            }
+            for name, f in ekfac(linearization).items()
+        }
 
     def _natural_gradient(self, gradient: dict[int, Tensor]) -> dict[int, Tensor]:
         """Return (F + νI)⁻¹g of the layers' parameters; keys are the parameters' ``id``."""
@@ -185,7 +223,11 @@ class IGSAM(WrappedOptimizer):
         return super()._single_pass()
 
     def _first_pass(self, closure: Closure) -> Any:
-        if self.mode != "paper" or not self._perturbs() or self.steps % self.period:
+        if (
+            self.mode != "paper"
+            or not self._perturbs()
+            or (self.steps % self.period and self._kept_factors)
+        ):
             return super()._first_pass(closure)
         with _record_inputs(self.model) as inputs:
             loss = super()._first_pass(closure)
@@ -196,31 +238,8 @@ class IGSAM(WrappedOptimizer):
         self.renew_factors(torch.cat(inputs))
         return loss
 
-    def _own_state(self) -> dict[str, Any]:
-        factors = {
-            name: {
-                "parameter_shapes": {key: list(s) for key, s in f.parameter_shapes.items()},
-                "output_basis": f.output_basis,
-                "input_basis": f.input_basis,
-                "eigenvalues": f.eigenvalues,
-                "transposed": f.transposed,
-            }
-            for name, f in self.factors.items()
-        }
-        return {**super()._own_state(), "factors": factors}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        super()._load_own_state(state)
-        device = self._parameters()[0].device
-        self.factors = {
-            name: KroneckerFactors(
-                name,
-                {key: torch.Size(shape) for key, shape in saved["parameter_shapes"].items()},
-                *(saved[key].to(device) for key in ("output_basis", "input_basis", "eigenvalues")),
-                **({"transposed": saved["transposed"]} if "transposed" in saved else {}),
-            )
-            for name, saved in state["factors"].items()
-        }
+    def _first_numbers(self) -> dict[str, Any]:
+        return {**super()._first_numbers(), "factors": {}}
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from paperkit import arguments
-from paperkit.optim.core import Passes
+from paperkit.optim.groups import Given
+from paperkit.optim.kept import Kept
+from paperkit.optim.opened import Passes
 from paperkit.optim.vector import Vector, nonzero
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
 
@@ -43,8 +44,9 @@ class RSAM(WrappedOptimizer):
 
     Parameters
     ----------
-    params : iterable
-        Parameters, named parameters or parameter groups. A group may set its own options.
+    params : nn.Module or iterable
+        Model; or parameters, named parameters or parameter groups, where a group may set its own
+        options.
     base : callable
         Class or function that makes the base optimizer from the parameters.
     rho : float
@@ -87,9 +89,23 @@ class RSAM(WrappedOptimizer):
     tensor([3.0647, 4.0863])
     """
 
+    options = (
+        *WrappedOptimizer.options,
+        "alpha",
+        "mode",
+        "max_radius",
+        "tau",
+        "plain_steps",
+        "plain_epochs",
+        "validation_threshold",
+    )
+
+    epochs = Kept[int]()
+    best_validation = Kept[float]()
+
     def __init__(
         self,
-        params: ParamsT,
+        params: Given,
         base: BaseOptimizer = torch.optim.SGD,
         rho: float = 0.65,
         *,
@@ -117,8 +133,6 @@ class RSAM(WrappedOptimizer):
         if mode == "exact" and options.get("no_sync") is not None:
             raise ValueError('no_sync: mode="exact" follows the first gradient too, so average it.')
         self.validation_threshold = validation_threshold
-        self.epochs = 0
-        self.best_validation = -math.inf
         super().__init__(params, base, rho, **options)
 
     @property
@@ -170,12 +184,15 @@ class RSAM(WrappedOptimizer):
         strengths = self._strengths()
         if len(set(strengths)) > 1:
             raise ValueError('rho: mode="exact" needs the same rho in all groups.')
-        gradient, objective = self._gradient().clone(), self._objective_gradient()
+        gradient, objective = self._kept_gradient(), self._objective_gradient()
         displacement = self.perturbation(objective, self._weights(), strengths)
         self._record(objective, displacement, self._regularizer(objective, strengths[0]))
         checks = [gradient.norm()]
-        curvature = yield from self._curvature_along(gradient, displacement, self.tau)
-        self._set_gradient(gradient + curvature)
+        factor = self._look_along(displacement, self.tau)
+        del objective, displacement  # the next pass needs the memory
+        yield
+        self._restore_weights()
+        self._set_gradient(gradient + (self._gradient() - gradient) * factor)
         self._finish(checks)
 
     def _regularizer(self, gradient: Vector, mu: float) -> Tensor:
@@ -185,14 +202,8 @@ class RSAM(WrappedOptimizer):
     def _perturbs(self) -> bool:
         return self.active and super()._perturbs()
 
-    def _own_state(self) -> dict[str, Any]:
-        switch = {"epochs": self.epochs, "best_validation": self.best_validation}
-        return {**super()._own_state(), **switch}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        super()._load_own_state(state)
-        self.epochs = state["epochs"]
-        self.best_validation = state["best_validation"]
+    def _first_numbers(self) -> dict[str, Any]:
+        return {**super()._first_numbers(), "epochs": 0, "best_validation": -math.inf}
 
 
 def power_ratio(direction: Vector, alpha: float) -> Tensor:

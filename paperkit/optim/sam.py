@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.optim.optimizer import ParamsT
 
 from paperkit import arguments
+from paperkit.optim.groups import Given
 from paperkit.optim.vector import Vector, nonzero
 from paperkit.optim.wrapped import BaseOptimizer, WrappedOptimizer
 
@@ -29,8 +29,9 @@ class SAM(WrappedOptimizer):
 
     Parameters
     ----------
-    params : iterable
-        Parameters, named parameters or parameter groups. A group may set its own options.
+    params : nn.Module or iterable
+        Model; or parameters, named parameters or parameter groups, where a group may set its own
+        options.
     base : callable
         Class or function that makes the base optimizer from the parameters.
     rho : float
@@ -62,9 +63,11 @@ class SAM(WrappedOptimizer):
     tensor([2.6700, 3.5600])
     """
 
+    options = (*WrappedOptimizer.options, "p")
+
     def __init__(
         self,
-        params: ParamsT,
+        params: Given,
         base: BaseOptimizer = torch.optim.SGD,
         rho: float = 0.05,
         *,

@@ -7,9 +7,9 @@ from collections.abc import Generator
 from typing import Any
 
 from torch.amp.grad_scaler import GradScaler
-from torch.optim.optimizer import ParamsT
 
 from paperkit import arguments
+from paperkit.optim.groups import Given
 from paperkit.optim.smoothness_adaptive import SmoothnessAdaptiveOptimizer
 from paperkit.optim.vector import Vector
 
@@ -77,9 +77,11 @@ class SASAM(SmoothnessAdaptiveOptimizer):
     (4.0, 0.125, 0.3536)
     """
 
+    options = (*SmoothnessAdaptiveOptimizer.options, "rho_rule", "ascent")
+
     def __init__(
         self,
-        params: ParamsT,
+        params: Given,
         eta0: float = 1e-3,
         *,
         rho_rule: str | float | None = None,
@@ -93,10 +95,12 @@ class SASAM(SmoothnessAdaptiveOptimizer):
             names = f"or one of {', '.join(RHO_RULES)}"
             rho_rule = arguments.number("rho_rule", rho_rule, at_least=0, because=names)
         super().__init__(params, eta0, **options)
-        self.rho_rule = self.variant.rho_rule if rho_rule is None else rho_rule
+        self.rho_rule = self._published.rho_rule if rho_rule is None else rho_rule
         self.ascent = ascent
 
-    def first_step(self, *, scaler: GradScaler | None = None) -> None:
+    def first_step(
+        self, zero_grad: bool | None = None, *, scaler: GradScaler | None = None
+    ) -> None:
         """Begin a step of full batches; mini-batches take a third gradient.
 
         Raises
@@ -106,15 +110,14 @@ class SASAM(SmoothnessAdaptiveOptimizer):
         """
         if not self.full_batch:
             raise RuntimeError("a step of mini-batches has three passes: call step(closure).")
-        super().first_step(scaler=scaler)
+        super().first_step(zero_grad, scaler=scaler)
 
-    def _take_direction(
-        self, gradient: Vector, eta: float, beta: float
-    ) -> Generator[None, None, float]:
-        rho = self._radius(eta, beta)
-        epsilon = self._ascent_direction(gradient) * rho
-        self._record(gradient, epsilon)
-        self._move_by(epsilon)
+    def _take_direction(self, eta: float, beta: float) -> Generator[None, None, float]:
+        rho, gradient = self._radius(eta, beta), self._first_gradient()
+        self._record(gradient, self._move_by(self._ascent_direction(gradient) * rho))
+        del gradient  # the next pass needs the memory
+        if not self.full_batch:
+            self._open.gradient = None
         yield
         self._restore_weights()
         return rho

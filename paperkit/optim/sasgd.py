@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from paperkit.optim.core import Passes
+from paperkit.optim.opened import Passes
 from paperkit.optim.smoothness_adaptive import SmoothnessAdaptiveOptimizer
-from paperkit.optim.vector import Vector
 
 
 class SASGD(SmoothnessAdaptiveOptimizer):
@@ -41,16 +40,15 @@ class SASGD(SmoothnessAdaptiveOptimizer):
     (0.125, 5)
     """
 
-    def _take_direction(
-        self, gradient: Vector, eta: float, beta: float
-    ) -> Generator[None, None, float]:
+    def _take_direction(self, eta: float, beta: float) -> Generator[None, None, float]:
+        gradient = self._first_gradient()
         self._record(gradient)
         self._set_gradient(gradient)
         yield from ()
         return 0.0
 
     def _perturbs(self) -> bool:
-        return self._has_previous and not self.full_batch
+        return self._has_previous() and not self.full_batch
 
     def _single_pass(self) -> Passes:
         return self._passes()

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim.optimizer import ParamsT
+from torch import Tensor
 
 from paperkit import arguments
-from paperkit.optim.core import MultiPassOptimizer, Passes
+from paperkit.optim.core import MultiPassOptimizer
+from paperkit.optim.groups import Given
+from paperkit.optim.kept import Kept
+from paperkit.optim.opened import Passes
 from paperkit.optim.vector import Vector
 
 
@@ -191,9 +194,26 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
     (0.125, 1.0, 1.0, nan)
     """
 
+    options = (
+        *MultiPassOptimizer.options,
+        "eta0",
+        "delta",
+        "damping",
+        "theta0",
+        "variant",
+        "full_batch",
+    )
+
+    _family = "SmoothnessAdaptiveOptimizer"
+
+    eta = Kept[float]()
+    theta = Kept[float]()
+    beta = Kept[float]()
+    rho = Kept[float]()
+
     def __init__(
         self,
-        params: ParamsT,
+        params: Given,
         eta0: float = 1e-3,
         *,
         delta: float = 0.02,
@@ -205,52 +225,70 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
         max_norm: float | None = None,
         log: bool = False,
     ) -> None:
-        self.variant = VARIANTS[arguments.choice("variant", variant, VARIANTS)]
-        damping = self.variant.damping if damping is None else damping
+        self.variant = arguments.choice("variant", variant, VARIANTS)
+        self._published = VARIANTS[self.variant]
+        damping = self._published.damping if damping is None else damping
         self.damping = arguments.number("damping", damping, above=0)
-        theta0 = self.variant.theta0 if theta0 is None else theta0
-        self.theta = arguments.number("theta0", theta0, at_least=0, finite=False)
-        eta0 = arguments.number("eta0", eta0, above=0)
+        theta0 = self._published.theta0 if theta0 is None else theta0
+        self.theta0 = arguments.number("theta0", theta0, at_least=0, finite=False)
+        self.eta0 = arguments.number("eta0", eta0, above=0)
         weight_decay = arguments.number("weight_decay", weight_decay, at_least=0)
         self.delta = arguments.number("delta", delta, at_least=0)
         self.full_batch = arguments.flag("full_batch", full_batch)
-        self.eta = eta0
-        self.beta = math.nan
-        self.rho = 0.0
-        self._has_previous = False
-        self._step_size = eta0
+        self._step_size = self.eta0
         defaults = {"lr": 1.0, "weight_decay": weight_decay}
         super().__init__(params, defaults, max_norm=max_norm, log=log)
+
+    def _first_numbers(self) -> dict[str, Any]:
+        sizes = {"eta": self.eta0, "theta": self.theta0, "beta": math.nan, "rho": 0.0}
+        return {**super()._first_numbers(), **sizes}
 
     def _passes(self) -> Passes:
         if not self._active_parameters():
             return
-        weights, gradient = self._weights().clone(), self._gradient().clone()
-        eta, theta, beta, change = self.eta, self.theta, self.beta, gradient.norm() * 0.0
-        if self._has_previous:
-            previous, before = self._previous(weights, gradient)
-            if not self.full_batch:
-                self._move_to(previous)
-                yield
-                self._restore_weights()
-                before = self._gradient()
-            change = (gradient - before).norm()
-            lengths = torch.stack([(weights - previous).norm(), change]).tolist()
-            eta, beta = self._adapt(*lengths), _ratio(*reversed(lengths))
-        elif self.variant.grows_at_once:
+        self._open.gradient = self._kept_gradient()
+        length = self._open.gradient.norm()
+        eta, theta, beta, change = self.eta, self.theta, self.beta, length * 0.0
+        known = self._has_previous()
+        if known:
+            lengths = yield from self._displacement_and_change()
+            change = lengths[1]
+            read = torch.stack(list(lengths)).tolist()
+            eta, beta = self._adapt(*read), _ratio(*reversed(read))
+        elif self._published.grows_at_once:
             eta = self._adapt(0.0, 0.0)
-        if self._has_previous or self.variant.grows_at_once:
+        if known or self._published.grows_at_once:
             theta = eta / self.eta
         self._step_size = eta
-        rho = yield from self._take_direction(gradient, eta, beta)
-        if self._finish([gradient.norm(), change]):
+        rho = yield from self._take_direction(eta, beta)
+        weights = self._weights().clone()
+        if self._finish([length, change]):
             self.eta, self.theta, self.beta, self.rho = eta, theta, beta, rho
-            self._remember(weights, gradient)
+            self._remember(weights)
+
+    def _displacement_and_change(self) -> Generator[None, None, tuple[Tensor, Tensor]]:
+        """Return ‖θ_t − θ_{t−1}‖ and ‖g_t − g_{t−1}‖, both gradients on the present batch."""
+        previous = self._previous("weight", self._weights())
+        displacement = (self._weights() - previous).norm()
+        if self.full_batch:
+            before = self._previous("gradient", self._first_gradient())
+        else:
+            self._swap_with(previous)
+            del previous
+            yield
+            self._restore_weights()
+            before = self._gradient()
+        return displacement, (self._first_gradient() - before).norm()
+
+    def _first_gradient(self) -> Vector:
+        assert self._open.gradient is not None
+        return self._open.gradient
+
+    def _has_previous(self) -> bool:
+        return any("weight" in self.state.get(p, ()) for p in self._parameters())
 
     @abstractmethod
-    def _take_direction(
-        self, gradient: Vector, eta: float, beta: float
-    ) -> Generator[None, None, float]:
+    def _take_direction(self, eta: float, beta: float) -> Generator[None, None, float]:
         """Leave the gradient that the step follows in ``.grad``; return the radius."""
 
     def _adapt(self, displacement: float, change: float) -> float:
@@ -261,27 +299,24 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
             self.theta,
             delta=self.delta,
             damping=self.damping,
-            offset=self.variant.offset,
+            offset=self._published.offset,
         )
 
-    def _previous(self, weights: Vector, gradient: Vector) -> tuple[Vector, Vector]:
-        """Return θ_{t−1} and g_{t−1}, the latter of full batches.
+    def _previous(self, name: str, present: Vector) -> Vector:
+        """Return θ_{t−1} or, of full batches, g_{t−1}.
 
         A parameter that is new since the last step counts as unchanged.
         """
-        states = [self.state[parameter] for parameter in self._active_parameters()]
-        return (
-            Vector([s.get("weight", w) for s, w in zip(states, weights.tensors, strict=True)]),
-            Vector([s.get("gradient", g) for s, g in zip(states, gradient.tensors, strict=True)]),
-        )
+        parts = zip(self._active_parameters(), present.tensors, strict=True)
+        return Vector([self.state.get(p, {}).get(name, now) for p, now in parts])
 
-    def _remember(self, weights: Vector, gradient: Vector) -> None:
-        parts = zip(self._active_parameters(), weights.tensors, gradient.tensors, strict=True)
-        for parameter, weight, part in parts:
+    def _remember(self, weights: Vector) -> None:
+        for parameter, weight in zip(self._active_parameters(), weights.tensors, strict=True):
             self.state[parameter]["weight"] = weight
-            if self.full_batch:
-                self.state[parameter]["gradient"] = part
-        self._has_previous = True
+        if self.full_batch:
+            parts = zip(self._active_parameters(), self._first_gradient().tensors, strict=True)
+            for parameter, part in parts:
+                self.state[parameter]["gradient"] = part.clone()
 
     def _descend(self) -> None:
         for group in self.param_groups:
@@ -295,22 +330,6 @@ class SmoothnessAdaptiveOptimizer(MultiPassOptimizer):
             for parameter in stepped:
                 if parameter.grad.is_sparse:
                     parameter.add_(parameter.grad, alpha=-size)
-
-    def _own_state(self) -> dict[str, Any]:
-        return {
-            **super()._own_state(),
-            "eta": self.eta,
-            "theta": self.theta,
-            "beta": self.beta,
-            "rho": self.rho,
-            "has_previous": self._has_previous,
-        }
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        super()._load_own_state(state)
-        self.eta, self.theta = state["eta"], state["theta"]
-        self.beta, self.rho = state["beta"], state["rho"]
-        self._has_previous = state["has_previous"]
 
 
 def _ratio(change: float, displacement: float) -> float:

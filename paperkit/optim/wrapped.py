@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch.optim import LBFGS, Optimizer
-from torch.optim.optimizer import ParamsT
 
 from paperkit import arguments
-from paperkit.optim.core import Closure, MultiPassOptimizer, Passes
-from paperkit.optim.modules import refuse_sharded
+from paperkit.optim.closures import Closure
+from paperkit.optim.core import MultiPassOptimizer
+from paperkit.optim.groups import Given
+from paperkit.optim.kept import KEPT
+from paperkit.optim.opened import Passes
 from paperkit.optim.vector import FixedVector, Vector
 
 BaseOptimizer = Callable[..., Optimizer]
@@ -23,9 +26,9 @@ class WrappedOptimizer(MultiPassOptimizer):
 
     Parameters
     ----------
-    params : iterable
-        Parameters, named parameters or parameter groups. A group may set the strength, and every
-        option of the base optimizer, for itself; norms run over all groups.
+    params : nn.Module or iterable
+        Model; or parameters, named parameters or parameter groups. A group may set the
+        strength, and every option of the base optimizer, for itself; norms run over all groups.
     base : callable
         Class or function that makes the base optimizer from the parameters: ``torch.optim.SGD`` or
         any other whose ``step`` needs no closure.
@@ -74,9 +77,20 @@ class WrappedOptimizer(MultiPassOptimizer):
 
     strength_name = "rho"
 
+    def described(self) -> dict[str, object]:
+        """Return what the optimizer was made with, in plain values.
+
+        Returns
+        -------
+        dict
+            As :meth:`~paperkit.optim.MultiPassOptimizer.described`, and ``base``, the name of the
+            base optimizer's class, whose options are among ``defaults``.
+        """
+        return {**super().described(), "base": type(self.base).__name__}
+
     def __init__(
         self,
-        params: ParamsT,
+        params: Given,
         base: BaseOptimizer,
         strength: float,
         *,
@@ -85,6 +99,13 @@ class WrappedOptimizer(MultiPassOptimizer):
         no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
         **base_options: Any,
     ) -> None:
+        _refuse_other_names(base_options)
+        if isinstance(base, Optimizer):
+            name = type(base).__name__
+            raise TypeError(
+                f"base={name}(...) is made already: pass the class, base=torch.optim.{name}, and "
+                "its options beside it, as lr=0.1."
+            )
         arguments.function("base", base, "a torch.optim class such as torch.optim.SGD")
         if no_sync is not None:
             arguments.function("no_sync", no_sync, "the no_sync method of a parallel model")
@@ -98,8 +119,14 @@ class WrappedOptimizer(MultiPassOptimizer):
                 f"base={type(self.base).__name__} has an option {self.strength_name} of its own, "
                 "which a parameter group cannot tell from this one: choose another optimizer."
             )
-        self.param_groups = self.base.param_groups
+        _refuse_shared_names(self, base)
         self.defaults = {**self.base.defaults, **self.defaults}
+        self._share_home()
+
+    def _share_home(self) -> None:
+        """Let state and groups be the base optimizer's, whichever side changes them."""
+        self._home = self.base
+        self.base.register_load_state_dict_pre_hook(partial(_with_our_entries, self.strength_name))
 
     @abstractmethod
     def perturbation(self, gradient: Vector, weights: Vector, strengths: Sequence[float]) -> Vector:
@@ -118,12 +145,12 @@ class WrappedOptimizer(MultiPassOptimizer):
     def _passes(self) -> Passes:
         gradient = FixedVector(self._objective_gradient().tensors)
         epsilon = self.perturbation(gradient, self._weights(), self._strengths())
-        self._record(gradient, epsilon)
         # With no_sync each worker sees only its own first gradient. If it decided whether to skip
         # the step, the workers would diverge. An overflow is still noticed: it makes the moved
         # weights not finite, and with them the averaged gradient of the second pass.
         checks = [gradient.norm()] if self.no_sync is None else []
-        self._move_by(epsilon)
+        self._record(gradient, self._move_by(epsilon))
+        del gradient, epsilon  # the next pass needs the memory
         yield
         self._restore_weights()
         self._finish(checks)
@@ -144,12 +171,21 @@ class WrappedOptimizer(MultiPassOptimizer):
 
     def _first_pass(self, closure: Closure) -> Any:
         if self.no_sync is None or not self._perturbs():
-            return self._call(closure)
+            return super()._first_pass(closure)
         with self.no_sync():
-            return self._call(closure)
+            return super()._first_pass(closure)
+
+    def _begin(self) -> None:
+        super()._begin()
+        for group in self.param_groups:
+            if not group[self.strength_name] >= 0:
+                arguments.number(self.strength_name, group[self.strength_name], at_least=0)
 
     def _descend(self) -> None:
         self.base.step()
+
+    def _make_state(self) -> None:
+        self._descend()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters to this and to the base optimizer.
@@ -166,37 +202,70 @@ class WrappedOptimizer(MultiPassOptimizer):
             super().add_param_group(param_group)
             return
         param_group.setdefault(name, strength)
+        modules = self._open_group(param_group)
         self.base.add_param_group(param_group)
-        refuse_sharded(param_group["params"], ())
-        self._modules_found = None
+        self._modules.roots += modules
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a run continues from, the base optimizer's state included.
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        if type(self.base).load_state_dict is Optimizer.load_state_dict:
+            super()._load(state_dict)
+            return
+        # The base optimizer has a way of its own, such as for states in eight bits.
+        state_dict = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        self._check_saved(state_dict["param_groups"])
+        self.base.load_state_dict(state_dict)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
-        Returns
-        -------
-        dict
-            Entries ``state``, ``param_groups`` and ``own`` of every optimizer here, and ``base``.
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "base" in state:
+            self._share_home()
 
-        Raises
-        ------
-        RuntimeError
-            Between ``first_step`` and ``second_step``.
-        """
-        return {**super().state_dict(), "base": self.base.state_dict()["state"]}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a :meth:`state_dict`.
+def _with_our_entries(
+    strength_name: str, base: Optimizer, state_dict: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Complete the state of a plain base optimizer by what groups hold beside its options."""
+    saved = state_dict["param_groups"]
+    if len(saved) != len(base.param_groups):
+        return None  # load_state_dict says so
+    ours = [
+        {name: group[name] for name in (strength_name, KEPT) if name in group}
+        for group in base.param_groups
+    ]
+    groups = [{**own, **theirs} for own, theirs in zip(ours, saved, strict=True)]
+    return {**state_dict, "param_groups": groups}
 
-        Raises
-        ------
-        ValueError
-            If it comes from another kind of optimizer or from other parameter groups.
-        """
-        super().load_state_dict(state_dict)
-        groups = state_dict["param_groups"]
-        self.base.load_state_dict({"state": state_dict["base"], "param_groups": groups})
-        self.param_groups = self.base.param_groups
+
+def _refuse_other_names(options: dict[str, Any]) -> None:
+    """Refuse names that other libraries use, and say how the option is written here."""
+    if "base_optimizer" in options:
+        found = options["base_optimizer"]
+        kind = found if isinstance(found, type) else type(found)
+        raise TypeError(f"base_optimizer is called base: write base=torch.optim.{kind.__name__}.")
+    if "adaptive" in options:
+        raise TypeError(
+            f"adaptive={arguments.shown(options['adaptive'])}: the adaptive method is an optimizer "
+            "of its own, ASAM; SAM is not adaptive without it."
+        )
+
+
+def _refuse_shared_names(optimizer: WrappedOptimizer, base: BaseOptimizer) -> None:
+    """Refuse an option that either optimizer could be meant by."""
+    settled = base.keywords if isinstance(base, partial) else {}
+    inner = base.func if isinstance(base, partial) else base
+    if not isinstance(inner, type):
+        return  # a function of the caller's, who has set what it wants
+    shared = {*optimizer.options, "log", "no_sync"} & set(optimizer.base.defaults) - set(settled)
+    if shared:
+        name, kind = min(shared), inner.__name__
+        raise ValueError(
+            f"{name} is an option of {type(optimizer).__name__} and of base={kind}: give the base "
+            f"its own as base=functools.partial(torch.optim.{kind}, {name}=...)."
+        )
 
 
 def _make_base(

@@ -123,8 +123,7 @@ def test_one_step_of_asam_on_a_quadratic_is_the_one_worked_by_hand() -> None:
 @pytest.mark.parametrize("named", [True, False])
 def test_asam_scales_weights_and_the_scale_of_normalisation_but_no_bias(named) -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
-    parameters = model.named_parameters() if named else model.parameters()
-    optimizer = ASAM(parameters, rho=0.5, eta=0.01)
+    optimizer = ASAM(model.named_parameters() if named else model, rho=0.5, eta=0.01)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -180,7 +179,7 @@ def test_power_iterations_find_the_top_eigenvector_of_a_network_in_evaluation_mo
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
     inputs = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     targets = torch.randn(6, 2, generator=generator, dtype=torch.float64)
-    optimizer = EigenSAM(model.parameters(), iterations=300, tau=1e-4)
+    optimizer = EigenSAM(model, iterations=300, tau=1e-4)
     modes = []
 
     def loss() -> torch.Tensor:

@@ -135,7 +135,7 @@ TRAJECTORIES = {
         lambda model, **o: SAM(model.parameters(), rho=0.3, p=3.0, **o),
         EXACT,
     ),
-    "ASAM": (asam, lambda model, **o: ASAM(model.parameters(), rho=0.3, **o), EXACT),
+    "ASAM": (asam, lambda model, **o: ASAM(model, rho=0.3, **o), EXACT),
     "EigenSAM": (
         eigen_sam,
         # The second eigenvalue is at most 0.7 of the first: 0.7¹⁰⁰ = 3e-16.

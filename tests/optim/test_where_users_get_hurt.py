@@ -302,7 +302,7 @@ def test_a_compiled_model_takes_the_steps_of_the_plain_one(name, backend) -> Non
 
 def test_a_compiled_loss_updates_running_statistics_once_a_step() -> None:
     model = network()
-    optimizer = SAM(model.parameters(), lr=0.1)
+    optimizer = SAM(model, lr=0.1)
     compiled = torch.compile(classification(model, *batch()), backend="aot_eager")
     for _ in range(2):
         optimizer.step(Calls(optimizer, compiled))
@@ -517,7 +517,6 @@ def test_a_gradient_that_is_not_finite_in_any_pass_skips_the_step(name, call, va
     assert optimizer.skipped_steps == 1
     after = optimizer.state_dict()
     assert str(after["state"]) == str(state["state"])
-    assert str(after.get("base")) == str(state.get("base"))
     optimizer.step(closure)
     assert not same(weights_of(model), weights)
     assert all(bool(torch.isfinite(w).all()) for w in model.parameters())
@@ -572,8 +571,10 @@ def test_an_exception_in_any_pass_leaves_weights_and_state_as_they_were(name, ca
     assert same(weights_of(model), weights)
     assert int(model.norm.num_batches_tracked) == 4  # the first pass did count
     after = optimizer.state_dict()
-    for key in ("state", "base", "param_groups"):
-        assert str(after.get(key)) == str(state.get(key))
+    for saved in (state, after):  # the gradients that were taken are counted
+        saved["param_groups"][0]["sharpness_aware"].pop("gradient_evaluations")
+    for key in ("state", "param_groups"):
+        assert str(after[key]) == str(state[key])
     optimizer.step(closure)
     assert not same(weights_of(model), weights)
 
@@ -671,7 +672,7 @@ def test_an_overflow_in_any_pass_skips_the_step_and_lowers_the_scale(name, call)
     scaler.update()
     assert same(weights_of(model), weights)
     assert optimizer.skipped_steps == 1
-    assert str(optimizer.state_dict().get("base")) == str(state.get("base"))
+    assert str(optimizer.state_dict()["state"]) == str(state["state"])
     assert scaler.get_scale() == 2.0**15
     optimizer.step(closure, scaler=scaler)
     scaler.update()
