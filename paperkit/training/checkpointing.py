@@ -117,11 +117,11 @@ def _configuration(run: Run) -> Configuration:
         "augment": describe(settings.augmentation),
         "autocast": describe(settings.autocast),
         "seed": describe(settings.seed),
-        "optimizer": configurations.describe_optimizer(run.optimizer, run.model),
         "data": configurations.describe_split(run.data),
         "validation": describe(None)
         if validation is None
         else configurations.describe_split(validation),
         "model": configurations.describe_model(run.model),
+        "optimizer": configurations.describe_optimizer(run.optimizer, run.model),
         "initial weights": configurations.describe_weights(run.model),
     }

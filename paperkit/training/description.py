@@ -106,6 +106,7 @@ _OPAQUE = (
     types.TracebackType,
     weakref.ReferenceType,
 )
+_DEFAULT_REDUCTION = (object.__reduce__, object.__reduce_ex__)
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 _REPRESENTED = (
     torch.dtype,
@@ -263,12 +264,15 @@ class _Describer:
     # -- objects ---------------------------------------------------------------------------------
 
     def _object(self, value: Any) -> Plain:
-        found: dict[str, Plain] = {"class": self(type(value))}
+        kind = type(value)
+        found: dict[str, Plain] = {"class": self(kind)}
         if isinstance(value, Mapping) and not hasattr(value, "__dict__"):
-            found["entries"] = self(dict(value))
-        elif attributes := dict(_attributes(value)):
-            found |= {name: self(part) for name, part in attributes.items()}
-        else:
+            return found | {"entries": self(dict(value))}
+        attributes = dict(_attributes(value))
+        found |= {name: self(part) for name, part in attributes.items()}
+        # An object that is written in another language than Python shows its state to pickle alone.
+        pickles_itself = (kind.__reduce__, kind.__reduce_ex__) != _DEFAULT_REDUCTION
+        if pickles_itself or not attributes:
             found["state"] = [self(part) for part in _reduced(value)]
         return found
 

@@ -150,8 +150,6 @@ class Objective:
     def _checked_largest_label(self, targets: Tensor) -> int:
         name = self._targets_name
         arguments.tensor(name, targets, ndim=1, floating=False)
-        if targets.dtype == torch.bool:
-            raise ValueError(f"{name} has torch.bool: class labels are integers, as by .long().")
         ignored = _ignored_label(self.loss)
         counted = targets if ignored is None else targets[targets != ignored]
         if len(counted) == 0:

@@ -84,8 +84,12 @@ class Run:
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Train in training mode and full precision; leave modes and generators as they were."""
-        no_autocast = torch.autocast(self.device.type, enabled=False)
-        with modes_restored(self.model), self.randomness.restored(), no_autocast:
+        with (
+            modes_restored(self.model),
+            self.randomness.restored(),
+            torch.autocast(self.device.type, enabled=False),
+            torch.enable_grad(),
+        ):
             self.model.train()
             yield
 

@@ -53,6 +53,7 @@ class Stepper:
         self.autocast_dtype = autocast
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type) if autocast == torch.float16 else None
+        self._needs_closure = _needs_closure(optimizer)
         if isinstance(optimizer, MultiPassOptimizer):
             # Only the optimizer can clip the gradient that it follows and none that it probes with.
             if max_norm is not None:
@@ -62,7 +63,7 @@ class Stepper:
                         f"{optimizer.max_norm}: set it once."
                     )
                 optimizer.max_norm = max_norm
-        elif self.scaler is not None and _needs_closure(optimizer):
+        elif self.scaler is not None and self._needs_closure:
             raise ValueError(
                 f"autocast=torch.float16 needs a gradient scaler, which {type(optimizer).__name__} "
                 "cannot use, because its step calls the closure by itself: use torch.bfloat16."
@@ -70,6 +71,8 @@ class Stepper:
 
     def autocast(self) -> AbstractContextManager:
         """Return the region of the forward pass, which a region around the loop does not change."""
+        # Inside another region torch would keep the casts of weights that have moved since.
+        torch.clear_autocast_cache()
         enabled = self.autocast_dtype is not None
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled)
 
@@ -88,14 +91,15 @@ class Stepper:
         """
         if isinstance(self.optimizer, MultiPassOptimizer):
             self.optimizer.step(closure, scaler=self.scaler)
-        elif self.scaler is None:
+        elif self._needs_closure:
             self.optimizer.step(lambda: self._clipped(closure))
         else:
-            closure()
-            if self.max_norm is not None:
-                self.scaler.unscale_(self.optimizer)
-                self._clip()
-            self.scaler.step(self.optimizer)
+            # Hooks before the step find the gradients, as in a plain loop.
+            self._clipped(closure)
+            if self.scaler is None:
+                self.optimizer.step()
+            else:
+                self.scaler.step(self.optimizer)
         if self.scaler is not None:
             self.scaler.update()
 
@@ -107,13 +111,11 @@ class Stepper:
     def _clipped(self, closure: Callable[[], Tensor]) -> Any:
         loss = closure()
         if self.max_norm is not None:
-            self._clip()
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.max_norm)
         return loss
-
-    def _clip(self) -> None:
-        assert self.max_norm is not None
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:
