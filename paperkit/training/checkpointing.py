@@ -13,6 +13,7 @@ from paperkit.training import configuration as configurations
 from paperkit.training.configuration import Configuration
 from paperkit.training.description import describe
 from paperkit.training.evaluation import Evaluation
+from paperkit.training.model_state import restore_outside, state_outside
 from paperkit.training.progress import BestWeights, Progress
 from paperkit.training.run import Run
 
@@ -44,6 +45,7 @@ class Checkpoint:
             "format": _FORMAT,
             "configuration": self.configuration,
             "model": run.model.state_dict(),
+            "model outside": state_outside(run.model),
             "optimizer": run.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "history": progress.history,
@@ -79,6 +81,7 @@ class Checkpoint:
         self._check_configuration(state["configuration"])
         run = self.run
         run.model.load_state_dict(state["model"])
+        restore_outside(run.model, state["model outside"])
         run.optimizer.load_state_dict(state["optimizer"])
         if run.stepper.scaler is not None:
             run.stepper.scaler.load_state_dict(state["scaler"])

@@ -297,7 +297,7 @@ class _Describer:
     def _layer(self, layer: nn.Module, places: Mapping[int, str], values: bool) -> Plain:
         found: dict[str, Plain] = {"class": self(type(layer))}
         if isinstance(layer, torch.jit.ScriptModule):
-            return found | {"code": str(layer.graph), "training": repr(layer.training)}
+            return found | {"code": str(getattr(layer, "code", ""))}
         if layer._modules:
             found["children"] = {n: places[id(m)] for n, m in layer._modules.items() if m}
         if type(layer).__name__ != "OptimizedModule":  # the compiler's state changes no result

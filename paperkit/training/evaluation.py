@@ -22,6 +22,12 @@ class Evaluation:
 
     The loss is the cross-entropy (natural logarithm) unless another was asked for. The accuracy is
     NaN where the targets are no classes.
+
+    Examples
+    --------
+    >>> from paperkit.training import Evaluation
+    >>> print(Evaluation(loss=0.25, accuracy=0.975, n=200))
+    loss 0.2500, accuracy 97.50% on 200 samples
     """
 
     loss: float
@@ -61,6 +67,16 @@ def evaluate(
     ------
     TypeError, ValueError
         If an argument is of the wrong kind, ``split`` is empty, or the model does not fit it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.data import Split
+    >>> from paperkit.training import evaluate
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = torch.nn.init.zeros_(model.weight)
+    >>> print(evaluate(model, Split(torch.eye(2), torch.tensor([0, 1]))))  # equal logits: log 2
+    loss 0.6931, accuracy 50.00% on 2 samples
     """
     batch_size = arguments.integer("batch_size", batch_size, at_least=1)
     arguments.module("model", model)

@@ -43,6 +43,18 @@ class TrainingResult:
         Number of epochs that were taken from the checkpoint; 0 for a run from the start.
     best : BestWeights or None
         Weights of the best epoch; None without validation data.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.data import Split
+    >>> from paperkit.training import train
+    >>> data = Split(torch.eye(2), torch.tensor([0, 1]))
+    >>> result = train(torch.nn.Linear(2, 2), data, epochs=3, batch_size=1, progress=False)
+    >>> result.steps, [epoch["epoch"] for epoch in result.history]
+    (6, [1, 2, 3])
+    >>> sorted(result.history[0])
+    ['accuracy', 'epoch', 'loss', 'lr']
     """
 
     history: tuple[EpochRecord, ...]
@@ -154,6 +166,36 @@ def train(
     ValueError
         If an argument is out of range, the data are empty, the checkpoint is damaged, or
         it belongs to another configuration.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from functools import partial
+    >>> from paperkit.data import Split
+    >>> from paperkit.optim import SAM
+    >>> from paperkit.training import evaluate, train
+    >>> data = Split(torch.eye(2), torch.tensor([0, 1]))  # two points that a line separates
+    >>> model = torch.nn.Linear(2, 2)
+    >>> result = train(model, data, epochs=50, progress=False)
+    >>> evaluate(model, data).accuracy
+    1.0
+    >>> result.history[-1]["loss"] < result.history[0]["loss"]
+    True
+
+    A sharpness-aware optimizer, and a checkpoint to continue from:
+
+    >>> options = {"epochs": 50, "checkpoint": "run.pt", "progress": False}
+    >>> start = torch.nn.Linear(2, 2).state_dict()
+    >>> model.load_state_dict(start)
+    <All keys matched successfully>
+    >>> _ = train(model, data, optimizer=partial(SAM, rho=0.1, lr=0.1), **options)
+    >>> model.load_state_dict(start)
+    <All keys matched successfully>
+    >>> try:
+    ...     train(model, data, optimizer=partial(SAM, rho=0.2, lr=0.1), **options)
+    ... except ValueError as error:
+    ...     print(str(error).partition(";")[0])
+    the checkpoint run.pt belongs to a run with other optimizer
     """
     arguments.module("model", model)
     settings = Settings.checked(

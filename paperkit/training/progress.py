@@ -28,6 +28,20 @@ class BestWeights:
         Result on the validation data.
     weights : dict of str to Tensor
         Copy of the model's ``state_dict()``, for ``model.load_state_dict``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.data import Split
+    >>> from paperkit.training import train
+    >>> data = Split(torch.eye(2), torch.tensor([0, 1]))
+    >>> model = torch.nn.Linear(2, 2)
+    >>> result = train(model, data, epochs=3, validation=data, progress=False)
+    >>> best = result.best  # the model itself has the last weights
+    >>> model.load_state_dict(best.weights)
+    <All keys matched successfully>
+    >>> best.evaluation.loss == min(epoch["validation_loss"] for epoch in result.history)
+    True
     """
 
     epoch: int

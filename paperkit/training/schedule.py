@@ -36,6 +36,13 @@ def learning_rate_factor(
     TypeError, ValueError
         If a number is no integer, or out of range; if the schedule is unknown, or its function
         returns no finite number of at least 0.
+
+    Examples
+    --------
+    >>> from paperkit.training import learning_rate_factor
+    >>> factors = [learning_rate_factor(step, warmup_steps=1, total_steps=5) for step in range(5)]
+    >>> [round(factor, 3) for factor in factors]
+    [0.5, 1.0, 0.854, 0.5, 0.146]
     """
     warmup_steps = arguments.integer("warmup_steps", warmup_steps, at_least=0)
     total_steps = arguments.integer("total_steps", total_steps, at_least=max(1, warmup_steps))

@@ -126,9 +126,10 @@ def _made(make: Callable[..., Any], parameters: Iterable[nn.Parameter]) -> Optim
     made = make(parameters)
     optimizer = arguments.instance("optimizer", made, Optimizer, "that is to be returned")
     for index, group in enumerate(optimizer.param_groups):
-        for name, value in group.items():
-            parts = value if isinstance(value, tuple | list) and name != "params" else (value,)
-            numbers = [float(x) for x in parts if isinstance(x, float | int)]
+        for name in optimizer.defaults.keys() & group.keys():
+            value = group[name]
+            parts = value if isinstance(value, tuple | list) else (value,)
+            numbers = [float(x) for x in parts if isinstance(x, float | int | Tensor)]
             is_infinite = name == "lr" and any(map(math.isinf, numbers))
             if is_infinite or any(map(math.isnan, numbers)):
                 raise ValueError(

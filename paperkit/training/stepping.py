@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -70,11 +70,12 @@ class Stepper:
             )
 
     def autocast(self) -> AbstractContextManager:
-        """Return the region of the forward pass, which a region around the loop does not change."""
+        """Return the region of the forward pass."""
+        if self.autocast_dtype is None:
+            return nullcontext()
         # Inside another region torch would keep the casts of weights that have moved since.
         torch.clear_autocast_cache()
-        enabled = self.autocast_dtype is not None
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled)
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
     def backward(self, loss: Tensor) -> None:
         """Differentiate a loss, scaled if there is a scaler; to be called in the closure."""

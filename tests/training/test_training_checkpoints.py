@@ -204,6 +204,19 @@ def test_a_compiled_model_resumes_and_another_one_does_not(tmp_path) -> None:
         run(compiled(rate=0.2), tmp_path / "run.pt")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_traced_model_resumes_and_another_one_does_not(tmp_path) -> None:
+    def traced(**options):
+        model = network(**options)
+        with torch.random.fork_rng(devices=[]):
+            return torch.jit.trace(model, images()[:2], check_trace=False)
+
+    run(traced(), tmp_path / "run.pt")
+    assert run(traced(), tmp_path / "run.pt").resumed_epochs == 1
+    with pytest.raises(ValueError, match="belongs to a run with other model"):
+        run(traced(activation=nn.Tanh()), tmp_path / "run.pt")
+
+
 def test_a_parametrized_model_resumes(tmp_path) -> None:
     def normed():
         model = network()
@@ -453,6 +466,42 @@ def test_draws_from_any_global_generator_are_resumed_to_the_bit(stop, tmp_path) 
     np.random.seed(5)  # noqa: NPY002
     random.seed(5)
     assert run(resumed, tmp_path / "run.pt", **options).resumed_epochs == stop
+    pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+class Moving(nn.Module):
+    """A module that keeps state where no ``state_dict`` finds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, device="cpu"), persistent=False)
+        self.generator = torch.Generator(device="cpu").manual_seed(1)
+        self.calls = 0
+
+    def forward(self, inputs):
+        if self.training:
+            self.mean.lerp_(inputs.detach().mean(), 0.1)
+            self.calls += 1
+        noise = torch.rand(1, generator=self.generator, device="cpu")
+        return inputs * (1 + noise / self.calls) - self.mean
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_state_outside_the_state_dict_is_resumed_to_the_bit(stop, tmp_path) -> None:
+    whole, resumed = network(Moving()), network(Moving())
+    run(whole, None, epochs=3)
+
+    def interrupt(record):
+        if record["epoch"] == stop + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(network(Moving()), tmp_path / "run.pt", epochs=3, on_epoch=interrupt)
+    assert run(resumed, tmp_path / "run.pt", epochs=3).resumed_epochs == stop
+    assert resumed[1].calls == whole[1].calls == 9
+    assert torch.equal(resumed[1].mean, whole[1].mean)
+    assert torch.equal(resumed[1].generator.get_state(), whole[1].generator.get_state())
     pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 

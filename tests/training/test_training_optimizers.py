@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from paperkit.data import Split
 from paperkit.optim import RSAM, SAM, GradientRegularization
-from paperkit.training import learning_rate_factor, train
-from paperkit.training.randomness import Randomness
+from paperkit.training import train
 from tests.optim.problems import EVERY, STEP, VARIANTS, batch, network
+from tests.training.plain_loop import BATCH, EPOCHS, SEED, by_hand, closure_step, plain_step
 
-SAMPLES, BATCH, EPOCHS, SEED = 22, 8, 3, 5
+SAMPLES = 22
 STEPS = 3  # an epoch: two batches of 8 and a batch of 6
 
 ROOT = Path(__file__).parents[2]
@@ -52,45 +52,6 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return all(map(torch.equal, state_of(first), state_of(second)))
 
 
-def by_hand(model, optimizer, step_of, *, seed=SEED, split=None, epochs=EPOCHS) -> None:
-    """Train in a plain loop with the orders, seeds and rates that the training loop has."""
-    split = data() if split is None else split
-    randomness = Randomness(seed, torch.device("cpu"))
-    rates = [group["lr"] for group in optimizer.param_groups]
-    steps = -(-len(split) // BATCH)
-    model.train()
-    with randomness.restored():
-        for epoch in range(epochs):
-            generator = randomness.generator("order", epoch)
-            order = torch.randperm(len(split), generator=generator, device="cpu")
-            for k, rows in enumerate(order.split(BATCH)):
-                step = epoch * steps + k
-                factor = learning_rate_factor(
-                    step, warmup_steps=round(0.5 * steps), total_steps=epochs * steps
-                )
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-                randomness.seed_global("layers", step)
-                step_of(optimizer, model, split.inputs[rows], split.targets[rows])
-    optimizer.zero_grad()
-
-
-def plain_step(optimizer, model, inputs, targets) -> None:
-    optimizer.zero_grad()
-    functional.cross_entropy(model(inputs), targets).backward()
-    optimizer.step()
-
-
-def closure_step(optimizer, model, inputs, targets) -> None:
-    def closure():
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(inputs), targets)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sgd_takes_the_steps_of_a_plain_loop_to_the_bit(seed, dtype) -> None:
@@ -99,7 +60,7 @@ def test_sgd_takes_the_steps_of_a_plain_loop_to_the_bit(seed, dtype) -> None:
     first, second = network(seed=seed).to(dtype), network(seed=seed).to(dtype)
     train(first, split, epochs=4, batch_size=BATCH, seed=seed, progress=False)
     sgd = torch.optim.SGD(second.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    by_hand(second, sgd, plain_step, seed=seed, split=split, epochs=4)
+    by_hand(second, sgd, plain_step, split, seed=seed, epochs=4)
     assert same(first, second)
     assert not same(first, network(seed=seed).to(dtype))
 
@@ -108,7 +69,7 @@ def test_sgd_takes_the_steps_of_a_plain_loop_to_the_bit(seed, dtype) -> None:
 def test_an_optimizer_takes_the_steps_of_a_loop_by_hand_to_the_bit(name) -> None:
     first, second = network(), network()
     run(name, first)
-    by_hand(second, MAKE[name](second, **STEP[name]), closure_step)
+    by_hand(second, MAKE[name](second, **STEP[name]), closure_step, data())
     assert same(first, second)
     assert not same(first, network())
 

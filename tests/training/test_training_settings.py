@@ -15,7 +15,7 @@ from paperkit.models import build
 from paperkit.optim import SAM, SASGD
 from paperkit.training import evaluate, learning_rate_factor, train
 from tests.optim.problems import EVERY, STEP, batch, network
-from tests.training.test_training_optimizers import BATCH, SEED, by_hand
+from tests.training.plain_loop import BATCH, SEED, by_hand
 
 CLASSES = 3
 every = pytest.mark.parametrize("name", list(EVERY))
@@ -372,7 +372,7 @@ def test_mixed_precision_is_that_of_a_plain_loop_to_the_bit(caller_s) -> None:
     options = {"epochs": 3, "batch_size": BATCH, "seed": SEED, "progress": False}
     with torch.autocast("cpu", torch.bfloat16, enabled=caller_s):
         train(first, single(), autocast=torch.bfloat16, momentum=0, weight_decay=0, **options)
-    by_hand(second, torch.optim.SGD(second.parameters(), lr=0.1), step, split=single(), epochs=3)
+    by_hand(second, torch.optim.SGD(second.parameters(), lr=0.1), step, single(), epochs=3)
     assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 
 
