@@ -588,7 +588,7 @@ CALLS: dict[str, Call] = {
     "models.build": _call(name="mlp", input_shape=(1, 2, 2), kinds={"input_shape": "sizes"}),
     "training.evaluate": _call(model=make(lambda: model().float()), split=make(_image_split)),
     "training.learning_rate_factor": _call(
-        step=1, warmup_steps=2, total_steps=4, kinds={"step": "index"}
+        step=1, warmup_steps=2, total_steps=4, kinds={"step": "index", "schedule": "choice"}
     ),
     "training.train": _call(
         model=make(lambda: model().float()),
@@ -602,6 +602,10 @@ CALLS: dict[str, Call] = {
             "optimizer": "function",
             "validation": "instance",
             "checkpoint": "path",
+            "schedule": "choice",
+            "max_norm": "positive",
+            "label_smoothing": "probability",
+            "autocast": "dtype",
             "lr": "nonnegative",
             "momentum": "nonnegative",
             "weight_decay": "nonnegative",
