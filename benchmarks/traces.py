@@ -25,7 +25,7 @@ from benchmarks.quantities import OURS, TRACE_PRODUCTS
 from paperkit.curvature import HessianOperator, ResidualOperator, dense_hessian
 from paperkit.estimators.gradient_squares import parameter_gradient_squares
 from paperkit.estimators.hessian import block_probe_trace, hessian_trace
-from paperkit.linalg.lanczos import Operator
+from paperkit.linalg import FunctionOperator
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, xtrace
 from paperkit.linearize import linearize
 
@@ -85,9 +85,10 @@ def _estimators(
     d = hessian.shape[0]
     lambda_operator = LambdaOperator(lambda v: hessian @ v, d, dtype=hessian.dtype)
 
-    def ours(method: Callable, operator: Operator, products: int) -> Callable[[int], float]:
-        options = {"dtype": hessian.dtype, "device": hessian.device}
-        return lambda seed: float(method(operator, d, products, seed=seed, **options))
+    operator = FunctionOperator(hessian, d, dtype=hessian.dtype, device=hessian.device)
+
+    def ours(method: Callable) -> Callable[[int], float]:
+        return lambda seed: float(method(operator, TRACE_PRODUCTS, seed=seed))
 
     def curvlinops(method: Callable) -> Callable[[int], float]:
         def estimate(seed: int) -> float:
@@ -106,9 +107,9 @@ def _estimators(
         (OURS, "block probes"): lambda seed: float(
             block_probe_trace(full, TRACE_PRODUCTS, seed=seed)
         ),
-        (OURS, "XTrace"): ours(xtrace, hessian, TRACE_PRODUCTS),
-        (OURS, "Hutch++"): ours(hutch_plus_plus, hessian, TRACE_PRODUCTS),
-        (OURS, "Hutchinson"): ours(hutchinson, hessian, TRACE_PRODUCTS),
+        (OURS, "XTrace"): ours(xtrace),
+        (OURS, "Hutch++"): ours(hutch_plus_plus),
+        (OURS, "Hutchinson"): ours(hutchinson),
         ("curvlinops", "XTrace"): curvlinops(curvlinops_xtrace),
         ("curvlinops", "Hutch++"): curvlinops(hutchpp_trace),
         ("curvlinops", "Hutchinson"): curvlinops(hutchinson_trace),

@@ -1,6 +1,8 @@
 """The benchmark's page is its record, and what is timed side by side is the same thing."""
 
+import ast
 import copy
+import importlib
 import itertools
 import json
 import math
@@ -8,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -592,3 +595,17 @@ def test_a_measure_is_compared_with_the_fastest_plain_program() -> None:
     measured = [q for q in QUANTITIES if q.measure]
     shown = [t for t in render.targets(record) if "over the plain program" in t.what]
     assert len(shown) == len(measured)
+
+
+def test_names_that_the_benchmark_imports_from_the_library_exist():
+    """Files beside other libraries are not imported where those are absent, so their text is read."""
+    imported = [
+        (node.module, alias.name)
+        for path in Path(render.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("paperkit")
+        for alias in node.names
+    ]
+    assert imported
+    missing = [f"{m}.{n}" for m, n in imported if not hasattr(importlib.import_module(m), n)]
+    assert not missing
