@@ -325,6 +325,8 @@ class TopEigenvalues(Measurement):
         Shape (k,), bool.
     parameter_names : tuple of str
         The block's parameters.
+    continuation : Tensor
+        Shape (d,): start of a search at weights that differ little.
 
     Examples
     --------
@@ -345,6 +347,7 @@ class TopEigenvalues(Measurement):
     vectors: Tensor
     pair_converged: Tensor
     parameter_names: tuple[str, ...]
+    continuation: Tensor
 
 
 @measure_of
@@ -359,6 +362,7 @@ def hessian_top_eigenvalues(
     tolerance: float = 1e-4,
     max_products: int = 1000,
     seed: int = 0,
+    start: TopEigenvalues | None = None,
     memory_budget: int = GIBIBYTE,
 ) -> TopEigenvalues:
     """Return the k top eigenvalues of the Hessian, with residuals (SA-SAM paper, Appendix A).
@@ -379,6 +383,9 @@ def hessian_top_eigenvalues(
     max_products : int
         Cap; ``converged=False`` where a pair has not met the tolerance by then, or, of several
         pairs, the search for further copies of them has not ended (``complete``).
+    start : TopEigenvalues, optional
+        Result for the same parameters at weights that differ little, such as a few steps earlier
+        in training, from which the search goes on; see :func:`paperkit.linalg.top_eigenpairs`.
 
     Returns
     -------
@@ -413,6 +420,7 @@ def hessian_top_eigenvalues(
             tolerance=tolerance,
             max_products=max_products,
             seed=seed,
+            start=_continuation(start, operator.parameter_names),
             memory_budget=memory_budget - held,
         )
     first, distance = float(pairs.eigenvalues[0]), float(pairs.residuals[0])
@@ -430,7 +438,19 @@ def hessian_top_eigenvalues(
         vectors=pairs.vectors,
         pair_converged=pairs.converged,
         parameter_names=tuple(operator.parameter_names),
+        continuation=pairs.continuation,
     )
+
+
+def _continuation(start: TopEigenvalues | None, names: Sequence[str]) -> Tensor | None:
+    if start is None:
+        return None
+    arguments.instance("start", start, TopEigenvalues, "an earlier result of this function")
+    if start.parameter_names != tuple(names):
+        raise ValueError(
+            "start belongs to other parameters: pass a result for the same ones, or None."
+        )
+    return start.continuation
 
 
 def _fitting_steps(operator: CurvatureOperator, steps: int | None, room: int) -> int:

@@ -150,16 +150,28 @@ def _wanted(
         return {name: BY_NAME[name] for name in DEFAULT_MEASURES}, bool(strict)
     if isinstance(measures, str):
         return dict(BY_NAME), bool(strict)
+    return named_measures(measures), strict is None or arguments.flag("strict", strict)
+
+
+def named_measures(
+    measures: Sequence[str | PassMeasure],
+) -> dict[str, PassMeasure | Callable[..., Any]]:
+    """Return the measures of a list by name, each once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no list of names and measures, a name is unknown, or none is given.
+    """
     entries = list(arguments.iterable("measures", measures, "names of measures"))
     known = dict(BY_NAME)
     for one in dict.fromkeys(entry for entry in entries if isinstance(entry, PassMeasure)):
-        if one.name in known:
+        if known.get(one.name, one) is not one:
             raise ValueError(f"measures has two measures named {one.name!r}: rename yours.")
         known[one.name] = one
     given = [entry.name if isinstance(entry, PassMeasure) else entry for entry in entries]
     names = arguments.names("measures", given, known)
-    strict = strict is None or arguments.flag("strict", strict)
-    return {name: known[name] for name in names}, strict
+    return {name: known[name] for name in names}
 
 
 class _Collected:
@@ -182,10 +194,11 @@ class _Collected:
         if self.strict:
             raise error
         self.results.pop(name, None)
-        self.missing[name] = _sentence(error)
+        self.missing[name] = reason_of(error)
 
 
-def _sentence(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return the reason why a measure is missing, in a sentence."""
     text = " ".join(str(error).split())
     own = isinstance(error, ValueError | TypeError) and text
     return text if own else f"{type(error).__name__}: {text[:300]}"

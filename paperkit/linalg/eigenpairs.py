@@ -7,6 +7,11 @@ ends when a larger eigenvalue there would have been seen: after m steps with a r
 largest Ritz value is below the largest eigenvalue by more than the share ε of the spectrum's range
 with probability at most :math:`1.648 \sqrt d\, e^{-\sqrt\varepsilon (2m - 1)}`.
 
+A matrix that changes slowly is searched from where its predecessor was: the start is then half the
+sum of the predecessor's first Ritz vectors, so that pairs which have changed places are all met,
+and half random, so that a new direction is found as from a random start, whose components are only
+smaller by a factor of the square root of two.
+
 Sources: Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems"
 (2000); Kuczyński and Woźniakowski, "Estimating the largest eigenvalue by the power and Lanczos
 algorithms with a random start" (1992), theorem 4.1.
@@ -32,8 +37,11 @@ ORDERS = ("magnitude", "algebraic")
 
 # The basis is cut back when it would exceed so many vectors for each pair, or so many in all.
 _VECTORS_EACH, _SMALLEST_BASIS = 6, 40
-# Vectors beside the basis: the newest, its image, the product's own temporaries, the result.
-_BESIDE = 6
+# Vectors beside the basis: the newest, its image, the product's own temporaries, the result, the
+# starts of this search and of the next.
+_BESIDE = 8
+# Ritz vectors whose sum is the start of the next search.
+_CONTINUED = 4
 # The probability that a search of the complement may end too early.
 _DOUBT = 1e-3
 
@@ -57,6 +65,9 @@ class Eigenpairs:
         single pair needs no such search.
     products : int
         Operator-vector products.
+    continuation : Tensor
+        Shape (d,): unit vector, the start with which :func:`top_eigenpairs` goes on when the
+        operator has changed a little.
 
     Examples
     --------
@@ -78,6 +89,7 @@ class Eigenpairs:
     converged: Tensor
     complete: bool
     products: int
+    continuation: Tensor
 
     def deflation(self) -> Deflation:
         """Return what :func:`paperkit.linalg.hutchinson` takes out before it samples."""
@@ -92,6 +104,7 @@ def top_eigenpairs(
     tolerance: float = 1e-6,
     max_products: int = 1000,
     seed: int = 0,
+    start: Tensor | None = None,
     memory_budget: int = GIBIBYTE,
 ) -> Eigenpairs:
     r"""Compute the k eigenvalues of largest magnitude, or the k largest ones, and their vectors.
@@ -112,6 +125,9 @@ def top_eigenpairs(
         Stops the iteration; at least k.
     seed : int
         Seed of the starting vectors.
+    start : Tensor, optional
+        Shape (d,): :attr:`Eigenpairs.continuation` of an operator that differs little. Half of the
+        first starting vector is then this one, and half stays random.
     memory_budget : int
         Bytes for the basis, of max(6k, 40) vectors where they fit, fewer else, and for the result.
 
@@ -137,24 +153,36 @@ def top_eigenpairs(
     tensor([-7.,  5.], dtype=torch.float64)
     >>> top_eigenpairs(A, 2, which="algebraic").eigenvalues.round(decimals=6)
     tensor([5., 1.], dtype=torch.float64)
+
+    A matrix that has changed a little is searched with fewer products:
+
+    >>> B = torch.diag(torch.linspace(0, 1, 500, dtype=torch.float64) ** 2)
+    >>> first = top_eigenpairs(B, 1)
+    >>> again = top_eigenpairs(1.01 * B, 1, start=first.continuation)
+    >>> again.products < first.products
+    True
     """
     operator = as_operator(operator)
     dimension, dtype, device = operator.dimension, operator.dtype, operator.device
     size = "the operator has no more dimensions"
     k = arguments.integer("k", k, at_least=1, at_most=dimension, because=size)
     which = arguments.choice("which", which, ORDERS)
-    first = f"the first k={k} Ritz values take as many"
-    max_products = arguments.integer("max_products", max_products, at_least=k, because=first)
+    ritz = f"the first k={k} Ritz values take as many"
+    max_products = arguments.integer("max_products", max_products, at_least=k, because=ritz)
     tolerance = arguments.number("tolerance", tolerance, above=0)
     room = _room(dimension, k, dtype, memory_budget)
     generator = generator_of(seed)
+    known_start = _check_start(start, dimension, dtype, device)
     found = _Pairs(torch.empty(0, dimension, dtype=dtype, device=device))
+    continuation = torch.zeros(dimension, dtype=dtype, device=device)
     scale, least, products = 0.0, math.inf, 0
     while True:
-        start = draw_probes(
+        first = draw_probes(
             1, dimension, generator, distribution="normal", dtype=dtype, device=device
         ).squeeze(0)
-        search = _Search(operator, start, found.vectors, which, room - len(found), k)
+        if known_start is not None and len(found) == 0:
+            first = first.div_(first.norm()).add_(known_start)
+        search = _Search(operator, first, found.vectors, which, room - len(found), k)
         ended = False
         while not (ended or search.exhausted or products == max_products):
             search.step()
@@ -171,13 +199,36 @@ def top_eigenpairs(
                 ended = seen or search.would_have_seen(found.values[-1], least)
         new = search.belonging(found.values, k, tolerance * scale)
         nothing_left = len(found) + len(search) == dimension
+        continuation += search.sum_of_vectors(new if len(found) else max(k, _CONTINUED))
         found = found.joined(search, new).first(k, which)
         searched = ended or search.exhausted
         complete = nothing_left or (searched and (new == 0 or k == 1))
         if complete or products == max_products:
             break
     converged = found.residuals <= tolerance * scale
-    return Eigenpairs(found.values, found.vectors, found.residuals, converged, complete, products)
+    return Eigenpairs(
+        found.values,
+        found.vectors,
+        found.residuals,
+        converged,
+        complete,
+        products,
+        continuation / continuation.norm(),
+    )
+
+
+def _check_start(
+    start: Tensor | None, dimension: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """Return the start as a unit vector; None without a start."""
+    if start is None:
+        return None
+    start = arguments.tensor("start", start, shape=(dimension,), floating=True, finite=True)
+    start = start.detach().to(device, dtype)
+    length = float(start.norm())
+    if length == 0:
+        raise ValueError("start is zero: pass the continuation of earlier eigenpairs, or None.")
+    return start / length
 
 
 def _room(dimension: int, k: int, dtype: torch.dtype, memory_budget: int) -> int:
@@ -362,6 +413,11 @@ class _Search:
         rotation = self._rotations[:, :count].T.to(self._basis)
         for columns in self._basis[: self._size].split(COLUMNS, dim=1):
             columns[:count] = rotation @ columns
+
+    def sum_of_vectors(self, count: int) -> Tensor:
+        """Return the sum of the first Ritz vectors, (d,)."""
+        weights = self._rotations[:, :count].sum(dim=1).to(self._basis)
+        return weights @ self._basis[: self._size]
 
     def vectors(self, count: int) -> Tensor:
         """Return the first Ritz vectors, (count, d), and end the search."""

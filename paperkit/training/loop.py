@@ -85,6 +85,7 @@ def train(
     validation: Split | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1,
+    on_step: Callable[[int], object] | None = None,
     on_epoch: Callable[[EpochRecord], object] | None = None,
     progress: bool = True,
 ) -> TrainingResult:
@@ -146,6 +147,10 @@ def train(
         options, code of the functions that were passed included, and the whole of the data.
     checkpoint_every : int
         Number of epochs between checkpoints; the last epoch always writes one.
+    on_step : callable, optional
+        Function that is called after each step with the number of steps so far, such as
+        :meth:`paperkit.monitor.SharpnessMonitor.step`. After an interruption it may see a step
+        again.
     on_epoch : callable, optional
         Function that is called with the epoch's record before its checkpoint is written. After
         an interruption it may see an epoch again, and misses none.
@@ -217,6 +222,8 @@ def train(
         check_precision(model, validation)
     checkpoint_every = arguments.integer("checkpoint_every", checkpoint_every, at_least=1)
     progress = arguments.flag("progress", progress)
+    if on_step is not None:
+        arguments.function("on_step", on_step, "a function of the number of steps")
     if on_epoch is not None:
         arguments.function("on_epoch", on_epoch, "a function of an epoch's record")
     path = None if checkpoint is None else arguments.path("checkpoint", checkpoint)
@@ -225,7 +232,7 @@ def train(
     run = Run(model, objective, make, settings, validation)
     stored = None if path is None else Checkpoint(path, run)
     try:
-        return _train(run, stored, checkpoint_every, on_epoch, progress)
+        return _train(run, stored, checkpoint_every, on_step, on_epoch, progress)
     finally:
         run.stepper.clear_gradients()
 
@@ -234,6 +241,7 @@ def _train(
     run: Run,
     checkpoint: Checkpoint | None,
     checkpoint_every: int,
+    on_step: Callable[[int], object] | None,
     on_epoch: Callable[[EpochRecord], object] | None,
     progress: bool,
 ) -> TrainingResult:
@@ -250,7 +258,7 @@ def _train(
     with bar, run.undisturbed():
         for epoch in range(resumed_epochs, epochs):
             started = time.perf_counter()
-            progressed.add(*run.epoch(epoch, bar), run.model)
+            progressed.add(*run.epoch(epoch, bar, on_step), run.model)
             progressed.seconds += time.perf_counter() - started
             if on_epoch is not None:
                 on_epoch(dict(progressed.history[-1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -93,7 +93,9 @@ class Run:
             self.model.train()
             yield
 
-    def epoch(self, epoch: int, bar: tqdm) -> tuple[EpochRecord, Evaluation | None]:
+    def epoch(
+        self, epoch: int, bar: tqdm, on_step: Callable[[int], object] | None = None
+    ) -> tuple[EpochRecord, Evaluation | None]:
         """Train for an epoch and evaluate; tell the optimizer that the epoch ended.
 
         Raises
@@ -101,7 +103,7 @@ class Run:
         FloatingPointError
             If the loss or a weight is not finite.
         """
-        record = self._passes(epoch, bar)
+        record = self._passes(epoch, bar, on_step)
         self._check_weights(epoch)
         validation = None
         if self.validation is not None:
@@ -114,13 +116,17 @@ class Run:
             end_epoch(record.get("validation_accuracy"))
         return record, validation
 
-    def _passes(self, epoch: int, bar: tqdm) -> EpochRecord:
+    def _passes(
+        self, epoch: int, bar: tqdm, on_step: Callable[[int], object] | None
+    ) -> EpochRecord:
         n = len(self.data)
         order = torch.randperm(n, generator=self.randomness.generator("order", epoch), device="cpu")
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         for k, batch in enumerate(order.to(self.device).split(self.settings.batch_size)):
             step = epoch * self.steps_per_epoch + k
             totals += self._step(step, batch)
+            if on_step is not None:
+                on_step(step + 1)
             bar.update()
             is_last = k + 1 == self.steps_per_epoch
             if is_last or k % _LOSS_CHECK_INTERVAL == 0:

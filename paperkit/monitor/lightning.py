@@ -1,0 +1,37 @@
+"""A monitor in Lightning's trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def lightning_callback(monitor: Any) -> Any:
+    """Return a callback of Lightning that calls the monitor after each step of an optimizer."""
+    try:
+        from lightning.pytorch import Callback
+    except ModuleNotFoundError:
+        try:
+            from pytorch_lightning import Callback
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "lightning_callback() needs Lightning: pip install lightning, or call step() "
+                "yourself."
+            ) from error
+
+    class MonitorCallback(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            # Batches of accumulated gradients end without a step.
+            if not trainer.is_global_zero or trainer.global_step <= monitor.steps:
+                return
+            numbers = monitor.step(trainer.global_step)
+            if numbers is not None:
+                for logger in trainer.loggers:
+                    logger.log_metrics(numbers, step=trainer.global_step)
+
+        def state_dict(self) -> dict[str, Any]:
+            return monitor.state_dict()
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            monitor.load_state_dict(state_dict)
+
+    return MonitorCallback()
