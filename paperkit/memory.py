@@ -19,7 +19,7 @@ class MemoryBudgetError(ValueError):
     Traceback (most recent call last):
         ...
     paperkit.memory.MemoryBudgetError: memory_budget=10000 is too small for k=3 eigenpairs, whose
-        basis holds vectors of 1000 entries: pass at least 60000.
+        basis holds vectors of 1000 entries: pass at least 64000.
     """
 
 

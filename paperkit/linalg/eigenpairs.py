@@ -37,9 +37,9 @@ ORDERS = ("magnitude", "algebraic")
 
 # The basis is cut back when it would exceed so many vectors for each pair, or so many in all.
 _VECTORS_EACH, _SMALLEST_BASIS = 6, 40
-# Vectors beside the basis: the newest, its image, the product's own temporaries, the result, the
-# starts of this search and of the next.
-_BESIDE = 8
+# Vectors beside the basis: the newest, its image, the product's own temporaries, the result, and the
+# start of the next search.
+_BESIDE = 7
 # Ritz vectors whose sum is the start of the next search.
 _CONTINUED = 4
 # The probability that a search of the complement may end too early.
@@ -126,8 +126,8 @@ def top_eigenpairs(
     seed : int
         Seed of the starting vectors.
     start : Tensor, optional
-        Shape (d,): :attr:`Eigenpairs.continuation` of an operator that differs little. Half of the
-        first starting vector is then this one, and half stays random.
+        Shape (d,): :attr:`Eigenpairs.continuation` of an operator that differs little. The
+        first starting vector is then half this one and half random.
     memory_budget : int
         Bytes for the basis, of max(6k, 40) vectors where they fit, fewer else, and for the result.
 
@@ -181,7 +181,7 @@ def top_eigenpairs(
             1, dimension, generator, distribution="normal", dtype=dtype, device=device
         ).squeeze(0)
         if known_start is not None and len(found) == 0:
-            first = first.div_(first.norm()).add_(known_start)
+            first.div_(first.norm()).add_(known_start, alpha=1 / float(known_start.norm()))
         search = _Search(operator, first, found.vectors, which, room - len(found), k)
         ended = False
         while not (ended or search.exhausted or products == max_products):
@@ -220,15 +220,14 @@ def top_eigenpairs(
 def _check_start(
     start: Tensor | None, dimension: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
-    """Return the start as a unit vector; None without a start."""
+    """Return the start in the operator's format; None without a start."""
     if start is None:
         return None
     start = arguments.tensor("start", start, shape=(dimension,), floating=True, finite=True)
     start = start.detach().to(device, dtype)
-    length = float(start.norm())
-    if length == 0:
+    if not bool(start.any()):
         raise ValueError("start is zero: pass the continuation of earlier eigenpairs, or None.")
-    return start / length
+    return start
 
 
 def _room(dimension: int, k: int, dtype: torch.dtype, memory_budget: int) -> int:

@@ -24,7 +24,6 @@ from paperkit.monitor.budget import Account, deal
 from paperkit.monitor.sinks import sinks_of
 from paperkit.monitor.tasks import Subject, Task
 from paperkit.network import Batches, Network, get_loss
-from paperkit.network.evaluation import evaluation
 from paperkit.network.losses import LossLike
 from paperkit.network.network import Forward
 from paperkit.network.problem import UnusedParameterWarning
@@ -351,13 +350,13 @@ class SharpnessMonitor:
         random_state = RandomState(devices)
         self.is_reading = True
         try:
-            with evaluation(self._model):
-                watch = PassWatch(self._known, parameters, evaluation=True)
-                try:
-                    with watch.listening():
-                        yield
-                finally:
-                    watch.undo()
+            # Measures switch the modules to evaluation mode and back.
+            watch = PassWatch(self._known, parameters, evaluation=True, switch=False)
+            try:
+                with watch.listening():
+                    yield
+            finally:
+                watch.undo()
         finally:
             self.is_reading = False
             random_state.set()

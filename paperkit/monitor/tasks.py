@@ -92,17 +92,20 @@ class Subject:
 
     def _from_pass(self, measures: Sequence[PassMeasure]) -> Outcome:
         problem = self._problem
-        report = measure(
-            problem.model,
-            problem.data,
-            measures,
-            problem.loss,
-            layers=problem.layers,
-            alpha=problem.orders,
-            strict=False,
-            seed=problem.seed,
-            memory_budget=problem.memory_budget,
-        )
+        try:
+            report = measure(
+                problem.model,
+                problem.data,
+                measures,
+                problem.loss,
+                layers=problem.layers,
+                alpha=problem.orders,
+                strict=False,
+                seed=problem.seed,
+                memory_budget=problem.memory_budget,
+            )
+        except Exception as error:
+            return {}, {one.name: reason_of(error) for one in measures}
         return report.results, report.missing
 
     def _own(self, name: str, function: Callable[..., Any]) -> Outcome:

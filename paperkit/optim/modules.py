@@ -88,7 +88,9 @@ class PassWatch:
     optimized : iterable of Tensor
         Its parameters: it takes care of those that require gradients.
     evaluation : bool
-        Whether the modules are in evaluation mode while they are watched.
+        Whether the passes are in evaluation mode, to which the modules are switched meanwhile.
+    switch : bool
+        Whether modules are switched; False where the passes switch them by themselves.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class PassWatch:
         optimized: Iterable[Tensor],
         *,
         evaluation: bool = False,
+        switch: bool = True,
     ) -> None:
         self.modules: list[nn.Module] = []
         self.called: list[nn.Module] = []
@@ -109,6 +112,7 @@ class PassWatch:
         self._after: list[_Snapshot] = []
         self._first_is_over = False
         self._evaluation = evaluation
+        self._switches = evaluation and switch
         self._modes: list[tuple[nn.Module, bool]] = []
         self._stop_listening: Any = None
         # A compiled model is called as a whole, and says that hooks inside it do not run.
@@ -120,7 +124,7 @@ class PassWatch:
 
     def _watch(self, new: list[nn.Module]) -> None:
         self.modules += new
-        if self._evaluation:
+        if self._switches:
             self._modes += [(module, module.training) for module in new]
             for module in new:
                 module.training = False

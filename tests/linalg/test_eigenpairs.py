@@ -79,7 +79,7 @@ def test_an_operator_that_is_not_symmetric_is_refused() -> None:
 def test_a_basis_that_does_not_fit_is_cut_and_one_that_cannot_be_is_refused() -> None:
     eigenvalues = torch.cat([torch.tensor([5.0, 4.0]), torch.linspace(0, 1, 998)]).double()
     operator = Counted(rotated(eigenvalues))
-    found = top_eigenpairs(operator, 2, memory_budget=14 * 8000)
+    found = top_eigenpairs(operator, 2, memory_budget=15 * 8000)
     assert bool(found.converged.all()) and found.complete
     assert (found.eigenvalues - eigenvalues[:2]).abs().max() < 1e-5
     with pytest.raises(MemoryBudgetError, match="memory_budget=40000 is too small for k=2"):
