@@ -598,7 +598,7 @@ def test_a_measure_is_compared_with_the_fastest_plain_program() -> None:
 
 
 def test_names_that_the_benchmark_imports_from_the_library_exist():
-    """Files beside other libraries are not imported where those are absent, so their text is read."""
+    """Files that import other libraries cannot be imported without them, so they are read."""
     imported = [
         (node.module, alias.name)
         for path in Path(render.__file__).parent.glob("*.py")

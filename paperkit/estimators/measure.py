@@ -120,24 +120,48 @@ def measure(
         chosen_weights(model, layers)  # refuses unknown names
     # An error here is about the model, the data or the loss, not about a measure.
     known = {"mean_loss": problem.own(mean_loss)}
+    results, missing = results_of(problem, wanted, known, strict=strict)
+    if not results:
+        name, reason = next(iter(missing.items()))
+        raise ValueError(f"measures: none of them can be computed; {name}: {reason}")
+    return Report(results, missing, *_covered(model, results), problem.model.unused)
+
+
+def results_of(
+    problem: Problem,
+    measures: Mapping[str, PassMeasure | Callable[..., Any]],
+    known: Mapping[str, Result] | None = None,
+    *,
+    strict: bool = False,
+) -> tuple[dict[str, Result], dict[str, str]]:
+    """Return the results of measures, and for each of the rest the reason why it is missing.
+
+    Parameters
+    ----------
+    problem : Problem
+        Network, data, loss and settings.
+    measures : mapping of str to measure
+        Measures of the pass, and functions of measures, by name.
+    known : mapping of str to result, optional
+        Results that need not be computed again.
+    strict : bool
+        Whether a measure that cannot be computed ends the call with its error.
+    """
     collected = _Collected(strict)
     with warnings.catch_warnings():
         # The report itself says what these warnings say.
         warnings.simplefilter("ignore", UnusedParameterWarning)
         warnings.simplefilter("ignore", LeftOutWarning)
-        shared = [one for one in wanted.values() if isinstance(one, PassMeasure)]
+        shared = [one for one in measures.values() if isinstance(one, PassMeasure)]
         _from_one_pass(problem, shared, collected)
-        for name, one in wanted.items():
-            if name in known:
+        for name, one in measures.items():
+            if known and name in known:
                 collected.results[name] = known[name]
             elif not isinstance(one, PassMeasure):
                 collected.attempt(name, partial(problem.own, one))
-    if not collected.results:
-        name, reason = next(iter(collected.missing.items()))
-        raise ValueError(f"measures: none of them can be computed; {name}: {reason}")
-    results = {name: collected.results[name] for name in wanted if name in collected.results}
-    missing = {name: collected.missing[name] for name in wanted if name in collected.missing}
-    return Report(results, missing, *_covered(model, results), problem.model.unused)
+    results = {name: collected.results[name] for name in measures if name in collected.results}
+    missing = {name: collected.missing[name] for name in measures if name in collected.missing}
+    return results, missing
 
 
 def _wanted(
@@ -194,11 +218,10 @@ class _Collected:
         if self.strict:
             raise error
         self.results.pop(name, None)
-        self.missing[name] = reason_of(error)
+        self.missing[name] = _sentence(error)
 
 
-def reason_of(error: Exception) -> str:
-    """Return the reason why a measure is missing, in a sentence."""
+def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
     own = isinstance(error, ValueError | TypeError) and text
     return text if own else f"{type(error).__name__}: {text[:300]}"

@@ -37,7 +37,7 @@ ORDERS = ("magnitude", "algebraic")
 
 # The basis is cut back when it would exceed so many vectors for each pair, or so many in all.
 _VECTORS_EACH, _SMALLEST_BASIS = 6, 40
-# Vectors beside the basis: the newest, its image, the product's own temporaries, the result, and the
+# Vectors beside the basis: the newest, its image, the product's own temporaries, the result, the
 # start of the next search.
 _BESIDE = 7
 # Ritz vectors whose sum is the start of the next search.

@@ -18,7 +18,6 @@ from paperkit.estimators import CostWarning, PassMeasure, Problem, Report
 from paperkit.estimators.measure import named_measures
 from paperkit.estimators.result import Result, flatten
 from paperkit.estimators.tables import plain_table
-from paperkit.linearize.weights import LeftOutWarning
 from paperkit.memory import GIBIBYTE
 from paperkit.monitor.budget import Account, deal
 from paperkit.monitor.sinks import sinks_of
@@ -26,7 +25,6 @@ from paperkit.monitor.tasks import Subject, Task
 from paperkit.network import Batches, Network, get_loss
 from paperkit.network.losses import LossLike
 from paperkit.network.network import Forward
-from paperkit.network.problem import UnusedParameterWarning
 from paperkit.optim import RandomState
 from paperkit.optim.modules import KnownModules, PassWatch
 
@@ -314,9 +312,8 @@ class SharpnessMonitor:
         missing: dict[str, str] = {}
         spent = self._spent
         with warnings.catch_warnings():
-            # The monitor's table shows the cost, and the report the rest.
-            for category in (CostWarning, UnusedParameterWarning, LeftOutWarning):
-                warnings.simplefilter("ignore", category)
+            # The monitor's table shows the cost.
+            warnings.simplefilter("ignore", CostWarning)
             for task in tasks:
                 with self._reading(task.account):
                     found, lacking = task.read()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from paperkit.estimators import PassMeasure, Problem, hessian_top_eigenvalues, measure
+from paperkit.estimators import PassMeasure, Problem, hessian_top_eigenvalues
 from paperkit.estimators.hessian import TopEigenvalues
-from paperkit.estimators.measure import reason_of
+from paperkit.estimators.measure import results_of
 from paperkit.estimators.plan import ALONE, CEILING, Gradient
 from paperkit.estimators.registry import CHEAP
 from paperkit.estimators.result import Result
@@ -22,6 +22,7 @@ from paperkit.network.problem import settled
 
 # Gradients that a cheap measure is taken to cost before its first reading.
 _CHEAP = 2.0
+_TOP = "hessian_top_eigenvalues"
 
 Outcome = tuple[Mapping[str, Result], Mapping[str, str]]
 """Results by measure, and the reasons of those that are missing."""
@@ -78,42 +79,21 @@ class Subject:
         Measures that share the pass of linearization are a single task.
         """
         gradient = self._gradient
-        shared = [one for one in measures.values() if isinstance(one, PassMeasure)]
+        shared = {name: one for name, one in measures.items() if isinstance(one, PassMeasure)}
         tasks = []
         if shared:
             cost = (gradient.pairs() + 2 * CEILING) * gradient.seconds
-            names = tuple(one.name for one in shared)
-            tasks.append(Task(names, partial(self._from_pass, shared), Account(cost)))
+            tasks.append(Task(tuple(shared), partial(self._read, shared), Account(cost)))
         for name, one in measures.items():
             if not isinstance(one, PassMeasure):
                 cost = (_CHEAP if one in CHEAP else ALONE) * gradient.seconds
-                tasks.append(Task((name,), partial(self._own, name, one), Account(cost)))
+                tasks.append(Task((name,), partial(self._read, {name: one}), Account(cost)))
         return tasks
 
-    def _from_pass(self, measures: Sequence[PassMeasure]) -> Outcome:
-        problem = self._problem
-        try:
-            report = measure(
-                problem.model,
-                problem.data,
-                measures,
-                problem.loss,
-                layers=problem.layers,
-                alpha=problem.orders,
-                strict=False,
-                seed=problem.seed,
-                memory_budget=problem.memory_budget,
-            )
-        except Exception as error:
-            return {}, {one.name: reason_of(error) for one in measures}
-        return report.results, report.missing
-
-    def _own(self, name: str, function: Callable[..., Any]) -> Outcome:
-        options = {"start": self._top} if function is hessian_top_eigenvalues else {}
-        try:
-            result = self._problem.own(function, **options)
-        except Exception as error:
-            return {}, {name: reason_of(error)}
-        if isinstance(result, TopEigenvalues):
-            self._top = result  # the next search goes on from here
-        return {name: result}, {}
+    def _read(self, measures: Mapping[str, PassMeasure | Callable[..., Any]]) -> Outcome:
+        if measures.get(_TOP) is hessian_top_eigenvalues:
+            # The search goes on from where the last one ended.
+            measures = {_TOP: partial(hessian_top_eigenvalues, start=self._top)}
+        results, missing = results_of(self._problem, measures)
+        self._top = cast("TopEigenvalues | None", results.get(_TOP, self._top))
+        return results, missing

@@ -156,3 +156,43 @@ def test_eigenvectors_are_on_the_operators_device(device: torch.device, explicit
     with explicit_devices():
         found = top_eigenpairs(matrix, 3)
     assert found.vectors.device == matrix.device
+
+
+def test_a_matrix_that_has_changed_a_little_is_searched_from_where_the_last_search_ended() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 200, generator=generator, dtype=torch.float64)
+    matrix = rotated(torch.linspace(0, 1, 200, dtype=torch.float64) ** 3)
+    first = top_eigenpairs(matrix, 2)
+    changed = matrix + 1e-3 * (noise + noise.T) / 20
+    cold, warm = (top_eigenpairs(changed, 2, start=s) for s in (None, first.continuation))
+    assert warm.products < cold.products
+    expected = torch.linalg.eigvalsh(changed).flip(0)[:2]
+    for found in (cold, warm):
+        assert (found.eigenvalues - expected).abs().max() < 1e-9
+    assert float(first.continuation.norm()) == pytest.approx(1.0)
+
+
+def test_a_pair_that_has_come_to_the_top_is_found_from_a_start_without_it() -> None:
+    eigenvalues = torch.cat([torch.linspace(0, 1, 298), torch.tensor([3.0, 2.0])]).double()
+    first = top_eigenpairs(torch.diag(eigenvalues), 1)
+    for place in (0, 150, 299):
+        # A direction that was among the least is first, and the start has next to nothing of it.
+        moved = eigenvalues.clone()
+        moved[place] = 3.3
+        start = first.continuation.clone()
+        start[place] = 0.0
+        found = top_eigenpairs(torch.diag(moved), 1, start=start)
+        assert float(found.eigenvalues) == pytest.approx(3.3, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("start", "sentence"),
+    [
+        (torch.zeros(3, dtype=torch.float64), "start is zero"),
+        (torch.ones(4, dtype=torch.float64), "start"),
+        (torch.tensor([1.0, float("nan"), 0.0]), "start"),
+    ],
+)
+def test_a_start_that_is_none_is_refused(start, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        top_eigenpairs(torch.eye(3, dtype=torch.float64), 1, start=start)
