@@ -41,6 +41,7 @@ PACKAGES = (
     "data",
     "models",
     "training",
+    "monitor",
     "experiments",
     "ledger",
     "statistics",
@@ -295,7 +296,7 @@ CALLS: dict[str, Call] = {
     "linalg.spectral_density": _call(),
     "linalg.stochastic_lanczos_quadrature": _call(steps=3),
     "linalg.t_log_t": _call(),
-    "linalg.top_eigenpairs": _call(),
+    "linalg.top_eigenpairs": _call(kinds={"start": "tensor"}, start=make(lambda: torch.ones(4))),
     "linalg.xtrace": _call(),
     # linearize
     "network.Batches": _call(kinds={"data": "source of data"}),
@@ -352,7 +353,7 @@ CALLS: dict[str, Call] = {
         for name in ("local_dimensions", "log_volumes", "singular_values")
     },
     "estimators.adaptive_sharpness": _call(probes=2, kinds={"max_products": "index"}),
-    "estimators.hessian_top_eigenvalues": _call(max_products=20),
+    "estimators.hessian_top_eigenvalues": _call(max_products=20, kinds={"start": "instance"}),
     "estimators.rangamani_sharpness": _call(max_products=20),
     "estimators.average_adaptive_sharpness": _call(probes=2, kinds={"rho": "positive"}),
     "estimators.hessian_trace": _call(kinds={"max_dense": "index"}),
@@ -586,6 +587,10 @@ CALLS: dict[str, Call] = {
     "models.MLP": _call(widths=(3, 2), kinds={"bias": "flag"}),
     "models.ResNet": _call(depth=8),
     "models.build": _call(name="mlp", input_shape=(1, 2, 2), kinds={"input_shape": "sizes"}),
+    "monitor.SharpnessMonitor": _call(
+        measures=("mean_loss",),
+        kinds={"alpha": "orders", "budget": "share", "log": "log", "prefix": "text"},
+    ),
     "training.evaluate": _call(model=make(lambda: model().float()), split=make(_image_split)),
     "training.learning_rate_factor": _call(
         step=1, warmup_steps=2, total_steps=4, kinds={"step": "index", "schedule": "choice"}
@@ -814,6 +819,7 @@ KINDS: dict[str, str] = {
             "max_parameters",
             "epochs",
             "checkpoint_every",
+            "every",
             "train_size",
             "test_size",
             "depth",
@@ -875,6 +881,7 @@ KINDS: dict[str, str] = {
             "base",
             "no_sync",
             "on_epoch",
+            "on_step",
             "optimizer",
         ),
         "function",
@@ -1082,6 +1089,10 @@ def bad_values(kind: str, valid: Any, rng: random.Random) -> tuple[list[Any], li
         return [*_JUNK], []
     if kind == "instances":
         return ["x", 5, [5], object()], []
+    if kind == "share":
+        return [0.0, 1.0, -0.1, NAN, "a", [0.1], object()], []
+    if kind == "log":
+        return [5, "run", [5], object(), torch.ones(2)], [[], [print]]
     if kind == "function":
         return [5, "f", [len], object(), torch.ones(2), *([] if valid is None else [None])], []
     if kind == "flag or function":

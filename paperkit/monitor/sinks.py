@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from paperkit import arguments
 
 Numbers = Mapping[str, float]
@@ -33,6 +35,8 @@ def sinks_of(log: object) -> list[Sink]:
 
 
 def _sink_of(target: Any) -> Sink:
+    if isinstance(target, Tensor):  # it has a method log, which is no place to write to
+        raise TypeError(f"log={arguments.shown(target)} is a tensor: pass a logger or a function.")
     if callable(getattr(target, "add_scalar", None)):
 
         def add_scalars(numbers: Numbers, step: int) -> None:

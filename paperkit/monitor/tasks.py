@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 from paperkit.estimators import PassMeasure, Problem, hessian_top_eigenvalues
+from paperkit.estimators.baselines import mean_loss
 from paperkit.estimators.hessian import TopEigenvalues
 from paperkit.estimators.measure import results_of
 from paperkit.estimators.plan import ALONE, CEILING, Gradient
@@ -68,6 +69,9 @@ class Subject:
         _, batches, loss = settled(problem.model, problem.data, problem.loss)
         data = Batches(batches.joined())
         self._problem = dataclasses.replace(problem, data=data, loss=cast(Loss, loss))
+        if not any(True for _ in problem.model.parameters()):
+            raise ValueError("model has no parameters: pass the network that is trained.")
+        self._problem.own(mean_loss)  # raises if model, data and loss do not fit
         self._gradient = Gradient.of(problem.model, data, self._problem.loss)
         self._top: TopEigenvalues | None = None
         if problem.layers is not None:

@@ -22,6 +22,12 @@ from paperkit.network.precision import one_format, without_autocast
 from paperkit.network.replacements import OperationsByParts
 from paperkit.network.samples import Inputs, Samples
 
+with warnings.catch_warnings():
+    # torch loads this module at the first Jacobian-vector product, and it warns of its own use of
+    # torch.jit.script.
+    warnings.simplefilter("ignore")
+    import torch._decomp.decompositions_for_jvp  # noqa: F401
+
 
 @contextmanager
 def evaluation(

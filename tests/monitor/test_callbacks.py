@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,58 @@ class Model(nn.Module):
         logits = self.network(x)
         found = {"logits": logits}
         return found if labels is None else {"loss": cross_entropy(logits, labels), **found}
+
+
+PAGE = (Path(__file__).parents[2] / "book" / "api.md").read_text()
+
+
+def loops(heading: str) -> list[str]:
+    """Return the code of a section of the API page."""
+    section = PAGE.split(f"#### {heading}\n")[1].split("\n```{eval-rst}")[0].split("\n#### ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_plain_loop_of_the_api_page_runs(capsys) -> None:
+    model, (inputs, targets) = network(), samples()
+    batches = list(zip(inputs.split(8), targets.split(8), strict=True))
+    space = {
+        "SharpnessMonitor": SharpnessMonitor,
+        "torch": torch,
+        "cross_entropy": cross_entropy,
+        "model": model,
+        "samples": samples(),
+        "batches": batches,
+    }
+    (code,) = loops("A monitor in a plain loop")
+    exec(code, space)
+    assert "readings in 6 steps" in capsys.readouterr().out
+    assert space["monitor"].readings[-1].step == 6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainers_of_the_api_page_take_the_callbacks(tmp_path) -> None:
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed: no callback")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="accelerate is not installed, which the trainer needs")
+    first, second = loops("A monitor in a trainer")
+    space = {"SharpnessMonitor": SharpnessMonitor, "lightning": lightning}
+    exec(first, {**space, "model": network(), "samples": samples()})
+    inputs, targets = samples()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    space = {
+        "SharpnessMonitor": SharpnessMonitor,
+        "transformers": transformers,
+        "arguments": arguments,
+        "model": Model(),
+        "inputs": inputs,
+        "targets": targets,
+    }
+    exec(second, space)
+    numbers = space["monitor"].read()
+    expected = cross_entropy(space["model"].eval()(inputs)["logits"], targets)
+    assert numbers["sharpness/mean_loss"] == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")

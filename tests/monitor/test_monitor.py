@@ -170,7 +170,7 @@ def test_numbers_are_those_of_measure_at_the_same_weights() -> None:
         expected = measure(model, DATA, MEASURES)
         assert list(reading) == list(expected) and not reading.missing
         top, cold = reading["hessian_top_eigenvalues"], expected["hessian_top_eigenvalues"]
-        # Two searches meet the eigenvalue from different vectors.
+        # The searches come to the eigenvalue from different vectors.
         assert abs(float(top) - float(cold)) <= float(top.residuals + cold.residuals)
         for name in set(expected) - {"hessian_top_eigenvalues"}:
             found = [one.value for one in flatten(reading[name])]

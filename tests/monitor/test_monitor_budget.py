@@ -33,7 +33,7 @@ def test_a_reading_that_took_too_long_is_paid_back_first() -> None:
     assert (account.purse, account.cost, account.readings) == (-2.0, 3.0, 1)
     assert purses(4.0, account) == [2.0]
     account.pay(2.0)
-    assert account.cost == 3.0  # of the last two the longer
+    assert account.cost == 3.0  # the longer one of the last two
 
 
 def test_nothing_is_dealt_out_twice_and_nobody_starves() -> None:
