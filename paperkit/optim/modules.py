@@ -283,8 +283,11 @@ class _Snapshot:
             self._values = [tensor.clone() for tensor in self._tensors]
 
     def _note_attributes(self, module: nn.Module, held: dict[int, Tensor]) -> None:
-        attributes = {k: v for k, v in vars(module).items() if k not in _MACHINERY}
-        self._objects.append((vars(module), attributes))
+        place = vars(module)
+        attributes = {name: place[name] for name in place.keys() - _MACHINERY}
+        if not attributes:
+            return
+        self._objects.append((place, attributes))
         for value in attributes.values():
             if isinstance(value, Tensor):
                 if not value.requires_grad:
@@ -312,7 +315,12 @@ class _Snapshot:
 
 def _has_attributes(module: nn.Module) -> bool:
     """Whether a class is none of PyTorch's own, so that its forward pass may change attributes."""
-    return not module.__class__.__module__.startswith("torch.")
+    return not _is_pytorchs_own(module.__class__.__module__)
+
+
+@functools.cache
+def _is_pytorchs_own(name: str) -> bool:
+    return name.startswith("torch.")
 
 
 def _generator_state(generator: Any) -> Any:

@@ -45,7 +45,7 @@ class RandomState:
             for device in homes
             if device.type != "cpu"
         }
-        self._numpy = _NumpyState()
+        self._numpy = _NumpyState.at_present()
         self._python = random.getstate()
 
     def set(self) -> None:
@@ -73,7 +73,7 @@ class RandomState:
             device: torch.get_device_module(device).get_rng_state(device)
             for device in self._devices
         }
-        present._numpy = self._numpy if self._numpy.is_present() else _NumpyState()
+        present._numpy = _NumpyState.at_present()
         present._python = random.getstate()
         return present
 
@@ -85,10 +85,19 @@ class _NumpyState:
     second normal number that waits to be drawn lies elsewhere: then nothing is compared.
     """
 
+    _last: _NumpyState | None = None
+
     def __init__(self) -> None:
         self._state = np.random.get_state()  # noqa: NPY002 - the generator that layers draw from
         _, _, _, waits, _ = self._state
         self._memory = None if waits else self._present_memory()
+
+    @classmethod
+    def at_present(cls) -> _NumpyState:
+        """Return the present state, the last one that was read if it is still in place."""
+        if cls._last is None or not cls._last.is_present():
+            cls._last = cls()
+        return cls._last
 
     @staticmethod
     def _present_memory() -> bytes | None:
