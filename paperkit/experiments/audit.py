@@ -2,7 +2,10 @@
 
 A record is stale once the code behind it has changed. If a sample, run by the new code, agrees
 with what was recorded, the published records are renewed: they get the new fingerprint, and say
-that they were renewed, when, from what and by which sample. Ours, because
+that they were renewed, when, from what and by which sample. The sample is as large as it takes to
+meet a bad record where a fifth of them are bad, with probability 0.9. A run that disagrees is
+noted in its record, and belongs to every later sample until it agrees or is published anew, so
+that no other day's draw can pass it by. Ours, because
 workflow tools run whatever is out of date; none lets a sample vouch for the rest.
 """
 
@@ -22,7 +25,12 @@ from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import Record
 from paperkit.experiments.running import Session
 from paperkit.experiments.study import Study, require_profile, study_named
-from paperkit.statistics.intervals import prediction_interval
+from paperkit.statistics.intervals import prediction_interval, sample_size
+
+BAD, POWER = 0.2, 0.9
+"""Share of bad records that a sample is to meet, and the least probability that it does."""
+
+_DISAGREED = "disagreed"
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Audit:
 
 def audit(
     study: Study | str,
-    sample: int = 2,
+    sample: int | None = None,
     seed: str | None = None,
     *,
     profile: str = "laptop",
@@ -92,8 +100,9 @@ def audit(
     Parameters
     ----------
     study : Study or str
-    sample : int
-        How many records, from the stale ones if there are any.
+    sample : int, optional
+        How many records, from the stale ones if there are any; default as many as meet a bad one
+        with probability 0.9 where a fifth are bad. Those that disagreed before come besides.
     seed : str, optional
         Draws the sample; by default the date in UTC.
     profile : {"laptop", "paper"}
@@ -113,7 +122,7 @@ def audit(
     """
     study = study_named(study) if isinstance(study, str) else study
     require_profile(profile)
-    if sample < 1:
+    if sample is not None and sample < 1:
         raise ValueError(f"sample is {sample}; give at least 1.")
     archive = Archive(store)
     audited = [r for r in archive.published.records(study.name) if r.profile == profile]
@@ -122,7 +131,7 @@ def audit(
     stale = [record for record in audited if archive.is_stale(study, record)]
     seed = seed or provenance.now()[:10]
     pool = stale or audited
-    drawn = random.Random(seed).sample(pool, min(sample, len(pool)))
+    drawn = _drawn(pool, sample, seed)
     inputs = Session(archive, profile, torch.device(device), progress)
     comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory() as fresh:
@@ -134,10 +143,14 @@ def audit(
         study.name, seed, tuple(r.key for r in drawn), tuple(comparisons), len(stale), 0
     )
     tree = provenance.tree_state()
-    if not (stale and outcome.agrees and tree.dirty is False):
+    if not stale or tree.dirty is not False:
         return outcome
     note = {"date": provenance.now(), "commit": tree.commit, "seed": seed, "sample": outcome.sample}
     with archive.published.lock(study.name):
+        if not outcome.agrees:
+            wrong = {comparison.key for comparison in comparisons if not comparison.agrees}
+            archive.published.add(_disagreeing(r, note) for r in drawn if r.key in wrong)
+            return outcome
         archive.published.forget(study.name)
         # A record that was published anew in the meantime stays as it is.
         unchanged = [r for r in stale if archive.published.record(study.name, r.key) == r]
@@ -145,12 +158,28 @@ def audit(
     return replace(outcome, renewed=len(unchanged))
 
 
+def _drawn(pool: Sequence[Record], sample: int | None, seed: str) -> list[Record]:
+    """Return the records that disagreed before, and a random sample of the others."""
+    before = [record for record in pool if record.provenance.get(_DISAGREED)]
+    others = [record for record in pool if not record.provenance.get(_DISAGREED)]
+    size = sample_size(len(pool), BAD, POWER) if sample is None else sample
+    return [*before, *random.Random(seed).sample(others, min(size, len(others)))]
+
+
 def _renewed(record: Record, code: str, note: dict[str, Any]) -> Record:
+    known = dict(record.provenance)
     entry = {**note, "sample": list(note["sample"]), "from": record.fingerprint}
-    history = [*record.provenance.get("renewed", []), entry]
-    return replace(
-        record, provenance={**record.provenance, "fingerprint": code, "renewed": history}
-    )
+    disagreed = known.pop(_DISAGREED, None)
+    if disagreed:
+        entry[_DISAGREED] = disagreed
+    history = [*known.get("renewed", []), entry]
+    return replace(record, provenance={**known, "fingerprint": code, "renewed": history})
+
+
+def _disagreeing(record: Record, note: dict[str, Any]) -> Record:
+    entry = {name: note[name] for name in ("date", "commit", "seed")}
+    history = [*record.provenance.get(_DISAGREED, []), entry]
+    return replace(record, provenance={**record.provenance, _DISAGREED: history})
 
 
 def _compare(

@@ -19,7 +19,11 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
     parser = _command(subparsers, "audit", _audit, "run a sample of published records again")
     parser.add_argument("name", help="the study")
-    parser.add_argument("--sample", type=int, default=2, help="how many records (2)")
+    parser.add_argument(
+        "--sample",
+        type=int,
+        help="how many records (as many as meet a bad fifth with probability 0.9)",
+    )
     parser.add_argument("--seed", help="draws the sample (the date)")
     parser.add_argument("--profile", choices=PROFILES[1:], default="laptop")
     _add_store_and_device(parser)

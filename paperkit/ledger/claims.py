@@ -5,7 +5,7 @@ Each file is a list of entries::
     - id: renyi-prop-2-2
       paper: Rényi
       place: Proposition 2.2
-      kind: identity            # identity, inequality, number, ordering or trend
+      kind: identity            # identity, inequality, number, ordering, trend, frequency
       statement: our paraphrase, with $mathematics$
       paper_value: {value: 0.91, standard_error: 0.02, unit: nats, measured: true}
       criterion: {name: identity_holds, study: reparametrization, metric: error, at_most: 1e-10}

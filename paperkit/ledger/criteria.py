@@ -1,12 +1,16 @@
 """Criteria: named functions from records to a finding, fixed before the run.
 
 Each takes the records of the configurations that a claim selects, all of them finished, and
-keyword arguments from the claim's YAML, and returns a `Finding`. The words: for an identity or an
-inequality *verified* or *refuted*; for a number *reproduced* within two combined standard errors,
-*reproduced with deviation* at the same sign and order of magnitude, else *not reproduced*; for an
-ordering or a trend *reproduced* where a one-sided interval over the seeds excludes zero, *not
-reproduced* where it does so on the other side, and *inconclusive* where the interval is too wide
-to say.
+keyword arguments from the claim's YAML, and returns a `Finding`.
+
+An identity or an inequality is *verified* or *refuted*; between its tolerance and a second bound,
+where round-off could be the reason, it is *inconclusive*. A measurement is judged by an interval
+over independent units, which the criterion names: layers of a network or orders of a spectrum are
+none. A number is *reproduced* where its interval lies within a margin that the claim states, *not
+reproduced* where it lies outside, and *inconclusive* where it is too wide. An ordering, a trend or
+a frequency is *reproduced* where a one-sided interval lies on the claim's side, *not reproduced*
+where it lies on the other, and *inconclusive* else. A claim of this book's own is *supported* or
+*not supported* instead.
 """
 
 from __future__ import annotations
@@ -24,19 +28,47 @@ from paperkit.experiments.records import Record
 from paperkit.ledger.calls import CriterionCall, Side, call_of
 from paperkit.ledger.formatting import bound, number
 from paperkit.ledger.formatting import interval as interval_text
-from paperkit.statistics.intervals import fraction_bounds, mean_and_error, one_sided_bounds
+from paperkit.statistics.intervals import (
+    fraction_bounds,
+    fraction_p_value,
+    mean_and_error,
+    mean_p_value,
+    one_sided_bounds,
+    two_sided_interval,
+)
 
 VERIFIED = "verified"
 REFUTED = "refuted"
+SUPPORTED = "supported"
 REPRODUCED = "reproduced"
 DEVIATION = "reproduced with deviation"
+NOT_SUPPORTED = "not supported"
 NOT_REPRODUCED = "not reproduced"
 INCONCLUSIVE = "inconclusive"
 NOT_RUN = "not run"
-WORDS = (VERIFIED, REFUTED, REPRODUCED, DEVIATION, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN)
+WORDS = (
+    VERIFIED,
+    REFUTED,
+    SUPPORTED,
+    REPRODUCED,
+    DEVIATION,
+    NOT_SUPPORTED,
+    NOT_REPRODUCED,
+    INCONCLUSIVE,
+    NOT_RUN,
+)
 
-Kind = Literal["identity", "inequality", "number", "ordering", "trend"]
+OWN = "This book"
+"""Name under which claims of this book's own are entered: there is nothing to reproduce."""
+
+OWN_WORDS = {REPRODUCED: SUPPORTED, DEVIATION: NOT_SUPPORTED, NOT_REPRODUCED: NOT_SUPPORTED}
+"""Words for measurements that decide a claim of this book's own."""
+
+Kind = Literal["identity", "inequality", "number", "ordering", "trend", "frequency"]
 KINDS: tuple[str, ...] = get_args(Kind)
+
+TESTED = ("ordering", "trend", "frequency")
+"""Kinds that a one-sided test decides, so that some would come out by chance."""
 
 
 class PaperValue(Entry):
@@ -68,6 +100,9 @@ class Finding:
         Its interval; an end may be infinite.
     value_text : str
         Our value as it is shown.
+    p_value : float or None
+        Probability of evidence that favours the claim as much, were the claim false; None where
+        nothing is left to chance.
     """
 
     word: str
@@ -75,6 +110,7 @@ class Finding:
     value: float | None = None
     interval: tuple[float, float] | None = None
     value_text: str = ""
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +124,9 @@ class Criterion:
 
 CRITERIA: dict[str, Criterion] = {}
 
+GREY = 1000.0
+"""Multiple of its tolerance from which on a difference refutes, unless the claim states a bound."""
+
 
 def _decides(*kinds: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding]]:
     def register(function: Callable[..., Finding]) -> Callable[..., Finding]:
@@ -99,15 +138,35 @@ def _decides(*kinds: str) -> Callable[[Callable[..., Finding]], Callable[..., Fi
 
 
 @_decides("identity")
-def identity_holds(records: Sequence[Record], *, metric: str, at_most: float = 1e-10) -> Finding:
-    """The metric's magnitude is at most ``at_most`` in every record."""
+def identity_holds(
+    records: Sequence[Record],
+    *,
+    metric: str,
+    at_most: float = 1e-10,
+    refuted_from: float | None = None,
+) -> Finding:
+    """The metric's magnitude is at most ``at_most`` in every record.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    metric : str
+    at_most : float
+        Tolerance of round-off.
+    refuted_from : float, optional
+        Magnitude that round-off cannot explain; default 1,000 times the tolerance.
+    """
     worst, where = _extreme(records, metric, largest_magnitude=True)
     text = bound(worst)
+    limit = GREY * at_most if refuted_from is None else refuted_from
     if worst <= at_most:
         sentence = f"largest `{metric}` {text} in {_runs(records)} (at most {at_most:g} allowed)"
         return Finding(VERIFIED, sentence, worst, value_text=text)
-    sentence = f"`{metric}` is {text} at {where} (at most {at_most:g} allowed)"
-    return Finding(REFUTED, sentence, worst, value_text=text)
+    sentence = f"`{metric}` is {text} at {where} (at most {at_most:g} allowed"
+    if worst < limit:
+        sentence += f"; from {limit:g} on it refutes)"
+        return Finding(INCONCLUSIVE, sentence, worst, value_text=text)
+    return Finding(REFUTED, sentence + ")", worst, value_text=text)
 
 
 @_decides("identity", "inequality")
@@ -126,18 +185,38 @@ def counterexample_exists(records: Sequence[Record], *, metric: str, at_least: f
 
 
 @_decides("inequality")
-def inequality_holds(records: Sequence[Record], *, metric: str, tolerance: float = 0.0) -> Finding:
-    """The slack ``metric`` is at least ``-tolerance`` in every record."""
+def inequality_holds(
+    records: Sequence[Record],
+    *,
+    metric: str,
+    tolerance: float = 0.0,
+    refuted_from: float | None = None,
+) -> Finding:
+    """The slack ``metric`` is at least ``-tolerance`` in every record.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    metric : str
+    tolerance : float
+        Tolerance of round-off; 0 for whole numbers.
+    refuted_from : float, optional
+        Negative slack that round-off cannot explain; default 1,000 times the tolerance.
+    """
     worst, where = _extreme(records, metric, smallest=True)
     text = bound(worst)
+    limit = GREY * tolerance if refuted_from is None else refuted_from
     if worst >= -tolerance:
         sentence = (
             f"smallest slack `{metric}` {text} in {_runs(records)} (round-off of {tolerance:g} "
             "allowed)"
         )
         return Finding(VERIFIED, sentence, worst, value_text=text)
-    sentence = f"the slack `{metric}` is {text} at {where} (round-off of {tolerance:g} allowed)"
-    return Finding(REFUTED, sentence, worst, value_text=text)
+    sentence = f"the slack `{metric}` is {text} at {where} (round-off of {tolerance:g} allowed"
+    if -worst < limit:
+        sentence += f"; from {limit:g} on it refutes)"
+        return Finding(INCONCLUSIVE, sentence, worst, value_text=text)
+    return Finding(REFUTED, sentence + ")", worst, value_text=text)
 
 
 @_decides("number")
@@ -146,47 +225,67 @@ def number_matches(
     *,
     paper_value: PaperValue,
     metric: str,
+    unit: str,
+    margin: float,
+    wide_margin: float | None = None,
     rounding: float = 0.0,
     deterministic: bool = False,
 ) -> Finding:
-    """The metric's mean over seeds is within two combined standard errors of the paper's value.
+    """The metric's mean over the units is within ``margin`` of the paper's value.
+
+    Its two-sided 95 % interval, by Student t and with the paper's own error, must lie within the
+    margin. An interval that lies partly in it decides nothing.
 
     Parameters
     ----------
     records : sequence of Record
     paper_value : PaperValue
     metric : str
+    unit : str
+        Entry of the configuration that tells independent trials apart.
+    margin : float
+        Largest difference that still counts as the paper's value.
+    wide_margin : float, optional
+        Largest difference that still counts as a deviation of it.
     rounding : float
         Error of the paper's rounding: half a unit of the last digit that is printed.
     deterministic : bool
         Whether the value has no spread, so that one record is enough.
     """
-    values = list(by_seed(records, metric).values())
+    values = list(by_unit(records, metric, unit).values())
     ours, error = mean_and_error(values)
-    if deterministic:
-        error = 0.0
-    elif len(values) == 1:
+    width = 0.0
+    if len(values) == 1 and not deterministic:
         error = _own_error(records, metric)
-    combined = math.hypot(error, paper_value.standard_error)
-    window = 2 * combined + rounding
-    low, high = ours - 2 * error, ours + 2 * error
-    spread = "no spread" if math.isinf(error) else f"± {number(error)}"
+        width = _NORMAL * error
+    elif not deterministic:
+        width = two_sided_interval(values)[1] - ours
+    low, high = ours - width, ours + width
+    difference = abs(ours - paper_value.value)
+    spread = math.hypot(width, _NORMAL * paper_value.standard_error) + rounding
+    shown = "no spread" if math.isinf(width) else f"± {number(width)}"
     sentence = (
-        f"{number(ours)}, {spread} over {_seeds(len(values))}; "
+        f"{number(ours)}, {shown} over {_units(len(values), unit)}; "
         f"the paper has {number(paper_value.value)}"
     )
     if paper_value.standard_error > 0:
         sentence += f" ± {number(paper_value.standard_error)}"
-    if not window < abs(paper_value.value):
-        sentence += "; the interval does not even fix the sign"
-        word = INCONCLUSIVE
-    elif abs(ours - paper_value.value) <= window:
+    sentence += f"; a difference of {number(margin)} is allowed"
+    if difference + spread <= margin:
         word = REPRODUCED
-    elif 0.1 <= ours / paper_value.value <= 10:
+    elif difference - spread <= margin:
+        word = INCONCLUSIVE
+    elif wide_margin is not None and difference + spread <= wide_margin:
         word = DEVIATION
+    elif wide_margin is not None and difference - spread <= wide_margin:
+        word = INCONCLUSIVE
     else:
         word = NOT_REPRODUCED
     return Finding(word, sentence, ours, (low, high), number(ours))
+
+
+# Quantile of the normal distribution for a two-sided interval of 95 %.
+_NORMAL = 1.959964
 
 
 @_decides("ordering")
@@ -195,22 +294,26 @@ def ordering_holds(
     *,
     larger: Side,
     smaller: Side,
+    unit: str,
     metric: str | None = None,
 ) -> Finding:
-    """The metric of the larger side exceeds that of the smaller one, seed by seed.
+    """The metric of the larger side exceeds that of the smaller one, unit by unit.
 
     Parameters
     ----------
     records : sequence of Record
     larger, smaller : Side
+    unit : str
+        Entry of the configuration that tells independent trials apart.
     metric : str, optional
         The metric of a side that names none.
     """
     upper, lower = (
-        by_seed(select(records, side.where), side.metric or metric) for side in (larger, smaller)
+        by_unit(select(records, side.where), side.metric or metric, unit)
+        for side in (larger, smaller)
     )
-    differences = [upper[seed] - lower[seed] for seed in sorted(upper.keys() & lower.keys())]
-    return _sign_of_mean(differences, "mean difference")
+    differences = [upper[name] - lower[name] for name in sorted(upper.keys() & lower.keys())]
+    return _sign_of_mean(differences, "mean difference", unit)
 
 
 @_decides("trend")
@@ -220,10 +323,11 @@ def trend_holds(
     metric: str,
     against: str,
     direction: Literal["increasing", "decreasing"],
+    unit: str,
 ) -> Finding:
-    """The metric rises or falls with an entry of the configuration, by slopes seed by seed.
+    """The metric rises or falls with an entry of the configuration, by slopes unit by unit.
 
-    The slope is that of the least-squares line through one seed's records.
+    The slope is that of the least-squares line through one unit's records.
 
     Parameters
     ----------
@@ -232,53 +336,73 @@ def trend_holds(
     against : str
         The entry of the configuration, a number.
     direction : {"increasing", "decreasing"}
+    unit : str
+        Entry of the configuration that tells independent trials apart.
     """
     sign = {"increasing": 1, "decreasing": -1}[direction]
     slopes = []
-    for seed in sorted({record.seed for record in records}):
-        own = [record for record in records if record.seed == seed]
+    for name, own in grouped(records, unit).items():
         x = [float(record.configuration[against]) for record in own]
         y = [value_of(record, metric) for record in own]
         if len(set(x)) < 2:
             raise ValueError(
-                f"seed {seed} has one value of {against!r}; a trend needs at least two."
+                f"{unit} {name} has one value of {against!r}; a trend needs at least two."
             )
         slopes.append(statistics.linear_regression(x, y).slope)
-    return _sign_of_mean([sign * slope for slope in slopes], f"mean {direction} slope")
+    return _sign_of_mean([sign * slope for slope in slopes], f"mean {direction} slope", unit)
 
 
-@_decides("ordering", "trend")
+@_decides("frequency")
 def fraction_at_least(
-    records: Sequence[Record], *, metric: str, at_least: float = 1.0, fraction: float
+    records: Sequence[Record],
+    *,
+    metric: str,
+    unit: str,
+    at_least: float = 1.0,
+    fraction: float,
 ) -> Finding:
-    """The metric is at least ``at_least`` in at least ``fraction`` of the records.
+    """In at least ``fraction`` of the units all values of the metric are at least ``at_least``.
 
-    With the default a boolean metric counts its true values.
+    A unit is one trial, however many records, layers or orders it has. With the default a boolean
+    metric must be true throughout.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    metric : str
+    unit : str
+        Entry of the configuration that tells independent trials apart.
+    at_least : float
+    fraction : float
     """
-    values = [value for record in records for value in values_of(record, metric)]
-    successes = sum(value >= at_least for value in values)
-    low, high = fraction_bounds(successes, len(values))
+    trials = [
+        all(value >= at_least for record in own for value in values_of(record, metric))
+        for own in grouped(records, unit).values()
+    ]
+    successes = sum(trials)
+    low, high = fraction_bounds(successes, len(trials))
     word = REPRODUCED if low >= fraction else NOT_REPRODUCED if high < fraction else INCONCLUSIVE
-    share = successes / len(values)
+    share = successes / len(trials)
     sentence = (
-        f"{successes} of {len(values)}, one-sided 95 % bounds {interval_text(low, high)}, "
-        f"claimed at least {number(fraction)}"
+        f"{successes} of {_units(len(trials), unit)}, one-sided 95 % bounds "
+        f"{interval_text(low, high)}, claimed at least {number(fraction)}"
     )
-    return Finding(word, sentence, share, (low, high), number(share))
+    p_value = fraction_p_value(successes, len(trials), fraction)
+    return Finding(word, sentence, share, (low, high), number(share), p_value)
 
 
-def _sign_of_mean(values: Sequence[float], what: str) -> Finding:
+def _sign_of_mean(values: Sequence[float], what: str, unit: str) -> Finding:
     if len(values) < 2:
-        sentence = f"an interval needs at least 2 seeds, there are {len(values)}"
+        sentence = f"an interval needs at least 2 values of {unit}, there are {len(values)}"
         return Finding(INCONCLUSIVE, sentence)
     mean = statistics.fmean(values)
     low, high = one_sided_bounds(values)
     word = REPRODUCED if low > 0 else NOT_REPRODUCED if high < 0 else INCONCLUSIVE
     sentence = (
-        f"{what} {number(mean)} over {_seeds(len(values))}, "
+        f"{what} {number(mean)} over {_units(len(values), unit)}, "
         f"one-sided 95 % bounds {interval_text(low, high)}"
     )
-    return Finding(word, sentence, mean, (low, high), number(mean))
+    return Finding(word, sentence, mean, (low, high), number(mean), mean_p_value(values))
 
 
 def select(records: Sequence[Record], where: Mapping[str, Any]) -> list[Record]:
@@ -354,14 +478,34 @@ def value_of(record: Record, metric: str) -> float:
     return values[0]
 
 
-def by_seed(records: Sequence[Record], metric: str | None) -> dict[int, float]:
-    """Return a metric's mean for each seed."""
+def grouped(records: Sequence[Record], unit: str) -> dict[Any, list[Record]]:
+    """Return the records of each independent trial.
+
+    Raises
+    ------
+    ValueError
+        If the configurations have no such entry.
+    """
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        if unit not in record.configuration:
+            known = ", ".join(sorted(record.configuration))
+            raise ValueError(
+                f"unit is {unit!r}, which is no entry of the configuration of study "
+                f"{record.study!r}; it has {known}."
+            )
+        groups.setdefault(record.configuration[unit], []).append(record)
+    return dict(sorted(groups.items(), key=lambda item: str(item[0])))
+
+
+def by_unit(records: Sequence[Record], metric: str | None, unit: str) -> dict[Any, float]:
+    """Return a metric's mean for each independent trial."""
     if metric is None:
         raise ValueError("the criterion names no metric for one of its sides; add metric.")
-    grouped: dict[int, list[float]] = {}
-    for record in records:
-        grouped.setdefault(record.seed, []).append(value_of(record, metric))
-    return {seed: statistics.fmean(values) for seed, values in grouped.items()}
+    return {
+        name: statistics.fmean(value_of(record, metric) for record in own)
+        for name, own in grouped(records, unit).items()
+    }
 
 
 def _own_error(records: Sequence[Record], metric: str) -> float:
@@ -397,5 +541,6 @@ def _runs(records: Sequence[Record]) -> str:
     return f"{len(records)} run{'s' * (len(records) != 1)}"
 
 
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
+def _units(count: int, unit: str) -> str:
+    """Return the number of trials with the name of their entry, such as ``5 seeds``."""
+    return f"{count} {unit}{'s' * (count != 1)}"

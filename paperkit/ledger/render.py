@@ -114,7 +114,11 @@ def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
             for v in own
         ]
         sections.append(f"## {paper}")
-        sections.append(markdown_table(["claim", "place", "kind", "verdict"], rows))
+        header = ["claim", "place", "kind", "verdict"]
+        if any(v.adjusted_p_value is not None for v in own):
+            header.append("adjusted p")
+            rows = [[*row, _adjusted_text(v)] for row, v in zip(rows, own, strict=True)]
+        sections.append(markdown_table(header, rows))
         sections.extend(_details(v, root) for v in own)
     return "\n\n".join(sections) + "\n" if sections else "No claim has been entered yet.\n"
 
@@ -180,6 +184,7 @@ def _details(verdict: Verdict, root: str) -> str:
         ("Criterion", criterion_text(claim)),
         ("Paper", _paper_text(claim.paper_value)),
         ("Ours", _ours_text(verdict)),
+        ("Chance", _chance_text(verdict)),
         ("Evidence", f"{verdict.evidence}."),
         ("Scale", verdict.scale or NOTHING),
         ("Records", _records_link(verdict, root)),
@@ -231,6 +236,17 @@ def _ours_text(verdict: Verdict) -> str:
     unit = verdict.claim.paper_value.unit if verdict.claim.paper_value else ""
     text = f"{verdict.value_text} {unit}".strip()
     return f"{text} ({interval(*verdict.interval)})" if verdict.interval else text
+
+
+def _adjusted_text(verdict: Verdict) -> str:
+    return NOTHING if verdict.adjusted_p_value is None else number(verdict.adjusted_p_value)
+
+
+def _chance_text(verdict: Verdict) -> str:
+    if verdict.p_value is None or verdict.adjusted_p_value is None:
+        return NOTHING
+    shown, adjusted = map(number, (verdict.p_value, verdict.adjusted_p_value))
+    return f"p = {shown}; {adjusted} when adjusted for all tests of the ledger (Holm)"
 
 
 def _records_link(verdict: Verdict, root: str) -> str:

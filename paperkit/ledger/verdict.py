@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,17 @@ from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import Configuration, Record, key_of
 from paperkit.experiments.study import configurations, study_named
 from paperkit.ledger.claims import Claim, chapter_of, load_claims
-from paperkit.ledger.criteria import CRITERIA, NOT_RUN, REFUTED, Finding, matches
+from paperkit.ledger.criteria import (
+    CRITERIA,
+    NOT_RUN,
+    OWN,
+    OWN_WORDS,
+    REFUTED,
+    TESTED,
+    Finding,
+    matches,
+)
+from paperkit.statistics.intervals import holm
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,11 @@ class Verdict:
         Its interval; an end may be infinite.
     value_text : str
         Our value as it is shown; empty if there is none.
+    p_value : float or None
+        Probability of evidence that favours the claim as much, were the claim false; None where
+        nothing is left to chance.
+    adjusted_p_value : float or None
+        The same, adjusted by Holm's method for the number of such tests in the whole ledger.
     records : tuple of Record
         The records that are the evidence.
     stale : bool
@@ -58,6 +73,8 @@ class Verdict:
     value: float | None = None
     interval: tuple[float, float] | None = None
     value_text: str = ""
+    p_value: float | None = None
+    adjusted_p_value: float | None = None
     records: tuple[Record, ...] = ()
     stale: bool = False
 
@@ -100,11 +117,12 @@ def verdicts(
     True
     """
     if claims is None:
-        chosen = load_claims()
+        everything = chosen = load_claims()
     else:
         chosen = list(arguments.iterable("claims", claims, "claims"))
         for claim in chosen:
             arguments.instance("claims", claim, Claim)
+        everything = chosen
     archive = Archive(store)
     if anchor is not None:
         arguments.instance("anchor", anchor, str, "as in a claim")
@@ -113,11 +131,25 @@ def verdicts(
         chosen = [claim for claim in chosen if claim.paper == paper]
     if anchor is not None:
         chosen = [claim for claim in chosen if _is_at(claim, anchor)]
-    evidence = {(claim.criterion.study, claim.profile) for claim in chosen}
+    # A p-value is adjusted for all tests of the ledger, however few of them are asked for.
+    tested = [claim for claim in everything if claim.kind in TESTED]
+    judged = [*tested, *(claim for claim in chosen if claim.kind not in TESTED)]
+    evidence = {(claim.criterion.study, claim.profile) for claim in judged}
     records = {(name, profile): archive.records(name, profile) for name, profile in evidence}
-    return [
-        _judge(claim, records[claim.criterion.study, claim.profile], archive) for claim in chosen
-    ]
+    found = {
+        claim.id: _judge(claim, records[claim.criterion.study, claim.profile], archive)
+        for claim in judged
+    }
+    found |= _adjusted([verdict for verdict in found.values() if verdict.p_value is not None])
+    return [found[claim.id] for claim in chosen]
+
+
+def _adjusted(tests: Sequence[Verdict]) -> dict[str, Verdict]:
+    p_values = [verdict.p_value for verdict in tests if verdict.p_value is not None]
+    return {
+        verdict.claim.id: replace(verdict, adjusted_p_value=p_value)
+        for verdict, p_value in zip(tests, holm(p_values), strict=True)
+    }
 
 
 def _is_at(claim: Claim, anchor: str) -> bool:
@@ -143,12 +175,14 @@ def _judge(claim: Claim, records: Sequence[Record], archive: Archive) -> Verdict
         evidence += f"; {len(clean)} of {len(selected)} runs are finished"
     return Verdict(
         claim,
-        finding.word,
+        OWN_WORDS.get(finding.word, finding.word) if claim.paper == OWN else finding.word,
         evidence,
         scale_of(claim, clean),
         finding.value,
         finding.interval,
         finding.value_text,
+        finding.p_value,
+        None,
         tuple(clean),
         any(archive.is_stale(study, record) for record in clean),
     )

@@ -35,7 +35,7 @@ def sinks_of(log: object) -> list[Sink]:
 
 
 def _sink_of(target: Any) -> Sink:
-    if isinstance(target, Tensor):  # it has a method log, which is no place to write to
+    if isinstance(target, Tensor):  # Its method log is the logarithm.
         raise TypeError(f"log={arguments.shown(target)} is a tensor: pass a logger or a function.")
     if callable(getattr(target, "add_scalar", None)):
 

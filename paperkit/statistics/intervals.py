@@ -1,4 +1,4 @@
-"""Intervals over seeds: Student t for means, the beta distribution for fractions."""
+"""Intervals and p-values over independent units: Student t for means, exact ones for fractions."""
 
 from __future__ import annotations
 
@@ -39,6 +39,68 @@ def one_sided_bounds(
         return -math.inf, math.inf
     width = float(stats.t.ppf(confidence, len(values) - 1)) * error
     return mean - width, mean + width
+
+
+def two_sided_interval(
+    values: Sequence[float], confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return the interval of the mean by Student t; infinite for one value."""
+    return one_sided_bounds(values, 0.5 + confidence / 2)
+
+
+def mean_p_value(values: Sequence[float], above: float = 0.0) -> float:
+    """Return the one-sided p-value of the mean being at most ``above``, by Student t.
+
+    Raises
+    ------
+    ValueError
+        If there is one value only, which has no spread.
+    """
+    mean, error = mean_and_error(values)
+    if math.isinf(error):
+        raise ValueError("a p-value of a mean needs at least 2 values.")
+    if error == 0:
+        return 0.0 if mean > above else 1.0
+    return float(stats.t.sf((mean - above) / error, len(values) - 1))
+
+
+def fraction_p_value(successes: int, trials: int, fraction: float) -> float:
+    """Return the exact one-sided p-value of the success rate being at most ``fraction``."""
+    return float(stats.binom.sf(successes - 1, trials, fraction))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values that are adjusted for their number, each at least as large as before.
+
+    Holm, Scandinavian Journal of Statistics 6 (1979): where those below a level are called
+    significant, the probability of any false call is at most that level, however they depend on
+    each other.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def sample_size(population: int, bad: float, power: float) -> int:
+    """Return how many of a population to draw so that a bad one is among them.
+
+    Parameters
+    ----------
+    population : int
+        Number of all.
+    bad : float
+        Share of bad ones, of which at least one is to be drawn; at least one is bad.
+    power : float
+        Least probability that one is.
+    """
+    wrong = max(1, math.ceil(bad * population))
+    for size in range(1, population):
+        if float(stats.hypergeom.sf(0, population, wrong, size)) >= power:
+            return size
+    return population
 
 
 def prediction_interval(

@@ -23,7 +23,12 @@ NUMBER = """
       kind: number
       statement: The size is 1.
       paper_value: {value: 1, standard_error: 0.1, unit: m}
-      criterion: {name: number_matches, study: selftest_measure, metric: size}
+      criterion:
+        name: number_matches
+        study: selftest_measure
+        metric: size
+        unit: seed
+        margin: 0.5
       profile: paper
 """
 
@@ -153,12 +158,13 @@ def test_a_file_that_is_no_list_of_claims_is_refused(root, content):
 
 ORDERING = CLAIM.replace("kind: identity", "kind: ordering").replace(
     "name: identity_holds, study: selftest_measure, metric: gap, at_most: 1e-10",
-    "name: ordering_holds, study: selftest_measure, larger: {metric: size}, "
+    "name: ordering_holds, study: selftest_measure, unit: seed, larger: {metric: size}, "
     "smaller: {where: {part: small}}",
 )
 TREND = CLAIM.replace("kind: identity", "kind: trend").replace(
     "name: identity_holds, study: selftest_measure, metric: gap, at_most: 1e-10",
-    "name: trend_holds, study: selftest_measure, metric: gap, against: n, direction: upwards",
+    "name: trend_holds, study: selftest_measure, metric: gap, against: n, unit: seed, "
+    "direction: upwards",
 )
 
 
@@ -181,4 +187,4 @@ def test_an_argument_of_a_criterion_is_refused_by_its_place(root, text, sentence
 
 def test_sides_may_share_a_metric(root):
     (claim,) = load(root, ORDERING.replace("larger: {metric: size}", "metric: size, larger: {}"))
-    assert list(claim.criterion.arguments) == ["larger", "smaller", "metric"]
+    assert list(claim.criterion.arguments) == ["larger", "smaller", "unit", "metric"]

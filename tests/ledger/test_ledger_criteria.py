@@ -62,39 +62,93 @@ def test_an_inequality_is_verified_unless_a_slack_is_negative(values, word):
     assert found.word == word
 
 
-PAPER = PaperValue(value=1.0, standard_error=0.1)
+@pytest.mark.parametrize(
+    ("value", "word"), [(1e-10, "verified"), (1.1e-10, "inconclusive"), (2e-7, "refuted")]
+)
+def test_between_the_tolerance_and_a_thousand_times_it_nothing_is_decided(value, word):
+    assert identity_holds(records("x", [value]), metric="x", at_most=1e-10).word == word
+    found = inequality_holds(records("x", [-value]), metric="x", tolerance=1e-10)
+    assert found.word == word
+    assert word != "inconclusive" or "from 1e-07 on it refutes" in found.evidence
+
+
+def test_the_bound_of_refutation_can_be_stated_and_whole_numbers_have_none_between():
+    slightly = records("x", [1.1e-10])
+    assert identity_holds(slightly, metric="x", refuted_from=1.05e-10).word == "refuted"
+    assert inequality_holds(records("rank", [-1]), metric="rank").word == "refuted"
+
+
+PAPER = PaperValue(value=1.0)
+# The standard error of these values is 0.1, and Student's quantile for two degrees of freedom is
+# 4.3027, so that the interval is the mean ± 0.43.
+AROUND = (-0.1 * 3**0.5, 0.0, 0.1 * 3**0.5)
 
 
 @pytest.mark.parametrize(
-    ("values", "word"),
+    ("mean", "margin", "word"),
     [
-        # Standard error 0.1: two combined ones are 0.2828.
-        ([1.25 - 0.1 * 2**0.5, 1.25, 1.25 + 0.1 * 2**0.5], "reproduced"),
-        ([1.35 - 0.1 * 2**0.5, 1.35, 1.35 + 0.1 * 2**0.5], "reproduced with deviation"),
-        ([8.9, 9.0, 9.1], "reproduced with deviation"),
-        ([10.9, 11.0, 11.1], "not reproduced"),
-        ([0.08, 0.09, 0.1], "not reproduced"),
-        ([-1.1, -1.0, -0.9], "not reproduced"),
-        ([0.0, 1.0, 2.0], "inconclusive"),
-        ([1.0], "inconclusive"),
+        (1.0, 0.44, "reproduced"),
+        (1.0, 0.42, "inconclusive"),
+        (1.2, 0.64, "reproduced"),
+        (1.2, 0.62, "inconclusive"),
+        (2.0, 0.56, "not reproduced"),
+        (2.0, 0.58, "inconclusive"),
+        (0.0, 0.56, "not reproduced"),
     ],
 )
-def test_a_number_is_judged_by_combined_errors_then_sign_and_magnitude(values, word):
-    found = number_matches(records("gap", values), paper_value=PAPER, metric="gap")
+def test_a_number_is_reproduced_where_its_interval_lies_within_the_margin(mean, margin, word):
+    found = number_matches(
+        records("gap", [mean + x for x in AROUND]),
+        paper_value=PAPER,
+        metric="gap",
+        unit="seed",
+        margin=margin,
+    )
+    assert found.word == word
+    assert found.interval == pytest.approx((mean - 0.43027, mean + 0.43027), rel=1e-4)
+
+
+def test_noise_does_not_reproduce_a_number_and_a_sharp_value_nearby_does():
+    percent = PaperValue(value=93.69, standard_error=0.12)
+    options = {"paper_value": percent, "metric": "x", "unit": "seed", "margin": 1.5}
+    assert number_matches(records("x", [30.0, 95.0, 110.0]), **options).word == "inconclusive"
+    assert number_matches(records("x", [93.0, 93.1, 93.05]), **options).word == "reproduced"
+    assert number_matches(records("x", [60.0, 60.5, 61.0]), **options).word == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("mean", "word"),
+    [
+        (1.0, "reproduced"),
+        (2.0, "reproduced with deviation"),
+        (1.5, "inconclusive"),
+        (3.0, "inconclusive"),
+        (4.0, "not reproduced"),
+    ],
+)
+def test_a_deviation_has_a_margin_of_its_own(mean, word):
+    found = number_matches(
+        records("gap", [mean + 0.1 * x for x in AROUND]),
+        paper_value=PAPER,
+        metric="gap",
+        unit="seed",
+        margin=0.5,
+        wide_margin=2.0,
+    )
     assert found.word == word
 
 
 @pytest.mark.parametrize("name", ["standard_error", "stderr"])
 def test_a_number_of_one_record_uses_the_error_that_the_record_states(name):
     stated = records("gap", [{"value": 1.2, name: 0.05, "n": 64, "method": "lanczos"}])
-    found = number_matches(stated, paper_value=PAPER, metric="gap")
+    found = number_matches(stated, paper_value=PAPER, metric="gap", unit="seed", margin=0.3)
     assert found.word == "reproduced"
-    assert found.interval == pytest.approx((1.1, 1.3))
+    assert found.interval == pytest.approx((1.102, 1.298), abs=1e-4)
 
 
 def test_a_measurement_that_states_no_error_says_nothing_of_the_spread_over_seeds():
     exact = records("gap", [{"value": 1.2, "standard_error": None, "n": 64, "method": "exact"}])
-    found = number_matches(exact, paper_value=PAPER, metric="gap")
+    found = number_matches(exact, paper_value=PAPER, metric="gap", unit="seed", margin=10.0)
     assert found.word == "inconclusive"
 
 
@@ -108,9 +162,15 @@ def test_a_measurement_is_one_number_wherever_it_stands():
 
 def test_a_deterministic_number_agrees_within_the_papers_rounding():
     exact = PaperValue(value=3.14, measured=False)
-    for value, word in ((3.1416, "reproduced"), (3.2, "reproduced with deviation")):
+    for value, word in ((3.1416, "reproduced"), (3.2, "not reproduced")):
         found = number_matches(
-            records("x", [value]), paper_value=exact, metric="x", rounding=0.005, deterministic=True
+            records("x", [value]),
+            paper_value=exact,
+            metric="x",
+            unit="seed",
+            margin=0.01,
+            rounding=0.005,
+            deterministic=True,
         )
         assert found.word == word
 
@@ -129,7 +189,7 @@ SIDES = {name: Side(where={"optimizer": one}) for name, one in (("larger", "a"),
 )
 def test_an_ordering_is_judged_by_differences_seed_by_seed(a, b, word):
     both = records("loss", a, optimizer="a") + records("loss", b, optimizer="b")
-    assert ordering_holds(both, metric="loss", **SIDES).word == word
+    assert ordering_holds(both, metric="loss", unit="seed", **SIDES).word == word
 
 
 def test_an_ordering_of_two_metrics_of_the_same_runs():
@@ -137,7 +197,7 @@ def test_an_ordering_of_two_metrics_of_the_same_runs():
         Record("s", "laptop", {"seed": seed}, {"a": 1.0 + seed, "b": 0.1 * seed}, {})
         for seed in range(3)
     ]
-    found = ordering_holds(runs, larger=Side(metric="a"), smaller=Side(metric="b"))
+    found = ordering_holds(runs, larger=Side(metric="a"), smaller=Side(metric="b"), unit="seed")
     assert found.word == "reproduced"
     assert found.value == pytest.approx(1.9)
 
@@ -159,22 +219,55 @@ def trend_records(slopes):
     ],
 )
 def test_a_trend_is_judged_by_slopes_seed_by_seed(slopes, direction, word):
-    found = trend_holds(trend_records(slopes), metric="entropy", against="n", direction=direction)
+    options = {"metric": "entropy", "against": "n", "unit": "seed"}
+    found = trend_holds(trend_records(slopes), direction=direction, **options)
     assert found.word == word
+    # Student's t with two degrees of freedom: P(T > t) = (1 − t / √(2 + t²)) / 2.
+    if direction == "increasing" and word == "reproduced":
+        t = 1.0 / (0.1 / 3**0.5)
+        assert found.p_value == pytest.approx(0.5 * (1 - t / (2 + t * t) ** 0.5), rel=1e-9)
 
 
 def test_a_trend_over_one_value_is_refused():
     runs = [run for run in trend_records([1.0]) if run.configuration["n"] == 1]
     with pytest.raises(ValueError, match="one value of 'n'; a trend needs at least two"):
-        trend_holds(runs, metric="entropy", against="n", direction="increasing")
+        trend_holds(runs, metric="entropy", against="n", direction="increasing", unit="seed")
 
 
 @pytest.mark.parametrize(
     ("true", "word"), [(60, "reproduced"), (45, "inconclusive"), (10, "not reproduced")]
 )
-def test_a_fraction_is_judged_by_its_one_sided_bounds(true, word):
+def test_a_frequency_is_judged_by_its_one_sided_bounds(true, word):
     runs = records("holds", [True] * true + [False] * (60 - true))
-    assert fraction_at_least(runs, metric="holds", fraction=0.8).word == word
+    assert fraction_at_least(runs, metric="holds", unit="seed", fraction=0.8).word == word
+
+
+def test_the_layers_of_one_network_are_one_trial():
+    layers = {f"layer{i}": 1.0 for i in range(8)}
+    found = fraction_at_least(
+        records("share", [layers] * 5), metric="share", unit="seed", fraction=0.9
+    )
+    # The exact bound for five successes is 0.05^(1/5), however many layers there are.
+    assert found.word == "inconclusive"
+    assert found.interval == pytest.approx((0.05 ** (1 / 5), 1.0))
+    assert found.p_value == pytest.approx(0.9**5)
+    one_fails = [{**layers, "layer3": 0.5}, *[layers] * 4]
+    found = fraction_at_least(
+        records("share", one_fails), metric="share", unit="seed", fraction=0.5
+    )
+    assert found.value == 0.8
+
+
+def test_records_of_one_unit_are_one_trial():
+    runs = [run for n in (50, 100) for run in records("share", [1.0, float(n == 50)], n=n)]
+    found = fraction_at_least(runs, metric="share", unit="seed", fraction=0.5)
+    assert found.evidence.startswith("1 of 2 seeds")
+    assert fraction_at_least(runs, metric="share", unit="n", fraction=0.5).value == 0.5
+
+
+def test_a_unit_that_no_configuration_has_is_refused():
+    with pytest.raises(ValueError, match="unit is 'layer', which is no entry of the configuration"):
+        fraction_at_least(records("holds", [True]), metric="holds", unit="layer", fraction=0.5)
 
 
 def test_a_missing_metric_is_named_with_those_there_are():

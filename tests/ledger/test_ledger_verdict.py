@@ -35,6 +35,7 @@ CLAIMS = """
     name: ordering_holds
     study: selftest_measure
     metric: size
+    unit: seed
     larger: {where: {part: large}}
     smaller: {where: {part: small}}
   profile: laptop
@@ -46,7 +47,13 @@ CLAIMS = """
   kind: number
   statement: The size is 1.
   paper_value: {value: 1.0, standard_error: 0.1, unit: m}
-  criterion: {name: number_matches, study: selftest_measure, metric: size, where: {part: small}}
+  criterion:
+    name: number_matches
+    study: selftest_measure
+    metric: size
+    unit: seed
+    margin: 0.5
+    where: {part: small}
   profile: paper
 """
 
@@ -154,7 +161,7 @@ def test_claims_are_filtered_by_paper_chapter_and_target(published):
 
 def test_a_claim_that_selects_nothing_is_refused(root):
     text = CLAIMS.replace(
-        "metric: size, where: {part: small}}", "metric: size, where: {part: tiny}}"
+        "where: {part: small}\n  profile: paper", "where: {part: tiny}\n  profile: paper"
     )
     (root / "claims" / "test.yml").write_text(text)
     with pytest.raises(ValueError, match="claim 'table' selects no configuration"):

@@ -10,9 +10,14 @@ from scipy import stats
 
 from paperkit.statistics.intervals import (
     fraction_bounds,
+    fraction_p_value,
+    holm,
     mean_and_error,
+    mean_p_value,
     one_sided_bounds,
     prediction_interval,
+    sample_size,
+    two_sided_interval,
 )
 
 
@@ -71,3 +76,35 @@ def test_the_one_sided_bound_misses_five_times_in_a_hundred():
     )
     # The tolerance is four standard errors of a binomial fraction of 0.05.
     assert abs(missed / trials - 0.05) < 4 * (0.05 * 0.95 / trials) ** 0.5
+
+
+def test_holm_multiplies_the_smallest_by_all_and_each_next_one_by_one_less() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_p_value_of_a_fraction_is_the_binomial_tail() -> None:
+    assert fraction_p_value(5, 5, 0.5) == pytest.approx(0.5**5)
+    assert fraction_p_value(0, 5, 0.5) == pytest.approx(1.0)
+
+
+def test_a_p_value_and_a_one_sided_bound_decide_alike() -> None:
+    values = [0.1, 0.3, 0.2, 0.45]
+    low, _ = one_sided_bounds(values)
+    assert mean_p_value(values, above=low) == pytest.approx(0.05)
+    assert (mean_p_value([1.0, 1.0]), mean_p_value([-1.0, -1.0])) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="at least 2 values"):
+        mean_p_value([1.0])
+
+
+def test_a_two_sided_interval_has_half_of_the_doubt_on_each_side() -> None:
+    values = [0.1, 0.3, 0.2, 0.45]
+    assert two_sided_interval(values) == one_sided_bounds(values, 0.975)
+
+
+def test_a_sample_meets_a_bad_record_with_the_given_probability() -> None:
+    # If three of fifteen are bad, eight miss them with probability 35/455, and seven with 56/455.
+    assert sample_size(15, 0.2, 0.9) == 8
+    assert sample_size(1, 0.2, 0.9) == 1
+    assert sample_size(4, 0.2, 0.9) == 4

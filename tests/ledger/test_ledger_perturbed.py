@@ -1,0 +1,92 @@
+"""Every claim can fail: with other evidence its verdict is another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from paperkit.experiments.archive import Archive
+from paperkit.experiments.records import Record
+from paperkit.ledger.claims import Claim, load_claims
+from paperkit.ledger.criteria import CRITERIA, grouped, select, values_of
+from paperkit.ledger.verdict import verdicts
+
+CLAIMS = {claim.id: claim for claim in load_claims()}
+DECIDED = {verdict.claim.id: verdict for verdict in verdicts() if verdict.word != "not run"}
+each_claim = pytest.mark.parametrize("name", DECIDED)
+
+
+def with_metric(record: Record, metric: str, change: Callable[[float], float]) -> Record:
+    """Return a record in which each number of a metric is another one."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: changed(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [changed(item) for item in value]
+        return change(float(value))
+
+    first, *rest = metric.split(".")
+    if rest:
+        inner = replace(record, metrics=record.metrics[first])
+        found = with_metric(inner, ".".join(rest), change).metrics
+    else:
+        found = changed(record.metrics[first])
+    return replace(record, metrics={**record.metrics, first: found})
+
+
+def contradicted(claim: Claim, records: list[Record]) -> list[Record]:
+    """Return records that speak against the verdict, by the criterion's own meaning."""
+    call = claim.criterion
+    first, *others = records
+    if call.name == "identity_holds":
+        return [with_metric(first, call.metric, lambda _: 1.0), *others]
+    if call.name == "inequality_holds":
+        return [with_metric(first, call.metric, lambda _: -1.0), *others]
+    if call.name == "counterexample_exists":
+        return [with_metric(record, call.metric, lambda _: 0.0) for record in records]
+    if call.name == "fraction_at_least":
+        units = list(grouped(records, call.unit).values())
+        held = [
+            all(
+                value >= call.at_least for record in own for value in values_of(record, call.metric)
+            )
+            for own in units
+        ]
+        against = call.at_least + (-1.0 if sum(held) > len(held) / 2 else 1.0)
+        return [with_metric(record, call.metric, lambda _: against) for record in records]
+    if call.name == "trend_holds":
+        return [with_metric(record, call.metric, lambda value: -value) for record in records]
+    raise AssertionError(f"{call.name} has no contradiction here: add one.")
+
+
+@each_claim
+def test_other_evidence_gives_another_verdict(name: str) -> None:
+    verdict = DECIDED[name]
+    records = list(verdict.records)
+    arguments = {**verdict.claim.criterion.arguments}
+    if verdict.claim.paper_value is not None:
+        arguments["paper_value"] = verdict.claim.paper_value
+    decide = CRITERIA[verdict.claim.criterion.name].function
+    before = decide(records, **arguments).word
+    assert decide(contradicted(verdict.claim, records), **arguments).word != before
+
+
+@each_claim
+def test_evidence_is_measured_and_no_default(name: str) -> None:
+    verdict = DECIDED[name]
+    metric = verdict.claim.criterion.metric
+    values = [value for record in verdict.records for value in values_of(record, metric)]
+    # A number that is the same in every run was not measured; whole numbers may be.
+    assert len(set(values)) > 1 or all(value == int(value) for value in values)
+
+
+def test_each_claim_that_is_decided_is_tried() -> None:
+    assert len(DECIDED) > 0.9 * len(CLAIMS)
+    archive = Archive()
+    for verdict in DECIDED.values():
+        chosen = archive.records(verdict.claim.criterion.study, verdict.claim.profile)
+        assert len(select(chosen, verdict.claim.criterion.where)) >= len(verdict.records) > 0
