@@ -46,6 +46,7 @@ from paperkit.memory import GIBIBYTE
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "results" / "benchmarks.json"
 PAGE = ROOT / "book" / "benchmarks.md"
+USERS_PAGE = ROOT / "book" / "measure_your_network.md"
 TEMPLATE = ROOT / "benchmarks" / "page.md"
 NETWORKS_TEMPLATE = ROOT / "benchmarks" / "networks.md"
 
@@ -559,10 +560,51 @@ def _weaknesses(record: Row) -> str:
     return "Another tool was faster in:\n\n" + "\n".join(slower) + "\n\nAnd in general:\n"
 
 
+def costs(record: Row) -> str:
+    """Return a table of what calls on networks of several sizes cost, for the page of users."""
+    lines = ["| network | parameters | samples | call | gradients | seconds | MiB |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    (ours,) = (r for r in record["rows"] if (r["quantity"], r["tool"]) == (COMBINED, OURS))
+    rows = [("ResNet-20", RESNET20_PARAMETERS, record["settings"]["samples"], _COMBINED_CALL, ours)]
+    prepared = {facts["name"]: facts for facts in record["networks"]["prepared"]}
+    rows += [
+        (name, facts["parameters"], facts["samples"], _NETWORK_CALLS[row["quantity"]], row)
+        for name, facts in prepared.items()
+        for row in record["networks"]["rows"]
+        if (row["network"], row["tool"]) == (name, OURS) and row["quantity"] in _NETWORK_CALLS
+    ]
+    for name, parameters, samples, call, row in rows:
+        cells = [name, f"{parameters:,}", str(samples), call, number(row["gradients"])]
+        lines.append(f"| {' | '.join([*cells, number(row['seconds']), _mebibytes(row)])} |")
+    return "\n".join(lines)
+
+
+_COMBINED_CALL = "exact Rényi sharpness of all layers and four more measures, by `measure`"
+_NETWORK_CALLS = {
+    "trace": "`hessian_trace`, 10 or 30 products",
+    "top": "five top eigenvalues, at most 30 products",
+    "density": "`spectral_density`, 30 products",
+}
+RESNET20_PARAMETERS = 269_722
+"""Number of parameters of the reference network."""
+
+BEGIN_COSTS = "<!-- costs: written by benchmarks.render -->\n"
+END_COSTS = "<!-- end of costs -->\n"
+
+
+def with_costs(text: str, record: Row) -> str:
+    """Return the page of users with the table of costs between its marks."""
+    before, _, rest = text.partition(BEGIN_COSTS)
+    _, _, after = rest.partition(END_COSTS)
+    return f"{before}{BEGIN_COSTS}\n{costs(record)}\n\n{END_COSTS}{after}"
+
+
 def main() -> None:
-    """Write the page from the record."""
+    """Write the pages from the record."""
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     PAGE.write_text(page(record, device_section.read()), encoding="utf-8")
+    users = USERS_PAGE.read_text(encoding="utf-8")
+    USERS_PAGE.write_text(with_costs(users, record), encoding="utf-8")
 
 
 if __name__ == "__main__":

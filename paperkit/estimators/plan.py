@@ -71,10 +71,10 @@ class CostWarning(UserWarning):
     >>> import torch
     >>> from torch import nn
     >>> from paperkit.estimators import CostWarning, spectral_density
-    >>> model, data = nn.Linear(20, 5), (torch.rand(4, 20), torch.arange(4))
+    >>> model, data = nn.Linear(500, 100), (torch.rand(40, 500), torch.arange(40))
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always")
-    ...     density = spectral_density(model, data, probes=20, steps=50)
+    ...     density = spectral_density(model, data, probes=20, steps=30)
     >>> [warning.category is CostWarning for warning in caught]
     [True]
     """
@@ -230,12 +230,13 @@ class Gradient:
         Warns
         -----
         CostWarning
-            Above 5 seconds or 500 gradients.
+            Above 5 seconds, or 500 gradients that are more than what counts as no cost.
         """
         if gradients <= CEILING:
             return
         seconds = gradients * self.seconds
-        if seconds > _SECONDS or gradients > _GRADIENTS:
+        is_work = gradients * self.operations > _NO_COST
+        if seconds > _SECONDS or (gradients > _GRADIENTS and is_work):
             warnings.warn(
                 f"{what}: planned cost about {gradients:,.0f} gradients of these data, "
                 f"{seconds:.2g} s; {advice}.",

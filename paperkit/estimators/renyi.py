@@ -378,10 +378,13 @@ def _of_blocks(
 
 
 def _too_costly(block: Block) -> str:
-    return (
-        f"its Hessian block is not its Gauss–Newton block ({block.obstacle}) and takes at least "
-        f"{FEWEST**2} Hessian products: ask for renyi_sharpness(…, layers=[{block.name!r}])"
-    )
+    what = f"an estimate takes at least {FEWEST**2} products of its block with vectors"
+    if not block.exact_block:
+        what = (
+            f"its Hessian block is not its Gauss–Newton block ({block.obstacle}) and takes at "
+            f"least {FEWEST**2} Hessian products"
+        )
+    return f"{what}: ask for renyi_sharpness(…, layers=[{block.name!r}])"
 
 
 def _of_block(

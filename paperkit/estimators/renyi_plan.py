@@ -77,7 +77,8 @@ class Effort:
         if probes is None:
             probes = round(min(max(count / _STEPS_EACH, FEWEST), _MOST_PROBES))
             if settings.steps is None:
-                longest = round(min(max(count / probes, FEWEST), longest))
+                # Rounded down, so that the effort is within the share.
+                longest = int(min(max(count / probes, FEWEST), longest))
         return cls(False, probes, longest, probes * longest * product)
 
     def of(self, settings: Settings) -> Settings:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from paperkit.estimators import CostWarning, renyi_sharpness
+from paperkit.estimators import CostWarning, measure, renyi_sharpness
 from paperkit.estimators.plan import Gradient
+from paperkit.estimators.renyi_plan import FEWEST, Effort, Settings
 from paperkit.network import get_loss
 
 LOSS = get_loss("cross_entropy")
@@ -43,8 +44,17 @@ def test_products_and_a_time_budget_limit_what_is_spent() -> None:
 
 
 def test_many_products_are_announced_before_they_start() -> None:
-    model, data = wide()
+    model, _ = wide()
+    data = torch.randn(80, 48), torch.randint(3, (80,))
     with pytest.warns(CostWarning, match=r"planned cost about 4,608 gradients"):
+        found = renyi_sharpness(model, data, 0.5, layers=["0"], method="exact", max_dense=4096)
+    assert found["0"].method == "dense"
+
+
+def test_many_gradients_of_next_to_nothing_are_not_announced() -> None:
+    model, data = wide()  # the same 4,608 gradients, in a fraction of a second
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CostWarning)
         found = renyi_sharpness(model, data, 0.5, layers=["0"], max_dense=4096)
     assert found["0"].method == "dense"
 
@@ -56,3 +66,24 @@ def test_few_products_are_kept_to_and_not_announced() -> None:
         found = renyi_sharpness(model, data, 0.5, layers=["0"], products=160)["0"]
     assert found.method == "lanczos" and found.bracket is not None
     assert found.quadrature.products <= 160
+
+
+@pytest.mark.parametrize("product", [0.1, 0.667, 1.0, 2.0, 5.3])
+def test_an_effort_is_within_its_share_wherever_the_fewest_products_are(product: float) -> None:
+    settings = Settings((0.5,), "abs", "auto", None, None, 100, 0, 4096, 2**30)
+    for count in range(FEWEST**2, 40_000, 79):
+        share = count * product
+        effort = Effort.by_quadrature(share, product, settings)
+        assert effort.gradients <= share * (1 + 1e-12)
+        assert effort.probes >= FEWEST and effort.max_steps >= FEWEST
+
+
+@pytest.mark.filterwarnings("ignore::paperkit.estimators.CostWarning")
+@pytest.mark.parametrize("width", [16, 32, 64, 100])
+def test_a_default_report_of_a_small_network_lacks_nothing(width: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10)).double()
+    data = torch.randn(100, 64, dtype=torch.float64), torch.randint(10, (100,))
+    report = measure(model, data)
+    assert not report.missing
+    assert all(one.value == one.value for one in report.measurements())
