@@ -16,7 +16,7 @@ from paperkit.experiments.paths import store_folder
 from paperkit.experiments.study import require_profile
 from paperkit.ledger.calls import Side
 from paperkit.ledger.claims import Claim
-from paperkit.ledger.criteria import CRITERIA, WORDS, PaperValue
+from paperkit.ledger.criteria import CRITERIA, OWN, WORDS, PaperValue, counterexample_exists
 from paperkit.ledger.formatting import NOTHING, interval, markdown_table, number
 from paperkit.ledger.verdict import Verdict, verdicts
 
@@ -36,24 +36,28 @@ def badges(verdict: Verdict) -> str:
     return " ".join(map(badge, words))
 
 
-def scoreboard(verdicts: Sequence[Verdict]) -> str:
+def scoreboard(verdicts: Sequence[Verdict], papers: Sequence[str] = ()) -> str:
     """Return how many claims of each paper have each verdict, as a Markdown table.
 
     Parameters
     ----------
     verdicts : sequence of Verdict
+    papers : sequence of str
+        Papers that have a row even if no claim of theirs has been entered.
 
     Returns
     -------
     str
-        A row for each paper, in the order in which the papers come, and a row for all.
+        A row for each paper, and two for this book: its statements, and the limits that it entered
+        to be refuted.
     """
     if not verdicts:
         return "No claim has been entered yet."
     words = [word for word in WORDS if any(v.word == word for v in verdicts)]
-    rows = [_count_row(paper, own, words) for paper, own in _by_paper(verdicts)]
-    if len(rows) > 1:
-        rows.append(_count_row("all", verdicts, words))
+    groups: dict[str, list[Verdict]] = {paper: [] for paper in papers}
+    for verdict in verdicts:
+        groups.setdefault(_row_name(verdict.claim), []).append(verdict)
+    rows = [_count_row(name, own, words) for name, own in groups.items()]
     lines = [markdown_table(["paper", *map(badge, words), "claims"], rows)]
     stale = sum(v.stale for v in verdicts)
     if stale:
@@ -123,6 +127,44 @@ def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
     return "\n\n".join(sections) + "\n" if sections else "No claim has been entered yet.\n"
 
 
+def findings(lines: Iterable[str], verdicts: Sequence[Verdict], root: str = "..") -> str:
+    """Return sentences with the badges of the claims that they rest on, as a Markdown list.
+
+    Parameters
+    ----------
+    lines : iterable of str
+        Lines ``claim-id (word): sentence``, with the verdict for which the sentence was written.
+    verdicts : sequence of Verdict
+    root : str
+        The way from the page to the repository's root, for links to chapters.
+
+    Raises
+    ------
+    ValueError
+        If a line is malformed, a claim is unknown, or its verdict is another one by now.
+    """
+    found = {verdict.claim.id: verdict for verdict in verdicts}
+    items = []
+    for line in lines:
+        match = re.fullmatch(r"([\w-]+) \(([^)]+)\): (.+)", line.strip())
+        if match is None:
+            raise ValueError(f"{line!r} is no finding: write claim-id (word): sentence.")
+        name, word, sentence = match.groups()
+        if name not in found:
+            raise ValueError(f"there is no claim {name!r} in the ledger.")
+        verdict = found[name]
+        if verdict.word != word:
+            raise ValueError(
+                f"the claim {name!r} is {verdict.word} by now, and its sentence was written for "
+                f"{word}: write it anew."
+            )
+        link = f"[claim](#{target(verdict.claim)})"
+        items.append(
+            f"* {badges(verdict)} {sentence} ({link}, {_chapter_link(verdict.claim, root)})"
+        )
+    return "\n".join(items)
+
+
 def target(claim: Claim) -> str:
     """Return the label of a claim on the ledger page."""
     return "claim-" + re.sub(r"[^a-z0-9]+", "-", claim.id.lower()).strip("-")
@@ -168,6 +210,14 @@ def _by_paper(verdicts: Iterable[Verdict]) -> list[tuple[str, list[Verdict]]]:
     for verdict in verdicts:
         papers.setdefault(verdict.claim.paper, []).append(verdict)
     return list(papers.items())
+
+
+def _row_name(claim: Claim) -> str:
+    if claim.paper != OWN:
+        return claim.paper
+    if claim.criterion.name == counterexample_exists.__name__:
+        return "this book: limits, entered to be refuted"
+    return "this book: its own statements"
 
 
 def _count_row(name: str, verdicts: Sequence[Verdict], words: Sequence[str]) -> list[str]:

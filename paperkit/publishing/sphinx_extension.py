@@ -4,6 +4,9 @@ Directives
 ----------
 ``{scoreboard}``
     The counts of verdicts; with an argument, those of one paper.
+``{findings}``
+    Sentences with the badges of claims, one line each, ``claim-id (word): sentence``. Where a
+    verdict is another one by now, the build stops.
 ``{ledger}``
     Every claim with its criterion, evidence and verdict; with an argument, one paper's.
 ``{verdicts} ANCHOR``
@@ -28,6 +31,9 @@ from sphinx.util.docutils import SphinxDirective
 from paperkit.publishing.provenance import last_verified
 
 MATHJAX = Path("sphinx-mathjax-offline/static/mathjax")
+PAPERS = ("Rényi", "SA-SAM", "Compression", "IGS")
+"""Short names of the four papers, each of which has a row on the scoreboard."""
+
 # Parts of the distribution that TeX input with the common HTML output needs: 2 of its 24 MB.
 MATHJAX_PARTS = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
 
@@ -70,7 +76,20 @@ class Scoreboard(MarkdownDirective):
         """Render the scoreboard of the paper named by the argument, or of all."""
         from paperkit.ledger import render, verdicts
 
-        return render.scoreboard(verdicts(paper=argument))
+        return render.scoreboard(verdicts(paper=argument), () if argument else PAPERS)
+
+
+class Findings(MarkdownDirective):
+    """Sentences with the badges of the claims that they rest on."""
+
+    optional_arguments = 0
+    has_content = True
+
+    def markdown(self, argument: str | None) -> str:
+        """Render the lines of the directive's content."""
+        from paperkit.ledger import render, verdicts
+
+        return render.findings(self.content, verdicts())
 
 
 class Ledger(MarkdownDirective):
@@ -195,6 +214,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 DIRECTIVES: dict[str, type[MarkdownDirective]] = {
     "scoreboard": Scoreboard,
+    "findings": Findings,
     "ledger": Ledger,
     "verdicts": Verdicts,
     "last-verified": LastVerified,

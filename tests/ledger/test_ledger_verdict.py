@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,7 @@ from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive
 from paperkit.ledger import show_verdicts, verdicts
 from paperkit.ledger.criteria import WORDS
-from paperkit.ledger.render import badge, ledger, scoreboard, table
+from paperkit.ledger.render import badge, findings, ledger, scoreboard, table
 
 CLAIMS = """
 - id: gap
@@ -181,15 +182,54 @@ def test_a_missing_metric_names_the_claim(root, published):
 
 
 def test_the_scoreboard_counts_by_word_and_by_paper(published):
-    assert scoreboard(verdicts()).splitlines() == [
+    assert scoreboard(verdicts(), ("First", "Third")).splitlines() == [
         "| paper | "
         + " | ".join(map(badge, ["verified", "refuted", "reproduced", "not run"]))
         + " | claims |",
         "| --- | --- | --- | --- | --- | --- |",
         "| First | 1 | 1 | – | – | 2 |",
+        "| Third | – | – | – | – | 0 |",
         "| Second | – | – | 1 | 1 | 2 |",
-        "| all | 1 | 1 | 1 | 1 | 4 |",
     ]
+
+
+def test_the_scoreboard_counts_limits_that_were_entered_to_be_refuted_apart(root, published):
+    limit = """
+- id: limit
+  paper: This book
+  place: Limits
+  kind: identity
+  statement: The gap is 0 in every network.
+  criterion: {name: counterexample_exists, study: selftest_measure, metric: size, at_least: 0.5}
+  profile: laptop
+- id: own
+  paper: This book
+  place: Here
+  kind: identity
+  statement: The gap is 0.
+  criterion: {name: identity_holds, study: selftest_measure, metric: gap}
+  profile: laptop
+"""
+    (root / "claims" / "test.yml").write_text(limit)
+    assert [line.split(" | ")[0] for line in scoreboard(verdicts()).splitlines()[2:]] == [
+        "| this book: limits, entered to be refuted",
+        "| this book: its own statements",
+    ]
+
+
+def test_findings_carry_the_badges_of_their_claims_and_notice_when_these_move(published):
+    text = findings(["gap (verified): The gap is closed."], verdicts(), root=".")
+    assert text == (
+        f"* {badge('verified')} The gap is closed. ([claim](#claim-gap), "
+        '<a href="./notebooks/09_test.html#thm-1">09_test</a>)'
+    )
+    for line, sentence in {
+        "gap (refuted): It is open.": "'gap' is verified by now, and its sentence was written for",
+        "gulf (verified): It is closed.": "no claim 'gulf'",
+        "The gap is closed.": "is no finding: write claim-id (word): sentence",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            findings([line], verdicts())
 
 
 def test_the_table_has_one_row_a_claim_with_a_link_to_its_records(published):
