@@ -111,7 +111,7 @@ class SharpnessMonitor:
         Samples on which it is measured, as for :func:`paperkit.estimators.measure`. A reading costs
         in proportion to their number.
     measures : sequence of str or PassMeasure, optional
-        Names from :data:`paperkit.estimators.MEASURES`, or measures of your own; default
+        Names from ``paperkit.estimators.MEASURES``, or measures of your own; default
         :data:`DEFAULT_MEASURES`. Settings are those of :func:`paperkit.estimators.measure`.
     loss : str, nn.Module or callable
         Loss, as :func:`paperkit.network.get_loss` takes it.
