@@ -294,7 +294,8 @@ curves, orbits, grid = {}, {}, torch.linspace(0, 7.4, 400, dtype=torch.float64)
 for u, begins in ((0.5, (5.0, 7.0)), (1.4, (5.0,))):  # λ = 1 and ρ = 1
     curves[u] = ((1 - u) * grid - u).abs()
     for start in begins:
-        path = run(line, vector(start), 12, u, normalised(1.0)).abs().squeeze(1)
+        path = run(line, vector(start), 12, u, normalised(1.0))
+        path = path.abs().squeeze(1)
         assert distance(((1 - u) * path[:3] - u).abs(), path[1:4]) < 1e-14
         orbits[u, start] = path
 assert orbits[0.5, 7.0][:4].tolist() == [7, 3, 1, 0]
@@ -621,11 +622,13 @@ print(f"1/β is {1 / beta}; the smallest step size of SA-SAM is {sizes[SASAM][1:
 grown = {}
 for steps in (30, 300, 600):
     released = adaptive(SASAM, eta0=1e-4, variant="release", full_batch=True)
-    grown[steps] = follow_quadratic(released, beta * line, vector(1), steps)[1].eta
-    assert grown[steps] < 0.5 / beta
-print("of the release after 30, 300, 600 steps:", *(f"{size:.2e}" for size in grown.values()))
-idealised = adaptive(SASAM, eta0=1e-4, damping=1.0, full_batch=True)  # c = 1, ϑ₀ = ∞
-assert abs(follow_quadratic(idealised, beta * line, vector(1), 2)[1].eta * beta - 1) < 1e-9
+    _, optimizer = follow_quadratic(released, beta * line, vector(1), steps)
+    grown[steps] = f"{optimizer.eta:.2e}"
+    assert optimizer.eta < 0.5 / beta
+print("of the release after 30, 300, 600 steps:", *grown.values())
+ideal = adaptive(SASAM, eta0=1e-4, damping=1.0, full_batch=True)  # ϑ₀ = ∞
+_, optimizer = follow_quadratic(ideal, beta * line, vector(1), 2)
+assert abs(optimizer.eta * beta - 1) < 1e-9
 
 # %% [markdown]
 # With $\eta\beta = 1/c$ along the top eigenvector the rule stays away from gradient descent's edge by a factor of $2c$: four in the paper, two in the release.
