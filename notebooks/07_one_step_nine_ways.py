@@ -1095,7 +1095,7 @@ table(["method", "one", "other", "over the step", "over its departure"], rows)
 # %% [markdown]
 # * *SAM.* The same 0.05 in the maximum norm is another ball, of Euclidean radius up to $0.05\sqrt{286} \approx 0.85$.
 #   A radius without its norm says nothing.
-# * *RSAM.* With the sign of Algorithm 2 the departure from descent is about reversed, a 2 in the last column.
+# * *RSAM.* With the sign that Algorithm 2 has in our copy the departure from descent is about reversed, a 2 in the last column.
 #   The gradient that equation 12 asks for is further from the step of equation 11 than plain descent is.
 # * *IGSAM.* At our damping $\nu = 0.01$ EKFAC's step is nearly as far from the one with the exact damped matrix, and from $(1 + \mu)\,g$, as it is from descent.
 #   Our $\nu$ is a round number, so the table below varies it.
