@@ -70,7 +70,8 @@ def vector(*entries: float) -> Tensor:
 # \beta = \lambda_1 \ge \dots \ge \lambda_d > 0 .
 # $$
 #
-# Two letters belong to this chapter and the next: $c$ damps SA-SAM's step size (`damping`), $\gamma$ the growth of it (`delta`, the paper's $\delta$).
+# Some letters belong to this chapter and the next: $c$ damps SA-SAM's step size (`damping`), $\gamma$ the growth of it (`delta`, the paper's $\delta$), and $\vartheta_t$ is the ratio of two successive step sizes.
+# This chapter alone writes $\Phi$ for SAM's penalised loss and $\Psi$ for the function that its bouncing descends, $r$ for the strength of an un-normalised ascent, $u = \eta\lambda$ for a step in units of the inverse curvature, $s$ for a ratio of two eigenvalues, and $\pm a$ for the points of a two-cycle.
 #
 # **Time and hardware.** Under twenty seconds on two cores.
 # Nothing is trained and no record is read; all arithmetic is in float64.
@@ -177,6 +178,7 @@ for ascent, penalty in penalties.items():
 # ```{prf:theorem} The edge of un-normalised ascent
 # :label: quad-edge
 #
+# Let $\eta > 0$.
 # The iteration {eq}`eq-quad-step` with $\varepsilon = r g$, $r \ge 0$, converges to the minimum from every start if and only if
 #
 # $$
@@ -278,11 +280,46 @@ print("an exceptional start:", exception.squeeze().tolist())
 # \eta\,(\lambda + r \lambda^2) = u\, \Big(1 + \frac{2-u}{u}\Big) = 2 .
 # $$ (eq-quad-on-edge)
 #
-# Farther out the step is below the edge and contracts, nearer it is above and expands.
+# Farther out $r_t$ is smaller, so the step is below the edge and contracts; nearer it is above and expands.
 # No pair $(\eta, \rho)$ avoids this.
-# What un-normalised ascent demands of the *curvature*, normalised ascent arranges by the *distance*.
 #
-# The figure shows both edges in the units of the inverse curvature.
+# A cobweb shows it.
+# The distance follows the map $\lvert\theta_{t+1}\rvert = \big\lvert (1-u)\,\lvert\theta_t\rvert - u\rho \big\rvert$.
+# A ray from the origin to a point of its graph has the slope $\lvert\theta_{t+1}\rvert / \lvert\theta_t\rvert = \lvert 1 - u(1 + r_t\lambda) \rvert$, which is the factor of un-normalised ascent with the present $r_t$.
+# The two-cycle is where the graph crosses the diagonal: there the slope is 1, and the factor before the bars are taken is $-1$, which is the edge.
+# The graph of un-normalised ascent is itself a ray; unless it is the diagonal, it meets the diagonal at the minimum alone.
+
+# %%
+curves, orbits, grid = {}, {}, torch.linspace(0, 7.4, 400, dtype=torch.float64)
+for u, begins in ((0.5, (5.0, 7.0)), (1.4, (5.0,))):  # λ = 1 and ρ = 1
+    curves[u] = ((1 - u) * grid - u).abs()
+    for start in begins:
+        path = run(line, vector(start), 12, u, normalised(1.0))
+        path = path.abs().squeeze(1)
+        assert distance(((1 - u) * path[:3] - u).abs(), path[1:4]) < 1e-14
+        orbits[u, start] = path
+assert orbits[0.5, 7.0][:4].tolist() == [7, 3, 1, 0]
+assert all(abs(orbits[u, 5.0][-1] - u / (2 - u)) < 1e-2 for u in curves)
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two cobwebs with the present distance on the horizontal axis and the next one on the vertical axis. Left, a step of one half: the graph falls from one half to zero at the distance one, then rises with slope one half. A staircase from five lands on the falling branch and closes in on its crossing with the diagonal at one third; a dotted one from seven goes over three and one to zero. Right, a step of 1.4: the graph rises with slope 0.4 from 1.4, and a staircase from five closes in on its crossing with the diagonal at 2.33."}, "figure": {"caption": "SAM on a line, for $\\lambda = \\rho = 1$: each distance to the minimum (horizontal) and the next one (vertical). Solid staircases start at 5 and end where the graph crosses the diagonal, in the two-cycle. The dotted one is the exceptional start 7, which meets the zero of the graph. Dashed: the diagonal.", "name": "fig-quad-cobweb"}}
+figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+for axes, (u, graph) in zip(panels, curves.items(), strict=True):
+    axes.plot(grid, grid, color=QUIET, ls="--", lw=1)
+    axes.plot(grid, graph, color=INK, ls="-", lw=1.6)
+    for (own, start), path in orbits.items():
+        if own == u:
+            corners = path.repeat_interleave(2)
+            heights = torch.cat([vector(0), corners[2:]])
+            exceptional = start == 7.0
+            color, style = (COLORS[2], ":") if exceptional else (COLORS[1], "-")
+            axes.plot(corners[:-1], heights, color=color, ls=style, lw=1.3 + exceptional)
+    axes.plot(u / (2 - u), u / (2 - u), "o", ms=8, mfc="none", mew=2, color=COLORS[1])
+    axes.set(title=f"$u = {u}$", xlabel="distance $|\\theta_t|$", xlim=(0, 7.4), ylim=(0, 4))
+panels[0].set_ylabel("next distance $|\\theta_{t+1}|$")
+plt.show()
+
+# %% [markdown]
+# The next figure shows both edges in the units of the inverse curvature.
 # For its left side gradient regularisation runs at many pairs of step and ascent, and each coordinate must shrink exactly where the theorem says so.
 # For its right side SAM runs on a line, and its ascent $r_t \lambda$ is noted at each step.
 
@@ -490,7 +527,7 @@ plt.show()
 # $$ (eq-quad-rule)
 #
 # with $\vartheta_0 = \infty$ and $c = 2$; $\gamma = 1$ in the equation and 0.02 in the experiments.
-# (Algorithm 1, line 5, prints $\vartheta_t$ under the root, which is not known until line 8.)
+# (Algorithm 1, line 5, prints $\vartheta_t$ under the root, which is not known until line 8: {ref}`errata <errata-sasam-index>`.)
 #
 # ```{prf:proposition} What the rule guarantees
 # :label: quad-bound
@@ -519,8 +556,11 @@ plt.show()
 #
 # **The paper says $1/\beta$** (Section 2: "lower bounded by $1/\beta$").
 # For its equation 5 that is false, on a line already, by the factor of two that stands in the equation.
-# It would hold with $c = 1$ and $\vartheta_0 = \infty$; the paper has the other $c$, and the released code $c = 1$ with $\vartheta_0 = 1$.
-# In the second cell below it fails for $H = \operatorname{diag}(10, 0.1)$.
+# It would hold with $c = 1$ and $\vartheta_0 = \infty$, which neither the paper nor the release has.
+# The paper has the other $c$.
+# The release has $c = 1$ with $\vartheta_0 = 1$, so a small $\eta_0$ may grow by one percent a step and no faster.
+# The second cell below shows both failures: the paper's rule on $H = \operatorname{diag}(10, 0.1)$, and the release's on a line with $\beta = 10$.
+# The {ref}`errata <errata-sasam-bound>` have the correction.
 
 
 # %%
@@ -578,6 +618,17 @@ for kind in sizes:
     assert sizes[kind][1:].max() <= 1 / (2 * 0.1) * (1 + 1e-12)
 assert sizes[SASAM][1:].min() < 0.51 / beta  # the paper: at least 1 / beta
 print(f"1/β is {1 / beta}; the smallest step size of SA-SAM is {sizes[SASAM][1:].min():.4f}")
+
+grown = {}
+for steps in (30, 300, 600):
+    released = adaptive(SASAM, eta0=1e-4, variant="release", full_batch=True)
+    _, optimizer = follow_quadratic(released, beta * line, vector(1), steps)
+    grown[steps] = f"{optimizer.eta:.2e}"
+    assert optimizer.eta < 0.5 / beta
+print("of the release after 30, 300, 600 steps:", *grown.values())
+ideal = adaptive(SASAM, eta0=1e-4, damping=1.0, full_batch=True)  # ϑ₀ = ∞
+_, optimizer = follow_quadratic(ideal, beta * line, vector(1), 2)
+assert abs(optimizer.eta * beta - 1) < 1e-9
 
 # %% [markdown]
 # With $\eta\beta = 1/c$ along the top eigenvector the rule stays away from gradient descent's edge by a factor of $2c$: four in the paper, two in the release.
@@ -757,9 +808,13 @@ plt.show()
 # The right panel is the chapter in one picture.
 # SAM's height tells sharp from flat.
 # SA-SAM's does not: whatever the curvature, it hovers at 1/36, and looks from 4/9.
-# A preference for flat quadratics cannot come from there.
-# Nor can it come from an edge: the step size follows the curvature, $\eta\beta = 1/c$ in every valley, and no valley expels the iterate.
-# The paper conjectures (Section 2) that its rule regularises sharpness; on a quadratic, where every point is as sharp as every other, no method could show that, and this is no evidence against it.
+# A preference for flat valleys cannot come from that height.
+# Nor can it come from an edge.
+# A constant step size has one: gradient descent and SAM leave every valley with $\beta > 2/\eta$.
+# Under SA-SAM's rule the step size follows the curvature, $\eta\beta = 1/c$ on the cycle of every valley, and the cycle is stable whatever $\beta$ is.
+# **Under this rule no valley expels the iterate.**
+# That is what {prf:ref}`quad-floor` shows.
+# The paper conjectures (Section 2) that its rule regularises sharpness; a quadratic is as sharp at every point as at every other, so no method could show that here, and the conjecture is untouched.
 # What remains is a large radius.
 # In a network it may do good; {prf:ref}`quad-floor` says which control to run beside it: SAM with that radius.
 #
@@ -778,9 +833,9 @@ plt.show()
 #
 # So the floor is 1/36 of whatever the scaled loss is measured in: in the unit of the original one, $1/(36\xi)$.
 #
-# The theorem that the paper takes its radius from is about *un-normalised* ascent, with $\rho_t = \sqrt{\eta_t/\beta}$.
-# (Theorem 2 of {cite:t}`andriushchenko2022`, as usually quoted; we did not compare its text.)
-# That has the unit of a step size, as it should.
+# A radius with the right unit is easily had, and is a variant of ours.
+# Take *un-normalised* ascent, whose strength has the unit of a step size, and the mean $\sqrt{\eta_t/\beta}$ of two quantities that have it.
+# (The paper refers for its radius to a theorem of {cite:t}`andriushchenko2022`, whose text we did not have; the variant is no reading of it.)
 # With $\beta_t$ for $\beta$, and $\beta_t = 1/(c\eta_t)$ where the first branch decides,
 #
 # $$
@@ -788,9 +843,10 @@ plt.show()
 # $$ (eq-quad-repair)
 #
 # On a line $\eta(\lambda + r\lambda^2) = \frac1c + \frac{\sqrt c}{c^2} = c^{-1} + c^{-3/2}$, to be compared with 2.
-# For $c = 2$ it is 0.854: well inside the edge, and SA-SAM converges.
+# For $c = 2$ it is 0.854: well inside the edge, and on a line the variant converges.
 # For $c = 1$, the release's constant, it is exactly 2: the marginal case.
 # They are the square and the triangle in the {ref}`figure of the edge <fig-quad-edge>`.
+# In several dimensions $\eta_t$ may pass the edge now and then, as it does for SA-SGD above, and we have no theorem.
 
 # %%
 H, theta, factors = torch.diag(vector(3, 0.5)), vector(1, -0.5), (0.01, 1.0, 100.0)

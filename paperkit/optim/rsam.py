@@ -27,7 +27,8 @@ class RSAM(WrappedOptimizer):
 
     ``mode="paper"``
         :math:`\nabla L(\theta + \varepsilon)`, :math:`\varepsilon = -\mu\, s\, R(g)\, g / \|g\|^2`
-        (equation 11; Algorithm 2, step 5, prints the opposite sign, which for α > 1 would descend).
+        (equation 11; Algorithm 2, step 5, has the opposite sign in our copy, which for α > 1 would
+        descend).
         This is sharpness-aware minimisation of radius :math:`\mu R(g) / \|g\|`, reversed for α < 1.
         The step is meant to descend :math:`L - \mu s R` (equation 12) and does not: ε lies along g,
         and :math:`g^\top u = 0`.
