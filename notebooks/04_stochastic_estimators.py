@@ -247,6 +247,8 @@ def staircase(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 u = torch.linalg.eigh(H)
 of_measure = staircase(u.eigenvalues, (u.eigenvectors.T @ v[0]).square() / d)
+
+# %%
 of_rules = {}
 for points in (4, 15):
     rule = gauss_rule(lanczos(H, v, points))
