@@ -759,8 +759,10 @@ table(["60 products", "error of a trace that is 0", "± "], rows, spec=".2f")
 #
 # The same recurrences give a picture of the spectrum: put a narrow Gaussian on every node of a rule, with its weight.
 # For a picture the averaged rule of Spalević is better than the Gauss rule it is made from: it has almost twice the nodes and takes no product more.
-# Outliers are what the picture is least good at, and they can be computed exactly: restarted Lanczos from one vector returns the $k$ largest eigenvalues with a residual $\lVert H u - \lambda u \rVert$ each, which bounds their error.
-# One vector meets a multiple eigenvalue only once, so a second search, in the complement of what was found, looks for further copies.
+# Outliers are what the picture is least good at, and they can be computed to round-off: restarted Lanczos from one vector returns the $k$ largest eigenvalues with a residual $\lVert H u - \lambda u \rVert$ each, for $u$ of length one.
+# A residual says that *some* eigenvalue of $H$ lies within that distance of $\lambda$.
+# It does not say that none of the $k$ largest was missed, and one vector meets a multiple eigenvalue only once.
+# So a second search, in the complement of what was found, looks for further copies and for others.
 
 # %%
 pairs = top_eigenpairs(H, 3)
