@@ -49,7 +49,6 @@ p = setup(
 
 # %% tags=["hide-input"]
 from copy import deepcopy
-from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
@@ -124,12 +123,11 @@ red, weights = "#a62639", ("stem", "conv", "head")
 for name, x in boxes.items():
     shape = {"boxstyle": "round", "ec": plotting.INK, "fc": "#d7ebe8" if name in weights else "w"}
     axes.text(x, 0, name, ha="center", va="center", bbox=shape, zorder=2)
+    axes.annotate("", (x - 1, 0), (0, 0), arrowprops={"arrowstyle": "->"}, zorder=1)
     if name in weights:
         for place, above, below in ((x - 1.55, r"$x \to a$", "$X$"), (x + 1.25, "$z$", "$B$")):
             axes.text(place, 0.25, above, ha="center")
             axes.text(place, -0.5, below, ha="center", color=red)
-for x, y in pairwise(boxes.values()):
-    axes.annotate("", (y - 0.6, 0), (x + 0.6, 0), arrowprops={"arrowstyle": "->"})
 skip = {"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.25"}
 axes.annotate("", (13.4, 0.25), (5.6, 0.4), arrowprops=skip)
 axes.text(9.5, 0.97, "skip: $x$", ha="center")
