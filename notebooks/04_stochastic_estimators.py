@@ -22,18 +22,24 @@
 #
 # **The question of this chapter: how wrong is the number that comes out?**
 # There are two errors, and they have nothing to do with each other.
-# The *probes* are random: their error has mean zero, can be estimated from the sample, and falls like one over the square root of their number.
-# The *quadrature* stops after $m$ steps: its error is the same for every probe, has a sign that is known in advance, and no number of probes removes it.
-# A standard error sees only the first.
+# The *probes* are random, and their error can be estimated from the sample.
+# For a trace it has mean zero, and falls like one over the square root of the number $k$ of probes.
+# An entropy is the logarithm of a ratio of traces, so it has a bias besides; but that is of order $1/k$, and soon small beside the scatter.
+# The *quadrature* stops after $m$ steps.
+# Each probe has a quadrature error of its own, but the errors of all have one sign, which is known in advance; so no number of probes removes them.
+# A standard error sees only the first of the two.
 # We make the second visible by enclosing it between two numbers.
 #
-# Networks stay outside.
-# Every matrix here has a spectrum that we chose, so every estimate can be held against the truth.
+# On spectra such as trained networks have, the second is the larger one.
+# {ref}`The table of recorded layers <est-recorded>` shows that the paper's setting, at one of its two orders, measures the number of a layer's weights at least as much as their curvature.
+#
+# Every matrix here has a spectrum that we know, chosen or recorded, so every estimate can be held against the truth.
 
 # %% tags=["parameters"]
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the eigenvectors; the probes have the seeds 0, 1, 2, …
 repeats = None  # repetitions of an experiment; None: the profile's own number
+store = None  # folder of new records; None: the repository's own
 
 # %% tags=["hide-input"]
 from paperkit.chapter import setup, table
@@ -63,14 +69,18 @@ from paperkit.linalg.quadrature import stochastic_lanczos_quadrature
 from paperkit.linalg.rules import gauss_rule
 from paperkit.linalg.spectral_functions import power, t_log_t
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation, xtrace
+from paperkit.plotting import INK, landing_record
 
 # %% [markdown]
 # **What to know first.** Eigenvalues of a symmetric matrix, the variance of a mean, and the symbols of the {doc}`notation page <../book/notation>`: $\lambda_j$ are eigenvalues, $d$ is the dimension, $k$ the number of probes and $m$ the number of Lanczos steps.
-# Four letters are Lanczos's and belong to this chapter alone: $\alpha_j$ and $\beta_j$ are the entries of its matrix, $q_j$ are its basis vectors, and $\theta_j$ its eigenvalues.
+# Some letters belong to this chapter alone.
+# Lanczos's are $\alpha_j$ and $\beta_j$, the entries of the matrix $T$, $q_j$, its basis vectors, and $\theta_j$ and $s_j$, the eigenvalues and eigenvectors of $T$.
+# A measure on the line is $\mu$, and $w_j$ are the weights of a rule.
+# The two sums of probe $i$ are $N_i$ and $D_i$, $P$ is a polynomial in one proof and a projector {ref}`at the end <est-traces>`, and $A$ is any symmetric matrix.
 # An $\alpha$ without an index is the order of an entropy, as everywhere.
 #
-# **Time and hardware.** Under twenty seconds on two cores.
-# Nothing is trained and no record is read; all arithmetic is in float64.
+# **Time and hardware.** Under half a minute on two cores.
+# Nothing is trained; one record of chapter 1 is read, and all arithmetic is in float64.
 #
 # | statement | in the paper | here |
 # |---|---|---|
@@ -80,8 +90,9 @@ from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation
 #
 # ## A matrix whose entropy is known
 #
-# Eigenvalues of a trained network fall roughly like a power of their index.
-# We take $\lambda_j = j^{-3/2}$ for $j = 1, \dots, 1000$, and random orthonormal eigenvectors.
+# Eigenvalues of a trained network fall steeply with their index.
+# We begin with a kind imitation: $\lambda_j = j^{-3/2}$ for $j = 1, \dots, 1000$, and random orthonormal eigenvectors.
+# It is kind because it has no zeros, and because {ref}`recorded spectra <est-recorded>` are steeper.
 # From {cite:t}`renyi2025`, equation 6,
 #
 # $$
@@ -221,6 +232,51 @@ assert torch.allclose(library.nodes[0], theta, atol=1e-12)
 assert torch.allclose(library.weights[0], d * w, rtol=1e-8)
 
 # %% [markdown]
+# To see what a rule does, add the weights up from left to right.
+# The sum of $\mu$ is a staircase of $d$ small steps, and that of the rule one of $m$ large steps, between the same two levels.
+# A theorem of Chebyshev, Markov and Stieltjes says how closely they are bound: every step of the rule crosses the staircase of $\mu$.
+# So a rule of four points must summarise hundreds of eigenvalues near zero by one node, and the place of that node decides what a small power of it is.
+
+
+# %%
+def staircase(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return points in ascending order and the sums of their weights."""
+    order = points.argsort()
+    return points[order], weights[order].cumsum(0)
+
+
+u = torch.linalg.eigh(H)
+of_measure = staircase(u.eigenvalues, (u.eigenvectors.T @ v[0]).square() / d)
+
+# %%
+of_rules = {}
+for points in (4, 15):
+    rule = gauss_rule(lanczos(H, v, points))
+    nodes, after = staircase(rule.nodes[0], rule.weights[0] / d)
+    before = torch.cat([after.new_zeros(1), after[:-1]])
+    levels = torch.cat([after.new_zeros(1), of_measure[1]])
+    below, up_to = (  # the measure's levels left and right of each node
+        levels[torch.searchsorted(of_measure[0], nodes * near)]
+        for near in (1 - 1e-9, 1 + 1e-9)  # round-off of a node
+    )
+    assert bool((before <= up_to + 1e-9).all())
+    assert bool((below <= after + 1e-9).all())
+    of_rules[points] = nodes, after
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three staircases that rise from zero to one over a logarithmic axis of eigenvalues: the measure in many small steps, a Gauss rule of four points in four large steps, and one of fifteen points closer to the measure. Each large step crosses the measure's staircase."}, "figure": {"caption": "The spectral measure of one probe, divided by d, as a staircase, and the Gauss rules of 4 and of 15 points as two others: a node is where a step stands, and its weight is the step's height. Most of the measure lies at small eigenvalues, where the rules have their fewest nodes.", "name": "fig-est-staircase"}}
+figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+left_end = 1e-5
+for name, (x, y), style in (
+    ("measure", of_measure, {"color": INK, "lw": 1}),
+    ("Gauss, m = 4", of_rules[4], {"color": "#a62639", "lw": 1.6}),
+    ("Gauss, m = 15", of_rules[15], {"color": "#2a9d8f", "lw": 1.6}),
+):
+    axes.step([left_end, *x.tolist(), 2], [0, *y.tolist(), 1], where="post", label=name, **style)
+axes.set(xscale="log", xlim=(left_end, 2), xlabel="eigenvalue", ylabel="weight up to it")
+axes.legend()
+plt.show()
+
+# %% [markdown]
 # (est-slq)=
 # ## The estimator
 #
@@ -290,7 +346,7 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 # ````{prf:proposition} Which side a rule is on
 # :label: est-sides
 #
-# Let $\mu$ be a positive measure on $[0, b]$ with more than $m$ points, $f$ continuous on $[0, b]$ and smooth on $(0, b)$.
+# Let $\mu$ be a positive measure on $[0, b]$ with more than $m$ points in $(0, b]$, $f$ continuous on $[0, b]$ and smooth on $(0, b)$.
 # There are $\xi, \zeta \in (0, b)$ with
 #
 # $$
@@ -301,13 +357,21 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 # $$
 #
 # The Radau rule has $m$ nodes $\theta_j$ of its own and one more that is fixed at 0; it needs no further product with $H$.
+# The nodes $\theta_j$ of either rule are distinct and lie inside $(0, b)$.
 # ````
 #
 # ````{prf:proof}
+# First the nodes.
+# The product $\prod_j (t - \theta_j)$ is orthogonal under $\mu$ to all polynomials of lower degree.
+# Let $r$ be the product of $(t - x)$ over the places $x \in (0, b)$ where it changes its sign.
+# If these are fewer than $m$, then $\int r \prod_j (t - \theta_j)\, \mathrm d\mu = 0$, although the integrand has one sign and vanishes at $m$ places at most, where $\mu$ has more than $m$ points: a contradiction.
+# The free nodes of the Radau rule are the Gauss nodes of the measure $t\, \mathrm d\mu$, which keeps the points in $(0, b]$ and loses a point at 0.
+#
+# Now the error.
 # Let $P$ be the polynomial that meets $f$ twice at every $\theta_j$ and, for Radau, once at 0.
 # Its degree is $2m - 1$, or $2m$, so the rule integrates it exactly, and $Q = \int P \,\mathrm d\mu$.
 # Fix $t$, and choose $c$ such that $g(s) = f(s) - P(s) - c \prod_j (s - \theta_j)^2$, for Radau with one more factor $s$, vanishes at $s = t$ too.
-# Between neighbouring zeros of $g$ there is a zero of $g'$, and each $\theta_j$ is a zero of $g'$ besides: $2m$ zeros (for Radau $2m + 1$), all in the *open* interval.
+# Between neighbouring zeros of $g$ there is a zero of $g'$, and each $\theta_j$ is a zero of $g'$ besides: $2m$ zeros (for Radau $2m + 1$), all in the *open* interval, because the nodes are.
 # Differentiating on, one zero $\xi(t)$ of $g^{(2m)}$ is left (for Radau, of $g^{(2m+1)}$), and there $f^{(2m)} = c\,(2m)!$.
 # Integrate over $\mu$, and use the mean value theorem for a nonnegative weight. ∎
 # ````
@@ -334,31 +398,36 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 
 
 # %% tags=["nbval-rtol=1e-6"]
-def without_noise(m: int):
-    """Return the rules of m steps on the diagonal matrix."""
-    diagonal = FunctionOperator(lambda v: v * eigenvalues, d, positive_semidefinite=True)
-    return stochastic_lanczos_quadrature(diagonal, probes=2, steps=m)
+def on_diagonal(values: Tensor, m: int, **options):
+    """Return the rules of m steps on the diagonal matrix of these values."""
+    size = len(values)
+    D = FunctionOperator(values.mul, size, positive_semidefinite=True)
+    return stochastic_lanczos_quadrature(D, steps=m, **options)
+
+
+def without_noise(values: Tensor, m: int, alpha: float = 0.5):
+    """Return the entropy after m steps, free of the noise of probes."""
+    return renyi_entropy_estimate(on_diagonal(values, m, probes=2), alpha)
 
 
 rows = []
 for m in (5, 15, 40):
-    e = renyi_entropy_estimate(without_noise(m), 0.5)
+    e = without_noise(eigenvalues, m)
     assert e.standard_error < 1e-10
     assert e.bracket[0] < exact[0.5] < e.bracket[1] == e.value
     rows.append((m, e.bracket[0], exact[0.5], e.value, e.value - exact[0.5]))
 table(["steps m", "Radau", "exact", "Gauss", "bias of Gauss"], rows)
 
 # %% [markdown]
-# At the paper's $m = 15$ the bias at order ½ is about the standard error of 100 probes in the table before: neither may be neglected.
-# At $m = 5$ it is more than ten times that.
+# For this matrix, the bias of 15 steps is about the standard error of 100 probes in the table before, and that of five is more than ten times as large.
+# A layer of a network is less kind, as {ref}`recorded spectra <est-recorded>` will show.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: for order one half, the Gauss value falls and the Radau value rises towards the exact entropy as the number of steps grows from 2 to 40. Right: the distance from the exact entropy after 15 steps, on a logarithmic scale, falls by many decades as the order grows from 0.1 to 3; Gauss is closer than Radau."}, "figure": {"caption": "Quadrature alone, without the noise of probes, for the power-law spectrum. Left: Gauss and Radau enclose the exact entropy of order ½. Right: how far each is from it after 15 steps, against the order. The bias is a matter of small orders.", "name": "fig-est-bias"}}
 counts = range(2, 41, 2)
-ends = [renyi_entropy_estimate(without_noise(m), 0.5).bracket for m in counts]
-fifteen = without_noise(15)
+ends = [without_noise(eigenvalues, m).bracket for m in counts]
 grid = [alpha / 20 for alpha in range(2, 60) if alpha != 40]
 exact_grid = [renyi_entropy(eigenvalues, alpha) for alpha in grid]
-brackets = [renyi_entropy_estimate(fifteen, alpha).bracket for alpha in grid]
+brackets = [without_noise(eigenvalues, 15, alpha).bracket for alpha in grid]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 gauss_is_upper = [alpha < 2 for alpha in grid]
 for name, upper in (("Gauss", True), ("Radau", False)):
@@ -373,7 +442,10 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# And with probes, the two together cover the truth.
+# (est-cover)=
+# ### With probes
+#
+# Both errors together must cover the truth.
 # Over many seeds, the exact entropy should lie between the bracket's ends, widened by three standard errors, in all but a few runs in a thousand.
 # The bracket is what does it: without it, five steps at order ½ miss more often than not.
 
@@ -391,10 +463,126 @@ assert inside["with the bracket"] >= 0.97 * p.repeats > inside["without"]
 table(["interval", f"runs of {p.repeats} that cover"], inside)
 
 # %% [markdown]
+# (est-recorded)=
+# ## What fifteen steps make of a layer
+#
+# {doc}`Chapter 1 <01_five_minutes>` has recorded the eigenvalues of every layer of a trained network, measured on $n = 100$ images with $C = 10$ classes.
+# A layer has as many eigenvalues as weights, and at most $n(C - 1) = 900$ of them are not zero.
+# So we read the record, and append the zeros.
+# How steep are these spectra?
+# Fit a straight line to $\log \lambda_j$ against $\log j$, in two ranges of $j$.
+
+
+# %% tags=["nbval-rtol=1e-5"]
+def slope(values: Tensor, first: int, last: int) -> float | None:
+    """Return the slope of log λ against log j; None if there are too few."""
+    if int((values > 0).sum()) < last:
+        return None
+    x = torch.arange(first, last + 1, dtype=torch.float64).log()
+    x = x - x.mean()
+    return float((x @ values[first - 1 : last].log()) / (x @ x))
+
+
+recorded, layers, rows = landing_record(p.store).metrics, {}, {}
+for name in recorded["layers"]:
+    nonzero = torch.tensor(recorded["eigenvalues"][name], dtype=torch.float64)
+    zeros = nonzero.new_zeros(recorded["dimension"][name] - len(nonzero))
+    layers[name] = torch.cat([nonzero, zeros])
+    steep, steeper = slope(layers[name], 1, 50), slope(layers[name], 100, 400)
+    assert steep < -1.5 and (steeper is None or steeper < steep)
+    count = int((layers[name] == 0).sum())
+    rows[name] = len(layers[name]), count, steep, steeper
+columns = ["layer", "weights $d$", "zeros", "slope, j ≤ 50", "100 ≤ j ≤ 400"]
+table(columns, rows, spec=".2f")
+
+# %% [markdown]
+# Everywhere the spectra are steeper than our model, whose slope is −1.5, and they bend: the second slope is steeper than the first.
+#
+# Now the trick of the diagonal matrix, which needs nothing but the eigenvalues.
+# The standard error beside the bias is that of 100 probes that are uniform on a sphere.
+# These do not see the eigenvectors either, because a rotation of the matrix rotates the probes.
+
+
+# %% tags=["nbval-rtol=1e-3"]
+def fifteen_steps(values: Tensor) -> tuple:
+    """Return the exact entropy of order ½, its estimate, and their errors."""
+    truth, short = renyi_entropy(values, 0.5), without_noise(values, 15)
+    longer = [without_noise(values, m).value - truth for m in (40, 100)]
+    random = on_diagonal(values, 15, probes=100, distribution="sphere")
+    e = renyi_entropy_estimate(random, 0.5)
+    assert not e.reliable  # the bracket is wider than the standard error
+    third = without_noise(values, 15, 1.5).value - renyi_entropy(values, 1.5)
+    bias = short.value - truth
+    return truth, short.value, bias, *longer, e.standard_error, third
+
+
+rows = {name: fifteen_steps(values) for name, values in layers.items()}
+for _, _, bias, longer, longest, error, third in rows.values():
+    assert bias > longer > longest > 0 and bias > error and abs(third) < 1e-3
+assert rows["stage3.0.conv2"][4] > 2 * rows["stage3.0.conv2"][5]
+columns = ["exact, order ½", "m = 15", "bias", "bias, m = 40", "m = 100"]
+columns += ["standard error", "bias, order 3/2"]
+spec = {**dict.fromkeys(columns, ".3f"), "bias, order 3/2": ".0e"}
+table(["layer", *columns], rows, spec=spec, round_off=1e-6)
+
+# %% [markdown]
+# **The bias grows with the number of zeros**, from a few hundredths of a nat in the layer that has none to more than two nats in the largest.
+# An entropy does not see zeros.
+# But the weights of a rule sum to $d$, and most of that sum belongs to the node that stands for the zeros, which is not at zero.
+# So it is the logarithm of $d$ that the estimate compares between layers, as much as their curvature.
+# The exact entropies of these layers span less than one nat, and the estimates more than three.
+# The last layer, fc, has the second largest entropy of all, and the estimate puts it behind three convolutions that have more weights.
+#
+# More steps help, but slowly: in the largest layer even 100 leave a bias of more than twice the standard error.
+# At order 3/2, the paper's other one, nothing is wrong: $t^{3/2}$ is flat at zero, so it does not matter much where a node near zero stands.
+#
+# To see that it is the zeros alone, take one spectrum and append more and more of them.
+
+
+# %%
+nonzero = layers["stage3.0.conv2"][layers["stage3.0.conv2"] > 0]
+appended = [0, *(10**k * j for k in range(2, 5) for j in (1, 2, 5)), 10**5]
+longer = [torch.cat([nonzero, nonzero.new_zeros(zeros)]) for zeros in appended]
+entropies = [renyi_entropy(values, 0.5) for values in longer]
+curves = {}
+for m in (15, 40):
+    curves[m] = [without_noise(values, m).value for values in longer]
+assert max(entropies) - min(entropies) < 1e-12
+assert all(curve == sorted(curve) for curve in curves.values())
+
+truths = {name: row[0] for name, row in rows.items()}
+estimates = {name: row[1] for name, row in rows.items()}
+assert sorted(truths, key=truths.get)[-2] == "fc"
+behind = [name for name in rows if truths[name] < truths["fc"]]
+assert sum(estimates[name] > estimates["fc"] for name in behind) == 3
+assert max(truths.values()) - min(truths.values()) < 1
+assert max(estimates.values()) - min(estimates.values()) > 3
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Entropy of order one half against the number of eigenvalues on a logarithmic axis. For one spectrum with zeros appended, the exact entropy is a horizontal line, the Gauss rule of 40 steps rises from it slowly and that of 15 steps fast. Eight vertical lines, one for each layer, lead from the exact entropy to the estimate and become longer to the right."}, "figure": {"caption": "Zeros that an entropy does not see, and a rule does. Curves: the nonzero eigenvalues of the layer stage3.0.conv2, with zeros appended; dotted the exact entropy of order ½. Vertical lines: the layers of the table, from the exact entropy (ring) to the estimate after 15 steps (dot).", "name": "fig-est-zeros"}}
+figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+sizes = [len(values) for values in longer]
+for m, color in ((15, "#a62639"), (40, "#2a9d8f")):
+    axes.plot(sizes, curves[m], color=color, lw=1.4, label=f"Gauss, m = {m}")
+axes.plot(sizes, entropies, color=INK, lw=1.2, ls=":", label="exact")
+for name, (truth, estimated, *_) in rows.items():
+    size = len(layers[name])
+    axes.plot([size, size], [truth, estimated], "-", color="#a62639", lw=0.8)
+    axes.plot(size, truth, "o", color=INK, mfc="white", ms=5)
+    axes.plot(size, estimated, "o", color="#a62639", ms=5)
+axes.set(xscale="log", xlabel="eigenvalues $d$, zeros included", ylabel="entropy of order ½")
+axes.legend(loc="upper left")
+plt.show()
+
+# %% [markdown]
+# This is one small network, measured on a hundred images.
+# The paper's wide layers have more than two million weights, and its 2,000 images of 10 or 100 classes allow at most 198,000 nonzero eigenvalues, so there are more zeros still.
+# Its rank correlations are taken layer by layer, over models whose layers have the same $d$, and most of the bias may be common to them.
+# Whether the rest changes a rank is not decided here; comparisons *between* layers, and values, are what the table forbids.
+#
 # (est-adaptive)=
 # ## As many steps as it takes
 #
-# The bracket says when to stop: there is no point in a quadrature that is finer than the noise.
+# How many steps are enough, the bracket says: there is no point in a quadrature that is finer than the noise.
 # With `steps=None` the recurrences go on, from where they are, until the bracket of every target is narrower than its standard error.
 
 # %% tags=["nbval-rtol=1e-6"]
@@ -412,6 +600,8 @@ table(["order", "steps", "estimate", "standard error", "bracket / standard error
 
 # %% [markdown]
 # Where the cap `max_steps` comes first, the result says `converged=False`.
+# For a number of steps that was fixed beforehand, the flag `reliable` of an entropy answers the same question: it is true where the bracket is no wider than the standard error, at every order.
+# It is false for every layer of {ref}`the table above <est-recorded>` at order ½.
 #
 # (est-probes)=
 # ## One set of probes or two
@@ -427,7 +617,7 @@ table(["order", "steps", "estimate", "standard error", "bracket / standard error
 # $$ (eq-est-independent)
 
 # %% tags=["nbval-rtol=1e-6"]
-runs = [stochastic_lanczos_quadrature(M, probes=10, seed=run) for run in range(2 * p.repeats)]
+runs = [stochastic_lanczos_quadrature(M, probes=100, seed=run) for run in range(2 * p.repeats)]
 rows = []
 for alpha in (0.5, 0.9, 0.99, 1.1, 1.5):
     common, independent = [], []
@@ -437,17 +627,24 @@ for alpha in (0.5, 0.9, 0.99, 1.1, 1.5):
         independent.append(common[-1] - alpha / (1 - alpha) * math.log(trace / own))
     spread = [float(torch.tensor(values).std()) for values in (common, independent)]
     rows.append((alpha, *spread, spread[1] / spread[0]))
-assert all(row[3] > 1 for row in rows) and rows[2][3] > 10
+assert all(row[3] > 1 for row in rows) and rows[2][2] > renyi_entropy(small, 0.99)
 table(["order", "spread, common probes", "spread, second probe", "ratio"], rows, spec=".3f")
 
 # %% [markdown]
 # The paper leaves out the orders from 0.9 to 1.2, where it reports numerical trouble.
 # It gives a reason, negative eigenvalues (Appendix G.4), and under a mixed convention they are {ref}`enough <errata-definition>`.
-# Here there are none, and a second probe would be enough, too: see the third row, where it makes the noise larger than the entropy.
+# Here there are none, and a second probe would be enough, too: in the third row, with 100 probes as in the paper and 200 dimensions, it makes the noise larger than the entropy.
+# More dimensions are no help by themselves.
+# For normal probes, whose samples have the variance $2 \lVert A \rVert_F^2$ (exercise 1), {eq}`eq-est-independent` near $\alpha = 1$ is a spread of $2\, e^{-\mathcal H_2 / 2} / (\lvert 1 - \alpha \rvert \sqrt k)$, in which $d$ does not occur.
+# For the recorded layers at $\alpha = 0.99$ it lies between 7 and 13 nats, where the entropies are below 3.
 # With common probes, nothing happens at order 1 at all.
 # Its limit, Shannon's entropy, is $\log \operatorname{Tr} H - \operatorname{Tr}(H \log H) / \operatorname{Tr} H$.
 
 # %%
+for values in layers.values():
+    spread = 2 * math.exp(-renyi_entropy(values, 2) / 2) / (0.01 * 10)
+    assert renyi_entropy(values, 0.99) < 3 and 7 < spread < 13
+
 shannon = renyi_entropy_estimate(quadrature, 1.0)
 T, T_log_T = quadrature.trace(power(1)).value, quadrature.trace(t_log_t()).value
 assert abs(shannon.value - (math.log(T) - T_log_T / T)) < 1e-10
@@ -459,23 +656,27 @@ assert abs(shannon.value - renyi_entropy_estimate(quadrature, 1.0001).value) < 1
 #
 # As $\alpha \to 0$ the entropy tends to the logarithm of the *rank*.
 # But a Gauss rule's weights sum to $d$, whatever the matrix, so its estimate tends to $\log d$ as long as none of its nodes is exactly zero.
+# What {ref}`the recorded layers <est-recorded>` suffer in part at order ½, every matrix with zeros suffers in full here.
 # Take a matrix of rank 50 in 1000 dimensions.
 # The Radau rule has a node at 0, so its end of the bracket is not fooled in the same way, and the width of the bracket gives the failure away.
 
 # %% tags=["nbval-rtol=1e-5"]
 singular = torch.cat([torch.linspace(0.001, 1, 50), torch.zeros(d - 50)]).double()
-diagonal = FunctionOperator(lambda v: v * singular, d, positive_semidefinite=True)
-low_rank = stochastic_lanczos_quadrature(diagonal, probes=2)
+random = on_diagonal(singular, 15, probes=100, distribution="sphere")
 rows = []
 for alpha in (0.0001, 0.1, 0.3, 0.5, 1.5):
-    e, truth = renyi_entropy_estimate(low_rank, alpha), renyi_entropy(singular, alpha)
-    assert e.bracket[0] - 1e-6 <= truth <= e.bracket[1] + 1e-6
-    rows.append((alpha, truth, *e.bracket, e.reliable))
-table(["order", "exact", "lower end", "upper end", "reliable"], rows)
+    truth = renyi_entropy(singular, alpha)
+    low, high = without_noise(singular, 15, alpha).bracket
+    assert low - 1e-6 <= truth <= high + 1e-6
+    e = renyi_entropy_estimate(random, alpha)
+    rows.append((alpha, truth, low, high, e.standard_error, e.reliable))
+assert [row[-1] for row in rows] == [False, False, False, False, True]
+columns = ["order", "exact", "lower end", "upper end", "standard error"]
+table([*columns, "reliable"], rows)
 
 # %% [markdown]
-# Orders below 0.3 are flagged as unreliable unless the bracket is narrower than the standard error.
-# (Here there is no standard error, so the flag is strict.)
+# The ends are free of noise, the standard error is that of 100 probes on the sphere, and the flag compares the two.
+# The flag goes by the bracket and not by the order, so it would call a small order reliable for a matrix of full rank and enough steps.
 # The smallest orders on the paper's grid, $10^{-4}$ to $0.06$, measure the number of parameters.
 #
 # (est-traces)=
@@ -537,7 +738,8 @@ table(["error in percent", "12 products", "24 products", "60 products"], errors,
 # Sixty products buy Hutchinson less than a dozen buy the others, and with more they pull away, since their error falls with the tail of the spectrum.
 #
 # Evenly spread eigenvalues leave no tail to cut.
-# There the products that went into $Q$ are all but lost, and plain Hutchinson wins:
+# There the products that went into $Q$ are all but lost, and plain Hutchinson is not beaten.
+# An error from $r$ repetitions has itself a noise of about one part in $\sqrt{2r}$, which stands in the last column:
 
 # %% tags=["nbval-rtol=1e-5"]
 flat = matrix_with(torch.linspace(-1, 1, 200, dtype=torch.float64))
@@ -545,9 +747,11 @@ spread = {}
 for name, method in METHODS.items():
     runs = [method(flat, 60, seed=run) for run in range(p.repeats)]
     spread[name] = float(torch.tensor([float(run) for run in runs]).square().mean().sqrt())
-if p.profile != "smoke":
-    assert spread["Hutchinson"] == min(spread.values())
-table(["60 products", "error of a trace that is 0"], spread, spec=".2f")
+noise = 1 / math.sqrt(2 * p.repeats)
+least = min(spread.values())
+assert spread["Hutchinson"] * (1 - 2 * noise) < least * (1 + 2 * noise)
+rows = {name: (one, one * noise) for name, one in spread.items()}
+table(["60 products", "error of a trace that is 0", "± "], rows, spec=".2f")
 
 # %% [markdown]
 # (est-density)=
@@ -555,8 +759,10 @@ table(["60 products", "error of a trace that is 0"], spread, spec=".2f")
 #
 # The same recurrences give a picture of the spectrum: put a narrow Gaussian on every node of a rule, with its weight.
 # For a picture the averaged rule of Spalević is better than the Gauss rule it is made from: it has almost twice the nodes and takes no product more.
-# Outliers are what the picture is least good at, and they can be computed exactly: restarted Lanczos from one vector returns the $k$ largest eigenvalues with a residual $\lVert H u - \lambda u \rVert$ each, which bounds their error.
-# One vector meets a multiple eigenvalue only once, so a second search, in the complement of what was found, looks for further copies.
+# Outliers are what the picture is least good at, and they can be computed to round-off: restarted Lanczos from one vector returns the $k$ largest eigenvalues with a residual $\lVert H u - \lambda u \rVert$ each, for $u$ of length one.
+# A residual says that *some* eigenvalue of $H$ lies within that distance of $\lambda$.
+# It does not say that none of the $k$ largest was missed, and one vector meets a multiple eigenvalue only once.
+# So a second search, in the complement of what was found, looks for further copies and for others.
 
 # %%
 pairs = top_eigenpairs(H, 3)
@@ -591,6 +797,8 @@ plt.show()
 #   Traces are means with the factor $d$, not sums {eq}`eq-est-offset`.
 #   Numerator and denominator share their probes.
 #   The Lanczos vectors are orthogonalized fully, which the algorithm does not mention.
+# * *Fifteen steps are too few at order ½* for layers with many zeros, by {ref}`the table of recorded layers <est-recorded>`.
+#   The library takes as many as the bracket asks for, if it is told `steps=None`.
 # * *Indefinite matrices.* For a matrix with negative eigenvalues, $t^\alpha$ is replaced by $|t|^\alpha$ in numerator and denominator.
 #   This function has a kink inside the spectrum, but it is $s^{\alpha/2}$ of the squares $s = t^2$, and the rules of $H^2$ follow from the same steps, with half as many points.
 #   So there is a bracket again, and it is wider.

@@ -72,7 +72,11 @@ agree = checked.agree
 # **What to know first.** The chain rule, the singular values of a matrix, and the symbols of the {doc}`notation page <../book/notation>`.
 # {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian block $H_l$ equals its Gauss–Newton block $G_l$.
 # It does in every layer of the network below, so "the block" needs no second name here.
-# {ref}`Batch normalisation <one-fisher>` brings four letters of its own, $\gamma_h$, $\beta_h$, $m_h$ and $s_h$, which belong to its section alone.
+#
+# Some letters belong to this chapter alone.
+# {ref}`Batch normalisation <one-fisher>` brings four, $\gamma_h$, $\beta_h$, $m_h$ and $s_h$, which are its own.
+# The stacked rows of all samples are $M$, with the projector $\Pi$ on their range and the coordinates $c_i$ of a gradient in them; a $c$ that is an index counts outputs.
+# $Q_i$ is an orthonormal factor, $s_{irt}$ a column of {ref}`Kronecker factors <one-kfac>` with the eigenvectors $U$, $\kappa_l$ the relative flatness, and $\sigma_j$ are singular values of $X_l$.
 #
 # **Time and hardware.** Under twenty seconds on two cores.
 # Nothing is trained, no record is read, and all arithmetic is in float64.
@@ -110,6 +114,38 @@ agree = checked.agree
 # A forward pass over $n$ samples records the $a_l$.
 # Then each of the $C$ outputs $f_c$ is sent backwards once, which gives $B_l = \partial f / \partial z_l$ in all layers together.
 # Samples do not interact, so one backward pass serves all $n$ of them.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "A chain of boxes from the image to the outputs: stem, normalisation and ReLU, conv, normalisation, a sum, ReLU and pooling, head. A curved arrow, the skip connection, leads from the input of conv to the sum. Above the arrows into each layer stand x and the patches a, above the arrows out of it z; below them, in red, the Jacobians X and B."}, "figure": {"caption": "The pass. Above the arrows, what goes forward: the activation that enters a layer, its patches, and the layer's result. Below them, in red, what comes back from the outputs: the Jacobians in these tensors. The skip connection reads the input of conv a second time, so X of conv is more than B times the layer.", "name": "fig-one-pass"}}
+figure, axes = plt.subplots(figsize=(9.4, 2.5), layout="constrained")
+boxes = {"image": -0.3, "stem": 3, "norm\nReLU": 5.6, "conv": 9, "norm": 11.6, "+": 13.4}
+boxes |= {"ReLU\npool": 15.2, "head": 18.6, "outputs": 21.8}
+red, weights = "#a62639", ("stem", "conv", "head")
+for name, x in boxes.items():
+    shape = {"boxstyle": "round", "ec": plotting.INK, "fc": "#d7ebe8" if name in weights else "w"}
+    axes.text(x, 0, name, ha="center", va="center", bbox=shape, zorder=2)
+    axes.annotate("", (x - 1, 0), (0, 0), arrowprops={"arrowstyle": "->"}, zorder=1)
+    if name in weights:
+        for place, above, below in ((x - 1.55, r"$x \to a$", "$X$"), (x + 1.25, "$z$", "$B$")):
+            axes.text(place, 0.25, above, ha="center")
+            axes.text(place, -0.5, below, ha="center", color=red)
+skip = {"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.25"}
+axes.annotate("", (13.4, 0.25), (5.6, 0.4), arrowprops=skip)
+axes.text(9.5, 0.97, "skip: $x$", ha="center")
+axes.annotate("", (0, -1), (21.4, -1), arrowprops={"arrowstyle": "->", "color": red})
+axes.set(xlim=(-1.5, 23.2), ylim=(-1.2, 1.4), xticks=[], yticks=[], frame_on=False)
+plt.show()
+
+# %% [markdown]
+# Six indices occur below, and each has one meaning.
+#
+# | index | counts | to |
+# |---|---|---|
+# | $l$ | layers | 3 |
+# | $i$, and $j$ beside it | samples | $n$ |
+# | $c$ | outputs | $C$ |
+# | $t$, $t'$ | positions of layer $l$ | $P_l$ |
+# | $h$ | channels, the rows of $W_l$ | $h_l$ |
+# | $r$ | rows of the loss's factor $R_i$ | $C - 1$ |
 #
 # To see what the two tensors know, change the weights by $V$.
 # No input of the layer depends on the layer's own weights, so $z_{l,t}$ moves by exactly $V a_{l,t}$.
@@ -267,6 +303,7 @@ table(["layer", "rows $h$", "columns $k$", "weights $d$", "$n(C - 1)$", "rank"],
 # One spectrum serves every order.
 # Where it does not fit into memory, one set of Lanczos matrices does: the operator is {eq}`eq-one-product`, and {doc}`chapter 4 <04_stochastic_estimators>` says how wrong the result can be.
 # Both ways are in the figure.
+# The estimate takes $k = 100$ probes and, layer by layer, as many steps $m$ as make every bracket narrower than its standard error, which is between 15 and 40 here.
 # The bracket of the estimate, widened by four standard errors, must contain the exact entropy at every order, from the same matrices.
 
 
@@ -294,7 +331,7 @@ agree("Rényi entropies of all orders", ours, brute_force=brute, library=library
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels, a curve for each of the three layers. Left: the eigenvalues fall by several decades with their index; the first nine of the head stand far above its others. Right: the entropy falls as the order grows from 0.1 to 4; error bars at the orders 0.5, 1, 1.5 and 2 lie across the curves."}, "figure": {"caption": "The three layers of one network, from one pass. Left: all nonzero eigenvalues of each layer's Hessian block. Right: the Rényi entropy of that spectrum, in nats, against its order; the bars are estimates from one set of Lanczos matrices a layer, with four standard errors.", "name": "fig-one-spectra"}}
 styles = plotting.layer_styles(list(layers))
 grid = [step / 20 for step in range(2, 81)]
-estimates = estimators.renyi_sharpness(model, data, orders, method="lanczos")
+estimates = estimators.renyi_sharpness(model, data, orders, method="lanczos", probes=100)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 for name, values in eigenvalues.items():
     left.semilogy(range(1, len(values) + 1), values, label=name, **styles[name])
@@ -303,6 +340,7 @@ for name, values in eigenvalues.items():
         low, high = one.bracket
         wider = 4 * one.standard_error
         assert low - wider <= -entropy(values, alpha) <= high + wider
+        assert 15 <= one.assumptions["steps"] <= 40 and one.assumptions["reliable"]
         bar = {"color": styles[name]["color"], "fmt": "o", "ms": 3, "capsize": 4}
         right.errorbar(alpha, -one.value, wider, **bar)
 left.set(xlabel="index of the eigenvalue", ylabel="eigenvalue")
@@ -412,9 +450,10 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 # \end{gathered}
 # $$ (eq-one-igs)
 #
-# The bound is met if $M$ has full row rank, as it has as a rule while $n(C-1) \le d$.
+# The bound is met if $M$ has full row rank.
+# It has as a rule, while $n(C-1)$ is at most $d$ less the number of directions in the parameters that change no probability; here these are 25, as counted below.
 # **Then the measure is a function of the losses alone, and no geometry is left in it.**
-# So we take two batches: ours, and one of 60 images, where $n(C-1) = 540$ exceeds $d = 366$ and the projector matters.
+# So we take two batches: ours, and one of 60 images, where $n(C-1) = 540$ exceeds $d - 25 = 341$ and the projector matters.
 #
 # Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} \widehat F)$, with the second moment of the gradients $\widehat F = \frac1n \sum_i g_i g_i^\top$ (IGS paper: eq. 9, where the second moment is called $C$).
 # With $F^{+}$ in the place of $H^{-1}$, which is the library's default, it is no new number, because the trace of $F^{+} g_i g_i^\top$ is $g_i^\top F^{+} g_i$:
@@ -534,7 +573,8 @@ table(["layer", *S], {name: [column[name] for column in S.values()] for name in 
 # The second is the paper's *normalized* sensitivity.
 # Its letters NMLS stand for another one, the *network* sensitivity of Definition 3.9, which is the sum of the $\mathrm{MLS}$ of all layers.
 # The determinant in its equation 7 is that of $\nabla f^\top \nabla f$.
-# That is our $X X^\top$ where its Jacobian is inputs × outputs, as in its equation 13; in its equations 4 and 14, as here, it is outputs × inputs.
+# With the Jacobian as inputs × outputs, as in its equation 13, that is our $X X^\top$, with one row for each output, and equation 7 says what we say.
+# In its equations 4 and 14, as here, the Jacobian is outputs × inputs: the paper has two conventions, and no determinant that vanishes.
 #
 # Is $X_l$ in the pair?
 # If the layer is the only one that reads $x_l$, then $f$ depends on $x_l$ through $z_l = A_l x_l + b_l$ alone, and $X_l = B_l A_l$.
@@ -705,7 +745,7 @@ table(["layer", "relative flatness"], kappa, spec=".6f")
 #
 # This is **K-FAC** ({cite:t}`martens2015`; {cite:t}`grosse2016` for convolutions).
 # It drops the terms with $t \ne t'$, and it lets every $s$ meet the input of *every* sample, not only its own.
-# For the head, this second description is our brute force.
+# This second description is our brute force: in each layer, every $s$ meets every $a$.
 #
 # **EKFAC** {cite:p}`george2018` keeps the eigenvectors $U = U_\Omega \otimes U_\Psi$ of the two factors and corrects the eigenvalues.
 # It takes the diagonal of $U^\top G_l\, U$, whose entries are the mean squares of $U_\Omega^\top G_{ir}\, U_\Psi$.
@@ -728,14 +768,27 @@ errors = {k: [distance(exact[k], m[k]) for m in (kronecker, corrected)] for k in
 assert all(better < worse for worse, better in errors.values())
 table(["distance from the block", "K-FAC", "EKFAC"], errors)
 
-# %% tags=["hide-input"]
-library = {name: factors.matrix() for name, factors in kfac(linearization).items()}
-s = torch.einsum("nrc,nch->nrh", R, B["head"].squeeze(3)).flatten(0, 1)
-columns = functional.pad(uses["head"].inputs, (0, 1), value=1.0)
-pairs = torch.einsum("ih,jk->ijhk", s, columns).flatten(2).flatten(0, 1)  # every s meets every a
-brute = {**kronecker, "head": pairs.T @ pairs / n**2}
+
+# %%
+def every_pair(name: str) -> Tensor:
+    """Return the mean of all products of an s with an a, written out."""
+    use = uses[name]
+    s = torch.einsum("nrc,ncht->nrth", R, B[name]).flatten(1, 2)
+    patches = a[name].mT.flatten(0, 1)
+    if use.module.bias is not None:
+        patches = functional.pad(patches, (0, 1), value=1.0)
+    total = torch.zeros(())
+    for own in s:  # the columns of one sample, with the patches of all
+        pairs = torch.einsum("ih,jk->ijhk", own, patches).flatten(2)
+        total = total + (pairs.mT @ pairs).sum(dim=0)
+    return total / (n * len(patches))
+
+
+brute = {name: every_pair(name) for name in layers}
+library = {k: factors.matrix() for k, factors in kfac(linearization).items()}
 agree("K-FAC", kronecker, brute_force=brute, library=library)
 
+# %% tags=["hide-input"]
 brute, library = {}, ekfac(linearization)
 for name, factors in library.items():
     block = brute_force[f"{name}.weight"].unflatten(2, W[name].shape)
