@@ -77,7 +77,7 @@ show_verdicts("01_five_minutes", p.profile, p.store)
 # %% [markdown]
 # **What to know first.** The gradient of a loss, and what an eigenvalue is.
 # Symbols are those of the {doc}`notation page <../book/notation>`; {ref}`how to read a verdict <verdicts>` defines the words in the boxes.
-# A few letters have a meaning of their own on this page: $z_j$ and $S$ belong to a spectrum, $\rho$ is a matrix of trace one, $w'$ and $w''$ are the weights of a mean, $s_i$ is a share, and $\varepsilon$ is a small eigenvalue.
+# A few letters have a meaning of their own on this page: $z_j$ and $Z$ belong to a spectrum, $\rho$ is a matrix of trace one, $w'$ and $w''$ are the weights of a mean, $s_i$ is a share, and $\varepsilon$ is a small eigenvalue.
 #
 # **Time and hardware.** Two cores and no GPU: about two minutes on the machine that the foot of the page names, most of them training.
 # A network is trained and measured while you watch.
@@ -352,16 +352,16 @@ for name, by_order in sharpness.items():
 # ````
 #
 # ````{prf:proof}
-# Let $S = \sum_j q_j^\alpha$ and $z_j = q_j^\alpha / S$, a distribution again.
+# Let $Z = \sum_j q_j^\alpha$ and $z_j = q_j^\alpha / Z$, a distribution again.
 # Differentiate {eq}`eq-five-entropy`:
 #
 # $$
 # \frac{d \mathcal H_\alpha}{d\alpha}
-# = \frac{\log S}{(1-\alpha)^2} + \frac{\sum_j z_j \log q_j}{1-\alpha}
+# = \frac{\log Z}{(1-\alpha)^2} + \frac{\sum_j z_j \log q_j}{1-\alpha}
 # = -\frac{1}{(1-\alpha)^2} \sum_j z_j \log \frac{z_j}{q_j} \;\le\; 0,
 # $$
 #
-# because $\log z_j = \alpha \log q_j - \log S$, so that $\sum_j z_j \log (z_j / q_j) = (\alpha - 1) \sum_j z_j \log q_j - \log S$.
+# because $\log z_j = \alpha \log q_j - \log Z$, so that $\sum_j z_j \log (z_j / q_j) = (\alpha - 1) \sum_j z_j \log q_j - \log Z$.
 # This sum is the Kullback–Leibler divergence of $z$ from $q$: never negative, and zero only for $z = q$.
 # At $\alpha = 1$ use continuity. ∎
 # ````
