@@ -266,7 +266,7 @@ rows = {
 print(f"median trace of Λ: {doubt.median():.4f}, at most {1 - 1 / precise.num_classes:.1f}")
 table(columns, rows, spec=".2f")
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Shares of the images in the trace of each layer on a logarithmic axis, with the images in the order of the network's doubt. The shares of all layers fall together with the share of doubt, from about one fifth to less than one part in a hundred thousand."}, "figure": {"caption": "Each image's share in the trace of each layer of the kept network. The images stand in the order of the network's doubt, the trace of Λ, whose own shares are the black line. Dotted: equal shares.", "name": "fig-five-images"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Shares of the images in the trace of each layer on a logarithmic axis, with the images in the order of the network's doubt. The shares of all layers fall together with the share of doubt, from about one fifth to less than one part in ten thousand."}, "figure": {"caption": "Each image's share in the trace of each layer of the kept network. The images stand in the order of the network's doubt, the trace of Λ, whose own shares are the black line. Dotted: equal shares.", "name": "fig-five-images"}}
 figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
 order = doubt.argsort(descending=True)
 place = range(1, p.samples + 1)
