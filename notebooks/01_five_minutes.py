@@ -180,7 +180,7 @@ for name, s in fast.items():
         nonzero = int((slow.abs() > 1e-12 * slow[0]).sum())
         assert nonzero <= s.rank_bound
         print(f"{name}: the spectra agree to below 1e-12;")
-        print(f"  {nonzero} of {s.dimension} are not zero, at most {s.rank_bound}")
+        print(f"  {nonzero} of {s.dimension} not zero, at most {s.rank_bound}")
 
 # %% [markdown]
 # ## Look
@@ -214,16 +214,19 @@ plt.show()
 
 # %%
 def slope(eigenvalues: torch.Tensor, first: int, last: int) -> float:
-    """Return the slope of the line through a part of a spectrum, on these axes."""
+    """Return the logarithmic slope of a part of a spectrum."""
     part = eigenvalues[first - 1 : last].log()
     index = torch.arange(first, first + len(part), dtype=part.dtype).log()
     index = index - index.mean()
     return float(index @ part / (index @ index)) if len(part) > 2 else math.nan
 
 
-ends = {"few": (1, p.samples // 2), "many": (p.samples, 4 * p.samples)}
-columns = [f"slope from {first} to {last}" for first, last in ends.values()]
-rows = {name: [slope(s.eigenvalues, *end) for end in ends.values()] for name, s in spectra.items()}
+ends = (1, p.samples // 2), (p.samples, 4 * p.samples)
+columns = [f"slope from {first} to {last}" for first, last in ends]
+rows = {
+    name: [slope(s.eigenvalues, *end) for end in ends]  # a row for each layer
+    for name, s in spectra.items()
+}
 table(["layer", *columns], rows, spec=".1f")
 
 # %% [markdown]
@@ -258,12 +261,13 @@ assert all(abs(share.sum() - 1) < 1e-10 for share in shares.values())
 prob = measured.eval()(inputs).detach().softmax(dim=1)
 doubt = (1 - (prob**2).sum(dim=1)).cpu()  # the trace of Λ_i
 shares["Λ alone"] = doubt / doubt.sum()
-columns = ["trace of", "share of the five largest", "effective number of images"]
+columns = ["trace of", "share of the top five", "effective number of images"]
 rows = {
     name: (share.sort(descending=True).values[:5].sum(), 1 / (share @ share))
     for name, share in shares.items()
 }
-print(f"median trace of Λ: {doubt.median():.4f}, at most {1 - 1 / precise.num_classes:.1f}")
+most = 1 - 1 / precise.num_classes
+print(f"median trace of Λ: {doubt.median():.4f}, at most {most:.1f}")
 table(columns, rows, spec=".2f")
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Shares of the images in the trace of each layer on a logarithmic axis, with the images in the order of the network's doubt. The shares of all layers fall together with the share of doubt, from about one fifth to less than one part in ten thousand."}, "figure": {"caption": "Each image's share in the trace of each layer of the kept network. The images stand in the order of the network's doubt, the trace of Λ, whose own shares are the black line. Dotted: equal shares.", "name": "fig-five-images"}}
@@ -542,7 +546,7 @@ plt.show()
 
 # %%
 def small_of_unforced(metrics: dict) -> dict[str, float]:
-    """Return which fraction of the eigenvalues that are not forced to be zero is small."""
+    """Return which fraction of the unforced eigenvalues is small."""
     C, *_, last = precise.num_classes, *metrics["layers"]
     fractions = {}
     for name, d in metrics["dimension"].items():
@@ -652,7 +656,8 @@ for alpha in (0.1, 0.25, 0.5, 0.75):
     for s in again.values():
         total = float(((s.eigenvalues / s.trace) ** alpha).sum())
         wrong = s.rank_bound * (s.tolerance / s.trace) ** alpha / total
-        errors.append(-math.log1p(-wrong) / (1 - alpha) if wrong < 1 else math.inf)
+        change = -math.log1p(-wrong) if wrong < 1 else math.inf
+        errors.append(change / (1 - alpha))
     assert alpha < 0.5 or max(errors) < 1e-3  # the tables show thousandths of a nat
     worst[alpha] = max(1e-16, *errors)
 bounds = {

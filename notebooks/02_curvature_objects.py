@@ -251,7 +251,7 @@ BLOCKS = {
 rows = {}
 for name in study.COVERED:
     metrics = study.compare_blocks(name, p.seed, p.samples)
-    assert not any(metrics["obstacle"].values())  # the library calls every block exact
+    assert not any(metrics["obstacle"].values())  # every block is called exact
     differences = [metrics[key] for key in BLOCKS.values()]
     assert max(differences) < 1e-12
     rows[name] = len(metrics["difference"]), *differences, metrics["full_difference"]
@@ -353,8 +353,9 @@ centred = torch.nn.Sequential(*parts).double()
 
 rows = {}
 for name, obstacle in study.decisions(centred, inputs).items():
-    H_l = dense_hessian(centred, inputs, targets, parameters=[f"{name}.weight"])
-    G_l = dense_gauss_newton(centred, inputs, parameters=[f"{name}.weight"])
+    weight = [f"{name}.weight"]
+    H_l = dense_hessian(centred, inputs, targets, parameters=weight)
+    G_l = dense_gauss_newton(centred, inputs, parameters=weight)
     rows[f"layer {name}"] = difference, _ = distance(H_l, G_l), obstacle
     assert difference < 1e-12
 table(["layer", "‖H − G‖ / ‖H‖", "what the library found"], rows)
