@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paperkit.linalg import FunctionOperator, Lanczos, SpectralFunction
+from paperkit.monitor import SharpnessMonitor
 from paperkit.network import Batches, Network, Samples
 from paperkit.network.losses import Loss
 from paperkit.optim import RandomState, Vector
@@ -46,6 +47,7 @@ ROOMS = (
     "data",
     "models",
     "training",
+    "monitor",
     "statistics",
 )
 FORMATS = {"float64": torch.float64, "float32": torch.float32}
@@ -298,6 +300,7 @@ class Use:
         Samples: lambda self, result: result.parts,
         Vector: lambda self, result: [*(result * 2.0).tensors, result.norm()],
         Lanczos: lambda self, result: _tridiagonal(result),
+        SharpnessMonitor: lambda self, result: result.read(),
     }
 
 
