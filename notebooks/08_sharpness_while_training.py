@@ -77,7 +77,7 @@ from paperkit.plotting import COLORS, QUIET
 #
 # | statement | in the literature | here |
 # |---|---|---|
-# | progressive sharpening, and the edge of stability | {cite:t}`cohen2021`, Section 3 | {ref}`fig-monitor` |
+# | progressive sharpening, and the edge of stability | {cite:t}`cohen2021`, Section 3 | {ref}`the figure <fig-monitor>` |
 # | SAM's edge | {cite:t}`agarwala2023`; {cite:t}`long2024` | {eq}`eq-monitor-sam-edge` |
 #
 # None of these is a statement of the four papers, so there are no verdicts of the ledger here.
