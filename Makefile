@@ -168,7 +168,7 @@ wheel-check: wheel
 
 SET ?= oldest
 LIBRARY_TESTS := tests/linalg tests/network tests/curvature tests/linearize tests/estimators tests/bounds
-LIBRARY_TESTS += tests/optim tests/statistics tests/models tests/test_training.py tests/test_checkpoint.py
+LIBRARY_TESTS += tests/optim tests/statistics tests/models tests/training tests/monitor tests/test_training.py tests/test_checkpoint.py
 LIBRARY_TESTS += tests/test_arguments.py tests/test_arguments_of_every_public_name.py
 library: wheel
 	$(call stage,the wheel beside the $(SET) packages,$(WHEEL_CHECK) $(SET) --python $(PYTHON),read the error above.)

@@ -11,6 +11,7 @@ functions do not count.
 
 from __future__ import annotations
 
+import copyreg
 import enum
 import functools
 import hashlib
@@ -272,6 +273,7 @@ class _Describer:
         found |= {name: self(part) for name, part in attributes.items()}
         # An object that is written in another language than Python shows its state to pickle alone.
         pickles_itself = (kind.__reduce__, kind.__reduce_ex__) != _DEFAULT_REDUCTION
+        pickles_itself |= kind in copyreg.dispatch_table
         if pickles_itself or not attributes:
             found["state"] = [self(part) for part in _reduced(value)]
         return found
@@ -366,8 +368,10 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _reduced(value: Any) -> tuple[Any, ...]:
     """Return what an object without attributes is pickled by; nothing if it is not pickled."""
+    # Pickle asks this table first; older NumPy names its functions by it alone.
+    registered = copyreg.dispatch_table.get(type(value))
     try:
-        reduced = value.__reduce_ex__(2)
+        reduced = value.__reduce_ex__(2) if registered is None else registered(value)
     except Exception:  # an object may refuse with any error
         return ()
     return reduced[1:] if isinstance(reduced, tuple) else (reduced,)
