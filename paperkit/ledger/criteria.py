@@ -158,15 +158,11 @@ def identity_holds(
     """
     worst, where = _extreme(records, metric, largest_magnitude=True)
     text = bound(worst)
-    limit = GREY * at_most if refuted_from is None else refuted_from
-    if worst <= at_most:
-        sentence = f"largest `{metric}` {text} in {_runs(records)} (at most {at_most:g} allowed)"
-        return Finding(VERIFIED, sentence, worst, value_text=text)
-    sentence = f"`{metric}` is {text} at {where} (at most {at_most:g} allowed"
-    if worst < limit:
-        sentence += f"; from {limit:g} on it refutes)"
-        return Finding(INCONCLUSIVE, sentence, worst, value_text=text)
-    return Finding(REFUTED, sentence + ")", worst, value_text=text)
+    held = f"largest `{metric}` {text} in {_runs(records)}"
+    failed = f"`{metric}` is {text} at {where}"
+    allowed = f"at most {at_most:g} allowed"
+    word, sentence = _graded(worst, at_most, refuted_from, held, failed, allowed)
+    return Finding(word, sentence, worst, value_text=text)
 
 
 @_decides("identity", "inequality")
@@ -205,18 +201,11 @@ def inequality_holds(
     """
     worst, where = _extreme(records, metric, smallest=True)
     text = bound(worst)
-    limit = GREY * tolerance if refuted_from is None else refuted_from
-    if worst >= -tolerance:
-        sentence = (
-            f"smallest slack `{metric}` {text} in {_runs(records)} (round-off of {tolerance:g} "
-            "allowed)"
-        )
-        return Finding(VERIFIED, sentence, worst, value_text=text)
-    sentence = f"the slack `{metric}` is {text} at {where} (round-off of {tolerance:g} allowed"
-    if -worst < limit:
-        sentence += f"; from {limit:g} on it refutes)"
-        return Finding(INCONCLUSIVE, sentence, worst, value_text=text)
-    return Finding(REFUTED, sentence + ")", worst, value_text=text)
+    held = f"smallest slack `{metric}` {text} in {_runs(records)}"
+    failed = f"the slack `{metric}` is {text} at {where}"
+    allowed = f"round-off of {tolerance:g} allowed"
+    word, sentence = _graded(-worst, tolerance, refuted_from, held, failed, allowed)
+    return Finding(word, sentence, worst, value_text=text)
 
 
 @_decides("number")
@@ -389,6 +378,23 @@ def fraction_at_least(
     )
     p_value = fraction_p_value(successes, len(trials), fraction)
     return Finding(word, sentence, share, (low, high), number(share), p_value)
+
+
+def _graded(
+    violation: float,
+    tolerance: float,
+    refuted_from: float | None,
+    held: str,
+    failed: str,
+    allowed: str,
+) -> tuple[str, str]:
+    """Return the word for a violation of an identity or an inequality, and its sentence."""
+    limit = GREY * tolerance if refuted_from is None else refuted_from
+    if violation <= tolerance:
+        return VERIFIED, f"{held} ({allowed})"
+    if violation < limit:
+        return INCONCLUSIVE, f"{failed} ({allowed}; from {limit:g} on it refutes)"
+    return REFUTED, f"{failed} ({allowed})"
 
 
 def _sign_of_mean(values: Sequence[float], what: str, unit: str) -> Finding:

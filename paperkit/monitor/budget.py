@@ -55,10 +55,12 @@ def deal(earned: float, accounts: Iterable[Account]) -> None:
     Parameters
     ----------
     earned : float
-        Seconds to deal out; a part that nobody needs is dropped.
+        Seconds to deal out; a part that nobody needs is dropped. Where more has been spent than
+        earned there is nothing to deal out.
     accounts : iterable of Account
         Accounts; their purses grow, up to the cost of their next reading.
     """
+    earned = max(0.0, earned)
     waiting = sorted(accounts, key=lambda account: account.cost)
     for position, account in enumerate(waiting):
         part = earned / (len(waiting) - position)

@@ -21,8 +21,8 @@ def lightning_callback(monitor: Any) -> Any:
 
     class MonitorCallback(package.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            # Batches of accumulated gradients end without a step.
-            if not trainer.is_global_zero or trainer.global_step <= monitor.steps:
+            # Batches of accumulated gradients end without a step. Another fit counts anew.
+            if not trainer.is_global_zero or trainer.global_step == monitor.steps:
                 return
             numbers = monitor.step(trainer.global_step)
             if numbers is not None:

@@ -232,7 +232,8 @@ class SharpnessMonitor:
         ----------
         step : int, optional
             Number of steps that training has taken, for a loop that counts its own; default the
-            next one.
+            next one. A smaller number than the last one is that of a run which goes on from an
+            earlier step; its readings replace those from that step on.
 
         Returns
         -------
@@ -242,13 +243,13 @@ class SharpnessMonitor:
         Raises
         ------
         TypeError, ValueError
-            If the number is no integer, or smaller than the last one.
+            If the number is no integer, or negative.
         """
         before = self.steps
-        if step is not None:
-            self.steps = arguments.integer("step", step, at_least=before)
-        else:
-            self.steps += 1
+        self.steps = before + 1 if step is None else arguments.integer("step", step, at_least=0)
+        if self.steps < before:
+            before = self.steps - 1
+            self.readings = [one for one in self.readings if one.step < self.steps]
         with self._clock_stopped():
             if self.steps // self.every == before // self.every:
                 return None
@@ -372,19 +373,13 @@ class SharpnessMonitor:
         ModuleNotFoundError
             If pandas is not installed.
         """
-        frames = [reading.report.frame() for reading in self.readings]
+        frames = [(reading.step, reading.report.frame()) for reading in self.readings]
         if not frames:
-            return Report({}).frame().assign(step=[])
+            frames = [(0, Report({}).frame())]
         import pandas
 
-        table = pandas.concat(frames, ignore_index=True)
-        counts = [len(frame) for frame in frames]
-        steps = [
-            reading.step
-            for reading, count in zip(self.readings, counts, strict=True)
-            for _ in range(count)
-        ]
-        table.insert(0, "step", steps)
+        table = pandas.concat([frame for _, frame in frames], ignore_index=True)
+        table.insert(0, "step", [step for step, frame in frames for _ in range(len(frame))])
         return table
 
     def series(self) -> dict[str, tuple[list[int], list[float]]]:

@@ -72,7 +72,6 @@ class Subject:
         if not any(True for _ in problem.model.parameters()):
             raise ValueError("model has no parameters: pass the network that is trained.")
         self._problem.own(mean_loss)  # raises if model, data and loss do not fit
-        self._gradient = Gradient.of(problem.model, data, self._problem.loss)
         self._top: TopEigenvalues | None = None
         if problem.layers is not None:
             chosen_weights(problem.model, problem.layers)  # raises if a name is unknown
@@ -82,7 +81,7 @@ class Subject:
 
         Measures that share the pass of linearization are a single task.
         """
-        gradient = self._gradient
+        gradient = Gradient.of(self._problem.model, self._problem.data, self._problem.loss)
         shared = {name: one for name, one in measures.items() if isinstance(one, PassMeasure)}
         tasks = []
         if shared:

@@ -374,7 +374,7 @@ def test_the_table_has_a_row_for_each_result() -> None:
     monitor = SharpnessMonitor(
         network(), DATA, ["mean_loss", "layer_gauss_newton_traces"], every=1, budget=None
     )
-    assert list(monitor.frame())[-1] == "step" and len(monitor.frame()) == 0
+    assert next(iter(monitor.frame())) == "step" and len(monitor.frame()) == 0
     monitor.step()
     monitor.step()
     table = monitor.frame()
@@ -468,11 +468,41 @@ def test_bad_arguments_get_a_sentence_when_the_monitor_is_made(options, sentence
         SharpnessMonitor(network(), **{"data": DATA, **options})
 
 
-def test_steps_do_not_go_back() -> None:
-    monitor = SharpnessMonitor(network(), DATA, ["mean_loss"])
-    monitor.step(5)
-    with pytest.raises(ValueError, match="step=3"):
-        monitor.step(3)
+def test_a_run_that_goes_on_from_an_earlier_step_replaces_its_readings() -> None:
+    monitor = SharpnessMonitor(network(), DATA, ["mean_loss"], every=2, budget=None)
+    for step in (1, 2, 3, 4, 5, 6):
+        monitor.step(step)
+    first = monitor.readings[0]
+    for step in (4, 5, 6, 7, 8):
+        monitor.step(step)
+    assert [reading.step for reading in monitor.readings] == [2, 4, 6, 8]
+    assert monitor.readings[0] is first
+    with pytest.raises(ValueError, match="step=-1"):
+        monitor.step(-1)
+    assert monitor.steps == 8
+
+
+def test_training_that_is_killed_and_resumed_is_followed_on(tmp_path) -> None:
+    split = Split(SAMPLES[0], SAMPLES[1])
+    options = {"epochs": 4, "batch_size": 8, "progress": False, "checkpoint": tmp_path / "run.pt"}
+    model = network().float()
+    monitor = SharpnessMonitor(model, SAMPLES, ["mean_loss"], every=2, budget=None)
+
+    def killed_at_step_8(step: int) -> None:
+        monitor.step(step)
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, split, on_step=killed_at_step_8, **options)
+    # An epoch has three steps, and the checkpoint was written after six. A run is resumed from the
+    # weights with which it began.
+    model.load_state_dict(network().float().state_dict())
+    train(model, split, on_step=monitor.step, **options)
+    uninterrupted = network().float()
+    other = SharpnessMonitor(uninterrupted, SAMPLES, ["mean_loss"], every=2, budget=None)
+    train(uninterrupted, split, on_step=other.step, **{**options, "checkpoint": None})
+    assert monitor.series() == other.series()
 
 
 # -- loops -----------------------------------------------------------------------------------------

@@ -36,6 +36,10 @@ def test_a_reading_that_took_too_long_is_paid_back_first() -> None:
     assert account.cost == 3.0  # the longer one of the last two
 
 
+def test_a_debt_takes_nothing_out_of_any_purse() -> None:
+    assert purses(-5.0, Account(1.0, purse=0.5), Account(9.0, purse=2.0)) == [0.5, 2.0]
+
+
 def test_nothing_is_dealt_out_twice_and_nobody_starves() -> None:
     generator = random.Random(0)
     accounts = [Account(10.0**k) for k in range(-3, 2)]
