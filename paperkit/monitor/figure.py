@@ -32,14 +32,15 @@ def draw(
     )
     for axes, (measure, lines) in zip(panels[:, 0], shown.items(), strict=True):
         for name, (steps, values) in lines.items():
-            label = name.partition("/")[2] or None
+            label = name.partition("/")[2].replace("/", ", order ") or None
             marker = "." if len(steps) < 60 else None
             axes.plot(steps, values, marker=marker, label=label)
         for i, (label, value) in enumerate(thresholds.get(measure, {}).items()):
             axes.axhline(value, color="0.35", lw=1.2, ls=_LINES[i % len(_LINES)], label=label)
         handles, _ = axes.get_legend_handles_labels()
         if 0 < len(handles) <= _NAMED:
-            axes.legend()
+            # Beside the panel it hides no curve.
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
         axes.set_ylabel(measure.replace("_", " "), fontsize="small")
     panels[-1, 0].set_xlabel("step")
     return figure

@@ -404,7 +404,9 @@ def test_it_draws_a_panel_for_each_measure_with_its_thresholds() -> None:
     curve, threshold = loss.get_lines()
     assert curve.get_ydata().tolist() == monitor.series()["mean_loss"][1]
     assert set(threshold.get_ydata()) == {float(np.log(3))} and threshold.get_label() == "ln 3"
-    assert [line.get_label() for line in renyi.get_lines()] == ["0/0.5", "0/1.5", "2/0.5", "2/1.5"]
+    assert [line.get_label() for line in renyi.get_lines()] == [
+        f"{layer}, order {alpha}" for layer in (0, 2) for alpha in (0.5, 1.5)
+    ]
     matplotlib.pyplot.close(figure)
 
 
