@@ -294,10 +294,12 @@ table(["layer", "rows $h$", "columns $k$", "weights $d$", "$n(C - 1)$", "rank"],
 # So divide the nonzero eigenvalues $\lambda_j$ by their sum, $q_j = \lambda_j / \sum_k \lambda_k$, and take the entropy of the order $\alpha$ that is wanted:
 #
 # $$
-# \mathcal H_\alpha(H_l) = \frac{1}{1-\alpha} \log \sum_j q_j^\alpha ,
-# \qquad
-# \mathcal H_1(H_l) = -\sum_j q_j \log q_j
-# \qquad (\text{Rényi paper: eq. 6, for } \alpha \ne 1) .
+# \begin{gathered}
+# \mathcal H_\alpha(H_l) = \frac{1}{1-\alpha} \log \sum_j q_j^\alpha
+# \qquad (\text{Rényi paper: eq. 6, for } \alpha \ne 1) ,
+# \\
+# \mathcal H_1(H_l) = -\sum_j q_j \log q_j .
+# \end{gathered}
 # $$ (eq-one-entropy)
 #
 # One spectrum serves every order.
@@ -504,9 +506,12 @@ table(["$n$", "rows of $M$", "rank", "IGS", r"$\sum_i (e^{\ell_i} - 1)$", "metho
 # Insert {eq}`eq-one-pair`, write the square as a double sum over positions, and use that the inner product of two outer products is the product of two inner products:
 #
 # $$
+# \begin{gathered}
 # S_l = \frac1n \sum_i \Big\lVert \sum_t B_{l,it}^\top \otimes a_{l,it} \Big\rVert^2
 # = \frac1n \sum_i \sum_{t,t'} \langle B_{l,it}, B_{l,it'} \rangle \langle a_{l,it}, a_{l,it'} \rangle
-# \quad (\text{compression paper: eq. 3, for one layer}) .
+# \\
+# (\text{compression paper: eq. 3, for one layer}) .
+# \end{gathered}
 # $$ (eq-one-sharing)
 #
 # The product $\langle B_t, B_{t'} \rangle$ sums over outputs and channels.
@@ -699,10 +704,12 @@ agree(row, found, brute_force=brute, library=library, tolerance=1e-10)
 # So both measures are mean squared norms of products with $W_l$:
 #
 # $$
+# \begin{gathered}
 # \kappa_l = \frac1n \sum_{i,r} \big\lVert W_l^\top G_{ir} \big\rVert_F^2 ,
-# \qquad
+# \\
 # \sum_j w_j^2\, H_{jj} = \frac1n \sum_{i,r} \big\lVert W_l \odot G_{ir} \big\rVert_F^2
-# \quad (\text{compression paper: eq. 40}) .
+# \qquad (\text{compression paper: eq. 40}) .
+# \end{gathered}
 # $$ (eq-one-flatness)
 
 # %% tags=["nbval-rtol=1e-6"]

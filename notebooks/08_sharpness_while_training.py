@@ -275,7 +275,7 @@ print("the same weights:", all(map(torch.equal, weights, 2 * [unmonitored(p.seed
 # ## Deviations, and what failed
 #
 # * {cite:t}`cohen2021` train larger networks on 5,000 images of CIFAR-10, for gradient descent without batches.
-#   Ours is the smallest setting that shows the same on real data.
+#   Ours is a far smaller setting, on real data too.
 # * The criteria have room for what other processors do: on the edge a run multiplies its rounding errors, so two machines agree in the medians and not in the steps.
 #
 # ## Exercises

@@ -469,7 +469,8 @@ def _numbers(found: Any) -> Collection[float | None]:
     elif isinstance(found, list):
         items = found
     else:
-        return [float(found) if isinstance(found, bool | int | float) else None]
+        is_whole = isinstance(found, int) and not isinstance(found, bool)
+        return [found if is_whole else float(found) if isinstance(found, bool | float) else None]
     return [number for item in items for number in _numbers(item)]
 
 

@@ -20,8 +20,10 @@ def number(value: float) -> str:
 def bound(value: float) -> str:
     """Return ``below 1e-12`` for a magnitude at round-off, else the value.
 
-    Round-off differs between machines; its value is never shown.
+    Round-off differs between machines; its value is never shown. A whole number has none.
     """
+    if isinstance(value, int):
+        return str(value)
     return "below 1e-12" if abs(value) < ROUND_OFF else number(value)
 
 

@@ -313,7 +313,7 @@ def _chapter_link(claim: Claim, root: str) -> str:
     if not claim.anchor:
         return NOTHING
     document, hash_, label = claim.anchor.partition("#")
+    number = claim.chapter.partition("_")[0]
+    shown = f"chapter {int(number)}" if number.isdigit() else claim.chapter
     # The built page's address: MyST resolves no label of a theorem or proof block.
-    return (
-        f'<a href="{root}/{document.removesuffix(".ipynb")}.html{hash_}{label}">{claim.chapter}</a>'
-    )
+    return f'<a href="{root}/{document.removesuffix(".ipynb")}.html{hash_}{label}">{shown}</a>'

@@ -2,7 +2,8 @@
 
 Every page is opened in headless Chromium from a server on this machine. A page passes when its
 mathematics is rendered, nothing was written to the console as an error, nothing was asked of
-another host, every internal link leads somewhere, and every image has alternative text.
+another host, every internal link leads somewhere, every image has alternative text, axe-core finds
+nothing against it, and it fits a telephone; see :mod:`paperkit.publishing.accessibility`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
+
+from paperkit.publishing import accessibility
 
 # Time after which a page that does not load counts as hanging. The time is long, so that a page
 # does not fail beside much other work on the machine.
@@ -37,6 +40,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+# Pages of source code, which Sphinx writes all alike; axe-core tries their index alone.
+LISTINGS = "_modules/paperkit/"
 # Script that runs in the page once MathJax has finished, and returns the facts that are checked.
 INSPECT = r"""
 async () => {
@@ -55,6 +60,15 @@ async () => {
       .map(short),
     links: [...document.querySelectorAll('a[href]')].map(a => a.href),
     anchors: [...document.querySelectorAll('[id], a[name]')].map(e => e.id || e.name),
+    cut: [...document.querySelectorAll('.cell_input pre, section > div.highlight-python pre')]
+      .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1)
+      .map(e => short(e.textContent)),
+    covered: [...document.querySelectorAll('div.math')].filter(e => {
+      const number = e.querySelector('.eqno')?.getBoundingClientRect();
+      const formula = e.querySelector('mjx-math')?.getBoundingClientRect();
+      return number && formula && formula.right > number.left + 1
+        && formula.top < number.bottom && number.top < formula.bottom;
+    }).map(e => e.id),
     images: [...document.images].filter(i => !i.alt.trim()).map(i => i.src.slice(0, 80)),
     mathematics: expressions.length,
   };
@@ -180,12 +194,17 @@ def _open_page(browser: Any, address: str, name: str, problems: list[str]) -> di
     page.on("pageerror", lambda error: problems.append(f"{name}: script error: {error}"))
     page.goto(f"{address}/{name}", wait_until="load")
     facts: dict[str, Any] = page.evaluate(INSPECT)
+    if not name.startswith(LISTINGS):
+        problems.extend(f"{name}: {problem}" for problem in accessibility.broken_rules(page, name))
+    problems.extend(f"{name}: {problem}" for problem in accessibility.too_wide(page))
     page.close()
     for kind, sentence in (
         ("unrendered", "mathematics is not rendered"),
         ("errors", "MathJax reports an error"),
         ("raw", "raw TeX in the text"),
         ("images", "an image has no alternative text"),
+        ("cut", "code is wider than its column"),
+        ("covered", "an equation runs into its number"),
     ):
         problems.extend(f"{name}: {sentence}: {detail}" for detail in facts[kind])
     return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -470,3 +471,12 @@ def test_statements_stay_on_the_models_device(device: torch.device, explicit_dev
             stop_gradient_identity(model, data, 1e-4),
         ]
     assert all(math.isfinite(bound.left) and math.isfinite(bound.right) for bound in bounds)
+
+
+def test_the_dual_identity_in_single_precision_takes_the_rank_of_its_entries_format() -> None:
+    model, inputs, targets = RELU_MLP.make(n=4)
+    expected = sharpness_dual_identity(model, (inputs, targets))
+    single = sharpness_dual_identity(copy.deepcopy(model).float(), (inputs.float(), targets))
+    # Half of the digits of single precision.
+    assert single.left == pytest.approx(expected.left, rel=3e-4)
+    assert single.right == pytest.approx(expected.right, rel=3e-4)

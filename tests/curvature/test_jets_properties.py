@@ -270,8 +270,8 @@ def compare(names: list[str], seed: int) -> str:
     vectors = [drawn_parameters(seed + 2 + j) for j in range(VECTORS)]
     try:
         expected = by_double_backward(steps, inputs, parameters, vectors)
-    except (RuntimeError, IndexError, ValueError):
-        return "does not fit"  # shapes, or in place on what is needed
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return "does not fit"  # shapes, a number without a length, or in place on what is needed
     try:
         found = by_jets(steps, inputs, parameters, vectors)
     except NoRuleError:

@@ -509,8 +509,26 @@ OWN: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# Operations that have a second derivative in torch 2.14 and none in 2.11.
+LATER = ("cdist", "cdist, 1", "grid sample")
+
+
+def _has_a_second_derivative(function: Callable[[Tensor], Tensor]) -> bool:
+    """Whether torch by itself differentiates a function twice."""
+    x = torch.linspace(0.1, 0.9, 16, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    try:
+        torch.autograd.grad(gradient.sum(), x)
+    except RuntimeError as error:
+        assert "not implemented" in str(error)
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_second_derivatives_within_an_evaluation_are_those_of_the_first(name: str) -> None:
+    if name in LATER and not _has_a_second_derivative(OWN[name]):
+        pytest.skip(f"torch {torch.__version__} has no second derivative of it")
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(16, generator=generator).double() * 0.8 + 0.1
     direction = torch.randn(16, generator=generator).double()

@@ -305,3 +305,9 @@ def test_numbers_are_written_with_four_digits_and_round_off_as_a_bound():
     assert interval(-math.inf, 0.5) == "below 0.5"
     assert interval(1.0, 2.0) == "1 to 2"
     assert interval(-math.inf, math.inf) == "unbounded"
+
+
+def test_a_whole_number_is_printed_as_one() -> None:
+    found = inequality_holds(records("rank", [0, 3]), metric="rank")
+    assert found.evidence == "smallest slack `rank` 0 in 2 runs (round-off of 0 allowed)"
+    assert bound(0.0) == "below 1e-12"

@@ -221,7 +221,7 @@ def test_findings_carry_the_badges_of_their_claims_and_notice_when_these_move(pu
     text = findings(["gap (verified): The gap is closed."], verdicts(), root=".")
     assert text == (
         f"* {badge('verified')} The gap is closed. ([claim](#claim-gap), "
-        '<a href="./notebooks/09_test.html#thm-1">09_test</a>)'
+        '<a href="./notebooks/09_test.html#thm-1">chapter 9</a>)'
     )
     for line, sentence in {
         "gap (refuted): It is open.": "'gap' is verified by now, and its sentence was written for",
@@ -255,8 +255,8 @@ def test_the_ledger_has_a_section_a_paper_and_everything_about_a_claim(published
         "* **Criterion changed**: on 2026-01-31; it was: half of them; because: the paper" in text
     )
     assert "(./results/selftest_measure.jsonl)" in text
-    assert '<a href="./notebooks/09_test.html#thm-1">09_test</a>' in text
-    assert '<a href="./notebooks/10_other.html">10_other</a>' in text
+    assert '<a href="./notebooks/09_test.html#thm-1">chapter 9</a>' in text
+    assert '<a href="./notebooks/10_other.html">chapter 10</a>' in text
     assert "`at_least`" not in text and "study `selftest_measure`, laptop profile" in text
     assert text == ledger(verdicts(), root=".")
 

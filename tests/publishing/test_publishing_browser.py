@@ -14,7 +14,8 @@ OTHER = """<!doctype html><html lang="en"><head><title>t</title><link rel="icon"
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
 
-SOUND_BODY = """<pre>\\(x\\) costs $\\alpha$</pre>
+SOUND_BODY = """<div tabindex="0" style="overflow-x: auto"><p style="width: 900px">wide</p></div>
+<pre>\\(x\\) costs $\\alpha$</pre>
 <img alt="a dot" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">"""
 BROKEN = {
     "unrendered": (
@@ -29,6 +30,24 @@ BROKEN = {
     "page": ('<a href="gone.html">x</a>', "dead link to gone.html"),
     "anchor": ('<a href="start.html#nowhere">x</a>', "dead link to start.html#nowhere"),
     "image": ('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">', "no alternative text"),
+    "contrast": (
+        '<p style="color: #bbb; background: #fff">pale</p>',
+        "color-contrast: Elements must meet",
+    ),
+    "night": (
+        "<style>[data-theme=dark] p { color: #444; background: #222 }</style>",
+        "color-contrast in dark mode: Elements must meet",
+    ),
+    "label": ("<input type='text'>", "label: Form elements must have labels: 1 times, first input"),
+    "wide": (
+        '<p style="width: 500px">too wide for a telephone</p>',
+        "wider than a telephone: 508 instead of 390 px, because of <p",
+    ),
+    "code": (
+        '<section><div class="highlight-python"><pre tabindex="0" style="width: 300px; '
+        'overflow-x: auto">' + "x = 1; " * 60 + "</pre></div></section>",
+        "code is wider than its column: x = 1;",
+    ),
     "host": ('<script src="https://cdn.example/x.js"></script>', "asks another host for a script"),
 }
 

@@ -1,0 +1,111 @@
+"""Check a page as people meet it who read it in other ways: axe-core's rules, and a telephone.
+
+axe-core, which comes with the package ``axe-playwright-python``, tries the rules of the Web Content
+Accessibility Guidelines at levels A and AA in light mode, and contrast in dark mode too; it leaves
+out the mathematics, whose markup is MathJax's. At the width of a telephone a page may not be wider
+than its window; a wide table or formula scrolls by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from typing import Any
+
+TELEPHONE = {"width": 390, "height": 844}
+GUIDELINES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa")
+FOREIGN = {
+    # Sphinx nests the lists of its index of modules without an item around the inner one.
+    "_modules/index.html": ("list",),
+    # docutils gives the list of citations and its entries roles that no longer fit together.
+    "book/bibliography.html": ("aria-deprecated-role", "aria-required-children"),
+}
+"""Rules that a page breaks by its generator's own markup."""
+
+# Without preloading, which asks for style sheets that are imported as if they lay beside the page.
+_RUN = """
+async options => {
+  const asked = {resultTypes: ['violations'], preload: false, ...options};
+  const result = await axe.run({exclude: ['mjx-container']}, asked);
+  return result.violations.map(
+    v => ({rule: v.id, help: v.help, nodes: v.nodes.map(n => n.target.join(' '))}));
+}
+"""
+_DARK = "() => { document.documentElement.dataset.theme = 'dark' }"
+_LIGHT = "() => { document.documentElement.dataset.theme = 'light' }"
+# Returns null where the page fits, else the page's width and what sticks out of it.
+_WIDER = """
+() => {
+  const root = document.documentElement, width = root.clientWidth;
+  if (root.scrollWidth <= width + 1) return null;
+  const scrolls = e => ['auto', 'scroll', 'hidden', 'clip'].includes(getComputedStyle(e).overflowX);
+  const held = e => { for (let p = e; p && p !== document.body; p = p.parentElement)
+    if (scrolls(p)) return true; return false; };
+  const wide = [...document.body.querySelectorAll('*')].filter(e => !held(e) &&
+    Math.max(e.getBoundingClientRect().right, e.getBoundingClientRect().left + e.scrollWidth)
+      > width + 1);
+  const last = wide.at(-1);
+  return {width: root.scrollWidth, element: last ? last.outerHTML.slice(0, 90) : 'unknown'};
+}
+"""
+
+
+@cache
+def _axe() -> str:
+    """Return the source of axe-core."""
+    folder = resources.files("axe_playwright_python")
+    return (folder / "axe.min.js").read_text(encoding="utf-8")
+
+
+def broken_rules(page: Any, name: str) -> Iterator[str]:
+    """Yield a sentence for each rule of axe-core that an open page breaks.
+
+    Parameters
+    ----------
+    page : playwright.sync_api.Page
+        Page whose mathematics is rendered.
+    name : str
+        Name of its file, relative to the book's folder.
+
+    Yields
+    ------
+    str
+        Rule, the number of places and the first place.
+    """
+    page.evaluate(_axe())
+    page.evaluate(_LIGHT)
+    rules = {rule: {"enabled": False} for rule in FOREIGN.get(name, ())}
+    guidelines = {"runOnly": {"type": "tag", "values": GUIDELINES}, "rules": rules}
+    yield from _broken(page, guidelines, "")
+    page.evaluate(_DARK)
+    contrast = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
+    yield from _broken(page, contrast, " in dark mode")
+
+
+def too_wide(page: Any) -> Iterator[str]:
+    """Yield a sentence if an open page is wider than the window of a telephone.
+
+    Parameters
+    ----------
+    page : playwright.sync_api.Page
+        Page whose mathematics is rendered.
+
+    Yields
+    ------
+    str
+        Width and the innermost element that sticks out.
+    """
+    page.set_viewport_size(TELEPHONE)
+    wider = page.evaluate(_WIDER)
+    if wider is not None:
+        yield (
+            f"wider than a telephone: {wider['width']} instead of {TELEPHONE['width']} px, "
+            f"because of {wider['element']}"
+        )
+
+
+def _broken(page: Any, options: dict[str, Any], mode: str) -> Iterator[str]:
+    for found in page.evaluate(_RUN, options):
+        places = found["nodes"]
+        yield f"{found['rule']}{mode}: {found['help']}: {len(places)} times, first {places[0]}"
