@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_words import NOT_YET_COVERED, ROOMS, ROOT, files_of
+from test_words import ROOMS, ROOT, files_of
 
 PAGE = ROOT / "book" / "notation.md"
+
+# The measures' docstrings still have letters of their papers; the patterns hold everywhere else.
+NOT_YET_COVERED = ("paperkit/estimators",)
 
 # Each pattern finds another letter; its value says what the page writes there.
 FORBIDDEN = {
@@ -29,9 +32,7 @@ def covered_files() -> Iterator[Path]:
     """Yield the files of all rooms but this one, whose patterns match themselves."""
     for room in ROOMS:
         if room not in NOT_YET_COVERED:
-            for path in files_of(room):
-                if str(path.relative_to(ROOT)) not in NOT_YET_COVERED and path != Path(__file__):
-                    yield path
+            yield from (path for path in files_of(room) if path != Path(__file__))
 
 
 @pytest.mark.parametrize("pattern", FORBIDDEN, ids=FORBIDDEN.get)

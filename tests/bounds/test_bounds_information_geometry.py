@@ -477,6 +477,6 @@ def test_the_dual_identity_in_single_precision_takes_the_rank_of_its_entries_for
     model, inputs, targets = RELU_MLP.make(n=4)
     expected = sharpness_dual_identity(model, (inputs, targets))
     single = sharpness_dual_identity(copy.deepcopy(model).float(), (inputs.float(), targets))
-    # Half of the digits of single precision.
+    # The tolerance is half of the digits of single precision.
     assert single.left == pytest.approx(expected.left, rel=3e-4)
     assert single.right == pytest.approx(expected.right, rel=3e-4)

@@ -171,7 +171,7 @@ def test_average_on_a_quadratic_is_exact_at_every_radius() -> None:
     ]
     exact = float((w * w * hessian.diagonal()).sum())
     for value in values:
-        # One draw serves all radii, and a quadratic has no higher orders.
+        # All radii share their draws, and a quadratic has no higher orders in the radius.
         assert float(value) == pytest.approx(
             float(values[0]), abs=10 * values[0].assumptions["round_off"]
         )

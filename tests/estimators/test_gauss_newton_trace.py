@@ -63,12 +63,12 @@ def test_weight_gradients_are_right_sample_by_sample(case, device) -> None:
     for layer in linearization.layers.values():
         exact = dense_jacobian(model, inputs, [layer.weight_name]).square().sum((1, 2))
         torch.testing.assert_close(weight_gradient_squares(layer), exact, rtol=1e-11, atol=1e-13)
-        layer.memory_budget = 1  # one sample at a time
+        layer.memory_budget = 1  # room for no more than a sample
         torch.testing.assert_close(weight_gradient_squares(layer), exact, rtol=1e-11, atol=1e-13)
 
 
 def test_both_contractions_of_the_positions_agree(device) -> None:
-    # 4 positions and wide channels go through Gram matrices, 100 positions through the rows.
+    # Few positions with wide channels go through Gram matrices, 100 positions through the rows.
     for size, channels in ((2, 12), (10, 2)):
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -217,7 +217,8 @@ def test_the_estimate_from_signs_lies_within_its_standard_error(loss, device) ->
         assert (estimate.method, estimate.probes) == ("hutchinson", 8)
         assert 0 < estimate.standard_error < exact
         misses += abs(float(estimate) - exact) > 2.5 * estimate.standard_error
-    # 42 degrees of freedom: a miss has probability 1.6 %; more than 2 of 8, below 3e-4.
+    # With 42 degrees of freedom a seed misses with probability 1.6 %, and more than 2 of 8 seeds do
+    # with probability below 3e-4.
     assert misses <= 2
 
 

@@ -107,7 +107,7 @@ def test_samples_linearized_a_few_at_a_time_give_the_same(device: torch.device) 
     whole = information_geometric_sharpness(model, (inputs, targets))
     uneven = [(inputs[:50], targets[:50]), (inputs[50:57], targets[50:57])]
     uneven.append((inputs[57:], targets[57:]))
-    # 180 rows of 107 parameters: G takes 924 kB with its copies, the triangular factors 366 kB.
+    # With 180 rows and 107 parameters, G and its copies take 924 kB, the triangular factors 366 kB.
     streamed = information_geometric_sharpness(model, uneven, memory_budget=400_000)
     assert streamed.rank == whole.rank
     torch.testing.assert_close(streamed.sample_terms, whole.sample_terms, rtol=1e-9, atol=1e-9)

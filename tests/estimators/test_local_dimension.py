@@ -24,7 +24,7 @@ def test_the_local_dimension_is_the_participation_ratio(spectrum, dimension) -> 
 def test_samples_with_a_zero_jacobian_have_no_dimension_and_are_counted() -> None:
     inputs = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
     result = local_dimension(Squares(), (inputs, torch.zeros(3, dtype=torch.int64)))
-    assert float(result) == pytest.approx(1.5, rel=1e-13)  # of 2 and 1
+    assert float(result) == pytest.approx(1.5, rel=1e-13)  # mean of 2 and 1
     assert result.assumptions["undefined"] == 1
     alone = local_dimension(Squares(), (inputs[:1], torch.zeros(1, dtype=torch.int64)))
     assert math.isnan(float(alone))

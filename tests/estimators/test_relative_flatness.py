@@ -124,7 +124,7 @@ def test_weight_decay_adds_its_hessian() -> None:
     decayed = relative_flatness(model, (inputs, targets), layers=layers, weight_decay=decay)
     for name in layers:
         weight = model.get_submodule(name).weight.detach()
-        # κ of the Hessian λI: Σ_s ‖w_s‖² λd with d entries in a row.
+        # κ of the Hessian ωI is Σ_s ‖w_s‖² ωd, with d entries in a row.
         added = decay * weight[0].numel() * float(weight.square().sum())
         assert float(decayed[name]) - float(plain[name]) == pytest.approx(added, rel=1e-12)
 

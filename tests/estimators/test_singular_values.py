@@ -56,4 +56,4 @@ def test_singular_values_eleven_orders_below_the_largest_keep_four_digits() -> N
     # Backward stability: absolute error of a few units of round-off of the largest, 1e-15.
     assert values[2] == pytest.approx(1e-11, rel=1e-3)
     squared = torch.linalg.eigvalsh((m := with_singular_values(spectrum, 40)) @ m.T)
-    assert abs(float(squared[0]) - 1e-22) > 1e-19  # what the Gram matrix would have said
+    assert abs(float(squared[0]) - 1e-22) > 1e-19  # the Gram matrix loses it

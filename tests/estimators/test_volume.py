@@ -59,7 +59,8 @@ def test_a_rank_deficient_jacobian_has_no_volume_but_its_top_k() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_what_a_deep_bottleneck_leaves_of_a_zero_is_no_volume(dtype: torch.dtype) -> None:
-    # Two numbers in the middle: rank 2, up to the round-off of sixteen layers on either side.
+    # The bottleneck passes two numbers, so the Jacobian has rank 2 up to the round-off of sixteen
+    # layers on either side.
     def half(inputs: int, outputs: int) -> list[nn.Module]:
         widths = itertools.pairwise([inputs, *[32] * 16])
         hidden = [layer for pair in widths for layer in (nn.Linear(*pair), nn.Tanh())]
