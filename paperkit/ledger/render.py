@@ -7,6 +7,7 @@ The Markdown is read by MyST and by Jupyter alike; a badge is a ``span`` of the 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,12 +54,11 @@ def scoreboard(verdicts: Sequence[Verdict], papers: Sequence[str] = ()) -> str:
     """
     if not verdicts:
         return "No claim has been entered yet."
-    words = [word for word in WORDS if any(v.word == word for v in verdicts)]
     groups: dict[str, list[Verdict]] = {paper: [] for paper in papers}
     for verdict in verdicts:
         groups.setdefault(_row_name(verdict.claim), []).append(verdict)
-    rows = [_count_row(name, own, words) for name, own in groups.items()]
-    lines = [markdown_table(["paper", *map(badge, words), "claims"], rows)]
+    rows = [[name, str(len(own)), _counts(own)] for name, own in groups.items()]
+    lines = [markdown_table(["paper", "claims", "verdicts"], rows)]
     stale = sum(v.stale for v in verdicts)
     if stale:
         lines.append(f"{stale} of {len(verdicts)} verdicts rest on {badge('stale')} records.")
@@ -220,9 +220,11 @@ def _row_name(claim: Claim) -> str:
     return "this book: its own statements"
 
 
-def _count_row(name: str, verdicts: Sequence[Verdict], words: Sequence[str]) -> list[str]:
-    counts = [sum(v.word == word for v in verdicts) for word in words]
-    return [name, *(str(count) if count else NOTHING for count in counts), str(len(verdicts))]
+def _counts(verdicts: Sequence[Verdict]) -> str:
+    # Badges with their counts wrap like text; a column for each word is wider than a page.
+    counts = Counter(v.word for v in verdicts)
+    found = [f"{counts[word]} {badge(word)}" for word in WORDS if counts[word]]
+    return " ".join(found) if found else NOTHING
 
 
 def _details(verdict: Verdict, root: str) -> str:
