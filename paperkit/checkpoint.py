@@ -48,9 +48,10 @@ def load(path: Path) -> dict[str, Any]:
     content = io.BytesIO(path.read_bytes())
     try:
         # torch.load does not look at the archive's checksums, so a flipped bit in a weight
-        # would pass unseen.
+        # would pass unseen. PyTorch packs nothing, so what is packed may unpack without end.
         with zipfile.ZipFile(content) as archive:
-            is_whole = archive.testzip() is None
+            is_plain = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
+            is_whole = is_plain and archive.testzip() is None
         content.seek(0)
         state = torch.load(content, map_location="cpu", weights_only=True) if is_whole else None
     except Exception:  # the parsers of archives and pickles raise a dozen kinds of errors

@@ -12,6 +12,12 @@ settings.register_profile("paperkit", deadline=None)
 settings.load_profile("paperkit")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--faults", type=int, default=5, help="how often studies are killed in the fault test (5)"
+    )
+
+
 @pytest.fixture
 def explicit_devices() -> type[ExplicitDevices]:
     """The rule that every new tensor names its device: ``with explicit_devices(): …``."""

@@ -629,6 +629,7 @@ CALLS: dict[str, Call] = {
             "grid": "function",
         },
     ),
+    "experiments.merge": _call(other="nowhere", runs=False, kinds={"other": "path"}),
     "experiments.records_of": _call(study="entropy_facts"),
     "experiments.resolve": _call(
         namespace=make(lambda: {"profile": "smoke"}),
@@ -794,6 +795,7 @@ KINDS: dict[str, str] = {
     **dict.fromkeys(
         (
             "dimension",
+            "jobs",
             "steps",
             "probes",
             "products",

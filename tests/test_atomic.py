@@ -1,6 +1,8 @@
 """A file is replaced whole or not at all."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +53,33 @@ def test_two_writers_of_one_name_do_not_mix(tmp_path):
         first.write(b"first " * 1000)
         second.write(b"second " * 1000)
     assert path.read_bytes() == b"first " * 1000
+
+
+FULL = """
+import resource, signal, sys, torch
+from pathlib import Path
+from paperkit import checkpoint
+# Python ignores the signal that comes with the error of a file that may not grow further.
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+try:
+    checkpoint.save({"weights": torch.zeros(2**21, device="cpu")}, Path(sys.argv[1]))
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_without_room_is_named_also_where_the_writer_swallows_it(tmp_path):
+    path = tmp_path / "a.pt"
+    command = [sys.executable, "-c", FULL, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "too large" in done.stdout
+    assert str(path) in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_about_another_file_keeps_that_files_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        atomic.copy(tmp_path / "missing", tmp_path / "a.txt")
+    with pytest.raises(OSError, match=r"^a picture is cut$"), atomic.replacing(tmp_path / "a"):
+        raise OSError("a picture is cut")
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,5 @@
 import os
+import zipfile
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_the_bytes_are_on_the_disk_before_they_take_the_name(state, tmp_path, mo
     monkeypatch.setattr(os, "fsync", lambda *a: (order.append("fsync"), fsync(*a)))
     monkeypatch.setattr(os, "replace", lambda *a: (order.append("replace"), replace(*a)))
     checkpoint.save(state, tmp_path / "run.pt")
-    assert order == ["fsync", "replace"]
+    assert order == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
 def flip_a_bit_of_a_name(content):
@@ -77,6 +78,16 @@ def test_a_damaged_checkpoint_is_named_as_the_file_to_delete(state, tmp_path, da
     path.write_bytes(damage(bytearray(path.read_bytes())))
     with pytest.raises(ValueError, match=f"checkpoint {path} is damaged; delete it"):
         checkpoint.load(path)
+
+
+def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(state, tmp_path):
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    checkpoint.save(state, plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match="is damaged; delete it"):
+        checkpoint.load(packed)
 
 
 def test_a_file_that_torch_wrote_but_is_no_checkpoint_is_refused(tmp_path):

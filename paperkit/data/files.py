@@ -16,8 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from gzip import BadGzipFile
-from gzip import decompress as gunzip
+from gzip import BadGzipFile, GzipFile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,9 @@ from paperkit import arguments
 
 DOWNLOAD_TIMEOUT = 20.0
 """Seconds without an answer after which a download is given up."""
+
+LONGEST = 2**28
+"""Number of bytes beyond which a file whose length is not known is not read."""
 
 
 @dataclass(frozen=True)
@@ -105,27 +107,30 @@ def read_verified(
     algorithm : str
         Name of the digest in :mod:`hashlib`.
     size : int, optional
-        Length of the whole content in bytes; it only makes the message about a
-        truncated file more precise.
+        Length of the whole content in bytes; nothing is unpacked beyond it, nor beyond
+        256 MiB where it is not given.
     remedy : str
         Advice about a damaged file; ends each message.
 
     Raises
     ------
     ValueError
-        If the file is truncated, is not the gzip file that its name promises, or has
-        another checksum.
+        If the file is truncated, is too long, is not the gzip file that its name promises,
+        or has another checksum.
     FileNotFoundError
         If there is no such file.
     """
-    content = path.read_bytes()
-    if path.suffix == ".gz":
+    limit = LONGEST if size is None else size
+    with path.open("rb") as packed:
+        unpacked = GzipFile(fileobj=packed) if path.suffix == ".gz" else packed
         try:
-            content = gunzip(content)
+            content = unpacked.read(limit + 1)
         except (BadGzipFile, EOFError, zlib.error):
             raise ValueError(
                 f"{path} is truncated or damaged (it does not decompress); {remedy}"
             ) from None
+    if len(content) > limit:
+        raise ValueError(f"{path} holds more than the {limit} bytes that it should; {remedy}")
     if size is not None and len(content) < size:
         raise ValueError(f"{path} is truncated (it holds {len(content)} of {size} bytes); {remedy}")
     if hashlib.new(algorithm, content).hexdigest() != checksum:

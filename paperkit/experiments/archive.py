@@ -7,8 +7,9 @@ should show which records are new. Both keep a run's checkpoint under the same n
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,14 @@ from filelock import FileLock
 from paperkit import arguments, atomic
 from paperkit.experiments.fingerprint import fingerprint
 from paperkit.experiments.paths import locks_folder, results_folder, store_folder
-from paperkit.experiments.records import Record, from_json, key_of, to_json
-from paperkit.experiments.study import Study, configurations, require_profile, study_named
+from paperkit.experiments.records import Record, from_json, key_of, read_text, to_json
+from paperkit.experiments.study import (
+    Study,
+    configurations,
+    require_profile,
+    study_named,
+    study_names,
+)
 
 
 class Shelf(ABC):
@@ -58,6 +65,17 @@ class Shelf(ABC):
         """Return the file of a run's checkpoint, which need not exist."""
         return self.folder / "checkpoints" / study / f"{key}.pt"
 
+    def checkpoint_of(self, record: Record) -> Path | None:
+        """Return the checkpoint of the very run that made a record; None if it is not here."""
+        path = self.checkpoint(record.study, record.key)
+        digest = record.provenance.get("checkpoint")
+        if digest is not None:
+            return path if digest_of(path) == digest else None
+        # Records of before digests name none. An audit renews a record and keeps its date.
+        own = self.record(record.study, record.key)
+        is_own = own is not None and own.provenance["date"] == record.provenance["date"]
+        return path if is_own and path.is_file() else None
+
 
 class WorkingStore(Shelf):
     """The records of the runs of this machine, ``<store>/records/<study>/<key>.json``."""
@@ -69,21 +87,36 @@ class WorkingStore(Shelf):
     def record(self, study: str, key: str) -> Record | None:  # noqa: D102
         path = self.path(study, key)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
         except FileNotFoundError:
             return None
-        return from_json(text, str(path))
+        record = from_json(text, str(path))
+        if (record.study, record.key) != (study, key):
+            raise ValueError(
+                f"{path} holds the record {record.key} of study {record.study!r}: move it to "
+                f"{self.path(record.study, record.key)}."
+            )
+        return record
 
     def records(self, study: str) -> list[Record]:  # noqa: D102
-        # A file that a killed writer left behind begins with a dot and is not matched.
-        paths = (self.folder / "records" / study).glob("*.json")
-        keys = sorted(path.stem for path in paths if not path.name.startswith("."))
+        keys = sorted(path.stem for path in (self.folder / "records" / study).glob("*.json"))
         found = (self.record(study, key) for key in keys)
         return [record for record in found if record is not None]
 
     def add(self, records: Iterable[Record]) -> None:  # noqa: D102
         for record in records:
             atomic.write_text(self.path(record.study, record.key), to_json(record) + "\n")
+
+    def unfinished_checkpoint(self, study: str, key: str) -> Path:
+        """Return the file of the checkpoint of a run that is not finished, or not yet put away."""
+        return self.folder / "unfinished" / study / f"{key}.pt"
+
+    def checkpoint_of(self, record: Record) -> Path | None:  # noqa: D102
+        unfinished = self.unfinished_checkpoint(record.study, record.key)
+        digest = record.provenance.get("checkpoint")
+        if digest is not None and digest_of(unfinished) == digest:
+            return unfinished
+        return super().checkpoint_of(record)
 
     def lock(self, study: str, key: str) -> FileLock:
         """Return the lock that a process holds while it is at a run; ``with`` waits for it."""
@@ -95,10 +128,17 @@ class PublishedResults(Shelf):
 
     A study's file is read once and remembered, so that whoever holds this object judges all along
     by one state of it.
+
+    Parameters
+    ----------
+    folder : Path
+    is_current : callable
+        Says of a record whether the present code made it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, is_current: Callable[[Record], bool]) -> None:
         super().__init__(folder)
+        self._is_current = is_current
         self._known: dict[str, dict[str, Record]] = {}
 
     def path(self, study: str) -> Path:
@@ -138,14 +178,16 @@ class PublishedResults(Shelf):
 
     def _by_key(self, study: str) -> dict[str, Record]:
         if study not in self._known:
-            self._known[study] = dict(sorted(preferred(self._read(study)).items()))
+            kept = preferred(self._read(study), self._is_current)
+            self._known[study] = dict(sorted(kept.items()))
         return self._known[study]
 
     def _read(self, study: str) -> list[Record]:
         path = self.path(study)
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A string may hold other characters at which `splitlines` would cut.
+        lines = read_text(path).removesuffix("\n").split("\n")
         records = [from_json(line, f"{path}:{i}") for i, line in enumerate(lines, start=1)]
         for record in records:
             if record.study != study:
@@ -155,13 +197,29 @@ class PublishedResults(Shelf):
         return records
 
 
-def preferred(records: Iterable[Record]) -> dict[str, Record]:
-    """Keep one record a key: a clean one before a dirty one, then the latest, then the first."""
-    return {record.key: record for record in sorted(reversed(list(records)), key=_rank)}
+def preferred(records: Iterable[Record], is_current: Callable[[Record], bool]) -> dict[str, Record]:
+    """Keep the best record of each key, as `best_first` ranks them."""
+    by_key: dict[str, list[Record]] = {}
+    for record in records:
+        by_key.setdefault(record.key, []).append(record)
+    return {key: best_first(own, is_current)[0] for key, own in by_key.items()}
 
 
-def _rank(record: Record) -> tuple[bool, bool, str]:
-    return record.profile != "smoke", record.clean, str(record.provenance["date"])
+def best_first(records: Sequence[Record], is_current: Callable[[Record], bool]) -> list[Record]:
+    """Return records of one run, the best first.
+
+    A record of the laptop or paper profile is better than a smoke run's, then a clean one than a
+    dirty one, then one by the present code than a stale one, then a later one than an earlier one,
+    because clocks go wrong and code does not; of two alike the first stays the first.
+    """
+    if len(records) < 2:
+        return list(records)
+
+    def rank(record: Record) -> tuple[bool, bool, bool, str]:
+        date = str(record.provenance["date"])
+        return record.profile != "smoke", record.clean, is_current(record), date
+
+    return sorted(records, key=rank, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -189,19 +247,19 @@ class Archive:
 
     def __init__(self, store: str | Path | None = None) -> None:
         self.working = WorkingStore(store_folder(store))
-        self.published = PublishedResults(results_folder())
+        self.published = PublishedResults(results_folder(), self._is_current)
         self._codes: dict[str, str] = {}
 
     def candidates(self, study: str, key: str, profile: str) -> list[Record]:
         """Return the records of one run that count at a profile, the best first.
 
         A record made at the smoke profile counts for that profile alone, and published records,
-        which none of a smoke run's results may come from, do not count for it. A clean record is
-        better than a dirty one, then a later one, then a published one.
+        which none of a smoke run's results may come from, do not count for it. See `best_first`;
+        of two alike the published one comes first.
         """
         found = (shelf.record(study, key) for shelf in self._shelves(profile))
         counting = [record for record in found if record is not None and _counts(record, profile)]
-        return sorted(counting, key=_rank, reverse=True)
+        return best_first(counting, self._is_current)
 
     def records(self, study: str, profile: str | None = None) -> list[Record]:
         """Return the best record of every finished run of a study; see `candidates`.
@@ -214,12 +272,13 @@ class Archive:
             Keep the configurations of this profile's grid, in the grid's order. Without a profile
             every record counts, and they are sorted by key.
         """
-        found = preferred(
+        counting = (
             record
             for shelf in self._shelves(profile)
             for record in shelf.records(study)
             if _counts(record, profile)
         )
+        found = preferred(counting, self._is_current)
         if profile is None:
             return [record for _, record in sorted(found.items())]
         keys = [key_of(study, c) for c in configurations(study_named(study), profile)]
@@ -227,14 +286,12 @@ class Archive:
 
     def checkpoint_of(self, record: Record) -> Path | None:
         """Return the checkpoint of the very run that made a record; None if it was not kept."""
-        for shelf in (self.published, self.working):
-            path = shelf.checkpoint(record.study, record.key)
-            own = shelf.record(record.study, record.key)
-            # A checkpoint beside no record may be that of a run killed halfway. An audit renews a
-            # published record and keeps its date.
-            if own is not None and _date(own) == _date(record) and path.is_file():
-                return path
-        return None
+        found = (shelf.checkpoint_of(record) for shelf in (self.published, self.working))
+        return next((path for path in found if path is not None), None)
+
+    def better(self, one: Record, other: Record) -> Record:
+        """Return the better of two records of one run; see `best_first`."""
+        return best_first([one, other], self._is_current)[0]
 
     def code(self, study: Study) -> str:
         """Return the fingerprint of the study's code when this archive was first asked for it."""
@@ -268,7 +325,7 @@ class Archive:
                     f"study {study!r} has no laptop or paper record in {self.working.folder}; "
                     "run it first."
                 )
-            merged = preferred([*before, *serious])
+            merged = preferred([*before, *serious], self._is_current)
             dirty = [record for record in merged.values() if not record.clean]
             if dirty and not allow_dirty:
                 raise ValueError(
@@ -290,15 +347,24 @@ class Archive:
         FileNotFoundError
             If the store has no checkpoint of it.
         """
-        if self.published.record(study, key) is None:
+        record = self.published.record(study, key)
+        if record is None:
             raise ValueError(f"study {study!r} has no published record {key!r}; publish it first.")
-        source = self.working.checkpoint(study, key)
-        if not source.is_file():
-            raise FileNotFoundError(f"{source} does not exist; run the study in this store first.")
-        target = self.published.checkpoint(study, key)
-        with atomic.replacing(target) as file:
-            file.write(source.read_bytes())
+        source, target = self.checkpoint_of(record), self.published.checkpoint(study, key)
+        if source is None:
+            raise FileNotFoundError(
+                f"{self.working.checkpoint(study, key)} does not exist or is another run's than "
+                "that of the published record; run the study in this store first."
+            )
+        if source != target:
+            atomic.copy(source, target)
         return target
+
+    def _is_current(self, record: Record) -> bool:
+        # Nothing is current of a study that is no more.
+        if record.study not in study_names():
+            return False
+        return not self.is_stale(study_named(record.study), record)
 
     def _shelves(self, profile: str | None) -> tuple[Shelf, ...]:
         # A smoke run exercises every live path, so nothing is finished before it begins.
@@ -350,9 +416,14 @@ def records_of(
     return found
 
 
+def digest_of(path: Path) -> str | None:
+    """Return the SHA-256 of a file's content; None if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
 def _counts(record: Record, profile: str | None) -> bool:
     return profile in (None, "smoke") or record.profile != "smoke"
-
-
-def _date(record: Record) -> str:
-    return str(record.provenance["date"])

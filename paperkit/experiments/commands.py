@@ -8,6 +8,7 @@ from collections.abc import Callable
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import audit
 from paperkit.experiments.engines import ENGINES
+from paperkit.experiments.merging import merge
 from paperkit.experiments.running import RERUN, run_study
 from paperkit.experiments.study import PROFILES, configurations, study_named, study_names
 
@@ -39,6 +40,7 @@ def _add_study_commands(
     parser.add_argument("name", help="the study")
     parser.add_argument("--profile", choices=PROFILES, default="laptop")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="in-process")
+    parser.add_argument("--jobs", type=int, help="number of processes (one a core)")
     parser.add_argument(
         "--rerun",
         choices=RERUN,
@@ -47,6 +49,10 @@ def _add_study_commands(
         help="run again what other code, or uncommitted code, made",
     )
     _add_store_and_device(parser)
+
+    parser = _command(subparsers, "merge", _merge, "merge another machine's store into this one")
+    parser.add_argument("other", help="the other working store")
+    parser.add_argument("--store", help="the working store (_build/store)")
 
     parser = _command(subparsers, "publish", _publish, "merge a study's records into results/")
     parser.add_argument("name", help="the study")
@@ -97,6 +103,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.profile,
         arguments.store,
         arguments.engine,
+        jobs=arguments.jobs,
         device=arguments.device,
         rerun=arguments.rerun,
     )
@@ -109,6 +116,20 @@ def _run(arguments: argparse.Namespace) -> int:
     if dirty:
         print(f"{dirty} of them come from uncommitted code and earn no verdict: --rerun dirty.")
     return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    done = merge(arguments.other, arguments.store)
+    print(
+        f"{done.added} records are new, {done.replaced} replaced older or lesser ones, "
+        f"{done.kept} were here already; {done.vouched} come from copies of this code."
+    )
+    for conflict in done.conflicts:
+        print(
+            f"conflict in {conflict.study}: {conflict.other} and {conflict.kept} disagree, though "
+            "the same code made both; the latter was kept."
+        )
+    return 1 if done.conflicts else 0
 
 
 def _publish(arguments: argparse.Namespace) -> int:

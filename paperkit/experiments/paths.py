@@ -39,16 +39,23 @@ def repository_root() -> Path:
     return root
 
 
-def store_folder(store: str | Path | None = None) -> Path:
+def store_folder(store: str | Path | None = None, name: str = "store") -> Path:
     """Return the working store: the given folder, or ``_build/store`` in the repository.
 
     The environment variable ``PAPERKIT_STORE`` overrides the latter: the book is built and
     compared on an empty store, so that a study of the user's own does not leak into it.
+
+    Raises
+    ------
+    ValueError
+        If the path is a file or a loop of links.
     """
     if store is None:
         named = os.environ.get(STORE_VARIABLE)
-        return Path(named).resolve() if named else repository_root() / "_build" / "store"
-    return arguments.path("store", store).expanduser().resolve()
+        if not named:
+            return repository_root() / "_build" / "store"
+        return _folder(STORE_VARIABLE, Path(named))
+    return _folder(name, arguments.path(name, store).expanduser())
 
 
 def results_folder() -> Path:
@@ -67,3 +74,16 @@ def locks_folder() -> Path:
 def claims_folder() -> Path:
     """Return the folder of the claims' YAML files, ``claims/`` in the repository."""
     return repository_root() / "claims"
+
+
+def _folder(name: str, path: Path) -> Path:
+    """Return the absolute path of a folder, which need not exist."""
+    try:
+        folder = path.resolve()
+        is_other = folder.exists() and not folder.is_dir()
+    except (OSError, RuntimeError) as error:  # Python before 3.13 raises RuntimeError for a loop
+        reason = str(error) if isinstance(error, OSError) else "its links lead in a circle"
+        raise ValueError(f"{name}={str(path)!r} cannot be used: {reason}.") from None
+    if is_other:
+        raise ValueError(f"{name}={str(path)!r} is no folder: name one, or a path that is free.")
+    return folder

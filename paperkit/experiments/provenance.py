@@ -51,8 +51,10 @@ def tree_state(root: Path = PACKAGE.parent) -> TreeState:
 
 def _git(root: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(root), *arguments]
+    # Variables such as GIT_DIR, which hooks set, would ask another repository.
+    environment = {n: value for n, value in os.environ.items() if not n.startswith("GIT_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

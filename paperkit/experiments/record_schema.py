@@ -33,17 +33,16 @@ class _Line(Entry):
     provenance: _Provenance
 
 
-def read(text: str) -> dict[str, Any]:
+def checked(content: Any) -> dict[str, Any]:
     """Return the fields of a record's line.
 
     Raises
     ------
     ValueError
-        If the text is no JSON, or a field is missing, unknown or of another type. The sentence
-        names the field.
+        If a field is missing, unknown or of another type. The sentence names the field.
     """
     try:
-        line = _Line.model_validate_json(text)
+        line = _Line.model_validate(content)
     except ValidationError as error:
         place, sentence = refusal(error)
         raise ValueError(f"{place}: {sentence}" if place else sentence) from None

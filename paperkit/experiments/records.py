@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 Configuration = dict[str, Any]
 FIELDS = ("study", "profile", "configuration", "metrics", "provenance")
+SCHEMA = 1
+"""Version of a record's line; a line that names none is of the first."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def key_of(study: str, configuration: Configuration) -> str:
 def to_json(record: Record) -> str:
     """Return the record as one line of JSON, the same bytes for the same record."""
     content = {name: getattr(record, name) for name in ("key", *FIELDS)}
-    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    line = {**content, "schema": SCHEMA}
+    return json.dumps(line, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 def from_json(text: str, location: str) -> Record:
@@ -102,13 +107,18 @@ def from_json(text: str, location: str) -> Record:
     Raises
     ------
     ValueError
-        If the text is damaged: no JSON, a field missing or of another type, or a key that is not
-        its own. The sentence names the location, the field and the remedy.
+        If the text is damaged: no JSON, a field missing, given twice or of another type, a number
+        that is not finite, or a key that is not its own; or if a later version of this library
+        wrote it. The sentence names the location, the field and the remedy.
     """
     try:
-        content = _reader()(text)
+        content = _content(text)
+        _require_known_schema(content, location)
+        content = _fields()(content)
         record = Record(**{name: content[name] for name in FIELDS}, location=location)
         belongs = content["key"] == record.key
+    except LaterSchemaError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{location} is damaged: {error} {_REMEDY}") from None
     if not belongs:
@@ -119,15 +129,97 @@ def from_json(text: str, location: str) -> Record:
     return record
 
 
-def _reader() -> Callable[[str], dict[str, Any]]:
-    """Return the schema's reader; without pydantic, which a GPU's machine may lack, JSON's."""
+class LaterSchemaError(ValueError):
+    """A record that a later version of this library wrote."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file of records.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not UTF-8.
+    """
     try:
-        from paperkit.experiments.record_schema import read
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged: its byte {error.start} is not UTF-8. {_REMEDY}"
+        ) from None
+
+
+def _content(text: str) -> Any:
+    try:
+        return json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_finite_integer,
+            object_pairs_hook=_require_unique,
+        )
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("it is not JSON.") from None
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"it holds {word}, and a record holds finite numbers.")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text[:20])
+
+
+def _finite_integer(text: str) -> int:
+    # A longer number is no float, and criteria compute with floats.
+    return int(text) if len(text) < sys.float_info.max_10_exp else _refuse_constant(text[:20])
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is given twice.")
+    return content
+
+
+def _require_known_schema(content: Any, location: str) -> None:
+    schema = content.pop("schema", SCHEMA) if isinstance(content, dict) else SCHEMA
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise ValueError(f"schema is {schema!r}; it is a whole number from 1.")
+    if schema > SCHEMA:
+        raise LaterSchemaError(
+            f"{location} is of schema {schema}, and this version of paperkit reads schemas up to "
+            f"{SCHEMA}: install a later version. The record is left as it is."
+        )
+
+
+def _fields() -> Callable[[Any], dict[str, Any]]:
+    """Return the schema's check; a plainer one without pydantic, which a GPU's machine may lack."""
+    try:
+        from paperkit.experiments.record_schema import checked
     except ModuleNotFoundError as error:
         if error.name != "pydantic":
             raise
-        return json.loads
-    return read
+        return _plain_fields
+    return checked
+
+
+def _plain_fields(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping.")
+    for name in ("key", *FIELDS):
+        kind = dict if name in ("configuration", "metrics", "provenance") else str
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"the field {name!r} is missing or of another type.")
+    for name in ("date", "dirty", "fingerprint"):
+        if name not in content["provenance"]:
+            raise ValueError(f"provenance: the field {name!r} is missing.")
+    return content
 
 
 _REMEDY = "Restore it from git or delete it and run the study again."

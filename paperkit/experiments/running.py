@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -14,8 +18,8 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from paperkit import arguments, atomic
-from paperkit.experiments import provenance
-from paperkit.experiments.archive import Archive
+from paperkit.experiments import provenance, studies
+from paperkit.experiments.archive import Archive, digest_of
 from paperkit.experiments.engines import engine_named
 from paperkit.experiments.records import Configuration, Record, key_of, plain_metrics
 from paperkit.experiments.study import (
@@ -24,6 +28,7 @@ from paperkit.experiments.study import (
     configurations,
     require_profile,
     study_named,
+    study_names,
 )
 
 RERUN = ("stale", "dirty")
@@ -91,6 +96,8 @@ class Session:
         Which finished runs count as not finished.
     inputs : Session, optional
         The session that serves the runs that a run needs; by default this one.
+    name : str
+        Shared by the processes that serve one call; what it has run is not run again.
     """
 
     archive: Archive
@@ -99,7 +106,7 @@ class Session:
     progress: bool = False
     rerun: Sequence[str] = ()
     inputs: Session | None = None
-    _performed: set[str] = field(default_factory=set, init=False)
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @cached_property
     def tree(self) -> provenance.TreeState:
@@ -129,6 +136,7 @@ class Session:
         if found is None:
             with self._lock(study, configuration):
                 found = self.finished(study, configuration) or self.perform(study, configuration)
+        self.put_away(study.name, found.key)
         return found
 
     def checkpoint(self, study: Study, configuration: Configuration) -> tuple[Record, Path]:
@@ -157,14 +165,16 @@ class Session:
         """Run one configuration and write its record, last."""
         key = key_of(study.name, configuration)
         code = self.archive.code(study)
-        resumed = self._prepare_checkpoint(study, key, code)
+        checkpoint = self.archive.working.unfinished_checkpoint(study.name, key)
+        self.put_away(study.name, key)
+        resumed = self._prepare(checkpoint, code)
         given: dict[str, Record] = {}
         provenance.reset_peak_memory(self.device)
         watch = provenance.Stopwatch()
         context = _RunContext(
             self.device,
             self.archive.working.folder,
-            self.archive.working.checkpoint(study.name, key),
+            checkpoint,
             self.progress,
             study,
             self.inputs or self,
@@ -190,18 +200,23 @@ class Session:
                 "fingerprint": code,
                 "inputs": {other.key: other.study for other in given.values()},
                 "resumed": resumed,
+                "checkpoint": digest_of(checkpoint),
+                "session": self.name,
             },
         )
         self.archive.working.add([record])
-        self._performed.add(key)
+        self.put_away(study.name, key)
+        for path in (self.archive.working.path(study.name, key), checkpoint):
+            atomic.forget_partial(path)
+            atomic.forget_partial(path.with_suffix(".json"))
         return record
 
     def _finished(self, study: Study, configuration: Configuration) -> list[Record]:
         """Return the records for which a run counts as finished, the best first."""
         key = key_of(study.name, configuration)
-        if key in self._performed:
-            record = self.archive.working.record(study.name, key)
-            return [] if record is None else [record]
+        own = self.archive.working.record(study.name, key)
+        if own is not None and own.provenance.get("session") == self.name:
+            return [own]
         candidates = self.archive.candidates(study.name, key, self.profile)
         return [record for record in candidates if not self._runs_again(study, record)]
 
@@ -213,21 +228,38 @@ class Session:
     def _lock(self, study: Study, configuration: Configuration) -> FileLock:
         return self.archive.working.lock(study.name, key_of(study.name, configuration))
 
-    def _prepare_checkpoint(self, study: Study, key: str, code: str) -> bool:
+    def _prepare(self, checkpoint: Path, code: str) -> bool:
         """Make room for a run's checkpoint; say whether one is there to resume from."""
-        path = self.archive.working.checkpoint(study.name, key)
-        note = path.with_suffix(".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        begun = {"fingerprint": code, "dirty": self.tree.dirty}
-        # A finished run that runs again begins anew; so does one begun by other code, or by
-        # uncommitted code when this one is committed.
-        again = self.archive.working.path(study.name, key)
-        same = note.is_file() and json.loads(note.read_text(encoding="utf-8")) == begun
-        if again.is_file() or not same:
-            again.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-            atomic.write_text(note, json.dumps(begun) + "\n")
-        return path.is_file()
+        note = checkpoint.with_suffix(".json")
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        begun = json.dumps({"fingerprint": code, "dirty": self.tree.dirty}) + "\n"
+        # A run begun by other code begins anew; so does one begun by uncommitted code when this
+        # one is committed.
+        if not note.is_file() or note.read_bytes() != begun.encode():
+            checkpoint.unlink(missing_ok=True)
+            atomic.write_text(note, begun)
+        return checkpoint.is_file()
+
+    def put_away(self, study: str, key: str) -> None:
+        """Move the checkpoint of a finished run to its place, also that of one killed before that.
+
+        The record comes first and names its checkpoint by its digest, so that one is found for the
+        other wherever it is, and the checkpoint of an older run is never taken for this one's.
+        """
+        working = self.archive.working
+        checkpoint = working.unfinished_checkpoint(study, key)
+        note = checkpoint.with_suffix(".json")
+        record = working.record(study, key) if note.is_file() else None
+        if record is None or "checkpoint" not in record.provenance:
+            return
+        if checkpoint.is_file() and digest_of(checkpoint) != record.provenance["checkpoint"]:
+            return  # a later run is under way
+        place = working.checkpoint(study, key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may be doing the same; a run without a checkpoint has none to move.
+        with suppress(FileNotFoundError):
+            os.replace(checkpoint, place)
+        note.unlink(missing_ok=True)
 
 
 def run_study(
@@ -237,6 +269,7 @@ def run_study(
     engine: str = "in-process",
     progress: bool = True,
     *,
+    jobs: int | None = None,
     device: str | torch.device = "cpu",
     rerun: Sequence[str] = (),
 ) -> list[Record]:
@@ -252,9 +285,13 @@ def run_study(
     profile : {"smoke", "laptop", "paper"}
     store : path, optional
         The working store; by default ``_build/store`` in the repository.
-    engine : {"in-process"}
+    engine : {"in-process", "processes"}
+        This process, which runs one configuration after another, or several processes of this
+        machine, which share its cores; the records are the same.
     progress : bool
         Show a progress bar on standard error while something is run.
+    jobs : int, optional
+        Number of processes; by default one a core.
     device : str or torch.device
     rerun : sequence of {"stale", "dirty"}
         Run again what was finished by other code, or by uncommitted code; also the runs that
@@ -280,12 +317,19 @@ def run_study(
     study = study if isinstance(study, Study) else study_named(study)
     words = arguments.names("rerun", rerun, RERUN, at_least=0)
     run_all = engine_named(engine)
+    if jobs is not None:
+        jobs = arguments.integer("jobs", jobs, at_least=1)
     require_profile(profile)
     progress, device = arguments.flag("progress", progress), arguments.device("device", device)
+    if device.type == "meta":
+        raise ValueError("device='meta' holds no numbers: pass 'cpu' or 'cuda'.")
     session = Session(Archive(store), profile, device, progress, tuple(words))
     grid = configurations(study, profile)
+    for configuration in grid:
+        session.put_away(study.name, key_of(study.name, configuration))
     done = {key_of(study.name, c): session.finished(study, c) for c in grid}
     pending = [c for c in grid if done[key_of(study.name, c)] is None]
+    finishing = run_all(_Errand.of(session, study), pending, jobs) if pending else iter(())
     bar = tqdm(
         total=len(grid),
         initial=len(grid) - len(pending),
@@ -294,10 +338,73 @@ def run_study(
         disable=not (progress and pending),
     )
     with bar:
-        for record in run_all(lambda c: session.record(study, c), pending):
+        for record in finishing:
             done[record.key] = record
             bar.update()
     return [record for record in done.values() if record is not None]
+
+
+@dataclass(frozen=True)
+class _Errand:
+    """A function from a configuration to its record, for an engine: plain, so that it travels."""
+
+    study: str | Study
+    code: str
+    store: Path
+    profile: str
+    device: torch.device
+    progress: bool
+    rerun: tuple[str, ...]
+    name: str
+    tree: provenance.TreeState
+
+    @classmethod
+    def of(cls, session: Session, study: Study) -> _Errand:
+        """Return the errand of a session; a study that can be imported travels as its name."""
+        is_named = study.name in study_names() and study_named(study.name) is study
+        return cls(
+            study.name if is_named else study,
+            session.archive.code(study),
+            session.archive.working.folder,
+            session.profile,
+            session.device,
+            session.progress,
+            tuple(session.rerun),
+            session.name,
+            session.tree,
+        )
+
+    def __call__(self, configuration: Configuration) -> Record:
+        session, study = _session_of(self)
+        return session.record(study, configuration)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if isinstance(self.study, Study):
+            raise ValueError(
+                f"study {self.study.name!r} cannot be imported by another process: put it into a "
+                f"module of {studies.__name__}, or take engine='in-process'."
+            )
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))
+
+
+@lru_cache(maxsize=1)
+def _session_of(errand: _Errand) -> tuple[Session, Study]:
+    """Return the session that serves an errand in this process, and the study."""
+    study = errand.study if isinstance(errand.study, Study) else study_named(errand.study)
+    session = Session(
+        Archive(errand.store),
+        errand.profile,
+        errand.device,
+        errand.progress,
+        errand.rerun,
+        name=errand.name,
+    )
+    session.tree = errand.tree
+    if session.archive.code(study) != errand.code:
+        raise RuntimeError(
+            f"the code of study {study.name!r} was changed while it ran: start it again."
+        )
+    return session, study
 
 
 def _any_dirty(dirty: bool | None, given: dict[str, Record]) -> bool | None:

@@ -167,7 +167,29 @@ def claims_schema() -> str:
 
 
 class ClaimLoader(yaml.SafeLoader):
-    """YAML 1.1 without two of its traps: ``1e-10`` is a number and a date stays text."""
+    """YAML 1.1 without four of its traps.
+
+    ``1e-10`` is a number, a date stays text, a key stands once, and nothing is repeated by an
+    alias, of which few lines can make an endless document.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: D102
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, "claims use no aliases; write the value out", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: D102
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 ClaimLoader.yaml_implicit_resolvers = {

@@ -444,7 +444,7 @@ def values_of(record: Record, metric: str) -> list[float]:
     Raises
     ------
     ValueError
-        If the record has no such metric or it holds something else than numbers.
+        If the record has no such metric or it holds something else than finite numbers.
     """
     found: Any = record.metrics
     for part in metric.split("."):
@@ -460,7 +460,14 @@ def values_of(record: Record, metric: str) -> list[float]:
             f"the metric {metric!r} of the record {record.location or record.key} is not a "
             "number, a list of numbers or a dictionary of them."
         )
-    return [value for value in numbers if value is not None]
+    finite = [value for value in numbers if value is not None]
+    wrong = next((value for value in finite if not math.isfinite(value)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"the metric {metric!r} of the record {record.location or record.key} holds {wrong}, "
+            "which is not finite; no verdict rests on that."
+        )
+    return finite
 
 
 def _numbers(found: Any) -> Collection[float | None]:

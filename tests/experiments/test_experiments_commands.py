@@ -87,3 +87,20 @@ def test_every_command_has_a_help_text(capsys):
             build_parser().parse_args([*words, "--help"])
         assert caught.value.code == 0
         assert capsys.readouterr().out.startswith("usage: paperkit " + " ".join(words))
+
+
+def test_a_store_that_is_no_folder_is_refused_in_a_sentence(tmp_path, capsys):
+    file, loop = tmp_path / "file", tmp_path / "loop"
+    file.touch()
+    loop.symlink_to(loop)
+    for store, reason in ((file, "is no folder"), (loop, "cannot be used"), ("", "must be a path")):
+        assert main(["study", "list", f"--store={store}"]) == 1
+        told = capsys.readouterr().err
+        assert reason in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("device", ["meta", "nonsense", "cuda:99"])
+def test_a_device_that_cannot_compute_is_refused_in_a_sentence(device, store, capsys):
+    assert main(["study", "run", "selftest_training", f"--device={device}"]) == 1
+    told = capsys.readouterr().err
+    assert f"device='{device}'" in told and told.count("\n") == 1

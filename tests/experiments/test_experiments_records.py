@@ -1,6 +1,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from paperkit.experiments import Record, records_of, run_study
+from paperkit.experiments import Record, provenance, records_of, run_study
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.provenance import tree_state
 from paperkit.experiments.records import from_json, key_of, plain_metrics, to_json
@@ -66,6 +67,16 @@ def test_a_record_survives_its_line_of_json_exactly():
             lambda text: text.replace('"date": ', '"data": '),
             "provenance: the field 'date' is missing.",
         ),
+        (lambda text: text.replace("0.1", "NaN"), "it holds NaN, and a record holds finite"),
+        (lambda text: text.replace("0.1", "-Infinity"), "it holds -Infinity"),
+        (lambda text: text.replace("0.1", "1e999"), "it holds 1e999"),
+        (lambda text: text.replace("0.1", "9" * 400), "it holds 99999"),
+        (lambda text: text.replace("0.1", "[" * 100_000), "it is not JSON"),
+        (
+            lambda text: text.replace('"metrics": ', '"metrics": {}, "metrics": '),
+            "the field 'metrics' is given twice",
+        ),
+        (lambda text: text.replace('"schema": 1', '"schema": "one"'), "schema is 'one'; it is a"),
     ],
 )
 def test_a_damaged_line_is_reported_with_file_and_line_number(spoil, sentence, root):
@@ -75,6 +86,79 @@ def test_a_damaged_line_is_reported_with_file_and_line_number(spoil, sentence, r
         records_of("study")
     assert str(caught.value).startswith(f"{path}:2 is damaged: ")
     assert str(caught.value).endswith("run the study again.")
+
+
+def test_without_pydantic_a_damaged_line_is_refused_as_well(root, monkeypatch):
+    monkeypatch.delitem(sys.modules, "paperkit.experiments.record_schema", raising=False)
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    line = to_json(record())
+    assert from_json(line, "here") == record()
+    for old, new, sentence in (
+        ('"metrics": {', '"metrics": [], "m": {', "the field 'metrics' is missing or of another"),
+        ('"date": ', '"data": ', "provenance: the field 'date' is missing"),
+        ("0.1", "NaN", "it holds NaN"),
+    ):
+        assert old in line
+        with pytest.raises(ValueError, match=sentence):
+            from_json(line.replace(old, new), "here")
+
+
+def test_a_record_of_a_later_schema_is_left_alone_and_not_called_damaged(root):
+    path = root / "results" / "study.jsonl"
+    text = to_json(record()).replace('"schema": 1', '"schema": 2') + "\n"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"is of schema 2, .* install a later version") as caught:
+        records_of("study")
+    assert "damaged" not in str(caught.value)
+    assert "delete" not in str(caught.value)
+    assert path.read_text() == text
+
+
+def test_a_record_without_a_schema_is_of_the_first(root):
+    line = to_json(record()).replace(', "schema": 1', "")
+    assert "schema" not in line
+    assert from_json(line, "here") == record()
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n"])
+def test_marks_of_lines_inside_a_string_cut_no_record(mark, root):
+    odd = replace(record(), provenance={**record().provenance, "device": f"cpu{mark}0"})
+    published = Archive().published
+    published.add([odd, record(seed=1)])
+    published.forget("study")
+    assert {r.provenance.get("device") for r in published.records("study")} == {f"cpu{mark}0", None}
+
+
+def test_a_file_that_is_no_text_is_named(root, store):
+    path = root / "results" / "study.jsonl"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"study\.jsonl is damaged: its byte 0 is not UTF-8"):
+        records_of("study")
+
+
+def test_a_record_in_the_place_of_another_is_refused_and_says_where_it_belongs(store):
+    working = Archive(store).working
+    working.add([record()])
+    place = working.path("study", record(seed=1).key)
+    place.write_bytes(working.path("study", record().key).read_bytes())
+    with pytest.raises(ValueError, match=f"move it to .*{record().key}.json"):
+        working.records("study")
+    assert place.is_file()
+
+
+def test_the_code_decides_before_the_clock(studies_folder, store, committed, edit, monkeypatch):
+    clock = iter([f"2030-01-0{day}T00:00:00.000Z" for day in range(1, 4)])
+    monkeypatch.setattr(provenance, "now", lambda: next(clock))
+    run_study("selftest_training", "laptop", store, progress=False)
+    Archive(store).publish("selftest_training")
+    edit("selftest_training.py", '"ordered": True', '"ordered": False')
+    monkeypatch.setattr(provenance, "now", lambda: "2026-01-01T00:00:00.000Z")  # the clock went back
+    new = run_study("selftest_training", "laptop", store, progress=False, rerun=("stale",))
+    assert [r.metrics["ordered"] for r in new] == [False] * 3
+    Archive(store).publish("selftest_training")
+    kept = Archive(store).published.records("selftest_training")
+    assert [r.metrics["ordered"] for r in kept] == [False] * 3
+    assert {r.provenance["date"][:4] for r in kept} == {"2026"}
 
 
 def test_a_record_of_another_study_is_reported(root):
@@ -218,6 +302,20 @@ def test_the_tree_is_dirty_when_code_changes_and_not_when_prose_does(tmp_path):
     assert tree_state(tmp_path / "paperkit").commit is None
 
 
+def test_the_tree_is_this_one_whatever_repository_a_hook_names(tmp_path, monkeypatch):
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    for folder in (ours, other):
+        for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", folder.name]):
+            identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+            folder.mkdir(exist_ok=True)
+            subprocess.run(["git", "-C", str(folder), *identity, *command], check=True)
+    before = tree_state(ours)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    assert before.commit is not None
+    assert tree_state(ours) == before
+
+
 def test_publishing_again_changes_no_byte(studies_folder, store, committed):
     run_study("selftest_training", "laptop", store, progress=False)
     assert Archive(store).publish("selftest_training").changed == 3
@@ -316,9 +414,22 @@ def test_a_checkpoint_is_published_only_beside_its_record(studies_folder, store,
     with pytest.raises(ValueError, match=r"has no published record .* publish it first"):
         Archive(store).publish_checkpoint("selftest_training", found.key)
     Archive(store).publish("selftest_training")
-    assert Archive(store).publish_checkpoint("selftest_training", found.key).is_file()
+    empty = Archive(store.parent / "empty")
     with pytest.raises(FileNotFoundError, match="run the study in this store first"):
-        Archive(store.parent / "empty").publish_checkpoint("selftest_training", found.key)
+        empty.publish_checkpoint("selftest_training", found.key)
+    path = Archive(store).publish_checkpoint("selftest_training", found.key)
+    before = path.read_bytes()
+    assert empty.publish_checkpoint("selftest_training", found.key) == path  # a second call changes nothing
+    assert path.read_bytes() == before
+
+
+def test_the_checkpoint_of_another_run_is_not_published(studies_folder, store, committed):
+    (found, *_) = run_study("selftest_training", "laptop", store, progress=False)
+    archive = Archive(store)
+    archive.publish("selftest_training")
+    archive.working.checkpoint("selftest_training", found.key).write_bytes(b"another")
+    with pytest.raises(FileNotFoundError, match="is another run's than that of the published"):
+        archive.publish_checkpoint("selftest_training", found.key)
 
 
 def test_a_damaged_file_in_the_store_is_named(tmp_path):

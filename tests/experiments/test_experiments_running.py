@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from paperkit.experiments import records_of, run_study
+from paperkit.experiments import archive, records_of, run_study
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import key_of
 from paperkit.experiments.study import Study, study_named, study_names
@@ -318,3 +319,61 @@ def test_a_run_is_seeded_and_leaves_the_global_generator_alone(studies_folder, s
 def test_nothing_is_written_to_results_by_running(studies_folder, store):
     run_study("selftest_training", "laptop", store, progress=False)
     assert not Archive().published.path("selftest_training").exists()
+
+
+def test_what_is_finished_stays_until_its_successor_is(studies_folder, store, committed, edit):
+    before = run_study("selftest_training", "laptop", store, progress=False)
+    edit("selftest_training.py", '"ordered": True', '"ordered": False')
+    (store / "disturb").write_text("raise")
+    with pytest.raises(RuntimeError, match="disturbed"):
+        run_study("selftest_training", "laptop", store, progress=False, rerun=["stale"])
+    archive = Archive(store)
+    found = archive.working.records("selftest_training")
+    assert [r.metrics["ordered"] for r in sorted(found, key=lambda r: r.seed)] == [
+        False,
+        True,
+        True,
+    ]
+    # The records that are left still have the checkpoints of their own runs.
+    for record in (r for r in found if r.metrics["ordered"]):
+        state = json.loads(archive.checkpoint_of(record).read_text())
+        assert state == {"step": 4, "total": record.metrics["total"]}
+    (store / "disturb").unlink()
+    after = run_study("selftest_training", "laptop", store, progress=False, rerun=["stale"])
+    assert [r.metrics["total"] for r in after] == [r.metrics["total"] for r in before]
+    assert litter(store) == []
+
+
+def litter(store):
+    """List what no finished run should leave: checkpoints and notes under way, partial files."""
+    unfinished = [path for path in (store / "unfinished").rglob("*") if path.is_file()]
+    return unfinished + [path for path in store.rglob(".*") if path.is_file()]
+
+
+@pytest.mark.parametrize("moment", ["before the record", "before the checkpoint"])
+def test_a_run_killed_while_it_is_put_away_is_whole_afterwards(
+    moment, studies_folder, store, committed, monkeypatch, log
+):
+    class KilledError(Exception):
+        pass
+
+    def kill(*arguments):
+        raise KilledError
+
+    with monkeypatch.context() as killed, pytest.raises(KilledError):
+        if moment == "before the record":
+            killed.setattr(archive.WorkingStore, "add", kill)
+        else:
+            replace_file = os.replace
+            killed.setattr(
+                os,
+                "replace",
+                lambda old, new: (kill if str(new).endswith(".pt") else replace_file)(old, new),
+            )
+        run_study("selftest_training", "smoke", store, progress=False)
+    (record,) = run_study("selftest_training", "smoke", store, progress=False)
+    path = Archive(store).checkpoint_of(record)
+    assert json.loads(path.read_text())["total"] == record.metrics["total"]
+    starts = {"before the record": ["0", "4"], "before the checkpoint": ["0"]}
+    assert [line[-1] for line in log()] == starts[moment]  # nothing that was done is done again
+    assert litter(store) == []

@@ -64,6 +64,13 @@ def test_an_empty_folder_and_an_empty_file_have_no_claims(root):
     assert load(root, "") == []
 
 
+def test_a_document_that_repeats_itself_without_end_is_refused(root):
+    lines = ["- &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    with pytest.raises(ValueError, match=r"test\.yml is not valid YAML: claims use no aliases"):
+        load(root, "\n".join(lines))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
@@ -89,6 +96,18 @@ def test_an_empty_folder_and_an_empty_file_have_no_claims(root):
         ),
         ("kind: identity", "kind: trend", "identity_holds decides the kinds identity, not 'trend'"),
         ("criterion: {", "criterion: [", "test.yml is not valid YAML"),
+        ("1e-10", ".inf", "criterion: at_most is inf; give a finite number."),
+        ("1e-10", ".nan", "criterion: at_most is nan; give a finite number."),
+        (
+            "at_most: 1e-10",
+            "at_most: 1e-10, at_most: 1",
+            "test.yml is not valid YAML: the key 'at_most' is given twice",
+        ),
+        (
+            "profile: laptop",
+            "profile: laptop\n      profile: paper",
+            "test.yml is not valid YAML: the key 'profile' is given twice",
+        ),
         ("name: identity_holds, ", "", "criterion: the field 'name' is missing."),
         (
             "profile: laptop",

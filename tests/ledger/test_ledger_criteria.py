@@ -270,6 +270,41 @@ def test_a_unit_that_no_configuration_has_is_refused():
         fraction_at_least(records("holds", [True]), metric="holds", unit="layer", fraction=0.5)
 
 
+CALLS = {
+    "identity_holds": {"metric": "x"},
+    "inequality_holds": {"metric": "x"},
+    "counterexample_exists": {"metric": "x", "at_least": 0.5},
+    "number_matches": {
+        "metric": "x",
+        "unit": "seed",
+        "margin": 0.5,
+        "paper_value": PaperValue(value=1.0),
+    },
+    "ordering_holds": {
+        "metric": "x",
+        "unit": "seed",
+        "larger": Side(where={"side": 1}),
+        "smaller": Side(where={"side": 0}),
+    },
+    "trend_holds": {"metric": "x", "unit": "seed", "against": "side", "direction": "increasing"},
+    "fraction_at_least": {"metric": "x", "unit": "seed", "fraction": 0.5},
+}
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", CRITERIA)
+def test_no_criterion_passes_over_a_value_that_is_not_finite(name, wrong):
+    for place in range(8):
+        evidence = [
+            Record("study", "laptop", {"seed": i // 2, "side": i % 2}, {"x": 1.0 + i}, {})
+            for i in range(8)
+        ]
+        CRITERIA[name].function(evidence, **CALLS[name])  # without the wrong value nothing is refused
+        evidence[place].metrics["x"] = wrong
+        with pytest.raises(ValueError, match="is not finite; no verdict rests on that"):
+            CRITERIA[name].function(evidence, **CALLS[name])
+
+
 def test_a_missing_metric_is_named_with_those_there_are():
     with pytest.raises(ValueError, match="has no metric 'los'; it has loss"):
         values_of(records("loss", [1.0])[0], "los")

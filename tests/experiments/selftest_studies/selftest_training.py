@@ -1,6 +1,7 @@
 """A study that writes a checkpoint at every step; a file in the store makes it fail or hang."""
 
 import json
+import os
 import time
 
 import torch
@@ -36,7 +37,7 @@ def _disturb(context, seed, step):
     if order.is_file() and (seed, step) == (1, 2):
         if order.read_text() == "raise":
             raise RuntimeError("disturbed")
-        (context.store / "hanging").touch()
+        (context.store / "hanging").write_text(str(os.getpid()))
         time.sleep(3600)
 
 

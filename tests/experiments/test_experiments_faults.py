@@ -1,0 +1,126 @@
+"""Studies are killed at random moments, again and again, and end as if nothing had happened.
+
+``pytest tests/experiments/test_experiments_faults.py --faults 100`` kills a hundred times.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from paperkit.experiments import run_study
+from paperkit.experiments.archive import Archive
+from paperkit.experiments.engines import ENGINES
+
+STUDY = "selftest_many"
+DRIVER = """
+import sys
+from paperkit.experiments import run_study, studies
+studies.__path__.append(sys.argv[1])
+if __name__ == "__main__":
+    run_study(sys.argv[2], "paper", sys.argv[3], sys.argv[4], progress=False)
+"""
+
+
+RUNS = 60
+
+
+@pytest.fixture
+def start(studies_folder, tmp_path):
+    """Start a process that runs the study in a store, by an engine."""
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+
+    def start(store, engine):
+        command = [sys.executable, str(script), str(studies_folder), STUDY, str(store), engine]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def children(process):
+    """List the processes that a process has begun: workers, and what Python begins for them."""
+    path = Path(f"/proc/{process}/task/{process}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def kill(victim):
+    try:
+        os.kill(victim, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def plain(records):
+    """Return records without what differs between two runs of the same."""
+    kept = ("commit", "fingerprint", "inputs", "checkpoint")
+    return [
+        replace(r, provenance={name: r.provenance[name] for name in kept}, location="")
+        for r in records
+    ]
+
+
+def starts(store):
+    """List the seeds of the runs that were begun, in their order."""
+    path = store / "log"
+    return [int(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def litter(store):
+    """List the files that no finished study leaves."""
+    files = [path.relative_to(store) for path in store.rglob("*") if path.is_file()]
+    known = ("records", "checkpoints", "locks", "log")
+    return [path for path in files if path.parts[0] not in known or path.name.startswith(".")]
+
+
+def disturb(start, store, engine, moments, kills):
+    """Run the study, killing at random moments at most so often; return how often it was.
+
+    Whatever was finished when something was killed is whole, and is never begun again.
+    """
+    working, finished, done = Archive(store).working, [], 0
+    while True:
+        begun, child = len(starts(store)), start(store, engine)
+        while done < kills and child.poll() is None and len(starts(store)) == begun:
+            time.sleep(0.005)
+        if done < kills:
+            time.sleep(moments.uniform(0, 0.3))
+            workers = moments.choice([True, False]) and children(child.pid)
+            victims = workers or [child.pid]
+            done += child.poll() is None and any([kill(victim) for victim in victims])
+        _, told = child.communicate()
+        for record in working.records(STUDY):
+            assert Archive(store).checkpoint_of(record) is not None
+        if child.returncode == 0:
+            break
+        assert child.returncode == -signal.SIGKILL, told
+        finished.append((len(starts(store)), {r.seed for r in working.records(STUDY)}))
+    begun = starts(store)
+    assert [seed for at, seeds in finished for seed in begun[at:] if seed in seeds] == []
+    return done
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_study_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
+    engine, start, root, request, capsys
+):
+    moments, kills, begun = random.Random(0), 0, 0
+    undisturbed = run_study(STUDY, "paper", root / "undisturbed", progress=False)
+    while kills < (wanted := request.config.getoption("faults")):
+        store = root / f"disturbed, from {kills} kills on"
+        store.mkdir()
+        kills += disturb(start, store, engine, moments, wanted - kills)
+        begun += len(starts(store)) - RUNS
+        assert litter(store) == []
+        assert len(Archive(store).working.records(STUDY)) == RUNS
+        assert plain(run_study(STUDY, "paper", store, progress=False)) == plain(undisturbed)
+    with capsys.disabled():
+        print(f"\n{engine}: {kills} kills, {begun} runs begun more than once")
