@@ -152,7 +152,7 @@ def test_the_code_decides_before_the_clock(studies_folder, store, committed, edi
     run_study("selftest_training", "laptop", store, progress=False)
     Archive(store).publish("selftest_training")
     edit("selftest_training.py", '"ordered": True', '"ordered": False')
-    monkeypatch.setattr(provenance, "now", lambda: "2026-01-01T00:00:00.000Z")  # the clock went back
+    monkeypatch.setattr(provenance, "now", lambda: "2026-01-01T00:00:00.000Z")
     new = run_study("selftest_training", "laptop", store, progress=False, rerun=("stale",))
     assert [r.metrics["ordered"] for r in new] == [False] * 3
     Archive(store).publish("selftest_training")
@@ -419,7 +419,7 @@ def test_a_checkpoint_is_published_only_beside_its_record(studies_folder, store,
         empty.publish_checkpoint("selftest_training", found.key)
     path = Archive(store).publish_checkpoint("selftest_training", found.key)
     before = path.read_bytes()
-    assert empty.publish_checkpoint("selftest_training", found.key) == path  # a second call changes nothing
+    assert empty.publish_checkpoint("selftest_training", found.key) == path
     assert path.read_bytes() == before
 
 

@@ -299,7 +299,7 @@ def test_no_criterion_passes_over_a_value_that_is_not_finite(name, wrong):
             Record("study", "laptop", {"seed": i // 2, "side": i % 2}, {"x": 1.0 + i}, {})
             for i in range(8)
         ]
-        CRITERIA[name].function(evidence, **CALLS[name])  # without the wrong value nothing is refused
+        CRITERIA[name].function(evidence, **CALLS[name])
         evidence[place].metrics["x"] = wrong
         with pytest.raises(ValueError, match="is not finite; no verdict rests on that"):
             CRITERIA[name].function(evidence, **CALLS[name])
