@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from paperkit.cli import build_parser, main
@@ -16,13 +18,13 @@ def test_a_study_is_run_published_and_judged(committed, store, root, capsys):
     assert main(["study", "publish", "selftest_measure", "--store", str(store)]) == 0
     assert "6 records, 6 of them new or replaced" in capsys.readouterr().out
     assert len(Archive().published.path("selftest_measure").read_text().splitlines()) == 6
-    assert main(["verdict"]) == 0
+    assert main(["claims"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "verified: gap, here",
         "    largest `gap` below 1e-12 in 6 runs (at most 1e-10 allowed)",
         "1 verified",
     ]
-    assert main(["verdict", "--paper", "Another"]) == 1
+    assert main(["claims", "--paper", "Another"]) == 1
     assert "paper='Another' is unknown" in capsys.readouterr().err
 
 
@@ -70,7 +72,7 @@ def test_an_interrupt_says_that_nothing_finished_is_lost(store, monkeypatch, cap
 
 def test_a_root_that_is_no_folder_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("PAPERKIT_ROOT", str(tmp_path / "nowhere"))
-    assert main(["verdict"]) == 1
+    assert main(["claims"]) == 1
     assert "which is not a folder" in capsys.readouterr().err
 
 
@@ -80,7 +82,7 @@ def test_every_command_has_a_help_text(capsys):
         ["study", "publish"],
         ["study", "list"],
         ["audit"],
-        ["verdict"],
+        ["claims"],
         ["schema"],
     ):
         with pytest.raises(SystemExit) as caught:
@@ -104,3 +106,56 @@ def test_a_device_that_cannot_compute_is_refused_in_a_sentence(device, store, ca
     assert main(["study", "run", "selftest_training", f"--device={device}"]) == 1
     told = capsys.readouterr().err
     assert f"device='{device}'" in told and told.count("\n") == 1
+
+
+CLAIMS = """
+- {id: gap, paper: Test, place: here, kind: identity, statement: none, profile: laptop,
+   criterion: {name: identity_holds, study: selftest_measure, metric: gap}}
+- {id: slack, paper: Test, place: there, kind: inequality, statement: none, profile: laptop,
+   criterion: {name: inequality_holds, study: selftest_measure, metric: slack}}
+- {id: later, paper: Other, place: there, kind: identity, statement: none, profile: paper,
+   criterion: {name: identity_holds, study: selftest_measure, metric: gap}}
+"""
+
+
+@pytest.fixture
+def judged(committed, store, root):
+    (root / "claims" / "test.yml").write_text(CLAIMS)
+    main(["study", "run", "selftest_measure", f"--store={store}"])
+    main(["study", "publish", "selftest_measure", f"--store={store}"])
+
+
+@pytest.mark.parametrize(
+    ("filters", "shown"),
+    [
+        ([], ["gap", "slack", "later"]),
+        (["gap", "later"], ["gap", "later"]),
+        (["--paper", "Test"], ["gap", "slack"]),
+        (["--kind", "inequality"], ["slack"]),
+        (["--word", "refuted", "--word", "not run"], ["slack", "later"]),
+        (["--word", "stale"], []),
+    ],
+)
+def test_claims_are_filtered_and_given_to_scripts_whole(judged, filters, shown, capsys):
+    capsys.readouterr()
+    assert main(["claims", "--json", *filters]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [claim["id"] for claim in found] == shown
+    for claim in found:
+        assert len(claim["records"]) == {"gap": 6, "slack": 6, "later": 0}[claim["id"]]
+    assert main(["claims", *filters]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1].split(",")[0] for line in lines[:-1:2]] == shown
+
+
+def test_a_script_is_told_by_the_exit_status(judged, edit, capsys):
+    assert main(["claims", "--fail-on", "refuted"]) == 1
+    assert main(["claims", "--fail-on", "refuted", "gap"]) == 0
+    assert main(["claims", "--fail-on", "stale"]) == 0
+    edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
+    assert main(["claims", "--fail-on", "stale"]) == 1
+    capsys.readouterr()
+    assert main(["claims", "gap"]) == 0
+    assert capsys.readouterr().out.startswith("verified (stale): gap, here\n")
+    assert main(["claims", "gab"]) == 1
+    assert "there is no claim 'gab' among these" in capsys.readouterr().err
