@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from paperkit.experiments.paths import repository_root
+from paperkit.experiments.sentences import suggestion
 from paperkit.publishing import book, browser, notebooks
 
 Command = Callable[[argparse.Namespace], int]
@@ -49,6 +50,28 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
             parser.add_argument(
                 "--screenshots", type=Path, help="a folder for light and dark views"
             )
+
+    parser = subparsers.add_parser(
+        "run",
+        help="execute a copy of a chapter with parameters of your own",
+        description="Execute a copy of a chapter with parameters of your own, by papermill.",
+        epilog="For example `paperkit run 01_five_minutes --profile smoke -p dataset=digits`; "
+        "without parameters, --list shows those of the chapter.",
+    )
+    parser.set_defaults(command=_print_failures(_run))
+    parser.add_argument("chapter", help="such as 01_five_minutes")
+    parser.add_argument("--profile", help="smoke, laptop or paper (laptop)")
+    parser.add_argument(
+        "-p",
+        dest="parameters",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a parameter of the chapter, as often as needed",
+    )
+    parser.add_argument("--output", type=Path, help="file (_build/runs/CHAPTER.ipynb)")
+    parser.add_argument("--list", action="store_true", help="show the parameters, run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show papermill's line, run nothing")
 
 
 def _print_failures(command: Command) -> Command:
@@ -104,6 +127,39 @@ def _smoke(arguments: argparse.Namespace) -> int:
         took = notebooks.execute(source, scratch / f"{source.stem}.ipynb", parameters=parameters)
         print(smoke_verdict(source.name, took), flush=True)
     return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    root = repository_root()
+    (source,) = notebooks.chapters(root / "notebooks", [arguments.chapter])
+    known = notebooks.parameters_of(source)
+    if arguments.list:
+        for parameter in known:
+            print(f"{parameter.name} = {parameter.default}  {parameter.help}".rstrip())
+        return 0
+    given = dict(_assignment(text) for text in arguments.parameters)
+    if arguments.profile is not None:
+        given["profile"] = arguments.profile
+    for name in given:
+        if name not in [parameter.name for parameter in known]:
+            names = [parameter.name for parameter in known]
+            raise notebooks.NotebookError(
+                f"{name!r} is not a parameter of {source.stem}{suggestion(name, names)}"
+            )
+    target = (arguments.output or root / "_build" / "runs" / f"{source.stem}.ipynb").resolve()
+    line = notebooks.papermill_line(source.with_suffix(".ipynb"), target, given)
+    print(line, flush=True)
+    if not arguments.dry_run:
+        took = notebooks.execute(source, target, parameters=given)
+        print(f"{target}: {took.wall:.0f} s", flush=True)
+    return 0
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, is_one, value = text.partition("=")
+    if not is_one or not name:
+        raise notebooks.NotebookError(f"-p {text} is no assignment; write -p NAME=VALUE")
+    return name, value
 
 
 def smoke_verdict(name: str, took: notebooks.Duration) -> str:

@@ -11,8 +11,10 @@ import hashlib
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -246,6 +248,44 @@ def execute(
             "correct the cell and run the same command again"
         )
     return duration
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a chapter: its name, its default as it is written, and what it is for."""
+
+    name: str
+    default: str
+    help: str
+
+
+def parameters_of(source: Path) -> list[Parameter]:
+    """List a chapter's parameters in the order of its ``parameters`` cell.
+
+    Parameters
+    ----------
+    source : Path
+        File ``NN_name.py``.
+
+    Returns
+    -------
+    list of Parameter
+    """
+    import papermill  # costs a second, which every command would pay
+
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = Path(folder) / f"{source.stem}.ipynb"
+        nbformat.write(read_source(source), notebook)
+        found = papermill.inspect_notebook(notebook)
+    return [Parameter(p["name"], p["default"], p["help"]) for p in found.values()]
+
+
+def papermill_line(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> str:
+    """Return the line that executes a chapter by papermill alone."""
+    words = ["papermill", str(notebook), str(target)]
+    for name, value in parameters.items():
+        words += ["-p", name, str(value)]
+    return shlex.join(words)
 
 
 def _processor_seconds_of_children() -> float:
