@@ -44,7 +44,7 @@ from benchmarks.quantities import OURS, QUANTITIES
 from paperkit.experiments import Study, provenance
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import Record
-from paperkit.experiments.running import Session
+from paperkit.experiments.session import Session
 from paperkit.experiments.study import configurations, study_named
 from tests.explicit_devices import ExplicitDevices
 

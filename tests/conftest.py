@@ -14,7 +14,10 @@ settings.load_profile("paperkit")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--faults", type=int, default=5, help="how often studies are killed in the fault test (5)"
+        "--faults", type=int, help="how often studies are killed in the fault test (a few times)"
+    )
+    parser.addoption(
+        "--cluster", action="store_true", help="lose one of two machines in the fault test, too"
     )
 
 

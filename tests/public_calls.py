@@ -83,7 +83,15 @@ def _is_result(value: type) -> bool:
     return dataclasses.is_dataclass(value) and value.__name__ not in BUILT_BY_USERS
 
 
-BUILT_BY_USERS = {"Approximation", "Identity", "Inequality", "PassMeasure", "Split", "Study"}
+BUILT_BY_USERS = {
+    "Allotment",
+    "Approximation",
+    "Identity",
+    "Inequality",
+    "PassMeasure",
+    "Split",
+    "Study",
+}
 
 
 # --- what is valid ------------------------------------------------------------------------------
@@ -629,6 +637,9 @@ CALLS: dict[str, Call] = {
             "grid": "function",
         },
     ),
+    "experiments.Allotment": _call(
+        kinds={"cpus": "count", "gpus": "nonnegative", "memory": "count"}
+    ),
     "experiments.merge": _call(other="nowhere", runs=False, kinds={"other": "path"}),
     "experiments.records_of": _call(study="entropy_facts"),
     "experiments.resolve": _call(
@@ -967,6 +978,7 @@ KINDS: dict[str, str] = {
     "groups": "labels",
     "parts": "parts",
     "module": "instance",
+    "allotment": "instance",
     "input_shape": "sizes",
     "factors": "mapping of numbers",
     "rho_rule": "choice or number",

@@ -5,10 +5,20 @@ record is one finished run (`records_of`). What other machines ran is merged (`m
 """
 
 from paperkit.experiments.archive import records_of
+from paperkit.experiments.engines import Allotment
 from paperkit.experiments.merging import merge
 from paperkit.experiments.parameters import resolve
 from paperkit.experiments.records import Record
 from paperkit.experiments.running import run_study
 from paperkit.experiments.study import RunContext, Study
 
-__all__ = ["Record", "RunContext", "Study", "merge", "records_of", "resolve", "run_study"]
+__all__ = [
+    "Allotment",
+    "Record",
+    "RunContext",
+    "Study",
+    "merge",
+    "records_of",
+    "resolve",
+    "run_study",
+]

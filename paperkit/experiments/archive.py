@@ -7,6 +7,7 @@ should show which records are new. Both keep a run's checkpoint under the same n
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -249,6 +250,12 @@ class Archive:
         self.working = WorkingStore(store_folder(store))
         self.published = PublishedResults(results_folder(), self._is_current)
         self._codes: dict[str, str] = {}
+
+    def with_store(self, folder: Path) -> Archive:
+        """Return this archive with another working store; published results and code are shared."""
+        other = copy.copy(self)
+        other.working = WorkingStore(folder)
+        return other
 
     def candidates(self, study: str, key: str, profile: str) -> list[Record]:
         """Return the records of one run that count at a profile, the best first.

@@ -23,7 +23,7 @@ import torch
 from paperkit.experiments import provenance
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import Record
-from paperkit.experiments.running import Session
+from paperkit.experiments.session import Session
 from paperkit.experiments.study import Study, require_profile, study_named
 from paperkit.statistics.intervals import prediction_interval, sample_size
 

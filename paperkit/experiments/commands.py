@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import audit
-from paperkit.experiments.engines import ENGINES
+from paperkit.experiments.engines import ENGINES, Allotment
 from paperkit.experiments.merging import merge
 from paperkit.experiments.running import RERUN, run_study
 from paperkit.experiments.study import PROFILES, configurations, study_named, study_names
@@ -40,7 +40,10 @@ def _add_study_commands(
     parser.add_argument("name", help="the study")
     parser.add_argument("--profile", choices=PROFILES, default="laptop")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="in-process")
-    parser.add_argument("--jobs", type=int, help="number of processes (one a core)")
+    parser.add_argument("--jobs", type=int, help="number of runs at a time (as many as fit)")
+    parser.add_argument("--cpus", type=int, help="cores for a run")
+    parser.add_argument("--gpus", type=float, help="GPUs for a run, or the part of one (ray)")
+    parser.add_argument("--memory", type=float, metavar="GB", help="memory for a run (ray)")
     parser.add_argument(
         "--rerun",
         choices=RERUN,
@@ -103,7 +106,12 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.profile,
         arguments.store,
         arguments.engine,
-        jobs=arguments.jobs,
+        allotment=Allotment(
+            arguments.jobs,
+            arguments.cpus,
+            arguments.gpus,
+            None if arguments.memory is None else round(1e9 * arguments.memory),
+        ),
         device=arguments.device,
         rerun=arguments.rerun,
     )

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from paperkit.experiments import records_of, run_study
+from paperkit.experiments import Allotment, records_of, run_study
 from paperkit.experiments.archive import Archive
-from paperkit.experiments.engines import ENGINES, LostWorkersError
+from paperkit.experiments.engines import ENGINES, LostWorkersError, cluster
+from paperkit.experiments.errand import receive
 from paperkit.experiments.study import Study
 
 HANGS = 900
@@ -21,10 +22,11 @@ HANGS = 900
 DRIVER = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from paperkit.experiments import run_study, studies
+from paperkit.experiments import Allotment, run_study, studies
 studies.__path__.append(sys.argv[1])
 if __name__ == "__main__":
-    run_study(sys.argv[2], "paper", sys.argv[3], "processes", progress=False, jobs=2)
+    two = Allotment(jobs=2)
+    run_study(sys.argv[2], "paper", sys.argv[3], "processes", progress=False, allotment=two)
 """
 
 
@@ -86,20 +88,64 @@ def test_every_engine_makes_the_same_records(studies_folder, store, committed, r
     assert len(first) == 6
     assert all(other == first for other in others)
     cores = len(os.sched_getaffinity(0))
-    threads = max(1, cores // min(cores, 6))
-    assert {r.provenance["threads"] for r in made["processes"]} == {threads}
+    share = max(1, cores // min(cores, 6))
+    assert {r.provenance["threads"] for r in made["processes"]} == {share}
+    assert {r.provenance["threads"] for r in made["ray"]} == {1}
+    for name in ENGINES:
+        kept = [root / name / part / "selftest_training" for part in ("records", "checkpoints")]
+        assert [len(list(folder.iterdir())) for folder in kept] == [3, 3]
 
 
 def test_a_training_that_several_runs_need_is_run_once(studies_folder, store, log, committed):
-    run_study("selftest_measure", "paper", store, "processes", progress=False, jobs=4)
+    run_study(
+        "selftest_measure", "paper", store, "processes", progress=False, allotment=Allotment(4)
+    )
     trained = [line for line in log() if line.startswith("training")]
     assert sorted(trained) == [f"training {seed} from step 0" for seed in range(4)]
+
+
+def test_a_cluster_runs_what_is_needed_once_and_first(
+    studies_folder, store, committed, monkeypatch
+):
+    delivered = []
+
+    def noting(session, delivery):
+        delivered.append((delivery.record.study, delivery.record.seed))
+        receive(session, delivery)
+
+    monkeypatch.setattr(cluster, "receive", noting)
+    given = Allotment(jobs=4, cpus=1)
+    run_study("selftest_measure", "laptop", store, "ray", progress=False, allotment=given)
+    trained = [("selftest_training", seed) for seed in range(3)]
+    assert sorted(run for run in delivered if run[0] == "selftest_training") == trained
+    assert len(delivered) == 9
+    again = run_study("selftest_measure", "laptop", store, "ray", progress=False)
+    assert len(again) == 6 and len(delivered) == 9
+
+
+def test_a_cluster_tells_the_exception_of_a_run(studies_folder, store, committed, edit):
+    edit(
+        "selftest_training.py",
+        "    seed = configuration",
+        "    assert configuration['seed'] != 1, 'disturbed'\n    seed = configuration",
+    )
+    with pytest.raises(AssertionError, match="disturbed"):
+        run_study("selftest_training", "laptop", store, "ray", progress=False)
+    assert {r.seed for r in records_of("selftest_training", "laptop", store)} <= {0, 2}
+
+
+def test_without_ray_the_engine_says_what_to_install(studies_folder, store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'paperkit\[ray\]'"):
+        run_study("selftest_training", "laptop", store, "ray", progress=False)
 
 
 def test_an_exception_lets_the_other_runs_finish(studies_folder, store, log, committed):
     (store / "disturb").write_text("raise")
     with pytest.raises(RuntimeError, match="disturbed"):
-        run_study("selftest_training", "paper", store, "processes", progress=False, jobs=4)
+        run_study(
+            "selftest_training", "paper", store, "processes", progress=False, allotment=Allotment(4)
+        )
     assert {r.seed for r in records_of("selftest_training", "paper", store)} == {0, 2, 3}
 
 
@@ -132,7 +178,14 @@ def test_workers_that_die_again_and_again_end_the_study_in_a_sentence(
         "    import os\n\n    os._exit(9)\n    seed = configuration",
     )
     with pytest.raises(LostWorkersError, match=r"3 workers in a row died, .* with fewer jobs"):
-        run_study("selftest_training", "laptop", store, "processes", progress=False, jobs=1)
+        run_study(
+            "selftest_training",
+            "laptop",
+            store,
+            "processes",
+            progress=False,
+            allotment=Allotment(1),
+        )
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -166,13 +219,31 @@ def test_a_study_that_no_other_process_can_import_is_refused(store):
         run_study(study, "smoke", store, "processes", progress=False)
 
 
-@pytest.mark.parametrize("jobs", [0, -1, 1.5, "two"])
-def test_a_number_of_jobs_that_is_none_is_refused(jobs, studies_folder, store):
-    with pytest.raises((TypeError, ValueError), match="jobs="):
-        run_study("selftest_training", "laptop", store, "processes", progress=False, jobs=jobs)
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"jobs": 0}, "jobs=0"),
+        ({"jobs": 1.5}, "jobs=1.5"),
+        ({"cpus": -1}, "cpus=-1"),
+        ({"gpus": -0.5}, "gpus=-0.5"),
+        ({"gpus": float("nan")}, "gpus=nan"),
+        ({"memory": "much"}, "memory='much'"),
+    ],
+)
+def test_an_allotment_that_is_none_is_refused(wrong, named):
+    with pytest.raises((TypeError, ValueError), match=named):
+        Allotment(**wrong)
 
 
-def test_one_process_has_one_job(studies_folder, store):
-    with pytest.raises(ValueError, match="jobs=2 needs the engine 'processes'"):
-        run_study("selftest_training", "laptop", store, progress=False, jobs=2)
+@pytest.mark.parametrize(
+    ("engine", "allotment", "sentence"),
+    [
+        ("in-process", Allotment(jobs=2), "jobs=2 is nothing that the engine 'in-process' gives"),
+        ("in-process", Allotment(gpus=1), "take engine='ray'"),
+        ("processes", Allotment(memory=10**9), "memory=1000000000 is nothing that the engine"),
+    ],
+)
+def test_an_engine_refuses_what_it_cannot_give(engine, allotment, sentence, studies_folder, store):
+    with pytest.raises(ValueError, match=sentence):
+        run_study("selftest_training", "laptop", store, engine, progress=False, allotment=allotment)
     assert not Archive(store).working.records("selftest_training")

@@ -1,6 +1,7 @@
 """Studies are killed at random moments, again and again, and end as if nothing had happened.
 
-``pytest tests/experiments/test_experiments_faults.py --faults 100`` kills a hundred times.
+``pytest tests/experiments/test_experiments_faults.py --faults 100 --cluster`` kills a hundred times
+in every engine, and then one of two machines that Ray believes in.
 """
 
 import os
@@ -8,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +53,23 @@ def children(process):
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
+def workers(process, engine):
+    """List the processes that are at a driver's runs, or ready for them."""
+    if engine == "in-process":
+        return []
+    if engine == "processes":
+        return children(process)
+    below = [other for child in children(process) for other in children(child)]
+    return [other for other in below if name_of(other).startswith(b"ray::")]
+
+
+def name_of(process):
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def kill(victim):
     try:
         os.kill(victim, signal.SIGKILL)
@@ -81,30 +100,39 @@ def litter(store):
     return [path for path in files if path.parts[0] not in known or path.name.startswith(".")]
 
 
+def finished(store):
+    """Return the bytes of every record, by its name."""
+    return {path.name: path.read_bytes() for path in (store / "records" / STUDY).glob("*.json")}
+
+
 def disturb(start, store, engine, moments, kills):
     """Run the study, killing at random moments at most so often; return how often it was.
 
     Whatever was finished when something was killed is whole, and is never begun again.
     """
-    working, finished, done = Archive(store).working, [], 0
+    working, states, done = Archive(store).working, [], 0
     while True:
-        begun, child = len(starts(store)), start(store, engine)
-        while done < kills and child.poll() is None and len(starts(store)) == begun:
+        before, child = (len(starts(store)), len(finished(store))), start(store, engine)
+        while done < kills and child.poll() is None:
+            if (len(starts(store)), len(finished(store))) != before:
+                time.sleep(moments.uniform(0, 0.3))
+                victims = moments.choice([True, False]) and workers(child.pid, engine)
+                killed = [kill(victim) for victim in victims or [child.pid]]
+                done += child.poll() is None and any(killed)
+                break
             time.sleep(0.005)
-        if done < kills:
-            time.sleep(moments.uniform(0, 0.3))
-            workers = moments.choice([True, False]) and children(child.pid)
-            victims = workers or [child.pid]
-            done += child.poll() is None and any([kill(victim) for victim in victims])
         _, told = child.communicate()
         for record in working.records(STUDY):
             assert Archive(store).checkpoint_of(record) is not None
+        states.append((len(starts(store)), {r.seed for r in working.records(STUDY)}))
+        states[-1] += (finished(store),)
         if child.returncode == 0:
             break
         assert child.returncode == -signal.SIGKILL, told
-        finished.append((len(starts(store)), {r.seed for r in working.records(STUDY)}))
-    begun = starts(store)
-    assert [seed for at, seeds in finished for seed in begun[at:] if seed in seeds] == []
+    begun, last = starts(store), finished(store)
+    for at, seeds, records in states:
+        assert not seeds.intersection(begun[at:])
+        assert records.items() <= last.items()
     return done
 
 
@@ -114,13 +142,50 @@ def test_a_study_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
 ):
     moments, kills, begun = random.Random(0), 0, 0
     undisturbed = run_study(STUDY, "paper", root / "undisturbed", progress=False)
-    while kills < (wanted := request.config.getoption("faults")):
+    short = 2 if engine == "ray" else 4
+    wanted = request.config.getoption("faults") or short
+    while kills < wanted:
         store = root / f"disturbed, from {kills} kills on"
         store.mkdir()
         kills += disturb(start, store, engine, moments, wanted - kills)
-        begun += len(starts(store)) - RUNS
+        begun += max(0, len(starts(store)) - RUNS)
         assert litter(store) == []
         assert len(Archive(store).working.records(STUDY)) == RUNS
         assert plain(run_study(STUDY, "paper", store, progress=False)) == plain(undisturbed)
     with capsys.disabled():
         print(f"\n{engine}: {kills} kills, {begun} runs begun more than once")
+
+
+def test_a_machine_that_is_lost_in_mid_study_loses_no_record(
+    studies_folder, root, request, monkeypatch
+):
+    if not request.config.getoption("cluster"):
+        pytest.skip("two machines take half a minute: --cluster runs them")
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    undisturbed = run_study(STUDY, "paper", root / "undisturbed", progress=False)
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    lost = machines.add_node(num_cpus=1)
+    ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
+    store, places = root / "disturbed", set()
+    try:
+        machines.wait_for_nodes()
+        assert ray.cluster_resources()["CPU"] == 2
+
+        def lose_one_in_the_middle():
+            while len(finished(store)) < RUNS // 4:
+                time.sleep(0.005)
+            machines.remove_node(lost, allow_graceful=False)
+            places.add(len(finished(store)))
+
+        thread = threading.Thread(target=lose_one_in_the_middle)
+        thread.start()
+        records = run_study(STUDY, "paper", store, "ray", progress=False)
+        thread.join()
+    finally:
+        ray.shutdown()
+        machines.shutdown()
+    assert min(places) < RUNS
+    assert plain(records) == plain(undisturbed)
+    assert litter(store) == []

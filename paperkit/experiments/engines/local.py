@@ -1,47 +1,35 @@
-"""Engines: how a study's pending configurations are run.
-
-An engine takes a function and the configurations, calls the function on each, and yields the
-records as they finish. It may run them in any order; each run writes its own record, so an
-engine that is killed loses only the runs that it was in.
-"""
+"""The engines of one machine: this process, or several."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from paperkit import arguments
 from paperkit.experiments import studies
+from paperkit.experiments.engines.allotment import Allotment, LostWorkersError
+from paperkit.experiments.errand import Errand
 from paperkit.experiments.records import Configuration, Record
-
-Perform = Callable[[Configuration], Record]
-Engine = Callable[[Perform, Sequence[Configuration], int | None], Iterator[Record]]
 
 DEATHS = 3
 """Number of workers in a row that may die without a run being finished."""
 
 
-class LostWorkersError(RuntimeError):
-    """Workers that died again and again, as where memory is short."""
-
-
 def in_process(
-    perform: Perform, pending: Sequence[Configuration], jobs: int | None = None
+    errand: Errand, pending: Sequence[Configuration], allotment: Allotment
 ) -> Iterator[Record]:
     """Run the configurations one after another in this process."""
-    if jobs not in (None, 1):
-        raise ValueError(f"jobs={jobs} needs the engine 'processes': in-process runs are one.")
-    yield from map(perform, pending)
+    allotment.refuse_all_but("in-process")
+    yield from map(errand, pending)
 
 
 def processes(
-    perform: Perform, pending: Sequence[Configuration], jobs: int | None = None
+    errand: Errand, pending: Sequence[Configuration], allotment: Allotment
 ) -> Iterator[Record]:
     """Run the configurations in processes of this machine, each with its share of the cores.
 
@@ -51,20 +39,21 @@ def processes(
 
     Parameters
     ----------
-    perform : callable
-        Function that can be pickled, and so can its values.
+    errand : Errand
     pending : sequence of dict
-    jobs : int, optional
-        Number of processes; by default the number of cores that this process may use, at most one
-        a run.
+    allotment : Allotment
+        Number of processes, by default one for each core that this process may use, and of cores
+        for each, by default an equal share.
 
     Raises
     ------
     LostWorkersError
         If workers die again and again.
     """
+    allotment.refuse_all_but("processes", "jobs", "cpus")
     cores = _cores()
-    jobs = min(cores if jobs is None else jobs, len(pending))
+    jobs = min(allotment.jobs or cores, len(pending))
+    threads = int(allotment.cpus or max(1, cores // jobs))
     waiting, deaths = list(pending), 0
     while waiting:
         before = set(multiprocessing.active_children())
@@ -72,7 +61,7 @@ def processes(
             jobs,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(max(1, cores // jobs), list(studies.__path__)),
+            initargs=(threads, list(studies.__path__)),
         )
         running: dict[Future[Record], Configuration] = {}
         failure: Exception | None = None
@@ -81,7 +70,7 @@ def processes(
                 # A run that only waits in the pool could not be called back.
                 while waiting and failure is None and len(running) < jobs:
                     configuration = waiting.pop(0)
-                    running[pool.submit(perform, configuration)] = configuration
+                    running[pool.submit(errand, configuration)] = configuration
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     error = future.exception()
@@ -134,17 +123,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-ENGINES: dict[str, Engine] = {"in-process": in_process, "processes": processes}
-
-
-def engine_named(name: str) -> Engine:
-    """Return the engine of that name.
-
-    Raises
-    ------
-    ValueError
-        If there is no such engine.
-    """
-    return ENGINES[arguments.choice("engine", name, ENGINES)]
