@@ -68,9 +68,11 @@ def book_style() -> None:
     (10.5, False)
     """
     texts = ["axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"]
-    texts += ["legend.fontsize", "legend.title_fontsize", "figure.labelsize"]
+    texts += ["legend.fontsize", "legend.title_fontsize", "figure.labelsize", "font.size"]
+    sizes: dict[Any, float] = dict.fromkeys(texts, TEXT_SIZE)
     mpl.rcParams.update(
-        {
+        sizes
+        | {
             "figure.figsize": (WIDTH, 3.6),
             "figure.constrained_layout.use": True,
             # Twice the page's pixels, for the parts of a figure that are kept as pixels.
@@ -80,8 +82,6 @@ def book_style() -> None:
             "savefig.facecolor": "white",
             # The same figure is the same file in every run.
             "svg.hashsalt": "paperkit",
-            "font.size": TEXT_SIZE,
-            **dict.fromkeys(texts, TEXT_SIZE),
             "text.color": INK,
             "axes.labelcolor": INK,
             "axes.edgecolor": QUIET,
@@ -113,11 +113,10 @@ def _keep_svg() -> None:
     from matplotlib_inline.config import InlineBackend
 
     backend = InlineBackend.instance(parent=shell)
-    # A figure that is cut to its contents would be shown at another scale than the others.
-    backend.print_figure_kwargs = {
-        "bbox_inches": None,
-        "metadata": {"Date": None, "Creator": None},
-    }
+    # A figure that is cut to its contents would be shown at another scale than the others, and a
+    # date would make each run's file another one.
+    unnamed: dict[str, Any] = {"bbox_inches": None, "metadata": {"Date": None, "Creator": None}}
+    backend.print_figure_kwargs = unnamed
     backend.figure_formats = {"svg"}
 
 
@@ -500,7 +499,7 @@ def write_landing(path: Path, record: Record, *, width: float = WIDTH) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw ``landing.png`` of ``book/_static`` and its narrow twin: ``python -m paperkit.plotting``.
+    """Draw the landing page's figures again: ``python -m paperkit.plotting``.
 
     Examples
     --------
