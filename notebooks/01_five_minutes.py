@@ -396,7 +396,7 @@ for name, by_order in sharpness.items():
 # So an order below 1 listens to the many small eigenvalues, an order above 1 to the few large ones.
 # The paper uses ½ and 3/2, one of each kind.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "The Rényi entropy of each layer against the order, from one quarter to four on a logarithmic axis. All curves fall steeply below order one and flatten above it; they cross."}, "figure": {"caption": "Rényi entropy of every layer against the order. The Rényi sharpness is its negative. The layers' curves cross: which of two layers is the sharper one depends on the order.", "name": "fig-five-orders"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "The Rényi entropy of each layer against the order, from one quarter to four on a logarithmic axis. All curves fall, steeply at first and then less and less; many of them cross, most between the orders one quarter and one."}, "figure": {"caption": "Rényi entropy of every layer against the order. The Rényi sharpness is its negative. The layers' curves cross: which of two layers is the sharper one depends on the order.", "name": "fig-five-orders"}}
 orders = [0.25 + 0.125 * k for k in range(31)]
 curves = {
     name: [renyi_entropy(s.eigenvalues, alpha) for alpha in orders] for name, s in spectra.items()
