@@ -50,8 +50,9 @@ WIDTH = 8.0
 # Points, of which a figure of this width that is shrunk to 672 pixels leaves 12 pixels and more.
 TEXT_SIZE = 10.5
 
-# Files of the landing page's figure by their widths: one for a page, one for a telephone.
-LANDING = {"landing.png": WIDTH, "landing-narrow.png": 3.75}
+# Files of the landing page's figure, by whether they are drawn narrow, for a telephone.
+LANDING = {"landing.png": False, "landing-narrow.png": True}
+_NARROW = 3.75  # inches
 # Share of the trace that the landing page's figure tells the number of directions for.
 _SHARE = 0.9
 
@@ -75,7 +76,7 @@ def book_style() -> None:
         | {
             "figure.figsize": (WIDTH, 3.6),
             "figure.constrained_layout.use": True,
-            # Twice the page's pixels, for the parts of a figure that are kept as pixels.
+            # Parts of a figure that are kept as pixels have two for each of the page's.
             "figure.dpi": 192,
             "savefig.dpi": 192,
             "figure.facecolor": "white",
@@ -142,7 +143,7 @@ def layer_styles(layers: Sequence[str]) -> dict[str, dict[str, Any]]:
     ['-', '--', '-.']
     """
     layers = arguments.strings("layers", layers, "a list of names of layers")
-    positions = np.linspace(0.0, 0.6, len(layers))  # what is lighter is too pale for a line
+    positions = np.linspace(0.0, 0.6, len(layers))  # lighter colours are too pale for a line
     styles: dict[str, dict[str, Any]] = {}
     for i, (name, position) in enumerate(zip(layers, positions, strict=True)):
         again, line = divmod(i, len(LINE_STYLES))
@@ -336,7 +337,7 @@ def landing_figure(
     eigenvalues: Mapping[str, Sequence[float]],
     dimensions: Mapping[str, int],
     *,
-    width: float = WIDTH,
+    narrow: bool = False,
 ) -> Figure:
     """Draw every layer's spectrum as a strip with one line an eigenvalue, the large ones strong.
 
@@ -349,9 +350,8 @@ def landing_figure(
         Eigenvalues of each layer; zeros may be left out.
     dimensions : mapping of str to int
         Number d_l of each layer's weights.
-    width : float
-        Width in inches. Below 6, which is for telephones, the counts beside the strips are left
-        out.
+    narrow : bool
+        Draw it at a telephone's width, without the counts beside the strips.
 
     Returns
     -------
@@ -368,7 +368,7 @@ def landing_figure(
     ['2 lines', '7 zeros']
     """
     _check_spectra(eigenvalues, dimensions)
-    width = arguments.number("width", width, at_least=3)
+    narrow = arguments.flag("narrow", narrow)
     for name, values in eigenvalues.items():
         if not any(value > 0 for value in values):
             raise ValueError(f"eigenvalues[{name!r}] has none that is positive.")
@@ -379,7 +379,7 @@ def landing_figure(
     everything = np.concatenate(list(strips.values()))
     low, high = everything.min() - 0.2, everything.max() + 0.25
     count, border = _steep(everything)
-    wide = width >= 6
+    width = _NARROW if narrow else WIDTH
     with mpl.rc_context({"font.size": TEXT_SIZE, "text.color": INK, "axes.grid": False}):
         figure, rows = plt.subplots(
             len(strips),
@@ -391,26 +391,26 @@ def landing_figure(
             facecolor="white",
         )
         height = figure.get_figheight()
-        left, right = 1.35 / width, 1 - (1.05 if wide else 0.12) / width
-        top = 0.4 if wide else 0.62
+        left, right = 1.35 / width, 1 - (0.12 if narrow else 1.05) / width
+        top = 0.62 if narrow else 0.4
         figure.subplots_adjust(left, 0.58 / height, right, 1 - top / height, hspace=0.28)
         for axes, (name, positions) in zip(rows.flat, strips.items(), strict=True):
             _draw_strip(axes, positions, low, high)
             axes.axvspan(border, high, color="#ffdf9e", linewidth=0)
             beside: dict[str, Any] = {"transform": axes.transAxes, "va": "center"}
             axes.text(-0.06 / width, 0.5, name, ha="right", family="monospace", **beside)
-            if wide:
+            if not narrow:
                 zeros = dimensions[name] - len(positions)
                 note = f"{len(positions):,} lines\n{zeros:,} zeros"
                 axes.text(1.012, 0.5, note, ha="left", linespacing=1.05, **beside)
         last = rows.flat[-1]
-        ticks = range(math.ceil(low), math.floor(high) + 1, 2 if wide else 4)
+        ticks = range(math.ceil(low), math.floor(high) + 1, 4 if narrow else 2)
         last.set_xticks(ticks, [f"$10^{{{tick}}}$" for tick in ticks])
         last.tick_params(bottom=True, labelbottom=True, color=INK, labelcolor=INK)
-        of_what = "eigenvalue of the layer's Hessian block" if wide else "eigenvalue"
+        of_what = "eigenvalue" if narrow else "eigenvalue of the layer's Hessian block"
         last.set_xlabel(of_what, color=INK)
         total = sum(dimensions[name] for name in strips)
-        sentence = f"{count:,} of {total:,} directions (shaded){' ' if wide else chr(10)}"
+        sentence = f"{count:,} of {total:,} directions (shaded){chr(10) if narrow else ' '}"
         sentence += f"carry {100 * _SHARE:.0f} % of the trace"
         look: dict[str, Any] = {"ha": "right", "fontsize": TEXT_SIZE + 1.5, "fontweight": "bold"}
         figure.suptitle(sentence, x=right, y=1 - 0.08 / height, **look)
@@ -467,7 +467,7 @@ def landing_record(store: str | Path | None = None) -> Record:
     )
 
 
-def write_landing(path: Path, record: Record, *, width: float = WIDTH) -> None:
+def write_landing(path: Path, record: Record, *, narrow: bool = False) -> None:
     """Draw the landing page's figure; the file names its record in its metadata.
 
     Parameters
@@ -476,8 +476,8 @@ def write_landing(path: Path, record: Record, *, width: float = WIDTH) -> None:
         File to write, a PNG.
     record : Record
         Record, as :func:`landing_record` returns it.
-    width : float
-        Width in inches, as :func:`landing_figure` takes it.
+    narrow : bool
+        Draw it at a telephone's width.
 
     Examples
     --------
@@ -490,9 +490,10 @@ def write_landing(path: Path, record: Record, *, width: float = WIDTH) -> None:
     from paperkit.experiments import Record
 
     path = arguments.path("path", path)
+    narrow = arguments.flag("narrow", narrow)
     arguments.instance("record", record, Record, "as landing_record returns")
     eigenvalues = {name: record.metrics["eigenvalues"][name] for name in record.metrics["layers"]}
-    figure = landing_figure(eigenvalues, record.metrics["dimension"], width=width)
+    figure = landing_figure(eigenvalues, record.metrics["dimension"], narrow=narrow)
     source = f"study {record.study}, record {record.key} of {record.provenance['date']}"
     figure.savefig(path, dpi=192, metadata={"Source": source}, bbox_inches=None)
     plt.close(figure)
@@ -516,8 +517,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     folder = parsed.target or repository_root() / "book" / "_static"
     record = landing_record(parsed.store)
-    for name, width in LANDING.items():
-        write_landing(folder / name, record, width=width)
+    for name, narrow in LANDING.items():
+        write_landing(folder / name, record, narrow=narrow)
         print(f"{name}: drawn from record {record.key} of {record.study} ({record.location})")
 
 

@@ -149,8 +149,7 @@ def test_all_text_of_a_figure_has_twelve_pixels_on_the_page(helper):
 
 
 def test_the_narrow_landing_figure_has_text_of_twelve_pixels_on_a_telephone():
-    width = plotting.LANDING["landing-narrow.png"]
-    figure = plotting.landing_figure(SPECTRA, DIMENSIONS, width=width)
+    figure = plotting.landing_figure(SPECTRA, DIMENSIONS, narrow=True)
     assert smallest_text(figure, TELEPHONE) >= SMALLEST
 
 
