@@ -267,7 +267,7 @@ table(["network", "layers", *BLOCKS, "all parameters together"], rows)
 # So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table shows, although the two spectra have little else in common.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Left, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix only small positive ones. Right, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (left) they have little in common. For the block of a single layer (right) they coincide.", "name": "fig-full-and-block"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4))
 H_l = dense_hessian(model, inputs, targets, parameters=["3.weight"])
 G_l = dense_gauss_newton(model, inputs, parameters=["3.weight"])
 pairs = ((left, "all parameters", H, G), (right, "weights of the second layer", H_l, G_l))

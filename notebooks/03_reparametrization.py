@@ -59,6 +59,7 @@ from paperkit.experiments.studies import reparametrization as study
 from paperkit.ledger import show_verdicts
 from paperkit.models import symmetries
 from paperkit.models.small import BatchStandardization
+from paperkit.plotting import HEAT
 
 # %% tags=["hide-input"]
 STUDIES = ("entropy_facts", "reparametrization", "reparametrization_digits")
@@ -154,7 +155,7 @@ for moved in (scaled, nodewise):
     assert (moved(batch[0]) - network(batch[0])).abs().max() < 1e-12
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels with the sorted eigenvalues of one layer, each at three points. Left, the eigenvalues themselves: three separate curves. Right, each divided by its sum: the curve for layer-wise factors lies on the original, the one for node-wise factors is steeper."}, "figure": {"caption": "Every eigenvalue that is not zero of the second layer's Hessian, at three points where the network computes the same function. Left: the eigenvalues. Right: the same divided by their sum, which is all that an entropy sees. One factor for each layer moves the spectrum and keeps its shape; a factor for each unit changes the shape.", "name": "fig-reparam-one-layer"}}
-fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+fig, axes = plt.subplots(1, 2, figsize=(8, 3.4))
 points = {"as drawn": network, "layer-wise factors": scaled, "node-wise factors": nodewise}
 for (title, model), style in zip(points.items(), ("-", "o", "s"), strict=True):
     eigenvalues = study.spectrum(block(model, layers[1])).flip(0)
@@ -237,13 +238,13 @@ for alpha in (0.5, 1, 1.5, 2):
 table(["order", "above the chord, e1 to e2", "above the chord, e1 to uniform"], rows)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two line plots. On the left, four humps from zero to log two and back, one for each order. On the right, curves from zero to log 1000: concave for orders one half and one, strongly convex for orders three halves and two."}, "figure": {"caption": "The entropy along two segments of the simplex, for 1,000 outcomes. Left: between two vertices it rises above its chord (grey, at zero) at every order, so it is not convex. Right: from a vertex to the uniform distribution it runs above its chord (grey) for orders up to 1, and below it for larger orders.", "name": "fig-reparam-segments"}}
-fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.3), layout="constrained")
+fig, axes = plt.subplots(1, 2, figsize=(8, 3.3))
 steps = torch.linspace(0, 1, 201, dtype=torch.float64, device="cpu")
 for alpha, style in ((0.5, "-"), (1, "--"), (1.5, "-."), (2, ":")):
     for ax, end in zip(axes, (e2, uniform), strict=True):
         curve = [renyi((1 - t) * e1 + t * end, alpha) for t in steps]
         ax.plot(steps, curve, style, lw=2, label=f"α = {alpha}")
-axes[1].plot([0, 1], [0, np.log(d)], color="grey", lw=1)
+axes[1].plot([0, 1], [0, np.log(d)], "-", color="grey", lw=1)
 axes[0].axhline(0, color="grey", lw=1)
 axes[0].set(xlabel="from one vertex to another", ylabel="Rényi entropy (nats)")
 axes[1].set(xlabel="from a vertex to the uniform distribution")
@@ -546,7 +547,7 @@ for record in records["reparametrization_digits"]:
     trained.setdefault(key, []).append(record.metrics["entropy_change"])
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Relative change against the factor from one half to two. ReLU and leaky ReLU stay at zero. GELU and tanh form a V with its tip at factor one and leave the grey band of five percent before the factor reaches one half or two; the bars of the trained networks reach up to more than thirty percent."}, "figure": {"caption": "The largest relative change of a layer’s Rényi entropy (orders ½ to 2) when the first layer is multiplied by c and the last divided by c. Lines: one network at random initialisation. Bars: networks trained on the digits, smallest to largest change over the seeds, with a dot at the median. The grey band is the criterion of 5 %. ReLU, trained ones included, and leaky ReLU lie on the axis.", "name": "fig-reparam-gelu"}}
-fig, ax = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
+fig, ax = plt.subplots(figsize=(8, 4.0))
 ax.axhspan(0, study.APPROXIMATELY, color="0.9", lw=0)
 for (name, curve), line in zip(curves.items(), ("-", "--", "-.", ":"), strict=True):
     (drawn,) = ax.semilogx(factors_c, curve, line, lw=2, label=name.replace("_", " "))
@@ -557,6 +558,7 @@ for (name, curve), line in zip(curves.items(), ("-", "--", "-.", ":"), strict=Tr
                 [at, at], [min(found), max(found)], "-", color=drawn.get_color(), lw=6, alpha=0.4
             )
             ax.plot(at, np.median(found), "o", color=drawn.get_color())
+ax.plot([], [], "o-", color="grey", lw=6, alpha=0.6, ms=6, label="trained networks")
 ax.set(xlabel="factor c of the first layer", ylabel="largest relative change of the entropy")
 ax.set_xticks([0.5, 1, 2], ["½", "1", "2"])
 ax.set_xticks([], minor=True)
@@ -704,15 +706,15 @@ COLUMNS = {
 }
 worst = [[max(m[key] for m in own) for key in COLUMNS.values()] for own in by_case.values()]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map with one row for each of twenty-one changes of parameters and five columns: loss, trace, largest eigenvalue, Rényi entropy of a layer, Rényi entropy of all layers. The trace and the largest eigenvalue change in every row; the layer's Rényi entropy is unchanged for layer-wise scaling with ReLU, with biases transformed, under batch normalisation with epsilon zero, within residual branches and for the radial map at its centre, and changes elsewhere."}, "figure": {"caption": "Which measure changes under which change of parameters. Numbers are the largest relative change over layers, orders (½, 1, 3⁄2, 2), factors and seeds; “=” means unchanged to within round-off (below 1e-10). Darker is a larger change, on a logarithmic scale. Layer columns take the worst layer.", "name": "fig-reparam-map"}}
-fig, ax = plt.subplots(figsize=(7.6, 8.0), layout="constrained")
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Heat map with one row for each of twenty-one changes of parameters and five columns: loss, trace, largest eigenvalue, Rényi entropy of a layer, Rényi entropy of all layers. The trace and the largest eigenvalue change in every row; the layer's Rényi entropy is unchanged for layer-wise scaling with ReLU, with biases transformed, under batch normalisation with epsilon zero, within residual branches and for the radial map at its centre, and changes elsewhere."}, "figure": {"caption": "Which measure changes under which change of parameters. Numbers are the largest relative change over layers, orders (½, 1, 3⁄2, 2), factors and seeds; “=” means unchanged to within round-off (below 1e-10). The stronger the colour, the larger the change, on a logarithmic scale with a jump at 1. Layer columns take the worst layer.", "name": "fig-reparam-map"}}
+fig, ax = plt.subplots(figsize=(8, 8.0))
 image = ax.pcolormesh(
-    np.clip(worst, 1e-5, None), norm=LogNorm(1e-5, 1e4), cmap="YlGnBu", ec="white", lw=2
+    np.clip(worst, 1e-4, None), norm=LogNorm(1e-4, 1e4), cmap=HEAT, ec="white", lw=2
 )
 for (i, j), value in np.ndenumerate(worst):
     text = np.format_float_positional(value, precision=1, fractional=False, trim="-")
     text = "=" if value < 1e-10 else text
-    colour = "white" if value > 2 else "black"
+    colour = "white" if value > 1 else "black"
     ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=colour)
 ax.set_xticks(np.arange(len(COLUMNS)) + 0.5, COLUMNS)
 ax.set_yticks(np.arange(len(by_case)) + 0.5, by_case)

@@ -69,7 +69,7 @@ from paperkit.linalg.quadrature import stochastic_lanczos_quadrature
 from paperkit.linalg.rules import gauss_rule
 from paperkit.linalg.spectral_functions import power, t_log_t
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation, xtrace
-from paperkit.plotting import INK, landing_record
+from paperkit.plotting import COLORS, INK, landing_record
 
 # %% [markdown]
 # **What to know first.** Eigenvalues of a symmetric matrix, the variance of a mean, and the symbols of the {doc}`notation page <../book/notation>`: $\lambda_j$ are eigenvalues, $d$ is the dimension, $k$ the number of probes and $m$ the number of Lanczos steps.
@@ -264,12 +264,12 @@ for points in (4, 15):
     of_rules[points] = nodes, after
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Three staircases that rise from zero to one over a logarithmic axis of eigenvalues: the measure in many small steps, a Gauss rule of four points in four large steps, and one of fifteen points closer to the measure. Each large step crosses the measure's staircase."}, "figure": {"caption": "The spectral measure of one probe, divided by d, as a staircase, and the Gauss rules of 4 and of 15 points as two others: a node is where a step stands, and its weight is the step's height. Most of the measure lies at small eigenvalues, where the rules have their fewest nodes.", "name": "fig-est-staircase"}}
-figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+figure, axes = plt.subplots(figsize=(8, 3.4))
 left_end = 1e-5
 for name, (x, y), style in (
     ("measure", of_measure, {"color": INK, "lw": 1}),
-    ("Gauss, m = 4", of_rules[4], {"color": "#a62639", "lw": 1.6}),
-    ("Gauss, m = 15", of_rules[15], {"color": "#2a9d8f", "lw": 1.6}),
+    ("Gauss, m = 4", of_rules[4], {"color": COLORS[2], "ls": "-."}),
+    ("Gauss, m = 15", of_rules[15], {"color": COLORS[1], "ls": "-"}),
 ):
     axes.step([left_end, *x.tolist(), 2], [0, *y.tolist(), 1], where="post", label=name, **style)
 axes.set(xscale="log", xlim=(left_end, 2), xlabel="eigenvalue", ylabel="weight up to it")
@@ -428,7 +428,7 @@ ends = [without_noise(eigenvalues, m).bracket for m in counts]
 grid = [alpha / 20 for alpha in range(2, 60) if alpha != 40]
 exact_grid = [renyi_entropy(eigenvalues, alpha) for alpha in grid]
 brackets = [without_noise(eigenvalues, 15, alpha).bracket for alpha in grid]
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4))
 gauss_is_upper = [alpha < 2 for alpha in grid]
 for name, upper in (("Gauss", True), ("Radau", False)):
     left.plot(counts, [end[upper] for end in ends], label=name)
@@ -559,16 +559,16 @@ assert max(truths.values()) - min(truths.values()) < 1
 assert max(estimates.values()) - min(estimates.values()) > 3
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Entropy of order one half against the number of eigenvalues on a logarithmic axis. For one spectrum with zeros appended, the exact entropy is a horizontal line, the Gauss rule of 40 steps rises from it slowly and that of 15 steps fast. Eight vertical lines, one for each layer, lead from the exact entropy to the estimate and become longer to the right."}, "figure": {"caption": "Zeros that an entropy does not see, and a rule does. Curves: the nonzero eigenvalues of the layer stage3.0.conv2, with zeros appended; dotted the exact entropy of order ½. Vertical lines: the layers of the table, from the exact entropy (ring) to the estimate after 15 steps (dot).", "name": "fig-est-zeros"}}
-figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+figure, axes = plt.subplots(figsize=(8, 3.8))
 sizes = [len(values) for values in longer]
-for m, color in ((15, "#a62639"), (40, "#2a9d8f")):
-    axes.plot(sizes, curves[m], color=color, lw=1.4, label=f"Gauss, m = {m}")
-axes.plot(sizes, entropies, color=INK, lw=1.2, ls=":", label="exact")
+for m, color, line in ((15, COLORS[2], "-"), (40, COLORS[1], "--")):
+    axes.plot(sizes, curves[m], line, color=color, label=f"Gauss, m = {m}")
+axes.plot(sizes, entropies, ":", color=INK, label="exact")
 for name, (truth, estimated, *_) in rows.items():
     size = len(layers[name])
-    axes.plot([size, size], [truth, estimated], "-", color="#a62639", lw=0.8)
+    axes.plot([size, size], [truth, estimated], "-", color=COLORS[2], lw=0.8)
     axes.plot(size, truth, "o", color=INK, mfc="white", ms=5)
-    axes.plot(size, estimated, "o", color="#a62639", ms=5)
+    axes.plot(size, estimated, "o", color=COLORS[2], ms=5)
 axes.set(xscale="log", xlabel="eigenvalues $d$, zeros included", ylabel="entropy of order ½")
 axes.legend(loc="upper left")
 plt.show()
@@ -781,7 +781,7 @@ density = spectral_density(rules, grid, 0.1)
 exact_density = (-0.5 * ((grid[:, None] - both) / 0.1) ** 2).exp().mean(1) / (
     0.1 * math.sqrt(2 * math.pi)
 )
-figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+figure, axes = plt.subplots(figsize=(8, 3.2))
 low, high = (density.value + sign * 3 * density.standard_error for sign in (-1, 1))
 axes.fill_between(grid, low.clamp(min=1e-4), high, alpha=0.35, label="three standard errors")
 axes.plot(grid, density.value, label="estimate")

@@ -116,10 +116,10 @@ agree = checked.agree
 # Samples do not interact, so one backward pass serves all $n$ of them.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "A chain of boxes from the image to the outputs: stem, normalisation and ReLU, conv, normalisation, a sum, ReLU and pooling, head. A curved arrow, the skip connection, leads from the input of conv to the sum. Above the arrows into each layer stand x and the patches a, above the arrows out of it z; below them, in red, the Jacobians X and B."}, "figure": {"caption": "The pass. Above the arrows, what goes forward: the activation that enters a layer, its patches, and the layer's result. Below them, in red, what comes back from the outputs: the Jacobians in these tensors. The skip connection reads the input of conv a second time, so X of conv is more than B times the layer.", "name": "fig-one-pass"}}
-figure, axes = plt.subplots(figsize=(9.4, 2.5), layout="constrained")
+figure, axes = plt.subplots(figsize=(8, 2.5))
 boxes = {"image": -0.3, "stem": 3, "norm\nReLU": 5.6, "conv": 9, "norm": 11.6, "+": 13.4}
 boxes |= {"ReLU\npool": 15.2, "head": 18.6, "outputs": 21.8}
-red, weights = "#a62639", ("stem", "conv", "head")
+red, weights = plotting.COLORS[2], ("stem", "conv", "head")
 for name, x in boxes.items():
     shape = {"boxstyle": "round", "ec": plotting.INK, "fc": "#d7ebe8" if name in weights else "w"}
     axes.text(x, 0, name, ha="center", va="center", bbox=shape, zorder=2)
@@ -334,7 +334,7 @@ agree("Rényi entropies of all orders", ours, brute_force=brute, library=library
 styles = plotting.layer_styles(list(layers))
 grid = [step / 20 for step in range(2, 81)]
 estimates = estimators.renyi_sharpness(model, data, orders, method="lanczos", probes=100)
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4))
 for name, values in eigenvalues.items():
     left.semilogy(range(1, len(values) + 1), values, label=name, **styles[name])
     right.plot(grid, [float(entropy(values, alpha)) for alpha in grid], **styles[name])
@@ -630,9 +630,9 @@ agree("Jacobian in a layer's input", ours, brute_force=X, library=library)
 assert distance(X["conv"], through_layer["conv"]) > 0.01  # the skip connection counts
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter plot with one marker for each layer and sample: the sensitivity through the layer alone against the whole sensitivity. The markers of stem and head lie on the diagonal, those of conv far below it."}, "figure": {"caption": "The sensitivity of the outputs to a layer's input, at every sample: all of it (horizontal) and the part that passes through the layer (vertical). On the line where the layer is the only reader, below it where a skip connection reads too.", "name": "fig-one-skip"}}
-figure, axes = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
+figure, axes = plt.subplots(figsize=(6, 3.8))
 for (name, marker), color in zip(
-    {"stem": "o", "conv": "s", "head": "^"}.items(), ("#2a9d8f", "#a62639", "#16324f"), strict=True
+    {"stem": "o", "conv": "s", "head": "^"}.items(), plotting.COLORS, strict=False
 ):
     whole, part = (torch.linalg.matrix_norm(v[name], ord=2) for v in (X, through_layer))
     axes.plot(whole, part, marker, ms=5, color=color, mfc="none", label=name)

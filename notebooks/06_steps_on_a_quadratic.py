@@ -302,7 +302,7 @@ assert orbits[0.5, 7.0][:4].tolist() == [7, 3, 1, 0]
 assert all(abs(orbits[u, 5.0][-1] - u / (2 - u)) < 1e-2 for u in curves)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two cobwebs with the present distance on the horizontal axis and the next one on the vertical axis. Left, a step of one half: the graph falls from one half to zero at the distance one, then rises with slope one half. A staircase from five lands on the falling branch and closes in on its crossing with the diagonal at one third; a dotted one from seven goes over three and one to zero. Right, a step of 1.4: the graph rises with slope 0.4 from 1.4, and a staircase from five closes in on its crossing with the diagonal at 2.33."}, "figure": {"caption": "SAM on a line, for $\\lambda = \\rho = 1$: each distance to the minimum (horizontal) and the next one (vertical). Solid staircases start at 5 and end where the graph crosses the diagonal, in the two-cycle. The dotted one is the exceptional start 7, which meets the zero of the graph. Dashed: the diagonal.", "name": "fig-quad-cobweb"}}
-figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
 for axes, (u, graph) in zip(panels, curves.items(), strict=True):
     axes.plot(grid, grid, color=QUIET, ls="--", lw=1)
     axes.plot(grid, graph, color=INK, ls="-", lw=1.6)
@@ -336,7 +336,7 @@ ascents = {
 }
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: the plane of step times curvature and ascent times curvature. A falling curve from the top left to the point two, zero separates a shaded stable region from the rest. Filled dots of converged runs lie below it and hollow ones of diverged runs above. A square lies inside, at one half and 0.71, a triangle on the curve at one, one. Right: three curves of SAM's effective ascent against the step, which start from one point near zero and settle on three dashed horizontal lines, the two higher ones after damped oscillations."}, "figure": {"caption": "The edge of stability. Left: un-normalised ascent converges in the shaded region, in units of the inverse curvature; each dot is one eigenvalue of a run of gradient regularisation (filled: the coordinate shrank). The square and the triangle are a variant of SA-SAM that comes at the end of this chapter. Right: the ascent that SAM takes, in the same units, moves on to the edge for each step size and stays there.", "name": "fig-quad-edge"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6))
 grid = torch.linspace(0.01, 2, 400, dtype=torch.float64)
 left.fill_between(grid, 2 / grid - 1, color="#cfd4dc", alpha=0.6, linewidth=0)
 left.plot(grid, 2 / grid - 1, color=INK, label="edge")
@@ -351,7 +351,7 @@ for u, ascent in ascents.items():
     right.plot(ascent, marker="o", ms=3, label=f"{u}")
     right.axhline((2 - u) / u, color=QUIET, ls="--", lw=1)
 right.set(xlabel="step $t$", ylabel="ascent of SAM, $r_t \\lambda$", ylim=(0, 5.4))
-left.legend(loc="upper right")
+left.legend(loc="upper right", bbox_to_anchor=(1.02, 0.9))
 right.legend(title="$\\eta\\lambda$", loc="upper right")
 plt.show()
 
@@ -485,7 +485,7 @@ x, y = torch.meshgrid(1.5 * axis, axis, indexing="xy")
 mesh = torch.stack([x, y], dim=2)
 loss = 0.5 * ((mesh @ H) * mesh).sum(2)
 Psi = (mesh**2).sum(2) - eta * (loss + rho * (mesh @ H).norm(dim=2))
-figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, 2, figsize=(8, 3.5), sharey=True)
 shown = (points, loss, "$\\theta_t$ on the loss"), (z, Psi, "$z_t$ on $\\Psi$")
 for axes, (path, height, title) in zip(panels, shown, strict=True):
     axes.contour(x, y, height, levels=18, colors="#b4bac4", linewidths=0.8, linestyles="solid")
@@ -787,10 +787,10 @@ for make in (adaptive(SAM, rho=0.3, lr=0.1), adaptive(SASAM, full_batch=True)):
         losses.append((curvature, 0.5 * curvature * last.item() ** 2))
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: distance to the minimum against the step, on a logarithmic axis. Gradient descent and gradient regularisation fall without end; SAM and SA-SAM fall a little and stay on a level near one fifth and one eighth. Right: loss of the two-cycle against the curvature on two logarithmic axes. SAM's rises with the cube of the curvature and then faster, to a dotted vertical line. The two curves of SA-SAM are horizontal, at one half and at one thirty-sixth. Dots of measured runs lie on the curves."}, "figure": {"caption": "Left: distance to the minimum on $H = \\mathrm{diag}(4, 1)$, for step size 0.2 (SA-SAM chooses its own), $\\rho = 0.3$, $r = 0.2$. Right: the loss of the final two-cycle against the curvature; curves are the theorems, dots are runs of the library after 40 steps. For SAM $\\eta = 0.1$ and $\\rho = 0.3$, and the dotted line is gradient descent's edge.", "name": "fig-quad-distance"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6))
 for (name, path), style in zip(paths.items(), (":", "--", "-", "-."), strict=True):
     left.semilogy(path.norm(dim=1), label=name, ls=style)
-left.set(xlabel="step $t$", ylabel="distance to the minimum", ylim=(1e-6, 3))
+left.set(xlabel="step $t$", ylabel="distance to the minimum", ylim=(1e-9, 3))
 left.legend(loc="lower left")
 grid = torch.logspace(-0.5, math.log10(19.7), 200, dtype=torch.float64)
 a = 0.1 * grid * 0.3 / (2 - 0.1 * grid)
@@ -798,7 +798,7 @@ right.loglog(grid, 0.5 * grid * a**2, color=COLORS[2], ls="-")
 right.text(2.6, 8e-4, "SAM", color=INK)
 for c, style, value in ((1.0, "--", "1/2"), (2.0, "-.", "1/36")):
     right.loglog(grid, torch.full_like(grid, floor(c)), color=COLORS[3], ls=style)
-    right.text(0.33, 1.25 * floor(c), f"SA-SAM, $c = {c:.0f}$: loss {value}", color=INK)
+    right.text(0.33, 1.5 * floor(c), f"SA-SAM, $c = {c:.0f}$: loss {value}", color=INK)
 right.plot(*zip(*losses, strict=True), "o", ms=5, color=INK)
 right.axvline(20, color=QUIET, ls=":", lw=1.2)
 right.set(xlabel="curvature $\\lambda$", ylabel="loss of the two-cycle", ylim=(1e-6, 10))

@@ -66,7 +66,7 @@ from paperkit.data import load
 from paperkit.linalg.probes import generator_of
 from paperkit.monitor import SharpnessMonitor
 from paperkit.optim import SAM
-from paperkit.plotting import COLORS, QUIET
+from paperkit.plotting import COLORS, MARKERS, QUIET
 
 # %% [markdown]
 # **What to know first.** {doc}`Chapter 6 <06_steps_on_a_quadratic>`, its theorem of the edge in particular, and the symbols of the {doc}`notation page <../book/notation>`.
@@ -184,10 +184,12 @@ followed = {
 }
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels against the step. Left: the largest eigenvalue. Gradient descent's curve rises from below ten to the dotted horizontal line at twenty, passes it, and stays on it. SGD's rises more slowly and stays a little below. SAM's starts at seven, falls, and stays just above a dashed curve that sinks from six to below four. Right: the losses, on a logarithmic axis; all fall to a few hundredths, gradient descent's with oscillations once it is on its edge."}, "figure": {"caption": "Left: the largest eigenvalue of the Hessian, with the edge of gradient descent (dotted) and that of SAM, which moves with the gradient (dashed). Right: the training loss. The thick curves are one seed, the thin ones the others.", "name": "fig-monitor"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
-for color, (name, all_runs) in zip(COLORS, followed.items(), strict=False):
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6))
+for color, marker, (name, all_runs) in zip(COLORS, MARKERS, followed.items(), strict=False):
     for k, (_, monitor, edges) in enumerate(all_runs):
-        look = {"color": color, "ls": "-"} | ({"lw": 2.2, "label": name} if k == 0 else {"lw": 0.7})
+        look = {"color": color, "ls": "-", "lw": 0.7}
+        if k == 0:
+            look |= {"lw": 2, "label": name, "marker": marker, "ms": 5, "markevery": 0.12}
         series = monitor.series()
         left.plot(*series["hessian_top_eigenvalues"], **look)
         right.semilogy(*series["mean_loss"], **look)
@@ -197,7 +199,7 @@ for color, (name, all_runs) in zip(COLORS, followed.items(), strict=False):
 left.axhline(2 / eta, color=QUIET, ls=":", lw=1.4, label=r"$2/\eta$")
 left.set(xlabel="step", ylabel=r"$\lambda_1$", ylim=(0, None))
 right.set(xlabel="step", ylabel="training loss")
-left.legend(fontsize=8)
+left.legend(loc=(0.3, 0.26))
 plt.show()
 
 # %% [markdown]

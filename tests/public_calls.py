@@ -666,7 +666,11 @@ CALLS: dict[str, Call] = {
     "plotting.landing_figure": _call(
         eigenvalues={"a": [1.0, 2.0]},
         dimensions={"a": 3},
-        kinds={"eigenvalues": "mapping of values", "dimensions": "mapping of values"},
+        kinds={
+            "eigenvalues": "mapping of values",
+            "dimensions": "mapping of values",
+            "narrow": "flag",
+        },
     ),
     "plotting.landing_record": _call(),
     "plotting.layer_styles": _call(layers=["a", "b"], kinds={"layers": "strings"}),
@@ -682,7 +686,10 @@ CALLS: dict[str, Call] = {
         kinds={"eigenvalues": "mapping of values", "dimensions": "mapping of values"},
     ),
     "plotting.write_landing": _call(
-        runs=False, path="landing.png", record=None, kinds={"path": "path", "record": "instance"}
+        runs=False,
+        path="landing.png",
+        record=None,
+        kinds={"path": "path", "record": "instance", "narrow": "flag"},
     ),
     # chapter
     "chapter.Comparisons": _call(),

@@ -248,7 +248,7 @@ def test_the_template_runs(tmp_path):
         if "data" in output
     ]
     assert sum("text/markdown" in data for data in shown) == 2
-    assert sum("image/png" in data for data in shown) == 1
+    assert sum("image/svg+xml" in data for data in shown) == 1
 
 
 def test_plain_papermill_refuses_a_parameter_that_is_misspelt(tmp_path, capfd):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -11,7 +13,10 @@ Series = Mapping[str, tuple[list[int], list[float]]]
 
 # Curves in a panel that a legend names.
 _NAMED = 8
-_LINES = (":", "--", "-.")
+# Curves differ in these as well as in colour, for those who see none; from the fifth on a marker
+# tells them from the first four.
+_CURVES = ("-", "--", "-.", ":")
+_THRESHOLDS = (":", "--", "-.")
 
 
 def draw(
@@ -31,16 +36,19 @@ def draw(
         layout="constrained",
     )
     for axes, (measure, lines) in zip(panels[:, 0], shown.items(), strict=True):
-        for name, (steps, values) in lines.items():
+        for i, (name, (steps, values)) in enumerate(lines.items()):
             label = name.partition("/")[2].replace("/", ", order ") or None
-            marker = "." if len(steps) < 60 else None
-            axes.plot(steps, values, marker=marker, label=label)
+            few = len(steps) < 60
+            marker = "o" if i >= len(_CURVES) else "." if few else None
+            look: dict[str, Any] = {"marker": marker, "markevery": None if few else 0.1}
+            axes.plot(steps, values, ls=_CURVES[i % len(_CURVES)], label=label, **look)
         for i, (label, value) in enumerate(thresholds.get(measure, {}).items()):
-            axes.axhline(value, color="0.35", lw=1.2, ls=_LINES[i % len(_LINES)], label=label)
+            line = _THRESHOLDS[i % len(_THRESHOLDS)]
+            axes.axhline(value, color="0.35", lw=1.2, ls=line, label=label)
         handles, _ = axes.get_legend_handles_labels()
         if 0 < len(handles) <= _NAMED:
             # Beside the panel it hides no curve.
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-        axes.set_ylabel(measure.replace("_", " "), fontsize="small")
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.set_ylabel(textwrap.fill(measure.replace("_", " "), 20))
     panels[-1, 0].set_xlabel("step")
     return figure

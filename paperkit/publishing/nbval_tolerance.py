@@ -20,7 +20,8 @@ from paperkit.publishing.printed_numbers import DEFAULT_RTOL, Difference, snap
 COMPARED = ("text/plain", "text/html", "text/markdown", "stdout")
 # Glued values are stored under this prefix, followed by their type.
 GLUED = "application/papermill.record/"
-PICTURES = ("image/png", "image/jpeg", GLUED + "image/png", GLUED + "image/jpeg")
+IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
+PICTURES = (*IMAGES, *(GLUED + image for image in IMAGES))
 RTOL_TAG = re.compile(r"nbval-rtol=(.*)")
 
 Outputs = Sequence[dict[str, Any]]

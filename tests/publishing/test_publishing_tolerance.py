@@ -101,19 +101,19 @@ def test_a_difference_names_both_numbers_and_the_tolerance() -> None:
 
 CODE = """\
 import warnings; warnings.warn("of a library, on standard error", stacklevel=1)
-from IPython.display import HTML, Markdown, display
+from IPython.display import HTML, SVG, Markdown, display
 print("entropy", {value})
-display(Markdown("| {value} |"), HTML("<b>{value}</b>"))
+display(Markdown("| {value} |"), HTML("<b>{value}</b>"), SVG("<svg>{value}</svg>"))
 {value}"""
 
 
 def _committed_notebook(path: Path, computed: str, committed: str, tags: list[str]) -> None:
     """Write a notebook whose code prints one number and whose outputs show another."""
-    texts = {"text/markdown": "| {} |", "text/html": "<b>{}</b>"}
+    texts = {"text/markdown": "| {} |", "text/html": "<b>{}</b>", "image/svg+xml": "<svg>{}</svg>"}
+    classes = dict(zip(texts, ("Markdown", "HTML", "SVG"), strict=True))
     outputs = [nbformat.v4.new_output("stream", name="stdout", text=f"entropy {committed}\n")]
     for kind, text in texts.items():
-        kind_class = {"text/markdown": "Markdown", "text/html": "HTML"}[kind]
-        plain = f"<IPython.core.display.{kind_class} object>"
+        plain = f"<IPython.core.display.{classes[kind]} object>"
         data = {kind: text.format(committed), "text/plain": plain}
         outputs.append(nbformat.v4.new_output("display_data", data=data))
     result = {"text/plain": committed}
