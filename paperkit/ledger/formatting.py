@@ -1,4 +1,4 @@
-"""How numbers are written in verdicts, and tables in Markdown.
+"""How numbers are written in verdicts, and tables and plain texts in Markdown.
 
 Round-off is written as a bound, every other number with four digits.
 """
@@ -6,10 +6,14 @@ Round-off is written as a bound, every other number with four digits.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 ROUND_OFF = 1e-12
 NOTHING = "–"
+
+# Character references mean their character in Markdown as in HTML, and never any syntax.
+_REFERENCES = {ord(sign): f"&#{ord(sign)};" for sign in '&<>"`*_[]{}$|~\\'}
 
 
 def number(value: float) -> str:
@@ -36,6 +40,27 @@ def interval(low: float, high: float) -> str:
     if math.isinf(low):
         return f"below {number(high)}"
     return f"{number(low)} to {number(high)}"
+
+
+def escaped(text: str) -> str:
+    """Return a plain text on one line, for Markdown or HTML that shows it as it is."""
+    return _escaped_piece(text.strip())
+
+
+def code(name: str) -> str:
+    """Return a name in the type of code; one that is no plain name is escaped and left as text."""
+    return f"`{name}`" if re.fullmatch(r"[\w.-]+", name) else escaped(name)
+
+
+def sentence_with_code(text: str) -> str:
+    """Return a plain text as `escaped` does, with names between backticks in the type of code."""
+    pieces = re.split(r"`([\w.-]+)`", text)
+    # Each second piece is the inside of a pair of backticks.
+    return "".join(code(p) if i % 2 else _escaped_piece(p) for i, p in enumerate(pieces))
+
+
+def _escaped_piece(text: str) -> str:
+    return re.sub(r"\s+", " ", text).translate(_REFERENCES)
 
 
 def markdown_table(
