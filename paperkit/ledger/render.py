@@ -254,9 +254,14 @@ def _grouped(
 def _row_name(claim: Claim) -> str:
     if claim.paper != OWN:
         return claim.paper
-    if claim.criterion.name == counterexample_exists.__name__:
+    if _is_limit(claim):
         return "this book: limits, entered to be refuted"
     return "this book: its own statements"
+
+
+def _is_limit(claim: Claim) -> bool:
+    """Return whether a claim of this book's own was entered to be refuted."""
+    return claim.paper == OWN and claim.criterion.name == counterexample_exists.__name__
 
 
 def _counts(verdicts: Sequence[Verdict]) -> str:
@@ -279,6 +284,7 @@ def _item(verdict: Verdict, root: str) -> str:
     """Return a verdict as an item of a list: word, place, claim, what was found, and links."""
     claim = verdict.claim
     place = claim.place if claim.paper == OWN else f"{claim.paper}, {claim.place}"
+    place += ", entered to be refuted" * _is_limit(claim)
     paper = _paper_text(claim.paper_value)
     found = [_value_text(verdict), verdict.scale and escaped(verdict.scale)]
     found += [f"the paper has {paper}" if paper != NOTHING else ""]
@@ -369,7 +375,7 @@ def _details(verdict: Verdict, root: str) -> str:
     audit = audit_command(claim.criterion.study, claim.profile)
     items = [
         ("Place", escaped(claim.place)),
-        ("Kind", claim.kind),
+        ("Kind", claim.kind + ", entered to be refuted" * _is_limit(claim)),
         ("Criterion", criterion_sentence(claim)),
         ("The paper has", _paper_text(claim.paper_value)),
         ("Found", _value_text(verdict) if verdict.value_text else NOTHING),
