@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 ROUND_OFF = 1e-12
 NOTHING = "–"
 
-# Character references mean their character in Markdown as in HTML, and never any syntax.
-_REFERENCES = {ord(sign): f"&#{ord(sign)};" for sign in '&<>"`*_[]{}$|~\\'}
+# Signs that begin syntax in Markdown or HTML; an underscore does not inside of a word.
+_SYNTAX = re.compile(r"[&<>\"`*\[\]{}$|~\\]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def number(value: float) -> str:
@@ -52,15 +52,19 @@ def code(name: str) -> str:
     return f"`{name}`" if re.fullmatch(r"[\w.-]+", name) else escaped(name)
 
 
-def sentence_with_code(text: str) -> str:
-    """Return a plain text as `escaped` does, with names between backticks in the type of code."""
-    pieces = re.split(r"`([\w.-]+)`", text)
-    # Each second piece is the inside of a pair of backticks.
-    return "".join(code(p) if i % 2 else _escaped_piece(p) for i, p in enumerate(pieces))
+def escaped_but_code(text: str, names: Iterable[str]) -> str:
+    """Return a plain text as `escaped` does, with these names between backticks left as code."""
+    marked = "|".join(f"`{re.escape(name)}`" for name in names)
+    pieces = re.split(f"({marked})", text) if marked else [text]
+    # Each second piece is a name with its backticks.
+    return "".join(
+        code(piece[1:-1]) if i % 2 else _escaped_piece(piece) for i, piece in enumerate(pieces)
+    )
 
 
 def _escaped_piece(text: str) -> str:
-    return re.sub(r"\s+", " ", text).translate(_REFERENCES)
+    # A character reference means its character in Markdown as in HTML, and is never syntax.
+    return _SYNTAX.sub(lambda sign: f"&#{ord(sign[0])};", re.sub(r"\s+", " ", text))
 
 
 def markdown_table(

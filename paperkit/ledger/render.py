@@ -25,10 +25,10 @@ from paperkit.ledger.formatting import (
     NOTHING,
     code,
     escaped,
+    escaped_but_code,
     interval,
     markdown_table,
     number,
-    sentence_with_code,
 )
 from paperkit.ledger.verdict import Verdict, verdicts
 from paperkit.ledger.wording import criterion_sentence, value_name
@@ -380,7 +380,7 @@ def _details(verdict: Verdict, root: str) -> str:
         ("The paper has", _paper_text(claim.paper_value)),
         ("Found", _value_text(verdict) if verdict.value_text else NOTHING),
         ("Chance", _chance_text(verdict)),
-        ("Evidence", f"{sentence_with_code(verdict.evidence)}."),
+        ("Evidence", f"{_evidence(verdict)}."),
         ("Scale", escaped(verdict.scale) or NOTHING),
         ("Records", _records_text(verdict, root)),
         ("To make what is missing", f"`{command}`"),
@@ -390,8 +390,8 @@ def _details(verdict: Verdict, root: str) -> str:
     items += [
         (
             "Criterion changed",
-            f"on {escaped(change.date)}; it was: {sentence_with_code(change.was)}; "
-            f"because: {sentence_with_code(change.why)}",
+            f"on {escaped(change.date)}; it was: {escaped(change.was)}; "
+            f"because: {escaped(change.why)}",
         )
         for change in claim.changed
     ]
@@ -411,10 +411,15 @@ def _paper_text(value: PaperValue | None) -> str:
 def _value_text(verdict: Verdict) -> str:
     """Return the value that was found, with its name; the evidence where there is none."""
     if not verdict.value_text:
-        return sentence_with_code(verdict.evidence)
+        return _evidence(verdict)
     unit = verdict.claim.paper_value.unit if verdict.claim.paper_value else ""
     text = f"{value_name(verdict.claim)} {verdict.value_text} {escaped(unit)}".strip()
     return f"{text} ({interval(*verdict.interval)})" if verdict.interval else text
+
+
+def _evidence(verdict: Verdict) -> str:
+    names = [v for v in verdict.claim.criterion.arguments.values() if isinstance(v, str)]
+    return escaped_but_code(verdict.evidence, names)
 
 
 def _adjusted_text(verdict: Verdict) -> str:
