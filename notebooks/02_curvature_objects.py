@@ -19,9 +19,9 @@
 #
 # **Question.** When is the Hessian block of a layer equal to its Gauss–Newton block, and what does that buy?
 #
-# **Answer.** In a ReLU network, exactly, because everything after the layer is piecewise linear: no record shows a difference above 1e-12.
-# Under cross-entropy such a block is positive semidefinite, its rank is at most $\min(n(C-1), d_l)$, and it does not depend on the labels.
-# The whole Hessian is *not* the whole Gauss–Newton matrix, and a tanh, a GELU or a layer normalisation after the layer ends the equality.
+# **Answer.** In a ReLU network, exactly: no record shows a difference above 1e-12.
+# Under cross-entropy its rank is at most $\min(n(C-1), d_l)$, and the labels do not matter.
+# The whole Hessian is *not* the Gauss–Newton matrix, and a tanh, GELU or layer normalisation after the layer ends the equality.
 #
 # **Time.** Reading: about 25 minutes; running: under a minute on two cores.
 #
@@ -79,6 +79,7 @@ from paperkit.models.small import build_digit_network
 # Papers mix them freely, and often the mixture is wrong.
 # This chapter says which is which, what each is for, and when two of them are equal.
 # One equality carries the whole book: **in a ReLU network the Hessian block of a single layer is its Gauss–Newton block, exactly.**
+# It needs no more than that everything after the layer is piecewise linear, and where the loss is convex in the outputs the block is positive semidefinite.
 # We state it, prove it, check it to the last digits of double precision, and show every way in which it fails.
 #
 # The statements are ours, so the ledger holds them to the same rule as those of the papers.

@@ -19,9 +19,9 @@
 #
 # **Question.** How wrong is an entropy that is estimated from products with random vectors?
 #
-# **Answer.** There are two errors, and a standard error sees only the first: the scatter of the probes, which more probes reduce, and the quadrature's error, whose sign is known and which no number of probes removes.
-# On spectra such as trained networks have, the second is the larger: 15 steps at order ½ are wrong by 0.04 to 2.4 nats, the more the more zeros a layer's spectrum has.
-# Two numbers that enclose the second make it visible, and steps can be added until it is below the first.
+# **Answer.** A standard error sees the scatter of the probes, and not the error of the quadrature, which no number of probes removes.
+# On recorded layers the second is the larger: 15 steps at order ½ are wrong by 0.04 to 2.4 nats.
+# Two numbers that enclose the truth show it, and more steps reduce it.
 #
 # **Time.** Reading: about 40 minutes; running: under half a minute on two cores.
 #

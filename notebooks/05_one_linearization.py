@@ -19,9 +19,9 @@
 #
 # **Question.** How much of the four papers can be read off one pair of tensors for each layer, $(a_l, B_l)$, and by which equations?
 #
-# **Answer.** Every measure that belongs to the network's tangent: spectra and entropies, traces, the geometry of the Fisher matrix, sensitivities of features, Kronecker factors.
-# A measure that evaluates the loss somewhere else, like worst-case sharpness, stays outside.
-# Each is an equation of a few lines, and agrees with brute force and with the library, most of them to 1e-12.
+# **Answer.** Every measure that belongs to the network's tangent: spectra, entropies, traces, the Fisher matrix, sensitivities, Kronecker factors.
+# One that evaluates the loss somewhere else, like worst-case sharpness, stays outside.
+# Each agrees with brute force and the library, most to 1e-12.
 #
 # **Time.** Reading: about 50 minutes; running: under twenty seconds on two cores.
 #

@@ -19,9 +19,9 @@
 #
 # **Question.** Where does each sharpness-aware method end on a quadratic, and how far from the minimum?
 #
-# **Answer.** Gradient descent and gradient regularisation converge below one curve, the edge of stability of un-normalised sharpness-aware steps.
-# Normalised ascent, which is what SAM does, can never stay below it: it ends in a two-cycle that lies *on* the edge.
-# SA-SAM chooses step size and radius by itself, and with the paper's constants it ends on the same edge at a loss of exactly 1/36, whether the valley is sharp or flat.
+# **Answer.** Gradient descent and gradient regularisation converge below one curve, the edge of stability.
+# SAM can never stay below it, and ends in a two-cycle that lies *on* it.
+# SA-SAM, with the paper's constants, ends on it too, at a loss of exactly 1/36, whether the valley is sharp or flat.
 #
 # **Time.** Reading: about 45 minutes; running: under twenty seconds on two cores.
 #
@@ -63,10 +63,10 @@ def vector(*entries: float) -> Tensor:
 # %% [markdown]
 # On a quadratic every point is as sharp as every other.
 # A method that looks for flat regions has nothing to find there, and what is left is the mechanism: two coupled numbers, a step size and a radius, that act on a linear map.
+# The edge is that of un-normalised sharpness-aware steps; SAM's ascent is normalised, and SA-SAM chooses step size and radius by itself.
 # Everything is proved, computed in float64, and compared with the library's optimizers.
 #
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
-#
 # Throughout,
 #
 # $$

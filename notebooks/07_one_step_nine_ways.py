@@ -21,7 +21,7 @@
 #
 # **Answer.** For four of the seven methods that look elsewhere, $\varepsilon$ is a multiple of the gradient.
 # To first order they are one method with four rules for its radius.
-# The lengths of their $\varepsilon$ differ more than a hundredfold, from 0.018 to 2.6 on this chapter's network, so a published $\rho$ is nothing to compare by.
+# These radii differ more than a hundredfold here, from 0.018 to 2.6, so a published $\rho$ is nothing to compare by.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on two cores.
 #

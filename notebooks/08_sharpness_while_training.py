@@ -19,9 +19,9 @@
 #
 # **Question.** How sharp does training make a network, and what stops it?
 #
-# **Answer.** Gradient descent sharpens the loss until it reaches its own edge of stability, here 20, and stays there: its ratio to the edge ends between 1.01 and 1.02.
-# SAM has an edge of its own, far lower, here 3.77 at the end, which sinks as the gradient shrinks.
-# The network's sharpness follows that edge down.
+# **Answer.** Gradient descent sharpens the loss up to its own edge of stability, 20 here, and stays there: its ratio to the edge ends between 1.01 and 1.02.
+# SAM's own edge is far lower, 3.77 at the end, and sinks as the gradient shrinks.
+# The network's sharpness follows it down.
 #
 # **Time.** Reading: about 10 minutes; running: under a minute on one core.
 #

@@ -29,6 +29,7 @@ SOURCES = chapters(FOLDER)
 LIKE_CHAPTERS = [*SOURCES, TEMPLATE]
 LONGEST_CELL = 20
 LONGEST_SETUP = 35
+COLUMN = 100  # letters in a line of the page
 WORDS_A_MINUTE = 100
 
 each_chapter = pytest.mark.parametrize("source", LIKE_CHAPTERS, ids=lambda path: path.stem)
@@ -294,6 +295,8 @@ def test_a_chapters_head_has_question_answer_time_and_what_one_needs(source):
     question, answer, time, need, *rest = parts
     assert question.startswith("**Question.** ") and question.endswith("?")
     assert answer.startswith("**Answer.** ") and len(answer.splitlines()) <= 3
+    plain = re.sub(r"\{[\w:]+\}`[^`]*`|\$[^$]*\$", "a reference", answer)
+    assert len(plain) <= 3 * COLUMN
     assert re.match(r"\*\*Time\.\*\* Reading: about \d+ minutes; running: ", time)
     assert need.startswith("**You need:** ")
     decides = any(claim.chapter == source.stem for claim in load_claims())

@@ -134,12 +134,13 @@ def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
     Returns
     -------
     str
-        MyST Markdown with a second-level heading for each paper. A chapter's part has a table of
-        its claims, and below it each of them with all that is known of it, folded.
+        MyST Markdown that begins with a second-level heading, and has one for each paper. A
+        chapter's part has a table of its claims, and below it each of them with all that is known
+        of it, folded.
     """
     if not verdicts:
         return "No claim has been entered yet.\n"
-    parts = [_jump_list(verdicts)]
+    parts = ["## By paper and by chapter", _jump_list(verdicts)]
     for paper, own in _grouped(verdicts, lambda claim: claim.paper):
         parts.append(f"({_label(paper)})=\n## {escaped(paper)}")
         for name, part in sorted(_grouped(own, lambda claim: claim.chapter)):
@@ -288,7 +289,9 @@ def _item(verdict: Verdict, root: str) -> str:
     paper = _paper_text(claim.paper_value)
     found = [_value_text(verdict), verdict.scale and escaped(verdict.scale)]
     found += [f"the paper has {paper}" if paper != NOTHING else ""]
-    links = [f"[criterion]({root}/book/ledger.md#{target(claim)})", _records_link(verdict, root)]
+    # The built page's address: MyST finds no target that a directive makes on another page.
+    criterion = f'<a href="{root}/book/ledger.html#{target(claim)}">criterion</a>'
+    links = [criterion, _records_link(verdict, root)]
     return (
         f"* {badges(verdict)} **{escaped(place)}.** {claim.statement} "
         f"*Found:* {'; '.join(filter(None, found))} "
@@ -352,20 +355,15 @@ def _chapter_name(name: str) -> str:
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
-    """Return a table of claims: each with its sentence, what was found, and its word."""
-    rows = [
-        [
-            f"[{escaped(v.claim.id)}](#{target(v.claim)}): {v.claim.statement}",
-            _value_text(v),
-            badges(v),
-            _adjusted_text(v),
-        ]
-        for v in verdicts
-    ]
-    header = ["claim", "found", "verdict", "adjusted p"]
-    if all(row[-1] == NOTHING for row in rows):
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    return markdown_table(header, rows)
+    """Return a table of claims: each with its sentence, its word and what was found."""
+    rows = []
+    for v in verdicts:
+        found = f"{badges(v)}<br>{_value_text(v)}"
+        if v.adjusted_p_value is not None:
+            found += f"; adjusted p = {number(v.adjusted_p_value)}"
+        rows.append([f"[{escaped(v.claim.id)}](#{target(v.claim)}): {v.claim.statement}", found])
+    # Two columns, because a telephone has room for no more.
+    return markdown_table(["claim", "verdict, and what was found"], rows)
 
 
 def _details(verdict: Verdict, root: str) -> str:
@@ -420,10 +418,6 @@ def _value_text(verdict: Verdict) -> str:
 def _evidence(verdict: Verdict) -> str:
     names = [v for v in verdict.claim.criterion.arguments.values() if isinstance(v, str)]
     return escaped_but_code(verdict.evidence, names)
-
-
-def _adjusted_text(verdict: Verdict) -> str:
-    return NOTHING if verdict.adjusted_p_value is None else number(verdict.adjusted_p_value)
 
 
 def _chance_text(verdict: Verdict) -> str:

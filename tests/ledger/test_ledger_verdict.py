@@ -253,7 +253,7 @@ def test_a_chapter_shows_what_was_found_by_its_name_with_links_to_criterion_and_
     assert first == (
         f"* {badge('verified')} **First, Theorem 1.** The gap $|a - b|$ is 0. "
         "*Found:* largest gap below 1e-12; 6 runs, 3 seeds "
-        "([criterion](../book/ledger.md#claim-gap), "
+        '(<a href="../book/ledger.html#claim-gap">criterion</a>, '
         "[6 records](../results/selftest_measure.jsonl))."
     )
     assert badge("criterion changed") in second and "smallest slack -" in second
@@ -304,6 +304,7 @@ def test_the_commands_beside_the_records_work_as_they_are_printed(published, mon
 def test_the_ledger_has_a_section_a_paper_and_everything_about_a_claim(published):
     text = ledger(verdicts(), root=".")
     assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "## By paper and by chapter",
         "## First",
         "### Chapter 9",
         "## Second",
@@ -326,9 +327,10 @@ def test_the_ledger_has_a_section_a_paper_and_everything_about_a_claim(published
 def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_name(published):
     rows = [line for line in ledger(verdicts()).splitlines() if line.startswith("| [")]
     assert rows[0] == (
-        r"| [gap](#claim-gap): The gap $\|a - b\|$ is 0. | largest gap below 1e-12 | "
-        f"{badge('verified')} |"
+        r"| [gap](#claim-gap): The gap $\|a - b\|$ is 0. | "
+        f"{badge('verified')}<br>largest gap below 1e-12 |"
     )
+    assert "<br>mean difference in size 9 (9 to 9); adjusted p = " in rows[3]
     assert [re.search(r"#claim-(\w+)", row)[1] for row in rows] == [
         "gap",
         "slack",
@@ -339,7 +341,9 @@ def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_nam
 
 def test_the_ledger_can_be_jumped_through_by_paper_and_by_chapter(published):
     text = ledger(verdicts())
-    jumps = text.split("\n\n")[0].splitlines()
+    heading, jumps = text.split("\n\n")[:2]
+    assert heading.startswith("## ")
+    jumps = jumps.splitlines()
     assert jumps[0] == "* **By paper:** [First](#ledger-first) (2), [Second](#ledger-second) (2)"
     assert jumps[1:] == [
         "* **Without a chapter:** [Second](#ledger-second-none) (1)",
