@@ -362,7 +362,7 @@ def _table(verdicts: Sequence[Verdict]) -> str:
         if v.adjusted_p_value is not None:
             found += f"; adjusted p = {number(v.adjusted_p_value)}"
         rows.append([f"[{escaped(v.claim.id)}](#{target(v.claim)}): {v.claim.statement}", found])
-    # Two columns, because a telephone has room for no more.
+    # The table has two columns, because a telephone has no room for more.
     return markdown_table(["claim", "verdict, and what was found"], rows)
 
 
