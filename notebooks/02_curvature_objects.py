@@ -17,20 +17,39 @@
 # (chapter-curvature)=
 # # Curvature objects
 #
-# Four matrices pass for "the curvature of the loss".
-# They are the Hessian, the Gauss–Newton matrix, the Fisher matrix and the empirical Fisher matrix.
-# Papers mix them freely, and often the mixture is wrong.
-# This chapter says which is which, what each is for, and when two of them are equal.
-# One equality carries the whole book: **in a ReLU network the Hessian block of a single layer is its Gauss–Newton block, exactly.**
-# We state it, prove it, check it to the last digits of double precision, and show every way in which it fails.
+# **Question.** When is the Hessian block of a layer equal to its Gauss–Newton block, and what does that buy?
+#
+# **Answer.** In a ReLU network, exactly: no record shows a difference above 1e-12.
+# Under cross-entropy its rank is at most $\min(n(C-1), d_l)$, and the labels do not matter.
+# The whole Hessian is *not* the Gauss–Newton matrix, and a tanh, GELU or layer normalisation after the layer ends the equality.
+#
+# **Time.** Reading: about 25 minutes; running: under a minute on two cores.
+#
+# **You need:** the chain rule, and what a positive semidefinite matrix is.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the weights and the images
 samples = None  # images; None: the profile's own number
 store = None  # folder for new records; None: the repository's own
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
+from paperkit.ledger import show_verdicts
+
+show_verdicts(
+    "02_curvature_objects",
+    profile,
+    store,
+    first=[
+        "block-proposition",
+        "block-rank",
+        "block-labels",
+        "block-full-hessian",
+        "block-gelu",
+    ],
+)
+
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import distance, number, setup, table
 
 p = setup(
@@ -39,7 +58,6 @@ p = setup(
     allowed=["seed", "samples"],
 )
 
-# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import torch
 
@@ -52,29 +70,26 @@ from paperkit.curvature import (
 from paperkit.estimators import renyi_sharpness
 from paperkit.experiments import records_of
 from paperkit.experiments.studies import curvature_blocks as study
-from paperkit.ledger import show_verdicts
 from paperkit.linearize import linearize
 from paperkit.models.small import build_digit_network
 
 # %% [markdown]
-# ## The question, and the verdicts
+# Four matrices pass for "the curvature of the loss".
+# They are the Hessian, the Gauss–Newton matrix, the Fisher matrix and the empirical Fisher matrix.
+# Papers mix them freely, and often the mixture is wrong.
+# This chapter says which is which, what each is for, and when two of them are equal.
+# One equality carries the whole book: **in a ReLU network the Hessian block of a single layer is its Gauss–Newton block, exactly.**
+# It needs no more than that everything after the layer is piecewise linear, and where the loss is convex in the outputs the block is positive semidefinite.
+# We state it, prove it, check it to the last digits of double precision, and show every way in which it fails.
 #
-# When is the Hessian block of a layer equal to its Gauss–Newton block, and what does that buy?
 # The statements are ours, so the ledger holds them to the same rule as those of the papers.
-# The last six rows are extensions that one might hope for.
-# They are entered to be refuted.
-
-# %% tags=["hide-input"]
-show_verdicts("02_curvature_objects", p.profile, p.store)
-
-# %% [markdown]
-# **What to know first.** The chain rule, and what a positive semidefinite matrix is.
-# The symbols are those of the {doc}`notation page <../book/notation>`.
+# Six of them are extensions that one might hope for, and are entered to be refuted.
+#
+# **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
 # On this page alone, $E$ and $M_l$ are matrices, $e_y$ is a unit vector, and the index $m$ names a second layer.
 #
-# **Time and hardware.** Everything here is computed when the notebook runs, in float64, on small networks that read real 8 × 8 digits.
-# It takes under a minute on two cores.
-# The verdicts above come from the committed records of the study `curvature_blocks`, which repeats the comparison for three seeds.
+# **Computed here.** Everything is computed when the notebook runs, in float64, on small networks that read real 8 × 8 digits.
+# The verdicts come from the committed records of the study `curvature_blocks`, which repeats the comparison for three seeds.
 
 # %% [markdown]
 # ## The Hessian is two matrices

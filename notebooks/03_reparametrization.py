@@ -17,25 +17,39 @@
 # (chapter-reparametrization)=
 # # What a change of parameters does to a measure
 #
-# Multiply the first layer of a ReLU network by ten and divide the last by ten.
-# The network computes what it computed before, on every input; its Hessian does not survive the operation.
-# The trace of one layer's block falls a hundredfold, that of another rises a hundredfold, and whoever measures sharpness by a trace has learnt something about the units in which the weights are written.
-# Dinh et al. {cite:p}`dinh2017` made this an argument against all sharpness.
-# The Rényi paper {cite:p}`renyi2025` answers it by dividing the size out: normalise each layer's spectrum, and keep its shape.
+# **Question.** Which changes of the parameters leave the shape of a layer's Hessian spectrum alone, and which do not?
 #
-# **The question of this chapter: which changes of the parameters leave that shape alone, and which do not?**
-# The paper's answer is its Proposition 2.2.
-# It is true, and we prove it.
-# Then we walk along its border: one condition after the other is dropped, and each time we look at which side we have landed on.
-# A single criterion turns out to decide every case: {prf:ref}`reparam-conformal`.
+# **Answer.** One factor for each layer does, as the paper's Proposition 2.2 says.
+# A factor for each unit does not: an entropy moves by up to 74 % while the network computes the same; that of all layers jointly moves by 28 % even under one factor for each.
+# One criterion decides all cases: {prf:ref}`reparam-conformal`.
+#
+# **Time.** Reading: about 45 minutes; running: about a quarter of a minute on one core, and a little over a minute when every record has to be made.
+#
+# **You need:** the chain rule twice, eigenvalues of a symmetric matrix, and once from {doc}`chapter 2 <02_curvature_objects>` when a layer's Hessian is its Gauss–Newton block.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the networks and the batches of the live cells
 store = None  # folder for new records; None: the repository's own
 engine = "in-process"  # who runs what is missing of the studies
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
+from paperkit.ledger import show_verdicts
+
+show_verdicts(
+    "03_reparametrization",
+    profile,
+    store,
+    first=[
+        "renyi-prop-2-2",
+        "renyi-entropy-convex",
+        "renyi-gelu",
+        "reparam-nodewise",
+        "reparam-joint-hessian",
+    ],
+)
+
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import distance, number, setup, table
 
 p = setup(
@@ -45,7 +59,6 @@ p = setup(
     threads=1,
 )
 
-# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -56,12 +69,10 @@ from paperkit.curvature import dense_hessian
 from paperkit.estimators import renyi_entropy
 from paperkit.experiments import run_study
 from paperkit.experiments.studies import reparametrization as study
-from paperkit.ledger import show_verdicts
 from paperkit.models import symmetries
 from paperkit.models.small import BatchStandardization
 from paperkit.plotting import HEAT
 
-# %% tags=["hide-input"]
 STUDIES = ("entropy_facts", "reparametrization", "reparametrization_digits")
 records = {name: run_study(name, p.profile, p.store, p.engine) for name in STUDIES}
 by_case: dict[str, list] = {}
@@ -69,18 +80,25 @@ for record in records["reparametrization"] + records["reparametrization_digits"]
     by_case.setdefault(record.configuration["case"], []).append(record.metrics)
 
 # %% [markdown]
-# ## What to know first
+# Multiply the first layer of a ReLU network by ten and divide the last by ten.
+# The network computes what it computed before, on every input; its Hessian does not survive the operation.
+# The trace of one layer's block falls a hundredfold, that of another rises a hundredfold, and whoever measures sharpness by a trace has learnt something about the units in which the weights are written.
+# Dinh et al. {cite:p}`dinh2017` made this an argument against all sharpness.
+# The Rényi paper {cite:p}`renyi2025` answers it by dividing the size out: normalise each layer's spectrum, and keep its shape.
 #
-# *Mathematics*: the chain rule twice, eigenvalues of a symmetric matrix.
-# *From this book*: [chapter 2](02_curvature_objects) says when a layer's Hessian is its Gauss–Newton block, which is used once.
-# *Verdicts*: they stand {ref}`near the end <reparam-verdicts>`, after what they are about; {ref}`a picture <reparam-map>` of all cases comes before them.
-# *Time and hardware*: one CPU core and no GPU; about a quarter of a minute when the records are at hand, a little over a minute when every one of them has to be made, most of it for fifteen small networks that are trained on the digits and measured.
+# Its Proposition 2.2 says which changes leave that shape alone.
+# It is true, and we prove it.
+# Then we walk along its border: one condition after the other is dropped, and each time we look at which side we have landed on.
+# {ref}`A picture <reparam-map>` of all cases stands near the end.
 #
-# Symbols are those of the [notation page](../book/notation.md), with some local exceptions.
+# **Symbols.** They are those of the [notation page](../book/notation.md), with some local exceptions.
 # $\eta$ is a vector of parameters here, as in {cite:t}`dinh2017`, and no step size appears.
 # $T$ is a linear change of parameters, $S$ its inverse, $D$ a diagonal matrix of factors, and $C_l = c_1 \cdots c_l$ a running product.
 # $\epsilon$ is the constant inside batch normalisation, and $\mu$ and $v$ are a batch's mean and variance.
 # $\Phi$ is the normal distribution function in the section on GELU, and a Jacobian afterwards.
+#
+# **Computed here.** Most of what has to be made where no record is at hand is fifteen small networks, which are trained on the digits and measured, without a GPU.
+# All arithmetic is in float64, and every Hessian is written out in full by automatic differentiation, so that an invariance shows at round-off and a failure is no question of precision.
 #
 # | statement | in the paper | here |
 # |---|---|---|
@@ -89,8 +107,6 @@ for record in records["reparametrization"] + records["reparametrization_digits"]
 # | reparametrization invariance | Proposition 2.2 = E.1, eqs 1 and 50; Corollary E.2, eq. 56 | {prf:ref}`reparam-prop-2-2`, {eq}`eq-reparam-invariance` |
 # | how the Hessian scales | eqs 51–53 | {eq}`eq-reparam-layer` |
 # | GELU | remark after Proposition 2.2 | {eq}`eq-reparam-gelu` |
-#
-# All arithmetic below is in float64, and every Hessian is written out in full by automatic differentiation, so that an invariance shows at round-off and a failure is no question of precision.
 
 # %% [markdown]
 # (entropy-facts)=
@@ -727,20 +743,16 @@ _ = fig.colorbar(image, label="largest relative change", extend="both", shrink=0
 # (reparam-verdicts)=
 # ## Paper against ours
 #
-# Statement by statement, each with a criterion and what it found; {ref}`how to read a verdict <verdicts>` explains the words.
-# The first rows are what the paper claims.
-# The rows marked *our correction*, *our extension*, *our reading* or *our check* are not its claims: they ask how far its words can be taken, and some are entered to be refuted.
+# The verdicts stand at the head of the chapter.
+# Those that name the paper first are what it claims.
+# Those marked *our correction*, *our extension*, *our reading* or *our check* are not its claims: they ask how far its words can be taken, and some are entered to be refuted.
 # The [ledger](../book/ledger.md) has each criterion in full, what was changed in it and why, and the records; the [errata](../book/errata.md) repeat the slips of this chapter with code that runs by itself.
-
-# %% tags=["hide-input"]
-show_verdicts("03_reparametrization", p.profile, p.store)
-
-# %% [markdown]
+#
 # ## Deviations
 #
 # * The paper states its proposition and measures on ResNet-18 and ResNet-34, on vision transformers, on CIFAR and Tiny ImageNet.
 #   An identity does not depend on size, and a counterexample needs only one network; so ours are small enough to write every Hessian out.
-#   The two rows on GELU are the exception: "approximately" is a matter of size and data, and their words hold at the scale that stands beside them, for a threshold that is ours.
+#   The two claims on GELU are the exception: "approximately" is a matter of size and data, and their words hold at the scale that stands beside them, for a threshold that is ours.
 # * Eigenvalues below $d \cdot 2^{-52}$ times the largest are set to zero before an entropy is taken.
 # * Negative eigenvalues enter with their absolute value.
 # * The normalisation has no affine parameters and uses the batch's statistics in every mode; a network in evaluation mode has frozen ones (exercise 5).

@@ -17,27 +17,24 @@
 # (chapter-one-linearization)=
 # # One linearization, every measure
 #
-# The four papers of this book measure different things: eigenvalues of a Hessian block, lengths of gradients in a curved metric, traces, singular values of a Jacobian.
-# Each comes with code of its own, and each code differentiates the network again.
+# **Question.** How much of the four papers can be read off one pair of tensors for each layer, $(a_l, B_l)$, and by which equations?
 #
-# They all look at the same object.
-# Replace the network by its tangent at the current weights.
-# Then a pair of tensors is left of each layer: $a_l$, which holds what the layer's weights multiply, and $B_l$, which holds how the outputs answer to the layer's result.
+# **Answer.** Every measure that belongs to the network's tangent: spectra, entropies, traces, the Fisher matrix, sensitivities, Kronecker factors.
+# One that evaluates the loss somewhere else, like worst-case sharpness, stays outside.
+# Each agrees with brute force and the library, most to 1e-12.
 #
-# **The question of this chapter: how much of the four papers can be read off the pairs $(a_l, B_l)$, and by which equations?**
+# **Time.** Reading: about 50 minutes; running: under twenty seconds on two cores.
 #
-# The answer is: every measure that belongs to the tangent.
-# A measure that evaluates the loss somewhere else, like worst-case sharpness, stays outside.
-# We derive the measures one by one, and turn each equation into a few lines of code.
-# Every number is then computed twice more, by brute force and by the library.
-# These are identities, so there are no verdicts: a cell whose assertion fails stops the notebook.
+# **You need:** the chain rule, the singular values of a matrix, and from {doc}`chapter 2 <02_curvature_objects>` when a layer's Hessian is its Gauss–Newton block.
+#
+# What this chapter finds is proved or computed where it stands, so there are no verdicts: a cell whose assertion fails stops the notebook.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the weights and the images
 samples = None  # images; None: the profile's own number
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import Comparisons, distance, setup, table
 
 p = setup(
@@ -47,7 +44,6 @@ p = setup(
     threads=1,
 )
 
-# %% tags=["hide-input"]
 from copy import deepcopy
 
 import matplotlib.pyplot as plt
@@ -69,17 +65,23 @@ checked = Comparisons()
 agree = checked.agree
 
 # %% [markdown]
-# **What to know first.** The chain rule, the singular values of a matrix, and the symbols of the {doc}`notation page <../book/notation>`.
-# {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian block $H_l$ equals its Gauss–Newton block $G_l$.
-# It does in every layer of the network below, so "the block" needs no second name here.
+# The four papers of this book measure different things: eigenvalues of a Hessian block, lengths of gradients in a curved metric, traces, singular values of a Jacobian.
+# Each comes with code of its own, and each code differentiates the network again.
 #
-# Some letters belong to this chapter alone.
+# They all look at the same object.
+# Replace the network by its tangent at the current weights.
+# Then a pair of tensors is left of each layer: $a_l$, which holds what the layer's weights multiply, and $B_l$, which holds how the outputs answer to the layer's result.
+# We derive the measures one by one, and turn each equation into a few lines of code.
+# Every number is then computed twice more, by brute force and by the library.
+#
+# The Hessian block $H_l$ equals the Gauss–Newton block $G_l$ in every layer of the network below, so "the block" needs no second name here.
+#
+# **Symbols.** They are those of the {doc}`notation page <../book/notation>`, and some letters belong to this chapter alone.
 # {ref}`Batch normalisation <one-fisher>` brings four, $\gamma_h$, $\beta_h$, $m_h$ and $s_h$, which are its own.
 # The stacked rows of all samples are $M$, with the projector $\Pi$ on their range and the coordinates $c_i$ of a gradient in them; a $c$ that is an index counts outputs.
 # $Q_i$ is an orthonormal factor, $s_{irt}$ a column of {ref}`Kronecker factors <one-kfac>` with the eigenvectors $U$, $\kappa_l$ the relative flatness, and $\sigma_j$ are singular values of $X_l$.
 #
-# **Time and hardware.** Under twenty seconds on two cores.
-# Nothing is trained, no record is read, and all arithmetic is in float64.
+# **Computed here.** Nothing is trained, no record is read, and all arithmetic is in float64.
 #
 # | quantity | in the paper | here |
 # |---|---|---|

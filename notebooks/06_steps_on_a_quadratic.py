@@ -17,24 +17,24 @@
 # (chapter-quadratic)=
 # # What sharpness-aware steps do on a quadratic
 #
-# On a quadratic every point is as sharp as every other.
-# A method that looks for flat regions has nothing to find there, and what is left is the mechanism: two coupled numbers, a step size and a radius, that act on a linear map.
+# **Question.** Where does each sharpness-aware method end on a quadratic, and how far from the minimum?
 #
-# **The question of this chapter: where does each method end, and how far from the minimum?**
-# The answer is one curve, the edge of stability of un-normalised sharpness-aware steps.
-# Gradient descent and gradient regularisation converge below it.
-# Normalised ascent, which is what SAM does, can never stay below it: it ends in a two-cycle that lies *on* the edge.
-# SA-SAM chooses step size and radius by itself, and with the paper's constants it ends on the same edge at a loss of exactly 1/36, whether the valley is sharp or flat.
+# **Answer.** Gradient descent and gradient regularisation converge below one curve, the edge of stability.
+# SAM can never stay below it, and ends in a two-cycle that lies *on* it.
+# SA-SAM, with the paper's constants, ends on it too, at a loss of exactly 1/36, whether the valley is sharp or flat.
 #
-# Everything is proved, computed in float64, and compared with the library's optimizers.
-# These are identities and theorems, so there are no verdicts: a cell whose assertion fails stops the notebook.
+# **Time.** Reading: about 45 minutes; running: under twenty seconds on two cores.
+#
+# **You need:** eigenvalues of a symmetric matrix, and when a linear iteration converges.
+#
+# What this chapter finds is proved or computed where it stands, so there are no verdicts: a cell whose assertion fails stops the notebook.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the starting points and one basis
 starts = None  # starting points of the runs in five dimensions; None: the profile's own number
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import distance, follow_quadratic, setup, table
 
 p = setup(
@@ -44,7 +44,6 @@ p = setup(
     threads=1,
 )
 
-# %% tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt
@@ -62,7 +61,12 @@ def vector(*entries: float) -> Tensor:
 
 
 # %% [markdown]
-# **What to know first.** Eigenvalues of a symmetric matrix, when a linear iteration converges, and the symbols of the {doc}`notation page <../book/notation>`.
+# On a quadratic every point is as sharp as every other.
+# A method that looks for flat regions has nothing to find there, and what is left is the mechanism: two coupled numbers, a step size and a radius, that act on a linear map.
+# The edge is that of un-normalised sharpness-aware steps; SAM's ascent is normalised, and SA-SAM chooses step size and radius by itself.
+# Everything is proved, computed in float64, and compared with the library's optimizers.
+#
+# **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
 # Throughout,
 #
 # $$
@@ -73,8 +77,7 @@ def vector(*entries: float) -> Tensor:
 # Some letters belong to this chapter and the next: $c$ damps SA-SAM's step size (`damping`), $\gamma$ the growth of it (`delta`, the paper's $\delta$), and $\vartheta_t$ is the ratio of two successive step sizes.
 # This chapter alone writes $\Phi$ for SAM's penalised loss and $\Psi$ for the function that its bouncing descends, $r$ for the strength of an un-normalised ascent, $u = \eta\lambda$ for a step in units of the inverse curvature, $s$ for a ratio of two eigenvalues, and $\pm a$ for the points of a two-cycle.
 #
-# **Time and hardware.** Under twenty seconds on two cores.
-# Nothing is trained and no record is read; all arithmetic is in float64.
+# **Computed here.** Nothing is trained and no record is read; all arithmetic is in float64.
 # Two computations of the same numbers must agree to 1e-12.
 # It is 1e-9 for runs that pass beyond the edge and there multiply their rounding errors, and more where a comment says what is neglected.
 #

@@ -16,21 +16,23 @@
 # (chapter-template)=
 # # A chapter's title is its subject
 #
-# A chapter begins as a copy of this file, under the name `NN_subject.py`.
-# This one is no page of the book, has no executed pair, and runs in the tests.
-# Each cell below shows one habit of a chapter, on a small example: how much of an entropy the largest eigenvalues hold.
+# **Question.** What does the chapter ask, in one sentence?
 #
-# **The question of this chapter stands here, in bold, in one sentence.**
+# **Answer.** What it finds stands here, in three sentences at most, with the number or the word that matters.
+# Each number is one that the chapter prints or a record holds.
 #
-# Its answer follows at once, in three lines at most.
-# Write one sentence a line, and one logical joint a sentence.
+# **Time.** Reading: about 5 minutes; running: a few seconds on one core.
+#
+# **You need:** the logarithm.
+#
+# A chapter without claims says here, in one line, that what it finds is computed where it stands.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the eigenvalues
 samples = None  # eigenvalues; None: the profile's own number
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import Comparisons, distance, number, setup, table
 
 p = setup(
@@ -40,7 +42,6 @@ p = setup(
     threads=1,
 )
 
-# %% tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt
@@ -53,13 +54,18 @@ from paperkit.plotting import INK
 checked = Comparisons()
 
 # %% [markdown]
-# A chapter with claims shows its verdicts here, by `show_verdicts("NN_subject", p.profile, p.store)` of {mod}`paperkit.ledger`.
+# A chapter begins as a copy of this file, under the name `NN_subject.py`.
+# This one is no page of the book, has no executed pair, and runs in the tests.
+# Each cell shows one habit of a chapter, on a small example: how much of an entropy the largest eigenvalues hold.
+# Write one sentence a line, and one logical joint a sentence.
 #
-# **What to know first.** The logarithm, and the symbols of the {doc}`notation page <../book/notation>`.
+# A chapter with claims shows its verdicts between the parameters and the set-up, by a cell with the tag `remove-input` that calls `show_verdicts("NN_subject", profile, store, first=[…])` of {mod}`paperkit.ledger`.
+# The five claims that matter most are named in `first`; the others are folded.
+#
+# **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
 # A letter that this chapter alone uses otherwise is named here, and on that page.
 #
-# **Time and hardware.** A few seconds on one core.
-# Nothing is trained and no record is read.
+# **Computed here.** Nothing is trained and no record is read; all arithmetic is in float64.
 #
 # | statement | in the paper | here |
 # |---|---|---|

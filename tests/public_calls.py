@@ -656,7 +656,7 @@ CALLS: dict[str, Call] = {
     "ledger.show_verdicts": _call(
         chapter="05_one_linearization",
         profile="smoke",
-        kinds={"chapter": "anything named", "root": "anything named"},
+        kinds={"chapter": "anything named", "root": "anything named", "first": "strings"},
     ),
     "ledger.verdicts": _call(
         claims=make(list),

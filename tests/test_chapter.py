@@ -1,5 +1,6 @@
 """What chapters do alike, and that each of them does it."""
 
+import ast
 import gc
 import math
 import re
@@ -16,6 +17,8 @@ from torch import nn
 
 from paperkit import chapter
 from paperkit.chapter import Comparisons, distance, follow_quadratic, number, table, take_steps
+from paperkit.ledger.claims import load_claims
+from paperkit.ledger.render import OPEN
 from paperkit.publishing import book
 from paperkit.publishing.notebooks import NotebookError, chapters, execute, read_source
 
@@ -25,6 +28,9 @@ TEMPLATE = FOLDER / "TEMPLATE.py"
 SOURCES = chapters(FOLDER)
 LIKE_CHAPTERS = [*SOURCES, TEMPLATE]
 LONGEST_CELL = 20
+LONGEST_SETUP = 35
+COLUMN = 100  # letters in a line of the page
+WORDS_A_MINUTE = 100
 
 each_chapter = pytest.mark.parametrize("source", LIKE_CHAPTERS, ids=lambda path: path.stem)
 
@@ -214,11 +220,15 @@ def test_gradient_descent_on_a_quadratic_contracts_to_its_minimum(minimum):
 
 
 def code_cells(source: Path) -> list[NotebookNode]:
-    return [cell for cell in read_source(source).cells if cell.cell_type == "code"]
+    return [cell for cell in read_source(source).cells if code(cell)]
+
+
+def code(cell: NotebookNode) -> bool:
+    return cell.cell_type == "code"
 
 
 def hidden(cell: NotebookNode) -> bool:
-    return "hide-input" in cell.metadata.get("tags", [])
+    return bool({"hide-input", "remove-input"} & set(cell.metadata.get("tags", [])))
 
 
 def lines(cell: NotebookNode) -> int:
@@ -257,14 +267,63 @@ def test_plain_papermill_refuses_a_parameter_that_is_misspelt(tmp_path, capfd):
     assert "'sampels' is not a parameter of this notebook; did you mean" in capfd.readouterr().err
 
 
+def setup_cell(source: Path) -> NotebookNode:
+    return next(cell for cell in code_cells(source) if "\np = setup(\n" in cell.source)
+
+
 @each_chapter
 def test_every_chapter_begins_as_the_template_does(source):
     assert header(source) == header(TEMPLATE)
-    parameters, start, imports, *others = code_cells(source)
-    assert parameters.metadata["tags"] == ["parameters"]
-    assert "from paperkit.chapter import" in start.source and "\np = setup(\n" in start.source
-    assert hidden(start) and hidden(imports)
-    assert not any("setup(" in cell.source for cell in others)
+    head, parameters, *others = read_source(source).cells
+    assert head.cell_type == "markdown"
+    assert parameters.metadata["tags"] == ["parameters", "hide-input"]
+    if "show_verdicts(" in others[0].source:
+        assert others[0].metadata["tags"] == ["remove-input"]
+        others = others[1:]
+    start, *others = others
+    assert start.source == setup_cell(source).source and hidden(start)
+    assert "from paperkit.chapter import" in start.source and lines(start) <= LONGEST_SETUP
+    assert not hidden(others[0])
+    assert not any("setup(" in c.source or "show_verdicts(" in c.source for c in others if code(c))
+
+
+@each_chapter
+def test_a_chapters_head_has_question_answer_time_and_what_one_needs(source):
+    title, *parts = read_source(source).cells[0].source.split("\n\n")
+    label, heading = title.splitlines()
+    assert label.endswith(")=") and heading.startswith("# ")
+    question, answer, time, need, *rest = parts
+    assert question.startswith("**Question.** ") and question.endswith("?")
+    assert answer.startswith("**Answer.** ") and len(answer.splitlines()) <= 3
+    plain = re.sub(r"\{[\w:]+\}`[^`]*`|\$[^$]*\$", "a reference", answer)
+    assert len(plain) <= 3 * COLUMN
+    assert re.match(r"\*\*Time\.\*\* Reading: about \d+ minutes; running: ", time)
+    assert need.startswith("**You need:** ")
+    decides = any(claim.chapter == source.stem for claim in load_claims())
+    shows = "show_verdicts(" in code_cells(source)[1].source
+    assert shows == decides and len(rest) == (not decides)
+
+
+@each_chapter
+def test_a_chapters_reading_time_is_that_of_its_words(source):
+    cells = read_source(source).cells
+    stated = int(re.search(r"Reading: about (\d+) minutes", cells[0].source)[1])
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    minutes = len(re.findall(r"\w+", re.sub(r"\$[^$]*\$", "formula", text))) / WORDS_A_MINUTE
+    assert abs(stated - minutes) <= max(5, 0.2 * minutes)
+
+
+@each_chapter
+def test_a_chapter_chooses_five_of_its_verdicts(source):
+    claims = [claim.id for claim in load_claims() if claim.chapter == source.stem]
+    call = ast.parse(code_cells(source)[1].source).body[-1]
+    if not claims:
+        return
+    (first,) = [k.value for k in call.value.keywords if k.arg == "first"]
+    chosen = ast.literal_eval(first)
+    assert call.value.args[0].value == source.stem
+    assert len(set(chosen)) == len(chosen) == min(OPEN, len(claims))
+    assert set(chosen) <= set(claims)
 
 
 BY_HAND = {
@@ -285,7 +344,7 @@ def test_no_chapter_does_by_hand_what_all_do_alike(source, pattern):
 
 @each_chapter
 def test_no_hidden_cell_is_longer_than_the_longest_that_is_shown(source):
-    cells = code_cells(source)
+    cells = [cell for cell in code_cells(source) if cell != setup_cell(source)]
     longest = max(lines(cell) for cell in cells if not hidden(cell))
     assert longest <= LONGEST_CELL
     too_long = [cell.source for cell in cells if hidden(cell) and lines(cell) > longest]

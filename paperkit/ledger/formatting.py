@@ -1,4 +1,4 @@
-"""How numbers are written in verdicts, and tables in Markdown.
+"""How numbers are written in verdicts, and tables and plain texts in Markdown.
 
 Round-off is written as a bound, every other number with four digits.
 """
@@ -6,10 +6,14 @@ Round-off is written as a bound, every other number with four digits.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 ROUND_OFF = 1e-12
 NOTHING = "–"
+
+# Signs that begin syntax in Markdown or HTML; an underscore does not inside of a word.
+_SYNTAX = re.compile(r"[&<>\"`*\[\]{}$|~\\]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def number(value: float) -> str:
@@ -36,6 +40,31 @@ def interval(low: float, high: float) -> str:
     if math.isinf(low):
         return f"below {number(high)}"
     return f"{number(low)} to {number(high)}"
+
+
+def escaped(text: str) -> str:
+    """Return a plain text on one line, for Markdown or HTML that shows it as it is."""
+    return _escaped_piece(text.strip())
+
+
+def code(name: str) -> str:
+    """Return a name in the type of code; one that is no plain name is escaped and left as text."""
+    return f"`{name}`" if re.fullmatch(r"[\w.-]+", name) else escaped(name)
+
+
+def escaped_but_code(text: str, names: Iterable[str]) -> str:
+    """Return a plain text as `escaped` does, with these names between backticks left as code."""
+    marked = "|".join(f"`{re.escape(name)}`" for name in names)
+    pieces = re.split(f"({marked})", text) if marked else [text]
+    # Each second piece is a name with its backticks.
+    return "".join(
+        code(piece[1:-1]) if i % 2 else _escaped_piece(piece) for i, piece in enumerate(pieces)
+    )
+
+
+def _escaped_piece(text: str) -> str:
+    # A character reference means its character in Markdown as in HTML, and is never syntax.
+    return _SYNTAX.sub(lambda sign: f"&#{ord(sign[0])};", re.sub(r"\s+", " ", text))
 
 
 def markdown_table(

@@ -1,25 +1,40 @@
-"""Verdicts as Markdown: the scoreboard, a chapter's table, the ledger.
+"""Verdicts as Markdown: the scoreboard, a chapter's verdicts, the ledger.
 
-The Markdown is read by MyST and by Jupyter alike; a badge is a ``span`` of the classes
-``verdict`` and ``verdict-WORD`` with hyphens for blanks. The same verdicts give the same text.
+The Markdown is read by MyST and by Jupyter alike, but for the ledger, which is a page of the book
+only; a badge is a ``span`` of the classes ``verdict`` and ``verdict-WORD`` with hyphens for blanks.
+A claim's statement is Markdown; whatever else comes from claims and records is escaped. The same
+verdicts give the same text.
 """
 
 from __future__ import annotations
 
+import html
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from paperkit import arguments
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.paths import store_folder
 from paperkit.experiments.study import require_profile
-from paperkit.ledger.calls import Side
 from paperkit.ledger.claims import Claim
-from paperkit.ledger.criteria import CRITERIA, OWN, WORDS, PaperValue, counterexample_exists
-from paperkit.ledger.formatting import NOTHING, interval, markdown_table, number
+from paperkit.ledger.criteria import OWN, WORDS, PaperValue, counterexample_exists
+from paperkit.ledger.formatting import (
+    NOTHING,
+    code,
+    escaped,
+    escaped_but_code,
+    interval,
+    markdown_table,
+    number,
+)
 from paperkit.ledger.verdict import Verdict, verdicts
+from paperkit.ledger.wording import criterion_sentence, value_name
+
+OPEN = 5
+"""Verdicts that a chapter shows at its head; the others are folded."""
 
 
 def badge(word: str) -> str:
@@ -57,7 +72,7 @@ def scoreboard(verdicts: Sequence[Verdict], papers: Sequence[str] = ()) -> str:
     groups: dict[str, list[Verdict]] = {paper: [] for paper in papers}
     for verdict in verdicts:
         groups.setdefault(_row_name(verdict.claim), []).append(verdict)
-    rows = [[name, str(len(own)), _counts(own)] for name, own in groups.items()]
+    rows = [[escaped(name), str(len(own)), _counts(own)] for name, own in groups.items()]
     lines = [markdown_table(["paper", "claims", "verdicts"], rows)]
     stale = sum(v.stale for v in verdicts)
     if stale:
@@ -65,40 +80,50 @@ def scoreboard(verdicts: Sequence[Verdict], papers: Sequence[str] = ()) -> str:
     return "\n\n".join(lines)
 
 
-def table(verdicts: Sequence[Verdict], root: str = "..") -> str:
-    """Return a chapter's verdicts as a Markdown table, one row a claim.
+def of_chapter(verdicts: Sequence[Verdict], first: Iterable[str] = (), root: str = "..") -> str:
+    """Return the verdicts at the head of a chapter: a few in sight, the others folded.
 
     Parameters
     ----------
     verdicts : sequence of Verdict
+    first : iterable of str
+        Ids of the claims that stand in sight, in this order; by default the first five.
     root : str
-        The way from the page to the repository's root, for the links to the records.
+        The way from the page to the repository's root, for links to ledger and records.
 
     Returns
     -------
     str
+        A list with an item for each verdict, and the commands that make the records.
+
+    Raises
+    ------
+    ValueError
+        If ``first`` names a claim that is not among the verdicts.
     """
+    first = list(first)
     if not verdicts:
         return "This chapter has no claim in the ledger yet."
-    rows = [
-        [
-            f"{v.claim.statement} ({v.claim.place})",
-            _paper_text(v.claim.paper_value),
-            _ours_text(v),
-            badges(v),
-            v.scale or NOTHING,
-            _records_link(v, root),
-        ]
-        for v in verdicts
+    found = {verdict.claim.id: verdict for verdict in verdicts}
+    for name in first:
+        if name not in found:
+            raise ValueError(f"first names {name!r}; the claims are {', '.join(found)}.")
+    chosen = [found[name] for name in first] or list(verdicts[:OPEN])
+    others = [verdict for verdict in verdicts if verdict not in chosen]
+    words = f"[How to read them]({root}/book/how_to_read_a_verdict.md)."
+    parts = [
+        f"**Verdicts** on {_counted(len(verdicts), 'claim')}: {_counts(verdicts)} {words}",
+        "\n".join(_item(verdict, root) for verdict in chosen),
     ]
-    header = ["claim", "paper", "ours", "verdict", "scale", "records"]
-    # Identities and inequalities have no number of the paper's: a column of dashes says nothing.
-    filled = [i for i in range(len(header)) if any(row[i] != NOTHING for row in rows)]
-    return markdown_table([header[i] for i in filled], [[row[i] for i in filled] for row in rows])
+    if others:
+        summary = f"{_counted(len(others), 'more verdict')}: {_counts(others)}"
+        parts.append(_folded(summary, "\n".join(_item(verdict, root) for verdict in others)))
+    parts.append(_folded("The records, and how to make them again", _commands(verdicts)))
+    return "\n\n".join(parts)
 
 
 def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
-    """Return the body of the ledger page: a section a paper, with a table and each claim.
+    """Return the body of the ledger page: ways to jump, then each paper by chapters.
 
     Parameters
     ----------
@@ -109,22 +134,21 @@ def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
     Returns
     -------
     str
-        MyST Markdown that begins with second-level headings.
+        MyST Markdown that begins with a second-level heading, and has one for each paper. A
+        chapter's part has a table of its claims, and below it each of them with all that is known
+        of it, folded.
     """
-    sections = []
-    for paper, own in _by_paper(verdicts):
-        rows = [
-            [f"[{v.claim.id}](#{target(v.claim)})", v.claim.place, v.claim.kind, badges(v)]
-            for v in own
-        ]
-        sections.append(f"## {paper}")
-        header = ["claim", "place", "kind", "verdict"]
-        if any(v.adjusted_p_value is not None for v in own):
-            header.append("adjusted p")
-            rows = [[*row, _adjusted_text(v)] for row, v in zip(rows, own, strict=True)]
-        sections.append(markdown_table(header, rows))
-        sections.extend(_details(v, root) for v in own)
-    return "\n\n".join(sections) + "\n" if sections else "No claim has been entered yet.\n"
+    if not verdicts:
+        return "No claim has been entered yet.\n"
+    parts = ["## By paper and by chapter", _jump_list(verdicts)]
+    for paper, own in _grouped(verdicts, lambda claim: claim.paper):
+        parts.append(f"({_label(paper)})=\n## {escaped(paper)}")
+        for name, part in sorted(_grouped(own, lambda claim: claim.chapter)):
+            title = _chapter_name(name)
+            parts.append(f"({_label(paper, name)})=\n### {title[0].upper()}{title[1:]}")
+            parts.append(_table(part))
+            parts.extend(_details(verdict, root) for verdict in part)
+    return "\n\n".join(parts) + "\n"
 
 
 def findings(lines: Iterable[str], verdicts: Sequence[Verdict], root: str = "..") -> str:
@@ -167,11 +191,16 @@ def findings(lines: Iterable[str], verdicts: Sequence[Verdict], root: str = ".."
 
 def target(claim: Claim) -> str:
     """Return the label of a claim on the ledger page."""
-    return "claim-" + re.sub(r"[^a-z0-9]+", "-", claim.id.lower()).strip("-")
+    return f"claim-{_slug(claim.id)}"
 
 
 def show_verdicts(
-    chapter: str, profile: str = "laptop", store: str | Path | None = None, root: str = ".."
+    chapter: str,
+    profile: str = "laptop",
+    store: str | Path | None = None,
+    root: str = "..",
+    *,
+    first: Iterable[str] = (),
 ) -> None:
     """Display a chapter's verdicts in its notebook.
 
@@ -185,6 +214,14 @@ def show_verdicts(
         The working store that is read beside the published records.
     root : str
         The way from the notebook's folder to the repository's root.
+    first : iterable of str
+        Ids of the claims that stand in sight, in this order; by default the first five. The others
+        are folded.
+
+    Raises
+    ------
+    ValueError
+        If ``first`` names a claim that the chapter does not decide.
 
     Examples
     --------
@@ -198,26 +235,34 @@ def show_verdicts(
     arguments.instance("root", root, str, "the way to the book's top folder")
     require_profile(profile)
     store_folder(store)
+    first = arguments.strings("first", first, "a list of claims' ids")
     if profile == "smoke":
         text = "A smoke run only exercises the code: it earns no verdict."
     else:
-        text = table(verdicts(anchor=chapter, store=store), root)
+        text = of_chapter(verdicts(anchor=chapter, store=store), first, root)
     display(Markdown(text))
 
 
-def _by_paper(verdicts: Iterable[Verdict]) -> list[tuple[str, list[Verdict]]]:
-    papers: dict[str, list[Verdict]] = {}
+def _grouped(
+    verdicts: Iterable[Verdict], key: Callable[[Claim], str]
+) -> list[tuple[str, list[Verdict]]]:
+    groups: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
-        papers.setdefault(verdict.claim.paper, []).append(verdict)
-    return list(papers.items())
+        groups.setdefault(key(verdict.claim), []).append(verdict)
+    return list(groups.items())
 
 
 def _row_name(claim: Claim) -> str:
     if claim.paper != OWN:
         return claim.paper
-    if claim.criterion.name == counterexample_exists.__name__:
+    if _is_limit(claim):
         return "this book: limits, entered to be refuted"
     return "this book: its own statements"
+
+
+def _is_limit(claim: Claim) -> bool:
+    """Return whether a claim of this book's own was entered to be refuted."""
+    return claim.paper == OWN and claim.criterion.name == counterexample_exists.__name__
 
 
 def _counts(verdicts: Sequence[Verdict]) -> str:
@@ -227,71 +272,152 @@ def _counts(verdicts: Sequence[Verdict]) -> str:
     return " ".join(found) if found else NOTHING
 
 
-def _details(verdict: Verdict, root: str) -> str:
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _folded(summary: str, content: str) -> str:
+    # The blank lines end the HTML, so that the content is read as Markdown.
+    return f"<details>\n<summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
+def _item(verdict: Verdict, root: str) -> str:
+    """Return a verdict as an item of a list: word, place, claim, what was found, and links."""
     claim = verdict.claim
+    place = claim.place if claim.paper == OWN else f"{claim.paper}, {claim.place}"
+    place += ", entered to be refuted" * _is_limit(claim)
+    paper = _paper_text(claim.paper_value)
+    found = [_value_text(verdict), verdict.scale and escaped(verdict.scale)]
+    found += [f"the paper has {paper}" if paper != NOTHING else ""]
+    # The built page's address: MyST finds no target that a directive makes on another page.
+    criterion = f'<a href="{root}/book/ledger.html#{target(claim)}">criterion</a>'
+    links = [criterion, _records_link(verdict, root)]
+    return (
+        f"* {badges(verdict)} **{escaped(place)}.** {claim.statement} "
+        f"*Found:* {'; '.join(filter(None, found))} "
+        f"({', '.join(link for link in links if link != NOTHING)})."
+    )
+
+
+def _commands(verdicts: Iterable[Verdict]) -> str:
+    """Return the commands for the records of some verdicts, each study once."""
+    calls = {(v.claim.criterion.study, v.claim.profile): None for v in verdicts}
+    runs = "\n".join(run_command(study, profile) for study, profile in calls)
+    audits = "\n".join(audit_command(study, profile) for study, profile in calls)
+    return (
+        f"What is missing is run and published by\n\n```bash\n{runs}\n```\n\n"
+        "A sample of what is there is run again, and compared with the records, by\n\n"
+        f"```bash\n{audits}\n```"
+    )
+
+
+def run_command(study: str, profile: str) -> str:
+    """Return the command that makes and publishes what is missing of a study's records."""
+    paperkit = ".venv/bin/paperkit study"
+    return f"{paperkit} run {study} --profile {profile} && {paperkit} publish {study}"
+
+
+def audit_command(study: str, profile: str) -> str:
+    """Return the command that makes a sample of a study's published records again."""
+    return f".venv/bin/paperkit audit {study} --profile {profile}"
+
+
+def _jump_list(verdicts: Sequence[Verdict]) -> str:
+    papers = [
+        f"[{escaped(paper)}](#{_label(paper)}) ({len(own)})"
+        for paper, own in _grouped(verdicts, lambda claim: claim.paper)
+    ]
+    lines = [f"* **By paper:** {', '.join(papers)}"]
+    for name, own in sorted(_grouped(verdicts, lambda claim: claim.chapter)):
+        parts = [
+            f"[{escaped(paper)}](#{_label(paper, name)}) ({len(part)})"
+            for paper, part in _grouped(own, lambda claim: claim.paper)
+        ]
+        title = _chapter_name(name)
+        lines.append(f"* **{title[0].upper()}{title[1:]}:** {', '.join(parts)}")
+    return "\n".join(lines)
+
+
+def _label(*names: str) -> str:
+    return "-".join(["ledger", *(_slug(name) for name in names)])
+
+
+def _slug(name: str) -> str:
+    plain = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "none"
+
+
+def _chapter_name(name: str) -> str:
+    if not name:
+        return "without a chapter"
+    number = name.partition("_")[0]
+    return f"chapter {int(number)}" if number.isdigit() else escaped(name)
+
+
+def _table(verdicts: Sequence[Verdict]) -> str:
+    """Return a table of claims: each with its sentence, its word and what was found."""
+    rows = []
+    for v in verdicts:
+        found = f"{badges(v)}<br>{_value_text(v)}"
+        if v.adjusted_p_value is not None:
+            found += f"; adjusted p = {number(v.adjusted_p_value)}"
+        rows.append([f"[{escaped(v.claim.id)}](#{target(v.claim)}): {v.claim.statement}", found])
+    # The table has two columns, because a telephone has no room for more.
+    return markdown_table(["claim", "verdict, and what was found"], rows)
+
+
+def _details(verdict: Verdict, root: str) -> str:
+    """Return all that is known of a verdict, folded under the claim's id."""
+    claim = verdict.claim
+    command = run_command(claim.criterion.study, claim.profile)
+    audit = audit_command(claim.criterion.study, claim.profile)
     items = [
-        ("Verdict", badges(verdict)),
-        ("Place", claim.place),
-        ("Kind", claim.kind),
-        ("Criterion", criterion_text(claim)),
-        ("Paper", _paper_text(claim.paper_value)),
-        ("Ours", _ours_text(verdict)),
+        ("Place", escaped(claim.place)),
+        ("Kind", claim.kind + ", entered to be refuted" * _is_limit(claim)),
+        ("Criterion", criterion_sentence(claim)),
+        ("The paper has", _paper_text(claim.paper_value)),
+        ("Found", _value_text(verdict) if verdict.value_text else NOTHING),
         ("Chance", _chance_text(verdict)),
-        ("Evidence", f"{verdict.evidence}."),
-        ("Scale", verdict.scale or NOTHING),
-        ("Records", _records_link(verdict, root)),
+        ("Evidence", f"{_evidence(verdict)}."),
+        ("Scale", escaped(verdict.scale) or NOTHING),
+        ("Records", _records_text(verdict, root)),
+        ("To make what is missing", f"`{command}`"),
+        ("To run a sample again", f"`{audit}`"),
         ("Derived in", _chapter_link(claim, root)),
     ]
     items += [
-        ("Criterion changed", f"on {change.date}; it was: {change.was}; because: {change.why}")
+        (
+            "Criterion changed",
+            f"on {escaped(change.date)}; it was: {escaped(change.was)}; "
+            f"because: {escaped(change.why)}",
+        )
         for change in claim.changed
     ]
     lines = [f"* **{name}**: {text}" for name, text in items if text != NOTHING]
-    heading = f"({target(claim)})=\n### {claim.place}: {claim.id}"
-    return "\n\n".join([heading, claim.statement, "\n".join(lines)])
-
-
-def criterion_text(claim: Claim) -> str:
-    """Return the criterion as it was fixed: its sentence, then its arguments."""
-    call = claim.criterion
-    document = CRITERIA[call.name].function.__doc__ or ""
-    arguments = {**call.arguments, **({"where": call.where} if call.where else {})}
-    shown = ", ".join(f"{name} = {_argument(value)}" for name, value in arguments.items())
-    return (
-        f"{document.partition(chr(10))[0]} `{call.name}`: {shown}; study `{call.study}`, "
-        f"{claim.profile} profile"
-    ).replace("``", "`")
-
-
-def _argument(value: object) -> str:
-    if isinstance(value, Side):
-        value = value.model_dump(exclude_unset=True)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {_argument(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return f"`{value}`"
+    # A colon fence, because the lines hold code.
+    title = f"{escaped(claim.id)} {badges(verdict)}"
+    return "\n".join([f":::{{dropdown}} {title}", f":name: {target(claim)}", "", *lines, ":::"])
 
 
 def _paper_text(value: PaperValue | None) -> str:
     if value is None:
         return NOTHING
     error = f" ± {number(value.standard_error)}" if value.standard_error else ""
-    return f"{number(value.value)}{error} {value.unit}".strip()
+    return f"{number(value.value)}{error} {escaped(value.unit)}".strip()
 
 
-def _ours_text(verdict: Verdict) -> str:
+def _value_text(verdict: Verdict) -> str:
+    """Return the value that was found, with its name; the evidence where there is none."""
     if not verdict.value_text:
-        return NOTHING
+        return _evidence(verdict)
     unit = verdict.claim.paper_value.unit if verdict.claim.paper_value else ""
-    text = f"{verdict.value_text} {unit}".strip()
+    text = f"{value_name(verdict.claim)} {verdict.value_text} {escaped(unit)}".strip()
     return f"{text} ({interval(*verdict.interval)})" if verdict.interval else text
 
 
-def _adjusted_text(verdict: Verdict) -> str:
-    return NOTHING if verdict.adjusted_p_value is None else number(verdict.adjusted_p_value)
+def _evidence(verdict: Verdict) -> str:
+    names = [v for v in verdict.claim.criterion.arguments.values() if isinstance(v, str)]
+    return escaped_but_code(verdict.evidence, names)
 
 
 def _chance_text(verdict: Verdict) -> str:
@@ -305,17 +431,41 @@ def _records_link(verdict: Verdict, root: str) -> str:
     study = verdict.claim.criterion.study
     if not verdict.records:
         return NOTHING
-    name = str(len(verdict.records))
+    name = _counted(len(verdict.records), "record")
     if not Archive().published.path(study).is_file():
-        return f"{name} of `{study}`"
+        return f"{name} of {code(study)}"
     return f"[{name}]({root}/results/{study}.jsonl)"
+
+
+def _records_text(verdict: Verdict, root: str) -> str:
+    """Return the link to the records' file with the lines that decided, or the runs' keys."""
+    path = Archive().published.path(verdict.claim.criterion.study)
+    places = [record.location.rpartition(":") for record in verdict.records]
+    lines = sorted(int(line) for file, _, line in places if file == str(path))
+    own = [record.key for record in verdict.records if not record.location.startswith(f"{path}:")]
+    parts = [_records_link(verdict, root)]
+    if lines:
+        parts.append(f"{'lines' if len(lines) > 1 else 'line'} {_ranges(lines)} of the file")
+    if own:
+        parts.append(f"{_counted(len(own), 'run')} of the working store: {', '.join(own)}")
+    return ", ".join(parts)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return rising whole numbers with their runs drawn together: ``1–3, 7``."""
+    found: list[list[int]] = []
+    for n in numbers:
+        if found and n == found[-1][-1] + 1:
+            found[-1][1:] = [n]
+        else:
+            found.append([n])
+    return ", ".join("–".join(map(str, ends)) for ends in found)
 
 
 def _chapter_link(claim: Claim, root: str) -> str:
     if not claim.anchor:
         return NOTHING
     document, hash_, label = claim.anchor.partition("#")
-    number = claim.chapter.partition("_")[0]
-    shown = f"chapter {int(number)}" if number.isdigit() else claim.chapter
     # The built page's address: MyST resolves no label of a theorem or proof block.
-    return f'<a href="{root}/{document.removesuffix(".ipynb")}.html{hash_}{label}">{shown}</a>'
+    address = f"{root}/{document.removesuffix('.ipynb')}.html{hash_}{label}"
+    return f'<a href="{html.escape(address)}">{_chapter_name(claim.chapter)}</a>'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paperkit.experiments.archive import Archive
+from paperkit.ledger.formatting import escaped
 
 
 def newest_provenance() -> dict[str, Any] | None:
@@ -31,10 +32,11 @@ def last_verified() -> str:
     Returns
     -------
     str
-        Sentence for the pages.
+        Sentence for the pages, in Markdown and HTML alike: what the record holds is escaped.
     """
     newest = newest_provenance()
     if newest is None:
         return "Not verified yet: no record has been published."
     commit = str(newest["commit"] or "unknown")[:10]
-    return f"Last verified {newest['date'][:10]}, at commit {commit}, on {newest['device']}."
+    date, device = escaped(str(newest["date"])[:10]), escaped(str(newest["device"]))
+    return f"Last verified {date}, at commit {escaped(commit)}, on {device}."

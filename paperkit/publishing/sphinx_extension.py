@@ -10,7 +10,7 @@ Directives
 ``{ledger}``
     Every claim with its criterion, evidence and verdict; with an argument, one paper's.
 ``{verdicts} ANCHOR``
-    The table of one chapter.
+    Those of one chapter.
 ``{last-verified}``
     When, at which commit and on which machine the newest record was made.
 """
@@ -109,10 +109,10 @@ class Verdicts(MarkdownDirective):
     optional_arguments = 0
 
     def markdown(self, argument: str | None) -> str:
-        """Render the table of the chapter named by the argument."""
+        """Render the verdicts of the chapter named by the argument."""
         from paperkit.ledger import render, verdicts
 
-        return render.table(verdicts(anchor=argument))
+        return render.of_chapter(verdicts(anchor=argument))
 
 
 class LastVerified(MarkdownDirective):

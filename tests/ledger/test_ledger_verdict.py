@@ -1,13 +1,31 @@
 import re
+import shlex
 from dataclasses import replace
+from html import unescape
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import text
+from markdown_it.renderer import RendererHTML
+from myst_parser.config.main import MdParserConfig
+from myst_parser.parsers.mdit import create_md_parser
 
+from paperkit.cli import main
 from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive
 from paperkit.ledger import show_verdicts, verdicts
+from paperkit.ledger.claims import Change
 from paperkit.ledger.criteria import WORDS
-from paperkit.ledger.render import badge, findings, ledger, scoreboard, table
+from paperkit.ledger.formatting import escaped
+from paperkit.ledger.render import (
+    audit_command,
+    badge,
+    findings,
+    ledger,
+    of_chapter,
+    run_command,
+    scoreboard,
+)
 
 CLAIMS = """
 - id: gap
@@ -149,7 +167,7 @@ def test_records_of_other_code_show_as_stale(published, edit):
     edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
     assert [verdict.stale for verdict in verdicts()] == [True, True, True, False]
     assert badge("stale") in scoreboard(verdicts())
-    assert badge("stale") in table(verdicts())
+    assert badge("stale") in of_chapter(verdicts())
 
 
 def test_claims_are_filtered_by_paper_chapter_and_target(published):
@@ -230,39 +248,166 @@ def test_findings_carry_the_badges_of_their_claims_and_notice_when_these_move(pu
             findings([line], verdicts())
 
 
-def test_the_table_has_one_row_a_claim_with_a_link_to_its_records(published):
-    lines = table(verdicts()).splitlines()
-    assert len(lines) == 2 + 4
-    assert lines[2] == (
-        r"| The gap $\|a - b\|$ is 0. (Theorem 1) | – | below 1e-12 | "
-        f"{badge('verified')} | 6 runs, 3 seeds | "
-        "[6](../results/selftest_measure.jsonl) |"
+def test_a_chapter_shows_what_was_found_by_its_name_with_links_to_criterion_and_records(published):
+    first, second, third, fourth = re.findall(r"(?m)^\* .*$", of_chapter(verdicts()))
+    assert first == (
+        f"* {badge('verified')} **First, Theorem 1.** The gap $|a - b|$ is 0. "
+        "*Found:* largest gap below 1e-12; 6 runs, 3 seeds "
+        '(<a href="../book/ledger.html#claim-gap">criterion</a>, '
+        "[6 records](../results/selftest_measure.jsonl))."
     )
-    assert badge("criterion changed") in lines[3]
-    assert "| 1 ± 0.1 m | – |" in lines[5]
+    assert badge("criterion changed") in second and "smallest slack -" in second
+    assert "*Found:* mean difference in size 9 (9 to 9); parts small, large at 6 runs" in third
+    assert "3 of 4 runs of the paper profile are finished" in fourth
+    assert "; the paper has 1 ± 0.1 m (" in fourth
+
+
+def test_a_chapter_shows_the_verdicts_that_its_author_names_and_folds_the_others(published):
+    text = of_chapter(verdicts(), first=["table", "gap"])
+    in_sight, folded = text.split("<details>", maxsplit=1)
+    assert re.findall(r"#claim-(\w+)", in_sight) == ["table", "gap"]
+    assert re.findall(r"#claim-(\w+)", folded) == ["slack", "larger"]
+    assert "2 more verdicts: 1 " in folded and f"2 {badge('verified')}" not in text
+    assert text.startswith(f"**Verdicts** on 4 claims: 1 {badge('verified')} 1 {badge('refuted')}")
+
+
+def test_a_chapter_without_a_choice_shows_its_first_five(published):
+    found = [
+        replace(verdict, claim=verdict.claim.model_copy(update={"id": f"{verdict.claim.id}-{i}"}))
+        for i in range(2)
+        for verdict in verdicts()
+    ]
+    in_sight, folded = of_chapter(found).split("<details>", maxsplit=1)
+    assert (in_sight.count("#claim-"), folded.count("#claim-")) == (5, 3)
+
+
+def test_a_chosen_verdict_that_the_chapter_has_not_is_refused(published):
+    with pytest.raises(ValueError, match="first names 'gulf'; the claims are gap, slack, larger"):
+        of_chapter(verdicts(), first=["gulf"])
+
+
+def test_the_commands_beside_the_records_work_as_they_are_printed(published, monkeypatch, store):
+    monkeypatch.setenv("PAPERKIT_STORE", str(store))
+    shown = of_chapter(verdicts()) + ledger(verdicts())
+    commands = (
+        run_command("selftest_measure", "laptop"),
+        audit_command("selftest_measure", "laptop"),
+    )
+    for command in commands:
+        assert command in shown
+        for part in command.split(" && "):
+            program, *arguments = shlex.split(part)
+            assert program == ".venv/bin/paperkit"
+            assert main(arguments) == 0
 
 
 def test_the_ledger_has_a_section_a_paper_and_everything_about_a_claim(published):
     text = ledger(verdicts(), root=".")
-    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "## By paper and by chapter",
         "## First",
+        "### Chapter 9",
         "## Second",
+        "### Without a chapter",
+        "### Chapter 10",
     ]
-    assert "(claim-slack)=\n### Theorem 2: slack" in text
+    assert f":::{{dropdown}} slack {badge('refuted')} {badge('criterion changed')}" in text
+    assert ":name: claim-slack\n" in text
     assert (
         "* **Criterion changed**: on 2026-01-31; it was: half of them; because: the paper" in text
     )
-    assert "(./results/selftest_measure.jsonl)" in text
+    assert "[6 records](./results/selftest_measure.jsonl), lines 1–6 of the file" in text
     assert '<a href="./notebooks/09_test.html#thm-1">chapter 9</a>' in text
     assert '<a href="./notebooks/10_other.html">chapter 10</a>' in text
-    assert "`at_least`" not in text and "study `selftest_measure`, laptop profile" in text
+    assert "is at most 1e-10 in magnitude" in text
+    assert "study `selftest_measure` at the laptop profile" in text
     assert text == ledger(verdicts(), root=".")
+
+
+def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_name(published):
+    rows = [line for line in ledger(verdicts()).splitlines() if line.startswith("| [")]
+    assert rows[0] == (
+        r"| [gap](#claim-gap): The gap $\|a - b\|$ is 0. | "
+        f"{badge('verified')}<br>largest gap below 1e-12 |"
+    )
+    assert "<br>mean difference in size 9 (9 to 9); adjusted p = " in rows[3]
+    assert [re.search(r"#claim-(\w+)", row)[1] for row in rows] == [
+        "gap",
+        "slack",
+        "table",
+        "larger",
+    ]
+
+
+def test_the_ledger_can_be_jumped_through_by_paper_and_by_chapter(published):
+    text = ledger(verdicts())
+    heading, jumps = text.split("\n\n")[:2]
+    assert heading.startswith("## ")
+    jumps = jumps.splitlines()
+    assert jumps[0] == "* **By paper:** [First](#ledger-first) (2), [Second](#ledger-second) (2)"
+    assert jumps[1:] == [
+        "* **Without a chapter:** [Second](#ledger-second-none) (1)",
+        "* **Chapter 9:** [First](#ledger-first-09-test) (2)",
+        "* **Chapter 10:** [Second](#ledger-second-10-other) (1)",
+    ]
+    targets = re.findall(r"\]\(#([\w-]+)\)", text)
+    for target in targets:
+        assert f"({target})=\n" in text or f":name: {target}\n" in text
+
+
+def test_a_record_of_the_working_store_is_named_by_its_run(claims, committed, store):
+    for name in ("selftest_training", "selftest_measure"):
+        run_study(name, "laptop", store, progress=False)
+    found = verdicts(store=store)
+    text = ledger(found)
+    assert "6 runs of the working store: " in text and "lines" not in text
+    assert all(record.key in text for record in found[0].records)
+
+
+NASTY = "<script>alert('x')</script> *a* _b_ `c` [d](e) {f}`g` $h$ | & \\"
+
+
+def shown(markdown):
+    """Return the text that a page shows for Markdown, as the book reads it."""
+    config = MdParserConfig(enable_extensions={"dollarmath", "colon_fence", "substitution"})
+    html = create_md_parser(config, RendererHTML).render(markdown)
+    return unescape(re.sub(r"<[^>]*>", "", html))
+
+
+@given(text(alphabet="<>&*_`[](){}$|~\\\"'a1 #-.", min_size=1).map(str.strip).filter(bool))
+def test_an_escaped_text_is_shown_as_it_is(given_text):
+    plain = " ".join(given_text.split())
+    assert shown(f"Text: {escaped(given_text)}").strip() == f"Text: {plain}"
+
+
+def test_what_comes_from_records_and_claims_is_shown_as_text(published):
+    hostile = [
+        replace(
+            verdict,
+            evidence=f"`gap` is 1 at device = {NASTY}",
+            scale=NASTY,
+            claim=verdict.claim.model_copy(
+                update={
+                    "paper": NASTY,
+                    "place": NASTY,
+                    "changed": (Change(date=NASTY, was=NASTY, why=NASTY),),
+                    "criterion": verdict.claim.criterion.model_copy(
+                        update={"where": {NASTY: [NASTY, 1]}}
+                    ),
+                }
+            ),
+        )
+        for verdict in verdicts()
+    ]
+    for page in (scoreboard(hostile), of_chapter(hostile), ledger(hostile)):
+        assert "<script" not in page and "`c`" not in page and "](e)" not in page
+        assert NASTY in shown(page)
 
 
 def test_without_claims_the_pages_say_so():
     assert scoreboard([]) == "No claim has been entered yet."
     assert ledger([]) == "No claim has been entered yet.\n"
-    assert table([]) == "This chapter has no claim in the ledger yet."
+    assert of_chapter([]) == "This chapter has no claim in the ledger yet."
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -276,8 +421,10 @@ def test_a_notebook_shows_its_chapters_verdicts(published, monkeypatch):
     monkeypatch.setattr("IPython.display.display", shown.append)
     show_verdicts("09_test")
     show_verdicts("09_test", profile="smoke")
-    assert shown[0].data == table(verdicts(anchor="09_test"))
+    show_verdicts("09_test", first=["slack"])
+    assert shown[0].data == of_chapter(verdicts(anchor="09_test"))
     assert "earns no verdict" in shown[1].data
+    assert shown[2].data == of_chapter(verdicts(anchor="09_test"), first=["slack"])
 
 
 def test_a_verdict_does_not_change_with_the_order_of_the_records(published):

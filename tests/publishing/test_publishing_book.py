@@ -120,6 +120,14 @@ def test_last_verified_is_the_newest_published_record(
     )
 
 
+def test_a_devices_name_is_shown_as_text(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAPERKIT_ROOT", str(repository))
+    _published(repository, ["2026-01-02T00:00:00Z"])
+    path = repository / "results" / "s.jsonl"
+    path.write_text(path.read_text().replace("cpu (x86_64, 2 cores)", "<script>*</script>"))
+    assert provenance.last_verified().endswith(", on &#60;script&#62;&#42;&#60;/script&#62;.")
+
+
 def test_the_smoke_limit_is_the_one_that_contributors_are_told() -> None:
     told = f"at most {SMOKE_PROCESSOR_SECONDS} processor seconds"
     assert told in (ROOT / "CONTRIBUTING.md").read_text()
