@@ -92,8 +92,8 @@ def processes(
             if deaths >= DEATHS:
                 raise LostWorkersError(
                     f"{deaths} workers in a row died, as where memory is short: what was finished "
-                    "is kept; start again with fewer jobs. (A script that is not guarded by `if __name__ "
-                    '== "__main__":` ends so, too.)'
+                    "is kept; start again with fewer jobs. A script without the line "
+                    '`if __name__ == "__main__":` ends so, too.'
                 ) from None
         except BaseException:
             # An interrupt of this process alone would wait for runs that may take hours.
