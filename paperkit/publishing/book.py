@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -140,5 +141,12 @@ def contents(root: Path) -> list[str]:
         Paths without suffix, such as ``"book/index"``.
     """
     table = yaml.safe_load((root / "_toc.yml").read_text())
-    chapters = [chapter["file"] for part in table["parts"] for chapter in part["chapters"]]
-    return [table["root"], *chapters]
+    entries = [entry for part in table["parts"] for entry in part["chapters"]]
+    return [table["root"], *(file for entry in entries for file in _files(entry))]
+
+
+def _files(entry: dict[str, Any]) -> Iterator[str]:
+    """Yield the page of an entry, then those under it."""
+    yield entry["file"]
+    for section in entry.get("sections", ()):
+        yield from _files(section)

@@ -13,21 +13,22 @@ Directives
     The table of one chapter.
 ``{last-verified}``
     When, at which commit and on which machine the newest record was made.
+``{members} MODULE``
+    Public names of a module: their table, and their docstrings.
 """
 
 from __future__ import annotations
 
 import shutil
-from abc import ABC, abstractmethod
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
+from paperkit.publishing.api_pages import Members
+from paperkit.publishing.markdown_directive import MarkdownDirective
 from paperkit.publishing.provenance import last_verified
 
 MATHJAX = Path("sphinx-mathjax-offline/static/mathjax")
@@ -36,37 +37,6 @@ PAPERS = ("Rényi", "SA-SAM", "Compression", "IGS")
 
 # Parts of the distribution that TeX input with the common HTML output needs: 2 of its 24 MB.
 MATHJAX_PARTS = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
-
-
-class MarkdownDirective(SphinxDirective, ABC):
-    """A directive whose content is Markdown that is computed when the book is built."""
-
-    optional_arguments = 1
-    has_content = False
-
-    @abstractmethod
-    def markdown(self, argument: str | None) -> str:
-        """Compute the directive's Markdown.
-
-        Parameters
-        ----------
-        argument : str or None
-            Text after the directive's name.
-
-        Returns
-        -------
-        str
-            Markdown in the MyST dialect.
-        """
-
-    def run(self) -> list[nodes.Node]:
-        """Parse the computed Markdown in the place of the directive."""
-        argument = self.arguments[0] if self.arguments else None
-        source = f"<{self.name}>"
-        lines = StringList(self.markdown(argument).splitlines(), source=source)
-        container = nodes.container(classes=[f"paperkit-{self.name}"])
-        self.state.nested_parse(lines, self.content_offset, container, match_titles=True)
-        return container.children
 
 
 class Scoreboard(MarkdownDirective):
@@ -218,4 +188,5 @@ DIRECTIVES: dict[str, type[MarkdownDirective]] = {
     "ledger": Ledger,
     "verdicts": Verdicts,
     "last-verified": LastVerified,
+    "members": Members,
 }

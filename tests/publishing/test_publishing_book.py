@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from paperkit.publishing import book, provenance
 from paperkit.publishing.commands import SMOKE_PROCESSOR_SECONDS, smoke_verdict
@@ -50,6 +51,22 @@ def test_staging_replaces_an_earlier_build_and_takes_the_given_notebooks(reposit
         "notebooks/01_a.ipynb",
         "results/study.jsonl",
     }
+
+
+def test_contents_list_the_pages_under_a_page_after_it(repository: Path) -> None:
+    nested = "        sections:\n          - file: book/b\n          - file: book/c\n"
+    (repository / "_toc.yml").write_text(TOC + nested + "      - file: book/d\n")
+    pages = ["book/index", "notebooks/01_a", "book/b", "book/c", "book/d"]
+    assert book.contents(repository) == pages
+
+
+def test_the_chapters_are_one_numbered_part_in_the_order_of_their_files() -> None:
+    # The builder numbers the entries of a numbered part from one.
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+    (numbered,) = [part for part in parts if part.get("numbered")]
+    files = [chapter["file"] for chapter in numbered["chapters"]]
+    assert [int(Path(file).name[:2]) for file in files] == list(range(1, len(files) + 1))
+    assert files == [page for page in book.contents(ROOT) if page.startswith("notebooks/")]
 
 
 def test_a_chapter_without_outputs_is_refused_with_the_remedy(repository: Path) -> None:
