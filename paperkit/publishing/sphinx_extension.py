@@ -1,4 +1,7 @@
-"""The book's extension of Sphinx: verdicts on the pages, and mathematics without a network.
+"""The book's extension of Sphinx: verdicts and the API on the pages, and all without a network.
+
+Pages get a description and lose scripts that they do not need (``page_head``); the search knows no
+accents (``search_language``), and the bibliography's labels are the citations (``author_year``).
 
 Directives
 ----------
@@ -24,12 +27,13 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
 from sphinx.application import Sphinx
 
+from paperkit.publishing import author_year, page_head
 from paperkit.publishing.api_pages import Members
 from paperkit.publishing.markdown_directive import MarkdownDirective
 from paperkit.publishing.provenance import last_verified
+from paperkit.publishing.search_language import AccentlessEnglish
 
 MATHJAX = Path("sphinx-mathjax-offline/static/mathjax")
 PAPERS = ("Rényi", "SA-SAM", "Compression", "IGS")
@@ -135,34 +139,8 @@ def configure(app: Sphinx, config: Any) -> None:
     config.html_context = {**config.html_context, "default_mode": "auto"}
 
 
-def drop_thebe(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
-) -> None:
-    """Leave out the scripts of sphinx-thebe, which Jupyter Book always loads.
-
-    The book has no cells that run in the page. The second copy of the first script would be an
-    error in every console, and its address is that of another host.
-
-    Parameters
-    ----------
-    app : Sphinx
-        Application.
-    page, template : str
-        Names of the page and of its template.
-    context : dict
-        Template variables of the page, changed in place.
-    doctree : nodes.document or None
-        Document of the page.
-    """
-    context["script_files"] = [
-        script
-        for script in context["script_files"]
-        if "thebe" not in f"{script.filename} {script.attributes.get('body')}".lower()
-    ]
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directives and the three event handlers.
+    """Register directives, event handlers, the language of the search and the bibliography's style.
 
     Parameters
     ----------
@@ -178,7 +156,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.add_directive(name, directive)
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
-    app.connect("html-page-context", drop_thebe)
+    app.connect("html-page-context", page_head.complete)
+    app.add_search_language(AccentlessEnglish)
+    author_year.register()
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
