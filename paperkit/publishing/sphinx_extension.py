@@ -29,7 +29,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from paperkit.publishing import author_year, page_head
+from paperkit.publishing import author_year, page_head, sidebar
 from paperkit.publishing.api_pages import Members
 from paperkit.publishing.markdown_directive import MarkdownDirective
 from paperkit.publishing.provenance import last_verified
@@ -157,6 +157,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
     app.connect("html-page-context", page_head.complete)
+    # After the theme, which puts its functions into the context.
+    app.connect("html-page-context", sidebar.name_arrows, priority=900)
     app.add_search_language(AccentlessEnglish)
     author_year.register()
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -12,7 +12,7 @@ from pybtex.database import Entry, Person, parse_file
 from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
 from sphinxcontrib.bibtex.style.template import join, year
 
-from paperkit.publishing import numbering, page_head
+from paperkit.publishing import numbering, page_head, sidebar
 from paperkit.publishing.author_year import AuthorYearLabels
 from paperkit.publishing.browser import FLAGS, find_browser
 from paperkit.publishing.search_language import AccentlessEnglish
@@ -73,6 +73,14 @@ def test_only_a_page_with_a_formula_loads_mathjax_and_none_loads_thebe(has_equat
     kept = [scripts[i] for i in ((0, 1, 3) if has_equations else (0,))]
     assert context["script_files"] == kept
     assert f'<meta name="description" content="{SENTENCE}">' in context["metatags"]
+
+
+def test_an_arrow_of_the_sidebar_is_named_after_its_page() -> None:
+    arrow = '<summary{}><span class="toggle"><i></i></span></summary>'
+    item = '<li><a href="api.html">API</a><details open="open">{}<ul><li>a</li></ul></details></li>'
+    assert sidebar.with_names(item.format(arrow.format(""))) == item.format(
+        arrow.format(' aria-label="Pages under API"')
+    )
 
 
 def reference(text: str, target: str) -> dict[str, str]:
