@@ -158,13 +158,15 @@ def test_entries_of_the_same_authors_and_year_are_told_apart() -> None:
     assert labels == ["van Dam, 2020a", "van Dam, 2021", "van Dam, 2020b"]
 
 
-def test_printing_opens_what_is_folded_and_closes_it_again(page) -> None:
+def test_printing_opens_what_is_folded_in_light_mode_and_restores_the_page(page) -> None:
     folded = "<details class='sd-dropdown'><summary>Solution</summary>text</details>"
     page.set_content(folded + folded.replace("<details", "<details open"))
+    page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
     page.add_script_tag(path=str(ROOT / "book" / "_static" / "print.js"))
-    states = "() => [...document.querySelectorAll('details')].map(d => d.open)"
-    assert page.evaluate(states) == [False, True]
+    state = """() => [document.documentElement.dataset.theme,
+      ...[...document.querySelectorAll('details')].map(d => d.open)]"""
+    assert page.evaluate(state) == ["dark", False, True]
     page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")
-    assert page.evaluate(states) == [True, True]
+    assert page.evaluate(state) == ["light", True, True]
     page.evaluate("() => window.dispatchEvent(new Event('afterprint'))")
-    assert page.evaluate(states) == [False, True]
+    assert page.evaluate(state) == ["dark", False, True]
