@@ -1,4 +1,4 @@
-"""What the API page makes of docstrings."""
+"""What the API pages make of docstrings."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 axe-core, which comes with the package ``axe-playwright-python``, tries the rules of the Web Content
 Accessibility Guidelines at levels A and AA in light mode, and contrast in dark mode too; it leaves
 out the mathematics, whose markup is MathJax's. At the width of a telephone a page may not be wider
-than its window; a wide table or formula scrolls by itself.
+than its window; a wide table or formula scrolls by itself. With the keyboard, each button of the
+top bar shows that it has the focus.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ async options => {
     v => ({rule: v.id, help: v.help, nodes: v.nodes.map(n => n.target.join(' '))}));
 }
 """
+# A colour on its way from one mode to the other has any contrast.
+_STILL = "*, *::before, *::after { transition: none !important; animation: none !important }"
 _DARK = "() => { document.documentElement.dataset.theme = 'dark' }"
 _LIGHT = "() => { document.documentElement.dataset.theme = 'light' }"
 # Returns null where the page fits, else the page's width and what sticks out of it.
@@ -47,6 +50,24 @@ _WIDER = """
       > width + 1);
   const last = wide.at(-1);
   return {width: root.scrollWidth, element: last ? last.outerHTML.slice(0, 90) : 'unknown'};
+}
+"""
+# Elements of the top bar that the keyboard can reach; a menu's entries are reached once it is open.
+_BUTTONS = """
+() => {
+  const shown = e => e.offsetParent && e.tabIndex >= 0 && !e.closest('.dropdown-menu');
+  const bar = document.querySelector('.bd-header-article');
+  window.barButtons = bar ? [...bar.querySelectorAll('a, button, [tabindex]')].filter(shown) : [];
+  return window.barButtons.length;
+}
+"""
+_FOCUSED = """
+i => {
+  const e = window.barButtons[i], style = getComputedStyle(e);
+  const ring = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2
+    && style.outlineColor !== 'rgba(0, 0, 0, 0)';
+  return {reached: document.activeElement === e, ring,
+    name: e.getAttribute('aria-label') || e.title || e.textContent.trim()};
 }
 """
 
@@ -74,6 +95,7 @@ def broken_rules(page: Any, name: str) -> Iterator[str]:
         Rule, the number of places and the first place.
     """
     page.evaluate(_axe())
+    page.add_style_tag(content=_STILL)
     page.evaluate(_LIGHT)
     rules = {rule: {"enabled": False} for rule in FOREIGN.get(name, ())}
     guidelines = {"runOnly": {"type": "tag", "values": GUIDELINES}, "rules": rules}
@@ -103,6 +125,34 @@ def too_wide(page: Any) -> Iterator[str]:
             f"wider than a telephone: {wider['width']} instead of {TELEPHONE['width']} px, "
             f"because of {wider['element']}"
         )
+
+
+def invisible_focus(page: Any) -> Iterator[str]:
+    """Yield a sentence for each button of an open page's top bar that hides the keyboard's focus.
+
+    Parameters
+    ----------
+    page : playwright.sync_api.Page
+        Page in the window of a desktop.
+
+    Yields
+    ------
+    str
+        Name of the button, and what is wrong with it.
+    """
+    count = page.evaluate(_BUTTONS)
+    # The first key tells the browser that this reader uses the keyboard.
+    page.keyboard.press("Tab")
+    for i in range(count):
+        if i == 0:
+            page.evaluate("() => window.barButtons[0].focus()")
+        else:
+            page.keyboard.press("Tab")
+        found = page.evaluate(_FOCUSED, i)
+        if not found["reached"]:
+            yield f"the keyboard does not reach {found['name']!r} in the top bar"
+        elif not found["ring"]:
+            yield f"no ring shows that {found['name']!r} in the top bar has the focus"
 
 
 def _broken(page: Any, options: dict[str, Any], mode: str) -> Iterator[str]:

@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-PLACEHOLDER = "https://github.com/OWNER/REPOSITORY"
 # The book is built by this line of Python, because `python -m jupyter_book` does not exist, and the
 # first line of the script `jupyter-book` names a folder, which breaks when a clone is moved.
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
@@ -58,11 +58,37 @@ def stage(root: Path, target: Path, notebooks: Iterable[Path]) -> None:
         shutil.copy2(path, target / "results" / path.name)
     for name in ("_toc.yml", "CHANGELOG.md", "LICENSE"):
         shutil.copy2(root / name, target / name)
-    config = (root / "_config.yml").read_text()
-    (target / "_config.yml").write_text(config.replace(PLACEHOLDER, repository_url(root)))
+    config = configuration(root, repository_url(root))
+    (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True))
 
 
-def repository_url(root: Path, environment: Mapping[str, str] = os.environ) -> str:
+def configuration(root: Path, url: str | None) -> dict[str, Any]:
+    """Complete the book's configuration by the address of the repository.
+
+    Parameters
+    ----------
+    root : Path
+        Folder with ``_config.yml``.
+    url : str or None
+        Address that the launch and source buttons point to; without one there are no buttons.
+
+    Returns
+    -------
+    dict
+        Content of the configuration.
+    """
+    config: dict[str, Any] = yaml.safe_load((root / "_config.yml").read_text())
+    if url is not None:
+        config["repository"]["url"] = url
+        return config
+    for section in ("repository", "launch_buttons"):
+        del config[section]
+    for button in ("use_repository_button", "use_issues_button"):
+        config["html"][button] = False
+    return config
+
+
+def repository_url(root: Path, environment: Mapping[str, str] = os.environ) -> str | None:
     """Find the address that the book's launch and source buttons point to.
 
     Parameters
@@ -74,9 +100,8 @@ def repository_url(root: Path, environment: Mapping[str, str] = os.environ) -> s
 
     Returns
     -------
-    str
-        Address from these variables where both are set, else that of a GitHub remote, else
-        :data:`PLACEHOLDER`.
+    str or None
+        Address from these variables where both are set, else that of a GitHub remote, else None.
     """
     server, name = environment.get("GITHUB_SERVER_URL"), environment.get("GITHUB_REPOSITORY")
     if server and name:
@@ -85,7 +110,7 @@ def repository_url(root: Path, environment: Mapping[str, str] = os.environ) -> s
         ["git", "-C", str(root), "remote", "-v"], capture_output=True, text=True, check=False
     )
     remote = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?\s", answer.stdout)
-    return f"https://github.com/{remote[1]}" if remote else PLACEHOLDER
+    return f"https://github.com/{remote[1]}" if remote else None
 
 
 def build(staged: Path) -> Path:
@@ -140,5 +165,12 @@ def contents(root: Path) -> list[str]:
         Paths without suffix, such as ``"book/index"``.
     """
     table = yaml.safe_load((root / "_toc.yml").read_text())
-    chapters = [chapter["file"] for part in table["parts"] for chapter in part["chapters"]]
-    return [table["root"], *chapters]
+    entries = [entry for part in table["parts"] for entry in part["chapters"]]
+    return [table["root"], *(file for entry in entries for file in _files(entry))]
+
+
+def _files(entry: dict[str, Any]) -> Iterator[str]:
+    """Yield the page of an entry, then those under it."""
+    yield entry["file"]
+    for section in entry.get("sections", ()):
+        yield from _files(section)

@@ -3,7 +3,9 @@
 Every page is opened in headless Chromium from a server on this machine. A page passes when its
 mathematics is rendered, nothing was written to the console as an error, nothing was asked of
 another host, every internal link leads somewhere, every image has alternative text, axe-core finds
-nothing against it, and it fits a telephone; see :mod:`paperkit.publishing.accessibility`.
+nothing against it, it fits a telephone and shows the keyboard's focus
+(:mod:`paperkit.publishing.accessibility`), its numbers agree with those that it refers to
+(:mod:`paperkit.publishing.numbering`), and a page of the API is not too tall.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
-from paperkit.publishing import accessibility
+from paperkit.publishing import accessibility, numbering
 
 # Time after which a page that does not load counts as hanging. The time is long, so that a page
 # does not fail beside much other work on the machine.
@@ -42,6 +44,9 @@ FLAGS = (
 )
 # Pages of source code, which Sphinx writes all alike; axe-core tries their index alone.
 LISTINGS = "_modules/paperkit/"
+# Pages of the API, and the height in pixels up to which a reader finds a name by scrolling.
+API, TALLEST = "book/api", 15_000
+WINDOW = {"width": 1280, "height": 900}
 # Script that runs in the page once MathJax has finished, and returns the facts that are checked.
 INSPECT = r"""
 async () => {
@@ -71,6 +76,7 @@ async () => {
     }).map(e => e.id),
     images: [...document.images].filter(i => !i.alt.trim()).map(i => i.src.slice(0, 80)),
     mathematics: expressions.length,
+    height: document.documentElement.scrollHeight,
   };
 }
 """
@@ -140,6 +146,7 @@ def inspect(html: Path, executable: str, *, screenshots: Path | None = None) -> 
                 if screenshots and name.startswith(("book/", "notebooks/")):
                     _save_pictures(browser, f"{address}/{name}", screenshots, name)
             browser.close()
+        inspection.problems.extend(numbering.disagreements(pages, address))
         for name, page in pages.items():
             inspection.links += _check_links(
                 html, address, name, page["links"], pages, inspection.problems
@@ -178,6 +185,7 @@ def _open_page(browser: Any, address: str, name: str, problems: list[str]) -> di
     """Open a page with every other host cut off, note its problems, and return its facts."""
     page = browser.new_page()
     page.set_default_timeout(MILLISECONDS)
+    page.set_viewport_size(WINDOW)
 
     def request(request: Any) -> None:
         if not request.url.startswith((address, "data:", "blob:")):
@@ -193,9 +201,13 @@ def _open_page(browser: Any, address: str, name: str, problems: list[str]) -> di
     page.on("console", console)
     page.on("pageerror", lambda error: problems.append(f"{name}: script error: {error}"))
     page.goto(f"{address}/{name}", wait_until="load")
-    facts: dict[str, Any] = page.evaluate(INSPECT)
+    facts: dict[str, Any] = page.evaluate(INSPECT) | page.evaluate(numbering.COLLECT)
+    if name.startswith(API) and facts["height"] > TALLEST:
+        problems.append(f"{name}: {facts['height']} px tall, more than {TALLEST}: split the page")
     if not name.startswith(LISTINGS):
         problems.extend(f"{name}: {problem}" for problem in accessibility.broken_rules(page, name))
+        # The focus opens tooltips, whose fading axe-core would take for a lack of contrast.
+        problems.extend(f"{name}: {problem}" for problem in accessibility.invisible_focus(page))
     problems.extend(f"{name}: {problem}" for problem in accessibility.too_wide(page))
     page.close()
     for kind, sentence in (
@@ -236,7 +248,7 @@ def _save_pictures(browser: Any, url: str, folder: Path, name: str) -> None:
         page = browser.new_page()
         page.set_default_timeout(MILLISECONDS)
         page.add_init_script(f"localStorage.setItem('mode', '{mode}')")
-        page.set_viewport_size({"width": 1280, "height": 900})
+        page.set_viewport_size(WINDOW)
         page.goto(url, wait_until="load")
         page.evaluate("async () => { await window.MathJax?.startup?.promise }")
         folder.mkdir(parents=True, exist_ok=True)

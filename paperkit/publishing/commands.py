@@ -228,9 +228,9 @@ def _print_scoreboard() -> None:
 
 
 def _print_address(root: Path, page: Path) -> None:
-    if book.repository_url(root) == book.PLACEHOLDER:
+    if book.repository_url(root) is None:
         print(
-            f"The pages' launch and source buttons point to {book.PLACEHOLDER}, because this clone "
-            "has no GitHub remote; set GITHUB_SERVER_URL and GITHUB_REPOSITORY to change that."
+            "The pages have no launch and source buttons, because this clone has no GitHub remote; "
+            "set GITHUB_SERVER_URL and GITHUB_REPOSITORY to have them."
         )
     print(f"Open {page}", flush=True)

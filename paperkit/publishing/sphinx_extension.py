@@ -1,4 +1,7 @@
-"""The book's extension of Sphinx: verdicts on the pages, and mathematics without a network.
+"""The book's extension of Sphinx: verdicts and the API on the pages, and all without a network.
+
+Pages get a description and lose scripts that they do not need (``page_head``); the search knows no
+accents (``search_language``), and the bibliography's labels are the citations (``author_year``).
 
 Directives
 ----------
@@ -13,22 +16,24 @@ Directives
     Those of one chapter.
 ``{last-verified}``
     When, at which commit and on which machine the newest record was made.
+``{members} MODULE``
+    Public names of a module: their table, and their docstrings.
 """
 
 from __future__ import annotations
 
 import shutil
-from abc import ABC, abstractmethod
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
+from paperkit.publishing import author_year, page_head, sidebar
+from paperkit.publishing.api_pages import Members
+from paperkit.publishing.markdown_directive import MarkdownDirective
 from paperkit.publishing.provenance import last_verified
+from paperkit.publishing.search_language import AccentlessEnglish
 
 MATHJAX = Path("sphinx-mathjax-offline/static/mathjax")
 PAPERS = ("Rényi", "SA-SAM", "Compression", "IGS")
@@ -36,37 +41,6 @@ PAPERS = ("Rényi", "SA-SAM", "Compression", "IGS")
 
 # Parts of the distribution that TeX input with the common HTML output needs: 2 of its 24 MB.
 MATHJAX_PARTS = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
-
-
-class MarkdownDirective(SphinxDirective, ABC):
-    """A directive whose content is Markdown that is computed when the book is built."""
-
-    optional_arguments = 1
-    has_content = False
-
-    @abstractmethod
-    def markdown(self, argument: str | None) -> str:
-        """Compute the directive's Markdown.
-
-        Parameters
-        ----------
-        argument : str or None
-            Text after the directive's name.
-
-        Returns
-        -------
-        str
-            Markdown in the MyST dialect.
-        """
-
-    def run(self) -> list[nodes.Node]:
-        """Parse the computed Markdown in the place of the directive."""
-        argument = self.arguments[0] if self.arguments else None
-        source = f"<{self.name}>"
-        lines = StringList(self.markdown(argument).splitlines(), source=source)
-        container = nodes.container(classes=[f"paperkit-{self.name}"])
-        self.state.nested_parse(lines, self.content_offset, container, match_titles=True)
-        return container.children
 
 
 class Scoreboard(MarkdownDirective):
@@ -165,34 +139,8 @@ def configure(app: Sphinx, config: Any) -> None:
     config.html_context = {**config.html_context, "default_mode": "auto"}
 
 
-def drop_thebe(
-    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
-) -> None:
-    """Leave out the scripts of sphinx-thebe, which Jupyter Book always loads.
-
-    The book has no cells that run in the page. The second copy of the first script would be an
-    error in every console, and its address is that of another host.
-
-    Parameters
-    ----------
-    app : Sphinx
-        Application.
-    page, template : str
-        Names of the page and of its template.
-    context : dict
-        Template variables of the page, changed in place.
-    doctree : nodes.document or None
-        Document of the page.
-    """
-    context["script_files"] = [
-        script
-        for script in context["script_files"]
-        if "thebe" not in f"{script.filename} {script.attributes.get('body')}".lower()
-    ]
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directives and the three event handlers.
+    """Register directives, event handlers, the language of the search and the bibliography's style.
 
     Parameters
     ----------
@@ -208,7 +156,11 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.add_directive(name, directive)
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
-    app.connect("html-page-context", drop_thebe)
+    app.connect("html-page-context", page_head.complete)
+    # After the theme, which puts its functions into the context.
+    app.connect("html-page-context", sidebar.name_arrows, priority=900)
+    app.add_search_language(AccentlessEnglish)
+    author_year.register()
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -218,4 +170,5 @@ DIRECTIVES: dict[str, type[MarkdownDirective]] = {
     "ledger": Ledger,
     "verdicts": Verdicts,
     "last-verified": LastVerified,
+    "members": Members,
 }

@@ -101,16 +101,16 @@ class Model(nn.Module):
         return found if labels is None else {"loss": cross_entropy(logits, labels), **found}
 
 
-PAGE = (Path(__file__).parents[2] / "book" / "api.md").read_text()
+PAGE = (Path(__file__).parents[2] / "book" / "api" / "training_loops.md").read_text()
 
 
 def loops(heading: str) -> list[str]:
-    """Return the code of a section of the API page."""
-    section = PAGE.split(f"#### {heading}\n")[1].split("\n```{eval-rst}")[0].split("\n#### ")[0]
+    """Return the code of a section of the page."""
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
-def test_the_plain_loop_of_the_api_page_runs(capsys) -> None:
+def test_the_plain_loop_of_the_page_runs(capsys) -> None:
     model, (inputs, targets) = network(), samples()
     batches = list(zip(inputs.split(8), targets.split(8), strict=True))
     space = {
@@ -128,7 +128,7 @@ def test_the_plain_loop_of_the_api_page_runs(capsys) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_trainers_of_the_api_page_take_the_callbacks(tmp_path) -> None:
+def test_the_trainers_of_the_page_take_the_callbacks(tmp_path) -> None:
     lightning = pytest.importorskip("lightning", reason="lightning is not installed: no callback")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed, which the trainer needs")

@@ -1,4 +1,4 @@
-"""The loops of the API page, run as they stand there, against a loop that is written out."""
+"""The loops of the page *Training loops*, run as they stand there, against one written out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from paperkit.optim import SAM, RandomState
 
-PAGE = (Path(__file__).parents[2] / "book" / "api.md").read_text()
+PAGE = (Path(__file__).parents[2] / "book" / "api" / "training_loops.md").read_text()
 RHO, RATE, MOMENTUM = 0.05, 0.1, 0.9
 
 
 def loops(heading: str) -> list[str]:
     """Return the code of a section of the page."""
-    section = PAGE.split(f"#### {heading}\n")[1].split("\n#### ")[0]
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""Parameter-sized tensors that are alive while a pass runs, as the API page tabulates them."""
+"""Parameter-sized tensors alive while a pass runs, as the page *Training loops* tabulates them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WAYS: dict[str, Callable[[nn.Module], Any]] = {
     "SASGD, `full_batch`": lambda m: SASGD(m, full_batch=True),
 }
 
-PAGE = Path(__file__).parents[2] / "book" / "api.md"
+PAGE = Path(__file__).parents[2] / "book" / "api" / "training_loops.md"
 
 
 def tabulated() -> dict[str, list[int]]:

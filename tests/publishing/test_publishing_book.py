@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from paperkit.publishing import book, provenance
 from paperkit.publishing.commands import SMOKE_PROCESSOR_SECONDS, smoke_verdict
@@ -18,6 +19,11 @@ parts:
     chapters:
       - file: notebooks/01_a
 """
+CONFIGURATION = """title: é
+repository: {branch: main}
+launch_buttons: {binderhub_url: "https://binder.example"}
+html: {use_repository_button: true, use_issues_button: true}
+"""
 
 
 @pytest.fixture
@@ -26,7 +32,7 @@ def repository(tmp_path: Path) -> Path:
     for folder in ("book", "notebooks", "results"):
         (tmp_path / folder).mkdir()
     (tmp_path / "_toc.yml").write_text(TOC)
-    (tmp_path / "_config.yml").write_text(f"repository:\n  url: {book.PLACEHOLDER}\n")
+    (tmp_path / "_config.yml").write_text(CONFIGURATION)
     (tmp_path / "book" / "index.md").write_text("# Title\n")
     (tmp_path / "results" / "study.jsonl").write_text("")
     for name in ("CHANGELOG.md", "LICENSE"):
@@ -52,6 +58,22 @@ def test_staging_replaces_an_earlier_build_and_takes_the_given_notebooks(reposit
     }
 
 
+def test_contents_list_the_pages_under_a_page_after_it(repository: Path) -> None:
+    nested = "        sections:\n          - file: book/b\n          - file: book/c\n"
+    (repository / "_toc.yml").write_text(TOC + nested + "      - file: book/d\n")
+    pages = ["book/index", "notebooks/01_a", "book/b", "book/c", "book/d"]
+    assert book.contents(repository) == pages
+
+
+def test_the_chapters_are_one_numbered_part_in_the_order_of_their_files() -> None:
+    # The builder numbers the entries of a numbered part from one.
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+    (numbered,) = [part for part in parts if part.get("numbered")]
+    files = [chapter["file"] for chapter in numbered["chapters"]]
+    assert [int(Path(file).name[:2]) for file in files] == list(range(1, len(files) + 1))
+    assert files == [page for page in book.contents(ROOT) if page.startswith("notebooks/")]
+
+
 def test_a_chapter_without_outputs_is_refused_with_the_remedy(repository: Path) -> None:
     with pytest.raises(book.BookError, match="no executed notebook for 01_a; run `make refresh`"):
         book.stage(repository, repository / "staged", [repository / "01_a.ipynb"])
@@ -60,8 +82,8 @@ def test_a_chapter_without_outputs_is_refused_with_the_remedy(repository: Path) 
 @pytest.mark.parametrize(
     ("remote", "environment", "expected"),
     [
-        (None, {}, book.PLACEHOLDER),
-        ("https://git.example/a/b.git", {}, book.PLACEHOLDER),
+        (None, {}, None),
+        ("https://git.example/a/b.git", {}, None),
         ("https://github.com/a/b.git", {}, "https://github.com/a/b"),
         ("git@github.com:a/b.c.git", {}, "https://github.com/a/b.c"),
         (
@@ -71,8 +93,8 @@ def test_a_chapter_without_outputs_is_refused_with_the_remedy(repository: Path) 
         ),
     ],
 )
-def test_buttons_point_to_the_environments_repository_then_the_remote_then_a_placeholder(
-    tmp_path: Path, remote: str | None, environment: dict[str, str], expected: str
+def test_the_repository_is_that_of_the_environment_then_that_of_the_remote(
+    tmp_path: Path, remote: str | None, environment: dict[str, str], expected: str | None
 ) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     if remote:
@@ -80,8 +102,18 @@ def test_buttons_point_to_the_environments_repository_then_the_remote_then_a_pla
     assert book.repository_url(tmp_path, environment) == expected
 
 
-def test_the_placeholder_stands_in_the_configuration() -> None:
-    assert (ROOT / "_config.yml").read_text().count(book.PLACEHOLDER) == 1
+def test_buttons_lead_to_the_repository(repository: Path) -> None:
+    config = book.configuration(repository, "https://github.com/a/b")
+    assert config == yaml.safe_load(CONFIGURATION) | {
+        "repository": {"branch": "main", "url": "https://github.com/a/b"}
+    }
+
+
+def test_without_a_repository_no_button_leads_to_it(repository: Path) -> None:
+    buttons = {"use_repository_button": False, "use_issues_button": False}
+    assert book.configuration(repository, None) == {"title": "é", "html": buttons}
+    # The book's own configuration has what is taken away here.
+    assert not any(book.configuration(ROOT, None)["html"][button] for button in buttons)
 
 
 def _published(folder: Path, dates: list[str]) -> None:

@@ -14,7 +14,11 @@ OTHER = """<!doctype html><html lang="en"><head><title>t</title><link rel="icon"
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
 
-SOUND_BODY = """<div tabindex="0" style="overflow-x: auto"><p style="width: 900px">wide</p></div>
+SOUND_BODY = """<style>.bd-header-article :focus-visible { outline: 2px solid }</style>
+<div class="bd-header-article"><button>b</button><a href="start.html">start</a></div>
+<article><figure id="f"><figcaption><span class="caption-number">Fig. 1 </span></figcaption>
+</figure><a class="internal" href="#f">Fig. 1</a></article>
+<div tabindex="0" style="overflow-x: auto"><p style="width: 900px">wide</p></div>
 <pre>\\(x\\) costs $\\alpha$</pre>
 <img alt="a dot" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">"""
 BROKEN = {
@@ -48,6 +52,28 @@ BROKEN = {
         'overflow-x: auto">' + "x = 1; " * 60 + "</pre></div></section>",
         "code is wider than its column: x = 1;",
     ),
+    "focus": (
+        '<div class="bd-header-article"><button style="outline: none">Open</button></div>',
+        "no ring shows that 'Open' in the top bar has the focus",
+    ),
+    "unreached": (
+        '<div class="bd-header-article"><button style="outline: 2px solid">a</button>'
+        '<button title="Later" onfocus="this.blur()">b</button></div>',
+        "the keyboard does not reach 'Later' in the top bar",
+    ),
+    "number": (
+        '<article><figure id="f"><figcaption><span class="caption-number">Fig. 2.1 </span>'
+        '</figcaption></figure><a class="internal" href="#f">Fig. 2.2</a></article>',
+        "a reference shows 'Fig. 2.2' where 'Fig. 2.1' stands",
+    ),
+    "notebooks/03_chapter": (
+        '<article><h1><span class="section-number">2. </span>Title</h1></article>',
+        "its title shows the number 2 instead of 3",
+    ),
+    "book/api/tall": (
+        '<p style="height: 15001px">tall</p>',
+        "px tall, more than 15000: split the page",
+    ),
     "host": ('<script src="https://cdn.example/x.js"></script>', "asks another host for a script"),
 }
 
@@ -59,12 +85,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Inspection:
     (folder / "start.html").write_text(START)
     (folder / "other.html").write_text(OTHER.format(SOUND_BODY))
     for name, (body, _) in BROKEN.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.html").write_text(OTHER.format(body))
     return inspect(folder, str(BROWSER))
 
 
 def test_every_page_is_opened_and_every_internal_link_followed(found: Inspection) -> None:
-    assert (found.pages, found.links, found.expressions) == (len(BROKEN) + 2, 3, 1)
+    assert (found.pages, found.links, found.expressions) == (len(BROKEN) + 2, 6, 1)
 
 
 def test_a_sound_page_has_no_problem(found: Inspection) -> None:
