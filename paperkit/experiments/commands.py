@@ -1,10 +1,11 @@
-"""The commands of studies and audits: ``paperkit study | audit``."""
+"""The commands of studies, audits and saved models: ``paperkit study | audit | measure``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
+from paperkit.experiments import measuring
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import audit
 from paperkit.experiments.engines import ENGINES, Allotment
@@ -17,6 +18,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     """Add the commands; each sets ``command``, a function of the arguments to the exit status."""
     study = subparsers.add_parser("study", help="list, run and publish studies")
     _add_study_commands(study.add_subparsers(required=True, metavar="COMMAND"))
+
+    measuring.add_command(subparsers)
 
     parser = _command(subparsers, "audit", _audit, "run a sample of published records again")
     parser.add_argument("name", help="the study")
