@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,17 @@ from paperkit.training.run import Run
 
 # Layout of the file, which another version of the loop may read otherwise.
 _FORMAT = 2
+_FIELDS = {
+    "configuration": Mapping,
+    "model": Mapping,
+    "model outside": Mapping,
+    "optimizer": Mapping,
+    "scaler": Mapping | None,
+    "history": list,
+    "best": Mapping | None,
+    "seconds": float,
+}
+_ABSENT = object()
 
 
 class Checkpoint:
@@ -78,14 +91,34 @@ class Checkpoint:
                 f"the checkpoint {self.path} was not written by this version of the training loop; "
                 "delete it to train from the start, or name another file"
             )
+        for name, kind in _FIELDS.items():
+            if not isinstance(state.get(name, _ABSENT), kind):
+                raise ValueError(self._is_odd(f"its {name!r} is missing or of another kind"))
         self._check_configuration(state["configuration"])
+        return self._restored(state)
+
+    def _restored(self, state: dict[str, Any]) -> Progress:
+        """Put the run into a state; leave it as it was if that cannot be done."""
         run = self.run
-        run.model.load_state_dict(state["model"])
-        restore_outside(run.model, state["model outside"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        if run.stepper.scaler is not None:
-            run.stepper.scaler.load_state_dict(state["scaler"])
-        return Progress(state["history"], state["seconds"], self._best(state["best"]))
+        before = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
+        try:
+            run.model.load_state_dict(state["model"])
+            restore_outside(run.model, state["model outside"])
+            run.optimizer.load_state_dict(state["optimizer"])
+            if run.stepper.scaler is not None:
+                run.stepper.scaler.load_state_dict(state["scaler"])
+            return Progress(state["history"], state["seconds"], self._best(state["best"]))
+        except Exception as error:  # what stands in a file may be wrong in any way
+            run.model.load_state_dict(before[0])
+            run.optimizer.load_state_dict(before[1])
+            detail = " ".join(str(error).split())
+            raise ValueError(self._is_odd(f"{type(error).__name__}: {detail}")) from error
+
+    def _is_odd(self, reason: str) -> str:
+        return (
+            f"the checkpoint {self.path} is not whole ({reason}); delete it to train from the "
+            "start, or name another file"
+        )
 
     def _best(self, saved: dict[str, Any] | None) -> BestWeights | None:
         if saved is None:

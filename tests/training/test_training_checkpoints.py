@@ -436,6 +436,41 @@ def test_a_file_that_is_no_checkpoint_of_a_run_is_refused(tmp_path) -> None:
         run(network(), path)
 
 
+ODD = {
+    "model": [None, 3, {}, {"0.weight": "text"}, {"0.weight": torch.zeros(7, device="cpu")}],
+    "model outside": [None, []],
+    "optimizer": [None, {}, {"state": {}, "param_groups": []}, {"state": 3, "param_groups": 4}],
+    "scaler": ["text"],
+    "history": [None, "text"],
+    "best": [3, {}, {"epoch": 1, "evaluation": {}, "model": {}}],
+    "seconds": [None, "long"],
+    "configuration": [None, [1]],
+}
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["missing", "odd"])
+@pytest.mark.parametrize("name", ODD)
+def test_a_checkpoint_with_odd_contents_is_refused_and_nothing_is_changed(
+    name, missing, tmp_path
+) -> None:
+    path = tmp_path / "run.pt"
+    run(network(), path)
+    state = checkpoints.load(path)
+    if missing:
+        del state[name]
+    for odd in [None] if missing else ODD[name]:
+        if not missing:
+            state[name] = odd
+        checkpoints.save(state, path)
+        content, model = path.read_bytes(), network()
+        with pytest.raises(ValueError, match=r"is not whole \(.*delete it to train from the start"):
+            run(model, path, epochs=1)
+        assert path.read_bytes() == content
+        fresh = network().state_dict()
+        assert all(torch.equal(value, fresh[key]) for key, value in model.state_dict().items())
+        assert model.training
+
+
 # --- random numbers ----------------------------------------------------------------------------
 
 
