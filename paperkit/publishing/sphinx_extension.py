@@ -14,8 +14,6 @@ Directives
     Every claim with its criterion, evidence and verdict; with an argument, one paper's.
 ``{verdicts} ANCHOR``
     Those of one chapter.
-``{last-verified}``
-    When, at which commit and on which machine the newest record was made.
 ``{members} MODULE``
     Public names of a module: their table, and their docstrings.
 """
@@ -89,16 +87,6 @@ class Verdicts(MarkdownDirective):
         return render.of_chapter(verdicts(anchor=argument))
 
 
-class LastVerified(MarkdownDirective):
-    """When, at which commit and on which machine the newest record was made."""
-
-    optional_arguments = 0
-
-    def markdown(self, argument: str | None) -> str:
-        """Render the provenance of the newest record."""
-        return last_verified()
-
-
 def copy_mathjax(app: Sphinx) -> None:
     """Put MathJax among the pages' own files, so that they render without a network.
 
@@ -169,6 +157,5 @@ DIRECTIVES: dict[str, type[MarkdownDirective]] = {
     "findings": Findings,
     "ledger": Ledger,
     "verdicts": Verdicts,
-    "last-verified": LastVerified,
     "members": Members,
 }
