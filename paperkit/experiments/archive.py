@@ -188,7 +188,8 @@ class PublishedResults(Shelf):
         if not path.is_file():
             return []
         # A string may hold other characters at which `splitlines` would cut.
-        lines = read_text(path).removesuffix("\n").split("\n")
+        text = read_text(path).removesuffix("\n")
+        lines = text.split("\n") if text else []
         records = [from_json(line, f"{path}:{i}") for i, line in enumerate(lines, start=1)]
         for record in records:
             if record.study != study:

@@ -108,7 +108,7 @@ class Checkpoint:
             if run.stepper.scaler is not None:
                 run.stepper.scaler.load_state_dict(state["scaler"])
             return Progress(state["history"], state["seconds"], self._best(state["best"]))
-        except Exception as error:  # what stands in a file may be wrong in any way
+        except Exception as error:  # a file may be wrong in any way
             run.model.load_state_dict(before[0])
             run.optimizer.load_state_dict(before[1])
             detail = " ".join(str(error).split())

@@ -62,6 +62,13 @@ def wait_until(condition, child=None):
         time.sleep(0.02)
 
 
+def hanging(store, child):
+    """Wait for the worker that hangs, and return its number."""
+    path = store / "hanging"
+    wait_until(lambda: path.is_file() and path.read_text(), child)
+    return int(path.read_text())
+
+
 def is_alive(process):
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
@@ -154,9 +161,9 @@ def test_a_worker_that_is_killed_loses_nothing_but_its_hold(driver, store, log):
     child = driver()
     records = Archive(store).working
     wait_until(lambda: len(records.records("selftest_training")) == 3, child)
-    wait_until((store / "hanging").exists, child)
+    worker = hanging(store, child)
     (store / "disturb").unlink()
-    os.kill(int((store / "hanging").read_text()), signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     assert child.wait(HANGS) == 0, child.stderr.read().decode()
     assert [r.seed for r in records_of("selftest_training", "paper", store)] == [0, 1, 2, 3]
     # The run that was killed after two steps went on from there; the others ran once.
@@ -192,8 +199,7 @@ def test_workers_that_die_again_and_again_end_the_study_in_a_sentence(
 def test_workers_end_with_their_driver(how, driver, store):
     (store / "disturb").write_text("hang")
     child = driver()
-    wait_until((store / "hanging").exists, child)
-    worker = int((store / "hanging").read_text())
+    worker = hanging(store, child)
     os.kill(child.pid, how)
     child.wait(HANGS)
     wait_until(lambda: not is_alive(worker))

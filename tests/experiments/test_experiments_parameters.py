@@ -100,7 +100,7 @@ def test_a_notebook_may_have_fewer_parameters_or_some_of_its_own():
         ({"seeds": "1,2"}, TypeError, "seeds='1,2' must be an integer"),
         ({"device": "gpu"}, ValueError, "device='gpu' must be a device"),
         ({"store": 3}, TypeError, "store=3 must be a path"),
-        ({"engine": "rai"}, ValueError, "engine='rai' is unknown: choose one of in-process"),
+        ({"engine": "slurm"}, ValueError, "engine='slurm' is unknown: choose one of in-process"),
         ({"threads": 0}, ValueError, "threads=0 must be at least 1"),
     ],
 )

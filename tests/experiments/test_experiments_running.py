@@ -273,8 +273,8 @@ def test_a_clean_measurement_of_a_dirty_training_is_dirty(
 
 
 def test_an_unknown_engine_is_refused_with_a_sentence(studies_folder, store):
-    with pytest.raises(ValueError, match="engine='ray' is unknown: choose one of in-process"):
-        run_study("selftest_training", "smoke", store, engine="ray")
+    with pytest.raises(ValueError, match="engine='slurm' is unknown: choose one of in-process"):
+        run_study("selftest_training", "smoke", store, engine="slurm")
 
 
 def test_an_unknown_profile_is_refused_with_a_sentence(studies_folder, store):
