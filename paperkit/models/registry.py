@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -21,140 +22,113 @@ from paperkit.models.wide_resnet import WideResNet
 Shape = tuple[int, int, int]
 
 
-def _resnet(
-    depth: int, in_channels: int, num_classes: int, input_shape: Shape | None, **options: Any
-) -> nn.Module:
-    return ResNet(depth, in_channels, num_classes, **options)
+@dataclass(frozen=True)
+class _Architecture:
+    """How a network is built.
+
+    Attributes
+    ----------
+    make : callable
+        Function of channels, classes, shape of an input (or None) and options.
+    options : tuple of str
+        Names of the options that a caller may give.
+    needs_shape : bool
+        Whether parameters depend on the size of inputs.
+    """
+
+    make: Callable[..., nn.Module]
+    options: tuple[str, ...]
+    needs_shape: bool = True
 
 
-def _imagenet_resnet(
-    depth: int, in_channels: int, num_classes: int, input_shape: Shape | None, **options: Any
-) -> nn.Module:
-    return ImageNetResNet(depth, in_channels, num_classes, **options)
+def _for_any_size(
+    kind: Callable[..., nn.Module], *sizes: int, options: tuple[str, ...], **preset: Any
+) -> _Architecture:
+    """Return a network that takes images of any size, by its own sizes, such as its depth."""
+
+    def make(in_channels: int, num_classes: int, shape: Shape | None, **chosen: Any) -> nn.Module:
+        return kind(*sizes, in_channels, num_classes, **preset | chosen)
+
+    return _Architecture(make, options, needs_shape=False)
 
 
-def _wide_resnet(
-    depth: int,
-    widening: int,
-    in_channels: int,
-    num_classes: int,
-    input_shape: Shape | None,
-    **options: Any,
-) -> nn.Module:
-    return WideResNet(depth, widening, in_channels, num_classes, **options)
+def _for_one_size(
+    kind: Callable[..., nn.Module], options: tuple[str, ...], **preset: Any
+) -> _Architecture:
+    """Return a network whose parameters depend on the size of images."""
+
+    def make(in_channels: int, num_classes: int, shape: Shape, **chosen: Any) -> nn.Module:
+        return kind(in_channels, num_classes, shape[1:], **preset | chosen)
+
+    return _Architecture(make, options)
 
 
-def _vgg(
-    name: str,
-    in_channels: int,
-    num_classes: int,
-    input_shape: Shape | None,
-    *,
-    width: int | None = None,
-    **options: Any,
-) -> nn.Module:
-    _, height, image_width = _required_shape(name, input_shape)
-    stages = STAGES[name.removesuffix("_bn")]
-    if width is not None:
-        stages = scaled(stages, arguments.integer("width", width, at_least=1))
-    return VGG(stages, in_channels, num_classes, (height, image_width), **options)
+def _vgg(name: str, *more_options: str, **preset: Any) -> _Architecture:
+    def make(
+        in_channels: int, num_classes: int, shape: Shape, *, width: int | None = None, **chosen: Any
+    ) -> nn.Module:
+        stages = STAGES[name]
+        if width is not None:
+            stages = scaled(stages, arguments.integer("width", width, at_least=1))
+        return VGG(stages, in_channels, num_classes, shape[1:], **preset | chosen)
 
-
-def _vit(
-    kind: type[ViT] | type[SimpleViT],
-    name: str,
-    in_channels: int,
-    num_classes: int,
-    input_shape: Shape | None,
-    **options: Any,
-) -> nn.Module:
-    _, height, width = _required_shape(name, input_shape)
-    return kind(in_channels, num_classes, (height, width), **options)
+    options = ("width", "hidden", "bias", "activation", "init", *more_options)
+    return _Architecture(make, options)
 
 
 def _mlp(
-    in_channels: int,
-    num_classes: int,
-    input_shape: Shape | None,
-    *,
-    hidden: Sequence[int] = (128, 64),
-    **options: Any,
-) -> nn.Module:
-    shape = _required_shape("mlp", input_shape)
-    between = arguments.integers("hidden", hidden, at_least=1, empty=True)
-    return MLP((prod(shape), *between, num_classes), **options)
+    *more_options: str, hidden: Sequence[int], needs_shape: bool = True, **preset: Any
+) -> _Architecture:
+    default = hidden
+
+    def make(
+        in_channels: int,
+        num_classes: int,
+        shape: Shape | None,
+        *,
+        hidden: Sequence[int] = default,
+        **chosen: Any,
+    ) -> nn.Module:
+        inputs = in_channels if shape is None else prod(shape)
+        between = arguments.integers("hidden", hidden, at_least=1, empty=True)
+        return MLP((inputs, *between, num_classes), **preset | chosen)
+
+    return _Architecture(make, (*more_options, "activation", "bias"), needs_shape)
 
 
-def _mlp_toy(
-    in_channels: int, num_classes: int, input_shape: Shape | None, **options: Any
-) -> nn.Module:
-    shape = (in_channels, 1, 1) if input_shape is None else input_shape
-    return MLP((prod(shape), 70, 70, num_classes), **options)
-
-
-def _mlp_compression(
-    in_channels: int,
-    num_classes: int,
-    input_shape: Shape | None,
-    *,
-    activation: str = "tanh",
-    **options: Any,
-) -> nn.Module:
-    shape = _required_shape("mlp_compression", input_shape)
-    return MLP((prod(shape), 500, 500, 500, num_classes), activation, **options)
-
-
-def _lenet5(
-    in_channels: int, num_classes: int, input_shape: Shape | None, **options: Any
-) -> nn.Module:
-    _, height, width = _required_shape("lenet5", input_shape)
-    return LeNet5(in_channels, num_classes, (height, width), **options)
-
-
-def _required_shape(name: str, input_shape: Shape | None) -> Shape:
-    if input_shape is None:
-        raise ValueError(
-            f"input_shape=None: {name} needs the channels, height and width of inputs."
-        )
-    return input_shape
-
-
-_RESNET = ("shortcut", "activation")
-_IMAGENET_RESNET = ("stem", "width", "activation")
-_VGG = ("width", "hidden", "bias", "activation", "init")
+_resnet = partial(_for_any_size, ResNet, options=("shortcut", "activation"))
+_imagenet_resnet = partial(_for_any_size, ImageNetResNet, options=("stem", "width", "activation"))
+_wide_resnet = partial(_for_any_size, WideResNet, options=("shortcut", "activation"))
 _TRANSFORMER = ("patch", "dim", "depth", "heads", "mlp_dim")
 _VIT = (*_TRANSFORMER, "shifted_patches", "locality")
 
-_AS_IN_THE_RELEASE: dict[str, Any] = {"padding": 2, "hidden": (128,), "init": "he"}
-_TINY: dict[str, Any] = {"dim": 64, "depth": 4, "heads": 4, "mlp_dim": 128}
-
-_BUILDERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
-    "resnet8": (partial(_resnet, 8), _RESNET),
-    "resnet20": (partial(_resnet, 20), _RESNET),
-    "resnet32": (partial(_resnet, 32), _RESNET),
-    "resnet44": (partial(_resnet, 44), _RESNET),
-    "resnet56": (partial(_resnet, 56), _RESNET),
-    "resnet18": (partial(_imagenet_resnet, 18), _IMAGENET_RESNET),
-    "resnet34": (partial(_imagenet_resnet, 34), _IMAGENET_RESNET),
-    "resnet18_tinyimagenet": (partial(_imagenet_resnet, 18, stem="7x7"), _IMAGENET_RESNET),
-    "resnet50_tinyimagenet": (partial(_imagenet_resnet, 50), _IMAGENET_RESNET),
-    "wrn16_8": (partial(_wide_resnet, 16, 8), _RESNET),
-    "wrn28_10": (partial(_wide_resnet, 28, 10), _RESNET),
-    "vgg11": (partial(_vgg, "vgg11"), _VGG),
-    "vgg11_bn": (partial(_vgg, "vgg11_bn", batch_norm=True), _VGG),
-    "vgg19_bn": (partial(_vgg, "vgg19_bn", batch_norm=True), _VGG),
-    "vgg_compression": (partial(_vgg, "vgg_compression", **_AS_IN_THE_RELEASE), _VGG),
-    "vgg_tiny": (partial(_vgg, "vgg_tiny"), (*_VGG, "batch_norm")),
-    "vit_small": (partial(_vit, ViT, "vit_small"), _VIT),
-    "vit_tiny": (partial(_vit, ViT, "vit_tiny", **_TINY), _VIT),
-    "simple_vit": (partial(_vit, SimpleViT, "simple_vit"), _TRANSFORMER),
-    "mlp": (_mlp, ("hidden", "activation", "bias")),
-    "mlp_compression": (_mlp_compression, ("activation", "bias")),
-    "mlp_toy": (_mlp_toy, ("activation", "bias")),
-    "lenet5": (_lenet5, ("init",)),
+_ARCHITECTURES = {
+    "resnet8": _resnet(8),
+    "resnet20": _resnet(20),
+    "resnet32": _resnet(32),
+    "resnet44": _resnet(44),
+    "resnet56": _resnet(56),
+    "resnet18": _imagenet_resnet(18),
+    "resnet34": _imagenet_resnet(34),
+    "resnet18_tinyimagenet": _imagenet_resnet(18, stem="7x7"),
+    "resnet50_tinyimagenet": _imagenet_resnet(50),
+    "wrn16_8": _wide_resnet(16, 8),
+    "wrn28_10": _wide_resnet(28, 10),
+    "vgg11": _vgg("vgg11"),
+    "vgg11_bn": _vgg("vgg11", batch_norm=True),
+    "vgg19_bn": _vgg("vgg19", batch_norm=True),
+    "vgg_compression": _vgg("vgg_compression", padding=2, hidden=(128,), init="he"),
+    "vgg_tiny": _vgg("vgg_tiny", "batch_norm"),
+    "vit_small": _for_one_size(ViT, _VIT),
+    "vit_tiny": _for_one_size(ViT, _VIT, dim=64, depth=4, heads=4, mlp_dim=128),
+    "simple_vit": _for_one_size(SimpleViT, _TRANSFORMER),
+    "mlp": _mlp("hidden", hidden=(128, 64)),
+    "mlp_compression": _mlp(hidden=(500, 500, 500), activation="tanh"),
+    "mlp_toy": _mlp(hidden=(70, 70), needs_shape=False),
+    "lenet5": _for_one_size(LeNet5, ("init",)),
 }
 
-NAMES: tuple[str, ...] = tuple(_BUILDERS)
+NAMES: tuple[str, ...] = tuple(_ARCHITECTURES)
 """The names that :func:`build` knows."""
 
 
@@ -254,11 +228,11 @@ def build(
     in_channels = arguments.integer("in_channels", in_channels, at_least=1)
     num_classes = arguments.integer("num_classes", num_classes, at_least=1)
     seed = arguments.seed("seed", seed)
-    make, known_options = _BUILDERS[name]
+    architecture = _ARCHITECTURES[name]
     for option in options:
-        if option not in known_options:
+        if option not in architecture.options:
             raise TypeError(
-                f"{name} has no option {option!r}; it has: {', '.join(known_options) or 'none'}"
+                f"{name} has no option {option!r}; it has: {', '.join(architecture.options)}"
             )
     shape = None
     if input_shape is not None:
@@ -271,7 +245,11 @@ def build(
                 f"{in_channels}: make them agree."
             )
         shape = channels, height, width
+    elif architecture.needs_shape:
+        raise ValueError(
+            f"input_shape=None: {name} needs the channels, height and width of inputs."
+        )
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators as well.
         torch.default_generator.manual_seed(seed)
-        return make(in_channels, num_classes, shape, **options)
+        return architecture.make(in_channels, num_classes, shape, **options)

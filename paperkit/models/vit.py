@@ -63,9 +63,9 @@ class Attention(nn.Module):
         self.heads = heads
         self.scale = (dim // heads) ** -0.5
         self.locality = locality
-        if locality:
-            self.temperature = nn.Parameter(torch.full((1,), math.log(self.scale), device="cpu"))
         self.norm = nn.LayerNorm(dim)
+        if locality:
+            self.temperature = nn.Parameter(self.norm.weight.new_full((1,), math.log(self.scale)))
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.softmax = nn.Softmax(dim=-1)
         self.out = nn.Linear(dim, dim, bias=bias)
@@ -198,8 +198,9 @@ class ViT(nn.Module):
         self.patches = Patches(patch, shifted_patches)
         self.patch_norm = nn.LayerNorm(entries)
         self.embedding = nn.Linear(entries, dim)
-        self.positions = nn.Parameter(torch.randn(rows * columns + 1, dim, device="cpu"))
-        self.class_token = nn.Parameter(torch.randn(1, dim, device="cpu"))
+        device = self.embedding.weight.device
+        self.positions = nn.Parameter(torch.randn(rows * columns + 1, dim, device=device))
+        self.class_token = nn.Parameter(torch.randn(1, dim, device=device))
         self.blocks = nn.Sequential(
             *(Block(dim, heads, mlp_dim, bias=True, locality=locality) for _ in range(depth))
         )
@@ -282,7 +283,8 @@ class SimpleViT(nn.Module):
         self.patch_norm = nn.LayerNorm(entries)
         self.embedding = nn.Linear(entries, dim)
         self.embedding_norm = nn.LayerNorm(dim)
-        self.register_buffer("positions", sinusoidal_positions(rows, columns, dim))
+        positions = sinusoidal_positions(rows, columns, dim)
+        self.register_buffer("positions", positions.to(self.embedding.weight))
         self.blocks = nn.Sequential(
             *(Block(dim, heads, mlp_dim, bias=False, locality=False) for _ in range(depth))
         )
@@ -311,13 +313,13 @@ def sinusoidal_positions(rows: int, columns: int, dim: int) -> Tensor:
     Tensor
         Shape (rows · columns, dim), row by row: :math:`\sin x\omega_j`, :math:`\cos x\omega_j`,
         :math:`\sin y\omega_j`, :math:`\cos y\omega_j` with :math:`\omega_j = 10^{-4j/(dim/4 - 1)}`,
-        x being the column.
+        x being the column; in double precision, on the CPU.
     """
     exponents = torch.linspace(0, 4, dim // 4, dtype=torch.float64, device="cpu")
     frequencies = 10.0**-exponents
     y = torch.arange(rows, device="cpu").repeat_interleave(columns)[:, None] * frequencies
     x = torch.arange(columns, device="cpu").repeat(rows)[:, None] * frequencies
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).to(torch.get_default_dtype())
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
 
 
 def _grid(image_size: Sequence[int], patch: int) -> tuple[int, int]:

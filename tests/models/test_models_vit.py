@@ -117,7 +117,8 @@ def test_fixed_positions_are_sines_and_cosines_of_column_and_row():
                 for frequency in (1.0, 1e-4)
             ]
             found = positions[4 * row + column]
-            torch.testing.assert_close(found, torch.tensor(expected, device="cpu"))
+            expected = torch.tensor(expected, dtype=torch.float64, device="cpu")
+            torch.testing.assert_close(found, expected)
 
 
 def test_no_token_attends_to_itself_with_locality(device):
@@ -154,3 +155,11 @@ def test_vit_small_has_the_sizes_of_the_release():
     assert model.patches.shifted
     assert attention.locality
     assert not any(isinstance(module, nn.Dropout) for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", [ViT, SimpleViT])
+def test_everything_is_made_where_the_layers_are(kind):
+    with torch.device("meta"):
+        model = kind(1, 3, (8, 8), dim=8, depth=1, heads=2, mlp_dim=8)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
