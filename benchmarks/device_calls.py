@@ -309,7 +309,16 @@ def _tridiagonal(lanczos: Lanczos) -> Any:
     return lanczos.tridiagonal()
 
 
-_INPUT_SHAPES = {"LeNet5": (1, 28, 28), "MLP": (3,), "ResNet": (3, 32, 32)}
+_INPUT_SHAPES = {
+    "ImageNetResNet": (3, 32, 32),
+    "LeNet5": (1, 28, 28),
+    "MLP": (3,),
+    "ResNet": (3, 32, 32),
+    "SimpleViT": (3, 8, 8),
+    "VGG": (3, 8, 8),
+    "ViT": (3, 8, 8),
+    "WideResNet": (3, 32, 32),
+}
 
 
 # --- comparison --------------------------------------------------------------------------------

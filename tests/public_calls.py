@@ -591,9 +591,22 @@ CALLS: dict[str, Call] = {
     "data.Split": _call(kinds={"inputs": "samples", "targets": "samples"}),
     "data.augment": _call(inputs=make(lambda: torch.ones(2, 1, 6, 6)), kinds={"inputs": "images"}),
     "data.load": _call(name="digits", kinds={"seed": "index", "validation": "nonnegative"}),
+    "models.ImageNetResNet": _call(width=2, kinds={"width": "count"}),
     "models.LeNet5": _call(kinds={"image_size": "sizes"}),
     "models.MLP": _call(widths=(3, 2), kinds={"bias": "flag"}),
     "models.ResNet": _call(depth=8),
+    "models.SimpleViT": _call(
+        dim=8, depth=1, heads=2, mlp_dim=8, image_size=(8, 8), kinds={"image_size": "sizes"}
+    ),
+    "models.VGG": _call(
+        stages=((2,), (3,)),
+        image_size=(8, 8),
+        kinds={"stages": "sizes", "image_size": "sizes", "hidden": "sizes or none"},
+    ),
+    "models.ViT": _call(
+        dim=8, depth=1, heads=2, mlp_dim=8, image_size=(8, 8), kinds={"image_size": "sizes"}
+    ),
+    "models.WideResNet": _call(depth=10, widening=1),
     "models.build": _call(name="mlp", input_shape=(1, 2, 2), kinds={"input_shape": "sizes"}),
     "monitor.SharpnessMonitor": _call(
         measures=("mean_loss",),
@@ -782,6 +795,8 @@ KINDS: dict[str, str] = {
             "name",
             "activation",
             "shortcut",
+            "stem",
+            "init",
             "engine",
             "profile",
             "study",
@@ -846,6 +861,11 @@ KINDS: dict[str, str] = {
             "total_steps",
             "columns",
             "rank_bound",
+            "widening",
+            "patch",
+            "dim",
+            "heads",
+            "mlp_dim",
         ),
         "count",
     ),
@@ -952,6 +972,9 @@ KINDS: dict[str, str] = {
             "flip",
             "normalize",
             "progress",
+            "batch_norm",
+            "shifted_patches",
+            "locality",
         ),
         "flag",
     ),
@@ -1142,6 +1165,9 @@ def bad_values(kind: str, valid: Any, rng: random.Random) -> tuple[list[Any], li
     if kind == "sizes":
         wrong = [None, 5, "12", [], [0], [1.5], ["a"], [-1, 5], [True], object(), {"a": 1}]
         return [*wrong, [HUGE], torch.ones(2, 2)], []
+    if kind == "sizes or none":
+        wrong, edge = bad_values("sizes", valid, rng)
+        return [value for value in wrong if value != []], [*edge, ()]
     if kind == "labels":
         return [5, "x", object(), [0], [[0, 1]]], [["a", "a", "b", "b"], torch.tensor([0, 0, 1, 1])]
     if kind == "mapping":

@@ -175,5 +175,9 @@ def _backward_jacobian(
         )
         for output in outputs
     ]
-    parts = (torch.stack(part).flatten(1).unsqueeze(0) for part in zip(*rows, strict=True))
+    # A parameter may have no dimension, or no entry.
+    parts = (
+        torch.stack(part).reshape(1, len(part), leaf.numel())
+        for part, leaf in zip(zip(*rows, strict=True), leaves, strict=True)
+    )
     return dict(zip(names, parts, strict=True))

@@ -5,6 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from paperkit import arguments
+from paperkit.models.initialization import xavier
+
+INITS = ("pytorch", "xavier")
+"""Names of the initial weights."""
 
 _KERNEL = 5
 
@@ -27,11 +31,15 @@ class LeNet5(nn.Module):
         Height and width of an input; sets the inputs of the first fully connected layer.
         Images smaller than 32 pixels on a side are padded by two before the first
         convolution, which makes 28 × 28 the 32 × 32 of the original.
+    init : {"pytorch", "xavier"}
+        Initial weights: PyTorch's, or those of Glorot and Bengio (2010) in the uniform variant
+        with biases of zero, after the release of the compression paper; which variant that
+        release has is not known.
 
     Raises
     ------
     ValueError
-        If the images are too small for two convolutions and poolings.
+        If the images are too small for two convolutions and poolings, or ``init`` is unknown.
 
     Examples
     --------
@@ -49,10 +57,12 @@ class LeNet5(nn.Module):
         in_channels: int = 1,
         num_classes: int = 10,
         image_size: tuple[int, int] = (28, 28),
+        init: str = "pytorch",
     ) -> None:
         in_channels = arguments.integer("in_channels", in_channels, at_least=1)
         num_classes = arguments.integer("num_classes", num_classes, at_least=1)
         sides = arguments.integers("image_size", image_size, at_least=1, length=2)
+        init = arguments.choice("init", init, INITS)
         super().__init__()
         padding = 2 if min(sides) < 32 else 0
         height, width = (_after_convolutions(side, padding) for side in sides)
@@ -73,6 +83,8 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(120, 84)
         self.activation4 = nn.ReLU()
         self.fc3 = nn.Linear(84, num_classes)
+        if init == "xavier":
+            xavier(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map images of shape (n, channels, height, width) to logits of shape (n, classes)."""

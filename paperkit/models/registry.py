@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -13,51 +14,121 @@ from torch import nn
 from paperkit import arguments
 from paperkit.models.lenet import LeNet5
 from paperkit.models.mlp import MLP
-from paperkit.models.resnet import ResNet
+from paperkit.models.resnet import ImageNetResNet, ResNet
+from paperkit.models.vgg import STAGES, VGG, scaled
+from paperkit.models.vit import SimpleViT, ViT
+from paperkit.models.wide_resnet import WideResNet
 
 Shape = tuple[int, int, int]
 
 
-def _resnet(
-    depth: int, in_channels: int, num_classes: int, input_shape: Shape | None, **options: Any
-) -> nn.Module:
-    return ResNet(depth, in_channels, num_classes, **options)
+@dataclass(frozen=True)
+class _Architecture:
+    """How a network is built.
+
+    Attributes
+    ----------
+    make : callable
+        Function of channels, classes, shape of an input (or None) and options.
+    options : tuple of str
+        Names of the options that a caller may give.
+    needs_shape : bool
+        Whether parameters depend on the size of inputs.
+    """
+
+    make: Callable[..., nn.Module]
+    options: tuple[str, ...]
+    needs_shape: bool = True
+
+
+def _for_any_size(
+    kind: Callable[..., nn.Module], *sizes: int, options: tuple[str, ...], **preset: Any
+) -> _Architecture:
+    """Return a network that takes images of any size, by its own sizes, such as its depth."""
+
+    def make(in_channels: int, num_classes: int, shape: Shape | None, **chosen: Any) -> nn.Module:
+        return kind(*sizes, in_channels, num_classes, **preset | chosen)
+
+    return _Architecture(make, options, needs_shape=False)
+
+
+def _for_one_size(
+    kind: Callable[..., nn.Module], options: tuple[str, ...], **preset: Any
+) -> _Architecture:
+    """Return a network whose parameters depend on the size of images."""
+
+    def make(in_channels: int, num_classes: int, shape: Shape, **chosen: Any) -> nn.Module:
+        return kind(in_channels, num_classes, shape[1:], **preset | chosen)
+
+    return _Architecture(make, options)
+
+
+def _vgg(name: str, *more_options: str, **preset: Any) -> _Architecture:
+    def make(
+        in_channels: int, num_classes: int, shape: Shape, *, width: int | None = None, **chosen: Any
+    ) -> nn.Module:
+        stages = STAGES[name]
+        if width is not None:
+            stages = scaled(stages, arguments.integer("width", width, at_least=1))
+        return VGG(stages, in_channels, num_classes, shape[1:], **preset | chosen)
+
+    options = ("width", "hidden", "bias", "activation", "init", *more_options)
+    return _Architecture(make, options)
 
 
 def _mlp(
-    in_channels: int,
-    num_classes: int,
-    input_shape: Shape | None,
-    *,
-    hidden: Sequence[int] = (128, 64),
-    **options: Any,
-) -> nn.Module:
-    shape = _required_shape("mlp", input_shape)
-    between = arguments.integers("hidden", hidden, at_least=1, empty=True)
-    return MLP((prod(shape), *between, num_classes), **options)
+    *more_options: str, hidden: Sequence[int], needs_shape: bool = True, **preset: Any
+) -> _Architecture:
+    default = hidden
+
+    def make(
+        in_channels: int,
+        num_classes: int,
+        shape: Shape | None,
+        *,
+        hidden: Sequence[int] = default,
+        **chosen: Any,
+    ) -> nn.Module:
+        inputs = in_channels if shape is None else prod(shape)
+        between = arguments.integers("hidden", hidden, at_least=1, empty=True)
+        return MLP((inputs, *between, num_classes), **preset | chosen)
+
+    return _Architecture(make, (*more_options, "activation", "bias"), needs_shape)
 
 
-def _lenet5(in_channels: int, num_classes: int, input_shape: Shape | None) -> nn.Module:
-    _, height, width = _required_shape("lenet5", input_shape)
-    return LeNet5(in_channels, num_classes, (height, width))
+_resnet = partial(_for_any_size, ResNet, options=("shortcut", "activation"))
+_imagenet_resnet = partial(_for_any_size, ImageNetResNet, options=("stem", "width", "activation"))
+_wide_resnet = partial(_for_any_size, WideResNet, options=("shortcut", "activation"))
+_TRANSFORMER = ("patch", "dim", "depth", "heads", "mlp_dim")
+_VIT = (*_TRANSFORMER, "shifted_patches", "locality")
 
-
-def _required_shape(name: str, input_shape: Shape | None) -> Shape:
-    if input_shape is None:
-        raise ValueError(
-            f"input_shape=None: {name} needs the channels, height and width of inputs."
-        )
-    return input_shape
-
-
-_BUILDERS: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
-    "resnet8": (partial(_resnet, 8), ("shortcut", "activation")),
-    "resnet20": (partial(_resnet, 20), ("shortcut", "activation")),
-    "mlp": (_mlp, ("hidden", "activation", "bias")),
-    "lenet5": (_lenet5, ()),
+_ARCHITECTURES = {
+    "resnet8": _resnet(8),
+    "resnet20": _resnet(20),
+    "resnet32": _resnet(32),
+    "resnet44": _resnet(44),
+    "resnet56": _resnet(56),
+    "resnet18": _imagenet_resnet(18),
+    "resnet34": _imagenet_resnet(34),
+    "resnet18_tinyimagenet": _imagenet_resnet(18, stem="7x7"),
+    "resnet50_tinyimagenet": _imagenet_resnet(50),
+    "wrn16_8": _wide_resnet(16, 8),
+    "wrn28_10": _wide_resnet(28, 10),
+    "vgg11": _vgg("vgg11"),
+    "vgg11_bn": _vgg("vgg11", batch_norm=True),
+    "vgg19_bn": _vgg("vgg19", batch_norm=True),
+    "vgg_compression": _vgg("vgg_compression", padding=2, hidden=(128,), init="he"),
+    "vgg_tiny": _vgg("vgg_tiny", "batch_norm"),
+    "vit_small": _for_one_size(ViT, _VIT),
+    "vit_tiny": _for_one_size(ViT, _VIT, dim=64, depth=4, heads=4, mlp_dim=128),
+    "simple_vit": _for_one_size(SimpleViT, _TRANSFORMER),
+    "mlp": _mlp("hidden", hidden=(128, 64)),
+    "mlp_compression": _mlp(hidden=(500, 500, 500), activation="tanh"),
+    "mlp_toy": _mlp(hidden=(70, 70), needs_shape=False),
+    "lenet5": _for_one_size(LeNet5, ("init",)),
 }
 
-NAMES: tuple[str, ...] = tuple(_BUILDERS)
+NAMES: tuple[str, ...] = tuple(_ARCHITECTURES)
 """The names that :func:`build` knows."""
 
 
@@ -74,6 +145,44 @@ def build(
 
     The global random number generators are left as they were found.
 
+    ======================================= ========================================================
+    name                                    network and options
+    ======================================= ========================================================
+    ``resnet8``, ``resnet20``, …            :class:`ResNet`: ``shortcut``, ``activation``
+    ``resnet18``, ``resnet34``              :class:`ImageNetResNet`: ``stem``, ``width``,
+                                            ``activation``
+    ``resnet18_tinyimagenet``               the same with the stem ``"7x7"``
+    ``resnet50_tinyimagenet``               the same of depth 50, with the stem ``"3x3"``
+    ``wrn16_8``, ``wrn28_10``               :class:`WideResNet`: ``shortcut``, ``activation``
+    ``vgg11``, ``vgg11_bn``, ``vgg19_bn``   :class:`VGG` with one linear layer: ``width`` (channels
+                                            of the first stage, the others in proportion),
+                                            ``hidden``, ``bias``, ``activation``, ``init``
+    ``vgg_compression``                     the same, as the VGG-11 of the compression release
+    ``vgg_tiny``                            the same, of three stages; also ``batch_norm``
+    ``vit_small``, ``vit_tiny``             :class:`ViT`: ``patch``, ``dim``, ``depth``, ``heads``,
+                                            ``mlp_dim``, ``shifted_patches``, ``locality``
+    ``simple_vit``                          :class:`SimpleViT`: ``patch``, ``dim``, ``depth``,
+                                            ``heads``, ``mlp_dim``
+    ``mlp``                                 :class:`MLP`: ``hidden`` (by default (128, 64)),
+                                            ``activation``, ``bias``
+    ``mlp_compression``, ``mlp_toy``        the same with three hidden layers of 500 units and tanh,
+                                            and with two of 70: ``activation``, ``bias``
+    ``lenet5``                              :class:`LeNet5`: ``init``
+    ======================================= ========================================================
+
+    The release of the compression paper calls VGG-11 a network of five convolutions with 16, 16,
+    32, 64 and 64 channels and padding 2, each followed by ReLU and pooling, and of fully connected
+    layers of 128 and 10 units on 256 features, with the initial weights of He et al. (2015) in the
+    convolutions. Which variant of those, and whether all 256 are features of 32 × 32 images or the
+    units of one more layer, is not known; ``vgg_compression`` has the variant that keeps the scale
+    of gradients, and reads 256 as the 64 · 2 · 2 features. Its perceptron of 784, 500, 500, 500 and
+    10 units is ``mlp_compression``. The 2–70–70–3 network of the information-geometric sharpness
+    paper (section 2.2) is ``mlp_toy`` with two channels and three classes; the paper does not tell
+    its activation.
+
+    The Rényi sharpness paper takes its ResNet-20 and ResNet-56 from the homura library, which has
+    ``shortcut="projection"``, and its WRN-28-10 too, which has ``shortcut="input"``.
+
     Parameters
     ----------
     name : str
@@ -83,13 +192,12 @@ def build(
     num_classes : int
         Number of outputs.
     input_shape : tuple of int, optional
-        Channels, height and width of an input; ``mlp`` and ``lenet5`` need it.
+        Channels, height and width of an input; all but the residual networks and ``mlp_toy``
+        need it.
     seed : int
-        Seed of the initial weights, PyTorch's default initialisation.
+        Seed of the initial weights, which are PyTorch's unless ``init`` says otherwise.
     **options
-        ``resnet8`` and ``resnet20``: ``shortcut`` (``"padding"`` or ``"projection"``) and
-        ``activation``. ``mlp``: ``hidden`` (widths of the hidden layers, by default
-        (128, 64)), ``activation`` and ``bias``. ``lenet5`` has none.
+        Options of the architecture, as they are listed below.
 
     Returns
     -------
@@ -120,11 +228,11 @@ def build(
     in_channels = arguments.integer("in_channels", in_channels, at_least=1)
     num_classes = arguments.integer("num_classes", num_classes, at_least=1)
     seed = arguments.seed("seed", seed)
-    make, known_options = _BUILDERS[name]
+    architecture = _ARCHITECTURES[name]
     for option in options:
-        if option not in known_options:
+        if option not in architecture.options:
             raise TypeError(
-                f"{name} has no option {option!r}; it has: {', '.join(known_options) or 'none'}"
+                f"{name} has no option {option!r}; it has: {', '.join(architecture.options)}"
             )
     shape = None
     if input_shape is not None:
@@ -137,7 +245,11 @@ def build(
                 f"{in_channels}: make them agree."
             )
         shape = channels, height, width
+    elif architecture.needs_shape:
+        raise ValueError(
+            f"input_shape=None: {name} needs the channels, height and width of inputs."
+        )
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the accelerators as well.
         torch.default_generator.manual_seed(seed)
-        return make(in_channels, num_classes, shape, **options)
+        return architecture.make(in_channels, num_classes, shape, **options)

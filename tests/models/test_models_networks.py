@@ -3,8 +3,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from paperkit.models import ACTIVATIONS, MLP, NAMES, LeNet5, ResNet, build
+from paperkit.models import (
+    ACTIVATIONS,
+    MLP,
+    NAMES,
+    VGG,
+    ImageNetResNet,
+    LeNet5,
+    ResNet,
+    SimpleViT,
+    ViT,
+    WideResNet,
+    build,
+)
 from paperkit.models.resnet import PaddingShortcut
+from tests.models.paper_sizes import PAPER_SIZES
 
 
 def noise(device, *shape):
@@ -12,26 +25,56 @@ def noise(device, *shape):
     return torch.randn(shape, generator=generator, device="cpu").to(device)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 13, 17)])
-def test_every_model_maps_images_of_any_shape_to_logits(name, shape, device):
-    model = build(name, in_channels=shape[0], num_classes=7, input_shape=shape).to(device)
-    assert model(noise(device, 4, *shape)).shape == (4, 7)
+SMALL = [name for name in NAMES if name not in PAPER_SIZES]
+SHAPES = ((1, 28, 28), (3, 32, 32), (2, 13, 17))
+
+
+# Patches of four divide all but the third; the refusal of that one is tested below.
+FITTING = [(name, shape) for name in SMALL for shape in SHAPES[: 2 if "vit" in name else 3]]
+
+
+@pytest.mark.parametrize("name", ["vgg_tiny", "vit_tiny"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_the_tiny_ones_have_at_most_a_few_hundred_thousand_parameters(name, shape):
+    model = build(name, in_channels=shape[0], num_classes=100, input_shape=shape)
+    assert sum(p.numel() for p in model.parameters()) <= 300_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "shape"), FITTING)
+def test_every_small_model_maps_images_of_any_shape_to_logits(name, shape, dtype, device):
+    model = build(name, in_channels=shape[0], num_classes=7, input_shape=shape).to(device, dtype)
+    outputs = model(noise(device, 4, *shape).to(dtype))
+    assert outputs.shape == (4, 7)
+    assert outputs.dtype == dtype
+    assert outputs.isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone(name):
+    options = {"width": 4} if "width" in _options(name) else {}
+
     def weights(seed):
-        model = build(name, in_channels=1, num_classes=10, input_shape=(1, 28, 28), seed=seed)
-        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+        model = build(
+            name, in_channels=1, num_classes=10, input_shape=(1, 32, 32), seed=seed, **options
+        )
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
     before = torch.get_rng_state()
-    assert torch.equal(weights(1), weights(1))
-    assert not torch.equal(weights(1), weights(2))
+    first = weights(1)
+    assert torch.equal(first, weights(1))
+    assert not torch.equal(first, weights(2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def _options(name):
+    """Read an architecture's options from the sentence that refuses an unknown one."""
+    with pytest.raises(TypeError, match=f"{name} has no option 'nonsense'") as caught:
+        build(name, in_channels=1, num_classes=10, input_shape=(1, 32, 32), nonsense=1)
+    return str(caught.value).partition("it has: ")[2].split(", ")
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_no_module_works_in_place_or_is_used_twice(name, device):
     model = build(name, in_channels=1, num_classes=10, input_shape=(1, 28, 28)).to(device)
     assert not any(getattr(module, "inplace", False) for module in model.modules())
@@ -129,9 +172,9 @@ def test_every_activation_can_be_used_in_a_resnet(device):
     ("make", "error", "sentence"),
     [
         (
-            lambda: build("resnet2o", in_channels=1, num_classes=2),
+            lambda: build("resnt20", in_channels=1, num_classes=2),
             ValueError,
-            r"name='resnet2o' is unknown \(did you mean 'resnet20'\?\)",
+            r"name='resnt20' is unknown \(did you mean 'resnet20'\?\)",
         ),
         (
             lambda: build("resnet8", in_channels=1, num_classes=2, widths=(1,)),
@@ -143,7 +186,7 @@ def test_every_activation_can_be_used_in_a_resnet(device):
                 "lenet5", in_channels=1, num_classes=2, input_shape=(1, 28, 28), bias=True
             ),
             TypeError,
-            "lenet5 has no option 'bias'; it has: none",
+            "lenet5 has no option 'bias'; it has: init",
         ),
         (
             lambda: build("mlp", in_channels=1, num_classes=2),
@@ -171,6 +214,31 @@ def test_every_activation_can_be_used_in_a_resnet(device):
         (lambda: MLP((3,)), ValueError, r"widths=\(3,\) must hold two at least"),
         (lambda: MLP((3, 0, 2)), ValueError, r"widths\[1\]=0 must be at least 1"),
         (lambda: LeNet5(image_size=(8, 8)), ValueError, "too small for LeNet-5; give images of at"),
+        (lambda: LeNet5(init="he"), ValueError, "init='he' is unknown: choose one of pytorch, xav"),
+        (lambda: ImageNetResNet(18, stem="5x5"), ValueError, "stem='5x5' is unknown"),
+        (lambda: ImageNetResNet(20), ValueError, "depth=20 is unknown: choose one of 18, 34, 50"),
+        (lambda: WideResNet(27), ValueError, "depth=27 must be 6k"),
+        (lambda: WideResNet(10, shortcut="padding"), ValueError, "shortcut='padding' is unknown"),
+        (lambda: VGG([]), ValueError, "stages=.. has no stage: give the channels of one"),
+        (lambda: VGG([(8,)], padding=3), ValueError, "padding=3 must be"),
+        (lambda: VGG([(8,)], init="xavier"), ValueError, "init='xavier' is unknown"),
+        (
+            lambda: build("vgg11", in_channels=1, num_classes=2, input_shape=(1, 28, 28)),
+            ValueError,
+            r"image_size=\(28, 28\) is too small for 5 poolings with padding=1: give images of at ",
+        ),
+        (
+            lambda: build("vit_tiny", in_channels=2, num_classes=2, input_shape=(2, 13, 17)),
+            ValueError,
+            r"image_size=\(13, 17\) is not cut into whole patches by patch=4: give a divisor",
+        ),
+        (
+            lambda: build("vit_small", in_channels=1, num_classes=2),
+            ValueError,
+            "input_shape=None: vit_small needs",
+        ),
+        (lambda: ViT(dim=10, heads=4), ValueError, "dim=10 is not a multiple of heads=4"),
+        (lambda: SimpleViT(dim=6, heads=2), ValueError, "dim=6 must be a multiple of four"),
     ],
 )
 def test_what_cannot_be_built_gets_one_sentence(make, error, sentence):
@@ -180,3 +248,5 @@ def test_what_cannot_be_built_gets_one_sentence(make, error, sentence):
 
 def test_the_smallest_image_that_the_sentence_names_works(device):
     assert LeNet5(image_size=(12, 12)).to(device)(noise(device, 1, 1, 12, 12)).shape == (1, 10)
+    vgg = build("vgg11", in_channels=1, num_classes=10, input_shape=(1, 32, 32), width=2)
+    assert vgg.to(device)(noise(device, 1, 1, 32, 32)).shape == (1, 10)
