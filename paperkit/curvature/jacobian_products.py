@@ -7,6 +7,7 @@ the fast way is used only where it agrees with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -128,11 +129,16 @@ def _are_adjoint(
 
 def _inner(tensor: Tensor, rows: Tensor) -> Tensor:
     """Return the inner products of a tensor with k others of its shape, in float64."""
-    return rows.flatten(1).double() @ tensor.flatten().double()
+    return _flat(rows) @ tensor.flatten().double()
 
 
 def _norms(rows: Tensor) -> Tensor:
-    return rows.flatten(1).double().norm(dim=1)
+    return _flat(rows).norm(dim=1)
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """Return tensors of one shape, which may have no dimension, as vectors in float64."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:])).double()
 
 
 def _row_by_row(outputs: Tensor, leaves: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:

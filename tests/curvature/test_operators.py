@@ -125,7 +125,7 @@ class Centred(nn.Module):
         return self.head(inputs - inputs.mean(dim=0))
 
 
-_OTHERS = (
+__OTHERS = (
     Case("attention", Attention, (3, 4)),
     Case("tied weights", Tied, (5,)),
     Case(
