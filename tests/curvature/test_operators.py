@@ -125,7 +125,7 @@ class Centred(nn.Module):
         return self.head(inputs - inputs.mean(dim=0))
 
 
-__OTHERS = (
+_OTHERS = (
     Case("attention", Attention, (3, 4)),
     Case("tied weights", Tied, (5,)),
     Case(
