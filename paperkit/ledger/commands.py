@@ -25,6 +25,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     """Add the commands; each sets ``command``, a function of the arguments to the exit status."""
     parser = subparsers.add_parser(
         "claims",
+        aliases=["verdict"],
         help="compute the verdicts of the claims: the ledger",
         description="Compute the verdicts of the claims from the records: the ledger.",
         epilog="For example `paperkit claims --word refuted`, or, in a script, `paperkit claims "
