@@ -14,6 +14,7 @@ PAGE = Path(__file__).parents[2] / "book" / "api.md"
     ("constant", "known"),
     [
         ("paperkit.data.datasets.NAMES", data.NAMES),
+        ("paperkit.data.corruptions.apply.CORRUPTIONS", data.CORRUPTIONS),
         ("paperkit.models.registry.NAMES", models.NAMES),
         ("paperkit.models.activations.ACTIVATIONS", models.ACTIVATIONS),
         ("paperkit.network.losses.LOSSES", network.LOSSES),
