@@ -91,7 +91,6 @@ def test_averages_leave_constant_images_alone(name, severity):
 @pytest.mark.parametrize("name", ["gaussian_blur", "defocus_blur", "motion_blur"])
 @pytest.mark.parametrize("size", [28, 32, 64])
 def test_kernels_have_sum_one(name, severity, size):
-    # Twice the size around the point, so that nothing reaches the border.
     assert corrupt(point(size), name, severity).sum() == pytest.approx(1, abs=1e-12)
 
 
@@ -316,7 +315,7 @@ def test_pixelate_is_the_box_filter_of_pillow(severity, size):
 
 def test_pixelate_gives_each_block_its_mean():
     images = torch.rand(1, 1, 40, 40, generator=torch.Generator().manual_seed(0)).double()
-    result = corrupt(images, "pixelate", 4)  # 30 blocks a side: two of three have one pixel
+    result = corrupt(images, "pixelate", 4)  # a side of 40 pixels has 30 blocks
     rows, columns = torch.meshgrid(*2 * [(2 * torch.arange(40) + 1) * 30 // 80], indexing="ij")
     block = rows * 30 + columns
     sums = torch.zeros(900, dtype=torch.float64).index_add(0, block.flatten(), images.flatten())
