@@ -590,7 +590,21 @@ CALLS: dict[str, Call] = {
     # data, models, training
     "data.Split": _call(kinds={"inputs": "samples", "targets": "samples"}),
     "data.augment": _call(inputs=make(lambda: torch.ones(2, 1, 6, 6)), kinds={"inputs": "images"}),
+    "data.corrupt": _call(
+        images=make(lambda: torch.full((2, 3, 8, 8), 0.5)),
+        name="contrast",
+        severity=1,
+        kinds={"images": "corrupted images", "severity": "count", "seed": "index"},
+    ),
     "data.load": _call(name="digits", kinds={"seed": "index", "validation": "nonnegative"}),
+    # A call that succeeds needs the archive.
+    "data.load_corrupted": _call(
+        runs=False,
+        edges=False,
+        name="fog",
+        severity=1,
+        kinds={"severity": "count", "seed": "index", "size": "count", "like": "instance"},
+    ),
     "models.ImageNetResNet": _call(width=2, kinds={"width": "count"}),
     "models.LeNet5": _call(kinds={"image_size": "sizes"}),
     "models.MLP": _call(widths=(3, 2), kinds={"bias": "flag"}),
@@ -1224,6 +1238,10 @@ def bad_values(kind: str, valid: Any, rng: random.Random) -> tuple[list[Any], li
     if kind == "images":
         wrong, edge = _tensors(valid)
         return [value for value in wrong if not torch.is_tensor(value) or value.ndim != 4], edge
+    if kind == "corrupted images":
+        wrong, edge = bad_values("images", valid, rng)
+        unfit = [valid[:, :2], valid[:, :, :7], valid + 1, valid - 1, (255 * valid).byte()]
+        return [*wrong, *unfit], edge
     if kind == "any tensor":
         wrong, edge = _tensors(valid)
         return [*wrong[:4], *wrong[5:]], edge

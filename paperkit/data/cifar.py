@@ -1,8 +1,9 @@
-"""CIFAR-10 in its Python version: six pickled batches of 10,000 images, read by torchvision.
+"""CIFAR-10 and CIFAR-100 in their Python version: pickled batches, read by torchvision.
 
-The batches are looked for in ``<root>/cifar-10-batches-py`` and downloaded by torchvision
-where one is missing. Every file is checked against torchvision's own MD5 sum before the first
-is unpickled, since unpickling runs code, and a wrong one is named.
+The batches are looked for in ``<root>/cifar-10-batches-py`` and ``<root>/cifar-100-python``, and
+downloaded by torchvision where one is missing. Every file is checked against torchvision's own MD5
+sum before the first is unpickled, since unpickling runs code, and a wrong one is named. The labels
+of CIFAR-100 are the fine ones, of 100 classes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from paperkit.data import files
 from paperkit.data.files import RawDataset, RawImages
 
 
-def read(root: Path) -> RawDataset:
-    """Read the set, downloading it into ``root`` if a file is missing.
+def read(dataset: str, root: Path) -> RawDataset:
+    """Read a set, downloading it into ``root`` if a file is missing.
 
     Parameters
     ----------
+    dataset : str
+        Name of the class in :mod:`torchvision.datasets`: ``CIFAR10`` or ``CIFAR100``.
     root : Path
         Folder of downloaded sets.
 
@@ -31,20 +34,21 @@ def read(root: Path) -> RawDataset:
     ValueError
         If a file has another checksum.
     """
-    from torchvision.datasets import CIFAR10  # costs a second, and only this set needs it
+    from torchvision import datasets  # costs a second, and only these sets need it
 
-    folder = root / CIFAR10.base_folder
-    sums = dict([*CIFAR10.train_list, *CIFAR10.test_list])
-    sums[CIFAR10.meta["filename"]] = CIFAR10.meta["md5"]
+    source = getattr(datasets, dataset)
+    folder = root / source.base_folder
+    sums = dict([*source.train_list, *source.test_list])
+    sums[source.meta["filename"]] = source.meta["md5"]
     if not all((folder / name).is_file() for name in sums):
-        files.download("CIFAR10", root, folder)
+        files.download(dataset, root, folder)
     for name, md5 in sums.items():
         files.read_verified(folder / name, md5, algorithm="md5")
     with warnings.catch_warnings():
         # The arrays were pickled by a numpy that wrote booleans as integers and lived in
         # numpy.core; numpy reads both, and warns.
         warnings.simplefilter("ignore")
-        parts = [CIFAR10(root, train=train) for train in (True, False)]
+        parts = [source(root, train=train) for train in (True, False)]
     train, test = (
         # torchvision puts the channels last.
         RawImages(part.data.transpose(0, 3, 1, 2), np.asarray(part.targets, dtype=np.int64))

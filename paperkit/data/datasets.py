@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
-from paperkit.data import cifar, digits, idx, mnist5k
-from paperkit.data.files import RawDataset, RawImages, data_root
+from paperkit.data import cifar, digits, idx, mnist5k, tiny_imagenet
+from paperkit.data.files import Images, RawDataset, data_root
 from paperkit.data.splits import stratified
 
 _READERS: dict[str, Callable[[Path], RawDataset]] = {
@@ -21,13 +21,18 @@ _READERS: dict[str, Callable[[Path], RawDataset]] = {
     "digits": digits.read,
     "fashion-mnist": partial(idx.read, idx.FASHION_MNIST),
     "mnist": partial(idx.read, idx.MNIST),
-    "cifar10": cifar.read,
+    "cifar10": partial(cifar.read, "CIFAR10"),
+    "cifar100": partial(cifar.read, "CIFAR100"),
+    "tiny-imagenet": tiny_imagenet.read,
 }
 
 NAMES: tuple[str, ...] = tuple(_READERS)
 """The names that :func:`load` knows."""
 
 _LARGEST_COUNT = 2**62
+
+# Numbers that tell the choices of one seed apart.
+_VALIDATION, TRAIN, TEST = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -142,6 +147,10 @@ def load(
     ``mnist5k`` and ``digits`` ship in installed packages and carry a fixed split of ours
     (see their modules); the others have official training and test parts, and are
     downloaded to ``root`` where they are not found. Every file is verified by checksum.
+    ``cifar100`` has its fine labels. ``tiny-imagenet`` is the exception: it is not downloaded,
+    its official validation part serves as test part because the test labels are secret, only its
+    archive is verified by checksum and an unpacked folder by counts and sizes, and of its images
+    only those of the parts that were asked for are read.
 
     The validation part is taken out of the official training part first, and the training
     subset chosen from what remains, so ``train_size`` does not change which samples
@@ -205,14 +214,14 @@ def load(
     raw = _READERS[name](data_root(root))
 
     validation_count = _validation_count(validation, len(raw.train))
-    held_out, train = _divide(raw.train, validation_count, seed, stream=0)
+    held_out, train = _divide(raw.train, validation_count, seed)
     if train_size is not None:
-        train_size = _size("train_size", train_size, len(train))
-        train = _subset(train, train_size, seed, stream=1)
+        train_size = subset_size("train_size", train_size, len(train))
+        train = subset(train, train_size, seed, stream=TRAIN)
     test = raw.test
     if test_size is not None:
-        test_size = _size("test_size", test_size, len(test))
-        test = _subset(test, test_size, seed, stream=2)
+        test_size = subset_size("test_size", test_size, len(test))
+        test = subset(test, test_size, seed, stream=TEST)
 
     mean, std = (
         torch.as_tensor(statistic, dtype=dtype, device=device)
@@ -220,8 +229,8 @@ def load(
     )
     statistics = (mean, std) if normalize else None
 
-    def split(part: RawImages) -> Split:
-        return _to_split(part, raw.white, statistics, device=device, dtype=dtype)
+    def split(part: Images) -> Split:
+        return to_split(part, raw.white, statistics, device=device, dtype=dtype)
 
     return ImageData(
         name=name,
@@ -271,31 +280,60 @@ def _validation_count(validation: float | int, available: int = _LARGEST_COUNT) 
     return arguments.integer("validation", validation, at_least=0, at_most=most, because=reason)
 
 
-def _size(argument: str, size: int, available: int) -> int:
+def subset_size(argument: str, size: int, available: int) -> int:
+    """Return a subset's size, or refuse it in a sentence that names ``argument``."""
     reason = f"{available} samples are there"
     return arguments.integer(argument, size, at_least=1, at_most=available, because=reason)
 
 
-def _divide(whole: RawImages, size: int, seed: int, *, stream: int) -> tuple[RawImages, RawImages]:
+def _divide(whole: Images, size: int, seed: int) -> tuple[Images, Images]:
     if size == 0:
         return whole[np.arange(0)], whole
-    rng = np.random.default_rng([seed, stream])
-    chosen, rest = stratified(whole.labels, size, rng)
+    chosen, rest = stratified(whole.labels, size, np.random.default_rng([seed, _VALIDATION]))
     return whole[chosen], whole[rest]
 
 
-def _subset(whole: RawImages, size: int, seed: int, *, stream: int) -> RawImages:
-    return _divide(whole, size, seed, stream=stream)[0] if size < len(whole) else whole
+def subset(whole: Images, size: int, seed: int, *, stream: int) -> Images:
+    """Return a stratified subset in random order, or the whole in its own order.
+
+    Parameters
+    ----------
+    whole : Images
+        The part to choose from.
+    size : int
+        Samples to choose; all of them keep their order.
+    seed : int
+        Seed of the choice and of the order.
+    stream : int
+        Number of the part: :data:`TRAIN` or :data:`TEST`.
+    """
+    if size == len(whole):
+        return whole
+    chosen, _ = stratified(whole.labels, size, np.random.default_rng([seed, stream]))
+    return whole[chosen]
 
 
-def _to_split(
-    part: RawImages,
+def to_split(
+    part: Images,
     white: int,
     statistics: tuple[Tensor, Tensor] | None,
     *,
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Split:
+    """Return stored images as a tensor on its device, between 0 and 1 or normalised.
+
+    Parameters
+    ----------
+    part : Images
+        Images and labels.
+    white : int
+        The stored value that becomes 1.
+    statistics : tuple of Tensor or None
+        Mean and standard deviation of each channel, which normalise.
+    device, dtype
+        Place and type of the inputs.
+    """
     # The bytes travel to the device; the four or eight times larger floats are made there.
     inputs = torch.from_numpy(part.images).to(device=device).to(dtype=dtype).div_(white)
     if statistics is not None:

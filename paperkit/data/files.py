@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from gzip import BadGzipFile, GzipFile
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -28,6 +29,23 @@ DOWNLOAD_TIMEOUT = 20.0
 
 LONGEST = 2**28
 """Number of bytes beyond which a file whose length is not known is not read."""
+
+
+class Images(Protocol):
+    """Images and labels as they are stored, in memory or still in files."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """Images of shape (n, channels, height, width), uint8."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of shape (n,), int64."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: np.ndarray) -> Images:
+        """Return the samples at ``index``, in that order."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,7 @@ class RawDataset:
 
     Attributes
     ----------
-    train, test : RawImages
+    train, test : Images
         The two official parts, or, where the source ships none, the parts that the
         set's own module documents.
     classes : tuple of str
@@ -68,8 +86,8 @@ class RawDataset:
         The stored value that means full intensity; inputs are divided by it.
     """
 
-    train: RawImages
-    test: RawImages
+    train: Images
+    test: Images
     classes: tuple[str, ...]
     white: int = 255
 

@@ -68,6 +68,7 @@ def test_a_page_begins_with_a_table_and_documents_classes_with_their_members() -
     ("constant", "known"),
     [
         ("paperkit.data.datasets.NAMES", data.NAMES),
+        ("paperkit.data.corruptions.apply.CORRUPTIONS", data.CORRUPTIONS),
         ("paperkit.models.registry.NAMES", models.NAMES),
         ("paperkit.models.activations.ACTIVATIONS", models.ACTIVATIONS),
         ("paperkit.network.losses.LOSSES", network.LOSSES),

@@ -27,7 +27,12 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"), [("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST/raw")]
+    ("name", "folder"),
+    [
+        ("cifar10", "cifar-10-batches-py"),
+        ("cifar100", "cifar-100-python"),
+        ("mnist", "MNIST/raw"),
+    ],
 )
 def test_a_missing_set_that_cannot_be_downloaded_names_the_folder(
     name, folder, tmp_path, no_network
