@@ -216,7 +216,7 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 # Suppose that
 # 1. everything between $z_l$ and the outputs $f$ is piecewise linear: ReLU, leaky ReLU, max and average pooling, linear and convolution layers, normalisation by frozen statistics, residual sums;
 # 2. no input of $W_l$ depends on $W_l$ (several positions and parallel uses are allowed);
-# 3. the loss depends on the parameters only through $f$.
+# 3. the loss depends on the parameters only through $f$, in which it is twice differentiable.
 #
 # Then for almost every $W_l$ the Hessian block $H_l$ equals the Gauss–Newton block $G_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$ with $J_{l,i} = \partial f_i / \partial \operatorname{vec} W_l$.
 # The same holds for the bias $b_l$, and for the scale and the shift of normalisation by frozen statistics.

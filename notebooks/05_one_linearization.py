@@ -455,9 +455,9 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 # $$ (eq-one-igs)
 #
 # The bound is met if $M$ has full row rank.
-# It has as a rule, while $n(C-1)$ is at most $d$ less the number of directions in the parameters that change no probability; here these are 25, as counted below.
+# It has as a rule, while $n(C-1)$ is at most $d$ less the number of directions in the parameters that change no probability; here these are 33, as counted below.
 # **Then the measure is a function of the losses alone, and no geometry is left in it.**
-# So we take two batches: ours, and one of 60 images, where $n(C-1) = 540$ exceeds $d - 25 = 341$ and the projector matters.
+# So we take two batches: ours, and one of 60 images, where $n(C-1) = 540$ exceeds $d - 33 = 333$ and the projector matters.
 #
 # Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} \widehat F)$, with the second moment of the gradients $\widehat F = \frac1n \sum_i g_i g_i^\top$ (IGS paper: eq. 9, where the second moment is called $C$).
 # With $F^{+}$ in the place of $H^{-1}$, which is the library's default, it is no new number, because the trace of $F^{+} g_i g_i^\top$ is $g_i^\top F^{+} g_i$:
@@ -490,15 +490,18 @@ for batch in (data, study.digits_batch(60, p.seed)):
     library = estimators.information_geometric_sharpness(model, batch)
     agree(f"IGS, n = {len(g)}", igs, brute_force=brute, library=library, tolerance=1e-6)
     tic = estimators.takeuchi_information_criterion(model, batch)
-    assert distance(igs / len(g), tic) < 1e-6 and rank == library.rank <= len(theta) - 25
+    assert distance(igs / len(g), tic) < 1e-6 and rank == library.rank <= len(theta) - 33
     rows.append((len(g), library.num_rows, rank, igs, library.upper_bound, library.method))
 table(["$n$", "rows of $M$", "rank", "IGS", r"$\sum_i (e^{\ell_i} - 1)$", "method"], rows)
 
 # %% [markdown]
 # The tolerance is 1e-6 here, because brute force inverts $F$, whose condition number is the square of that of $M$.
-# The rank cannot reach $d = 366$, because 25 directions of the parameters change no probability.
+# The rank cannot reach $d = 366$, because 33 directions of the parameters change no probability.
 # Seventeen of them belong to the head: each of its 17 columns, the bias included, may add the same amount to all ten logits.
-# The other eight belong to the eight channels: normalisation undoes a scaling of the filter by its scale and shift.
+# Eight belong to the eight channels: normalisation undoes a scaling of the filter by its scale and shift.
+# The last eight scale the signal itself.
+# A channel before the block may grow, through the scale and the shift of its normalisation, while the filters that read it shrink; and a channel behind the block, while the head's four columns shrink.
+# In both the skip is amiss, and the central weight of the channel's own filter makes up for it.
 #
 # (one-sharing)=
 # ## Trace sharpness, with shared weights and without

@@ -559,9 +559,9 @@ plt.show()
 #
 # **The paper says $1/\beta$** (Section 2: "lower bounded by $1/\beta$").
 # For its equation 5 that is false, on a line already, by the factor of two that stands in the equation.
-# It would hold with $c = 1$ and $\vartheta_0 = \infty$, which neither the paper nor the release has.
-# The paper has the other $c$.
-# The release has $c = 1$ with $\vartheta_0 = 1$, so a small $\eta_0$ may grow by one percent a step and no faster.
+# It would hold with $c = 1$ and $\vartheta_0 = \infty$.
+# The paper has $c = 2$ and $\vartheta_0 = \infty$.
+# The release has $c = 1$ and $\vartheta_0 = 1$, so a small $\eta_0$ may grow by one percent a step and no faster.
 # The second cell below shows both failures: the paper's rule on $H = \operatorname{diag}(10, 0.1)$, and the release's on a line with $\beta = 10$.
 # The {ref}`errata <errata-sasam-bound>` have the correction.
 
@@ -815,8 +815,9 @@ plt.show()
 # Nor can it come from an edge.
 # A constant step size has one: gradient descent and SAM leave every valley with $\beta > 2/\eta$.
 # Under SA-SAM's rule the step size follows the curvature, $\eta\beta = 1/c$ on the cycle of every valley, and the cycle is stable whatever $\beta$ is.
-# **Under this rule no valley expels the iterate.**
+# **Under this rule no quadratic valley expels the iterate.**
 # That is what {prf:ref}`quad-floor` shows.
+# On another loss the fixed height has to be compared with the depth of the valley: one that is shallower holds nothing, sharp or flat.
 # The paper conjectures (Section 2) that its rule regularises sharpness; a quadratic is as sharp at every point as at every other, so no method could show that here, and the conjecture is untouched.
 # What remains is a large radius.
 # In a network it may do good; {prf:ref}`quad-floor` says which control to run beside it: SAM with that radius.

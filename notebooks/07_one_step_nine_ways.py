@@ -222,7 +222,8 @@ table(["at θ", "value"], start, spec=".5f")
 #
 # One term is left out on purpose.
 # The derivative of $L(\theta + \varepsilon(\theta))$ has another part, through $\varepsilon(\theta)$.
-# SAM holds $\varepsilon$ fixed, and so do ASAM, Eigen-SAM, RSAM as printed, IGSAM and SA-SAM.
+# SAM holds $\varepsilon$ fixed, and so do ASAM, Eigen-SAM, RSAM as printed and SA-SAM.
+# The text on IGSAM leaves it to an appendix that we have not seen; we hold $\varepsilon$ fixed there, too.
 
 # %%
 rho = 0.05
@@ -912,7 +913,8 @@ table(["change along", "loss", "λ max", "Rényi", "R(g)", "IGS"], rows)
 # * *RSAM's exact direction* is no ascent, and raises $R$ by little.
 #   It marks where a difference is taken; the steepest ascent of $R$ in $\theta$ is $H \nabla R$.
 # * *IGSAM's* direction raises information-geometric sharpness less than the gradient does.
-#   That sharpness all but follows the loss; {doc}`chapter 5 <05_one_linearization>` says why.
+#   That sharpness all but follows the loss here.
+#   {doc}`Chapter 5 <05_one_linearization>` has a reason for a matrix $M$ of full row rank; this one has more rows than columns, so its reason is not ours.
 #
 # (step-networks)=
 # **Ten networks.** The numbers above are those of one network on one batch.
@@ -977,7 +979,7 @@ table(["images", "change in percent along", *columns], rows, spec=".2f")
 # %% [markdown]
 # The loss rises in all ten and along every direction, as the cell asserts.
 # The largest eigenvalue changes by −3.4 to +5.7 percent, and along every direction it falls in some network and rises in another.
-# How the seeds scatter depends on the batch.
+# The scatter over the seeds is alike on both batches; whether the means differ by more than chance, five seeds leave open.
 # Along the gradient the mean and standard deviation over the seeds are 0.1 ± 0.8 percent on 64 images, and 1.1 ± 0.7 on 32, where it rises in all five networks.
 # Along ASAM's direction it falls in four of the five on 64 images, and rises in four of the five on 32.
 # So the loss is higher at the end of every such ascent, and the curvature is not: its sign depends on the method, the network and the batch.
