@@ -697,7 +697,7 @@ assert (epsilon["IGSAM"] * nu / mu_F - g)[perturbed].norm() <= bound * g.norm()
 # The paper prints the growth in three ways, of which the {ref}`errata <errata-sasam-index>` keep the first.
 # Equation 5 has $\vartheta_{t-1}$ under the root, as here.
 # Algorithm 1 has $\vartheta_t$, which is not known at that moment.
-# Section 3 has $\eta_t$ under the root as well.
+# In our copy Section 3 has $\eta_t$ under the root as well.
 #
 # How far does the theory reach?
 # For SA-SGD on a convex loss with $c = 2$, $\gamma = 1$ and full batches, Malitsky and Mishchenko prove convergence.
