@@ -597,7 +597,7 @@ table(columns, rows, spec=".3f", round_off=1e-10)
 
 # %% [markdown]
 # So a measurement has missed a threshold of ours, at this scale.
-# The word is *not reproduced* (and *not supported* for the trained networks, a check of our own), and it refutes nothing: the remark could be meant for a wider tolerance, and might hold in a transformer within a narrower one.
+# The word is *not supported*, here and for the trained networks, because scale and threshold are ours; and it refutes nothing: the remark could be meant for a wider tolerance, and might hold in a transformer within a narrower one.
 # Whether a change of that size matters depends on what the entropies are compared for: it matters where the models that are compared differ by no more, and that is a question for the chapters on the Rényi paper.
 # What can be said here: at these sizes GELU is not ReLU, and the function it leaves behind is not the one it started from either: the column *loss* of the {ref}`picture at the end <reparam-map>` shows it.
 #

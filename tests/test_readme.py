@@ -26,7 +26,7 @@ FINDINGS = {
     "block-layer-norm": "refuted",
     "block-batch-statistics": "refuted",
     "renyi-prop-2-2": "verified",
-    "renyi-gelu": "not reproduced",
+    "renyi-gelu": "not supported",
     "reparam-nodewise": "refuted",
     "reparam-joint-hessian": "refuted",
     "renyi-zero-dominant": "reproduced",
