@@ -213,7 +213,7 @@ plt.show()
 #
 # **The edge of stability.** Then the rise ends.
 # On a quadratic of this curvature the steps would grow without bound.
-# Here they grow until the network has moved sideways to where it is flatter, and $\lambda_1$ comes back to the edge; the table has how far it went beyond.
+# Here they grow until the network has moved sideways to where it is flatter, and $\lambda_1$ comes back to the edge.
 # The loss falls all the while, though no longer at each step.
 #
 # **SAM** never gets there.
@@ -242,12 +242,15 @@ for name, all_runs in followed.items():
     last = statistics.median(edge for *_, edges in all_runs for edge in edges[-5:])
     inside = all(RANGES[name][0] <= median <= RANGES[name][1] for median in medians)
     found = "not judged" if p.profile == "smoke" else "yes" if inside else "no"
-    rows.append([name, last, min(medians), max(medians), max(map(max, of_runs)), found])
-columns = ["edge at the end", "least median", "largest median", "highest", "as expected"]
+    rows.append([name, last, min(medians), max(medians), found])
+    if name == "gradient descent" and p.profile != "smoke":
+        assert all(1.05 <= max(own) <= 1.3 for own in of_runs)
+columns = ["edge at the end", "least median", "largest median", "as expected"]
 table(["method", *columns], rows, spec=".2f")
 
 # %% [markdown]
-# The medians are those of the criteria; *highest* is the largest ratio of any reading.
+# The medians are those of the criteria.
+# On its way each run of gradient descent goes beyond the edge by between a twentieth and three tenths, as the cell asserts, and comes back.
 #
 # SAM's ratios lie above one.
 # On a quadratic they would not: along the steepest direction SAM's step multiplies by $1 - \eta (\lambda_1 + \rho \lambda_1^2 / \lVert g \rVert)$, whatever else the gradient holds.
