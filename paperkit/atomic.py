@@ -6,6 +6,7 @@ Ours, because the standard library has no such writer and ``atomicwrites`` is no
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import io
 import os
@@ -43,8 +44,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    file = _File(descriptor, "wb")
+    forget_partial(path)
+    file, name = _new_file(path)
     try:
         with file:
             yield cast(BinaryIO, file)
@@ -82,9 +83,24 @@ class _File(io.FileIO):
 
 
 def forget_partial(path: Path) -> None:
-    """Remove what killed writers of a file left beside it; nobody may be writing it now."""
+    """Remove what killed writers of a file left beside it; a living writer holds its own."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def _new_file(path: Path) -> tuple[_File, str]:
+    """Open a temporary file beside a path, and hold it, so that nobody takes it for left over."""
+    while True:
+        descriptor, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".partial"
+        )
+        file = _File(descriptor, "wb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file, name
+        file.close()  # it was removed before it was held
 
 
 def _flush_folder(folder: Path) -> None:
