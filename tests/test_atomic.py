@@ -83,3 +83,18 @@ def test_an_error_about_another_file_keeps_that_files_name(tmp_path):
     with pytest.raises(OSError, match=r"^a picture is cut$"), atomic.replacing(tmp_path / "a"):
         raise OSError("a picture is cut")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path):
+    path = tmp_path / "a.txt"
+    left = tmp_path / ".a.txt.killed.partial"
+    other = tmp_path / ".b.txt.killed.partial"
+    left.write_text("half")
+    other.write_text("of another file")
+    with atomic.replacing(path) as first:
+        first.write(b"first")
+        atomic.write_text(path, "second")
+        assert not left.exists()
+        assert other.exists()
+    assert path.read_bytes() == b"first"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [other.name, "a.txt"]
