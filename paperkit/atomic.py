@@ -6,7 +6,6 @@ Ours, because the standard library has no such writer and ``atomicwrites`` is no
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import io
 import os
@@ -16,6 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -46,6 +50,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     forget_partial(path)
     file, name = _new_file(path)
+    # A second descriptor holds the file until it has its name; Windows renames no open file.
+    held = None if fcntl is None else os.dup(file.fileno())
     try:
         with file:
             yield cast(BinaryIO, file)
@@ -59,6 +65,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if not isinstance(failed, OSError) or failed.errno is None or failed.filename is not None:
             raise
         raise OSError(failed.errno, failed.strerror, str(path)) from error
+    finally:
+        if held is not None:
+            os.close(held)
     _flush_folder(path.parent)
 
 
@@ -86,8 +95,8 @@ def forget_partial(path: Path) -> None:
     """Remove what killed writers of a file left beside it; a living writer holds its own."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with contextlib.suppress(OSError), left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+            if _hold(file, wait=False):
+                left.unlink()
 
 
 def _new_file(path: Path) -> tuple[_File, str]:
@@ -97,21 +106,33 @@ def _new_file(path: Path) -> tuple[_File, str]:
             dir=path.parent, prefix=f".{path.name}.", suffix=".partial"
         )
         file = _File(descriptor, "wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _hold(file, wait=True)
         if os.fstat(file.fileno()).st_nlink:
             return file, name
-        file.close()  # it was removed before it was held
+        file.close()  # another writer removed the file before this one held it
+
+
+def _hold(file: io.FileIO | BinaryIO, *, wait: bool) -> bool:
+    """Hold a file while it is open; say whether it is held, which not every system can."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process holds the file, or its file system has no locks
+        return False
+    return True
 
 
 def _flush_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with contextlib.suppress(OSError):  # some file systems of networks cannot
+        # The file has its name already; some file systems of networks cannot flush a folder.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
                 os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -83,6 +84,37 @@ def test_an_error_about_another_file_keeps_that_files_name(tmp_path):
     with pytest.raises(OSError, match=r"^a picture is cut$"), atomic.replacing(tmp_path / "a"):
         raise OSError("a picture is cut")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("system", ["without locks", "whose locks fail"])
+def test_a_system_that_cannot_hold_files_writes_them_and_removes_none(
+    tmp_path, monkeypatch, system
+):
+    def fail(*arguments):
+        raise OSError("no locks available")
+
+    if system == "without locks":
+        monkeypatch.setattr(atomic, "fcntl", None)
+    else:
+        monkeypatch.setattr(atomic.fcntl, "flock", fail)
+    path, left = tmp_path / "a.txt", tmp_path / ".a.txt.other.partial"
+    left.write_text("perhaps somebody writes it")
+    atomic.write_text(path, "whole")
+    assert path.read_text() == "whole"
+    assert left.exists()
+
+
+def test_writers_of_one_name_in_many_threads_lose_no_file(tmp_path):
+    path = tmp_path / "a.txt"
+
+    def write(number):
+        for step in range(40):
+            atomic.write_text(path, f"{number} {step}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert path.read_text().endswith(" 39")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path):

@@ -194,9 +194,6 @@ class Session:
         )
         self.archive.working.add([record])
         self.put_away(study.name, key)
-        for path in (self.archive.working.path(study.name, key), checkpoint):
-            atomic.forget_partial(path)
-            atomic.forget_partial(path.with_suffix(".json"))
         return record
 
     def _finished(self, study: Study, configuration: Configuration) -> list[Record]:
