@@ -84,7 +84,7 @@ def run_study(
     session = Session(Archive(store), profile, device, progress, tuple(words))
     grid = configurations(study, profile)
     for configuration in grid:
-        session.put_away(study.name, key_of(study.name, configuration))
+        session.tidy(study.name, key_of(study.name, configuration))
     done = {key_of(study.name, c): session.finished(study, c) for c in grid}
     pending = [c for c in grid if done[key_of(study.name, c)] is None]
     given = allotment or Allotment()

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from typing_extensions import override
 
 from paperkit import atomic
@@ -124,7 +124,7 @@ class Session:
         if found is None:
             with self._lock(study, configuration):
                 found = self.finished(study, configuration) or self.perform(study, configuration)
-        self.put_away(study.name, found.key)
+        self.tidy(study.name, found.key)
         return found
 
     def checkpoint(self, study: Study, configuration: Configuration) -> tuple[Record, Path]:
@@ -225,8 +225,18 @@ class Session:
             atomic.write_text(note, begun)
         return checkpoint.is_file()
 
+    def tidy(self, study: str, key: str) -> None:
+        """Put away what a run left that was killed once its record was written.
+
+        A run that another process is at is left to it.
+        """
+        working = self.archive.working
+        if working.unfinished_checkpoint(study, key).with_suffix(".json").is_file():
+            with suppress(Timeout), working.lock(study, key).acquire(timeout=0):
+                self.put_away(study, key)
+
     def put_away(self, study: str, key: str) -> None:
-        """Move the checkpoint of a finished run to its place, also that of one killed before that.
+        """Move the checkpoint of a finished run to its place; the caller holds its lock.
 
         The record comes first and names its checkpoint by its digest, so that one is found for the
         other wherever it is, and the checkpoint of an older run is never taken for this one's.
@@ -241,7 +251,7 @@ class Session:
             return  # a later run is under way
         place = working.checkpoint(study, key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may be doing the same; a run without a checkpoint has none to move.
+        # A run without a checkpoint has none to move.
         with suppress(FileNotFoundError):
             os.replace(checkpoint, place)
         note.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from pydantic import Field
 from paperkit.experiments.entries import Entry
 from paperkit.experiments.records import Record
 from paperkit.ledger.calls import CriterionCall, Side, call_of
-from paperkit.ledger.formatting import bound, number
+from paperkit.ledger.formatting import bound, counted, number
 from paperkit.ledger.formatting import interval as interval_text
 from paperkit.statistics.intervals import (
     fraction_bounds,
@@ -158,7 +158,7 @@ def identity_holds(
     """
     worst, where = _extreme(records, metric, largest_magnitude=True)
     text = bound(worst)
-    held = f"largest `{metric}` {text} in {_runs(records)}"
+    held = f"largest `{metric}` {text} in {counted(len(records), 'run')}"
     failed = f"`{metric}` is {text} at {where}"
     allowed = f"at most {at_most:g} allowed"
     word, sentence = _graded(worst, at_most, refuted_from, held, failed, allowed)
@@ -176,7 +176,8 @@ def counterexample_exists(records: Sequence[Record], *, metric: str, at_least: f
     if worst >= at_least:
         sentence = f"`{metric}` is {text} at {where} ({at_least:g} refutes)"
         return Finding(REFUTED, sentence, worst, value_text=text)
-    sentence = f"no counterexample in {_runs(records)}: largest `{metric}` {text}, not {at_least:g}"
+    runs = counted(len(records), "run")
+    sentence = f"no counterexample in {runs}: largest `{metric}` {text}, not {at_least:g}"
     return Finding(INCONCLUSIVE, sentence, worst, value_text=text)
 
 
@@ -201,7 +202,7 @@ def inequality_holds(
     """
     worst, where = _extreme(records, metric, smallest=True)
     text = bound(worst)
-    held = f"smallest slack `{metric}` {text} in {_runs(records)}"
+    held = f"smallest slack `{metric}` {text} in {counted(len(records), 'run')}"
     failed = f"the slack `{metric}` is {text} at {where}"
     allowed = f"round-off of {tolerance:g} allowed"
     word, sentence = _graded(-worst, tolerance, refuted_from, held, failed, allowed)
@@ -254,7 +255,7 @@ def number_matches(
     spread = math.hypot(width, _NORMAL * paper_value.standard_error) + rounding
     shown = "no spread" if math.isinf(width) else f"± {number(width)}"
     sentence = (
-        f"{number(ours)}, {shown} over {_units(len(values), unit)}; "
+        f"{number(ours)}, {shown} over {counted(len(values), unit)}; "
         f"the paper has {number(paper_value.value)}"
     )
     if paper_value.standard_error > 0:
@@ -373,7 +374,7 @@ def fraction_at_least(
     word = REPRODUCED if low >= fraction else NOT_REPRODUCED if high < fraction else INCONCLUSIVE
     share = successes / len(trials)
     sentence = (
-        f"{successes} of {_units(len(trials), unit)}, one-sided 95 % bounds "
+        f"{successes} of {counted(len(trials), unit)}, one-sided 95 % bounds "
         f"{interval_text(low, high)}, claimed at least {number(fraction)}"
     )
     p_value = fraction_p_value(successes, len(trials), fraction)
@@ -405,7 +406,7 @@ def _sign_of_mean(values: Sequence[float], what: str, unit: str) -> Finding:
     low, high = one_sided_bounds(values)
     word = REPRODUCED if low > 0 else NOT_REPRODUCED if high < 0 else INCONCLUSIVE
     sentence = (
-        f"{what} {number(mean)} over {_units(len(values), unit)}, "
+        f"{what} {number(mean)} over {counted(len(values), unit)}, "
         f"one-sided 95 % bounds {interval_text(low, high)}"
     )
     return Finding(word, sentence, mean, (low, high), number(mean), mean_p_value(values))
@@ -549,12 +550,3 @@ def _extreme(
     value, record = (min if smallest else max)(pairs, key=lambda pair: pair[0])
     shown = ", ".join(f"{name} = {entry}" for name, entry in sorted(record.configuration.items()))
     return value, shown
-
-
-def _runs(records: Sequence[Record]) -> str:
-    return f"{len(records)} run{'s' * (len(records) != 1)}"
-
-
-def _units(count: int, unit: str) -> str:
-    """Return the number of trials with the name of their entry, such as ``5 seeds``."""
-    return f"{count} {unit}{'s' * (count != 1)}"

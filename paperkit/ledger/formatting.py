@@ -93,3 +93,8 @@ def markdown_table(
 
 def _markdown_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 run`` or ``5 runs``."""
+    return f"{count} {noun}{'s' * (count != 1)}"

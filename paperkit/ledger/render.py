@@ -24,6 +24,7 @@ from paperkit.ledger.criteria import OWN, WORDS, PaperValue, counterexample_exis
 from paperkit.ledger.formatting import (
     NOTHING,
     code,
+    counted,
     escaped,
     escaped_but_code,
     interval,
@@ -112,11 +113,11 @@ def of_chapter(verdicts: Sequence[Verdict], first: Iterable[str] = (), root: str
     others = [verdict for verdict in verdicts if verdict not in chosen]
     words = f"[How to read them]({root}/book/how_to_read_a_verdict.md)."
     parts = [
-        f"**Verdicts** on {_counted(len(verdicts), 'claim')}: {_counts(verdicts)} {words}",
+        f"**Verdicts** on {counted(len(verdicts), 'claim')}: {_counts(verdicts)} {words}",
         "\n".join(_item(verdict, root) for verdict in chosen),
     ]
     if others:
-        summary = f"{_counted(len(others), 'more verdict')}: {_counts(others)}"
+        summary = f"{counted(len(others), 'more verdict')}: {_counts(others)}"
         parts.append(_folded(summary, "\n".join(_item(verdict, root) for verdict in others)))
     parts.append(_folded("The records, and how to make them again", _commands(verdicts)))
     return "\n\n".join(parts)
@@ -270,10 +271,6 @@ def _counts(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(v.word for v in verdicts)
     found = [f"{counts[word]} {badge(word)}" for word in WORDS if counts[word]]
     return " ".join(found) if found else NOTHING
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _folded(summary: str, content: str) -> str:
@@ -431,7 +428,7 @@ def _records_link(verdict: Verdict, root: str) -> str:
     study = verdict.claim.criterion.study
     if not verdict.records:
         return NOTHING
-    name = _counted(len(verdict.records), "record")
+    name = counted(len(verdict.records), "record")
     if not Archive().published.path(study).is_file():
         return f"{name} of {code(study)}"
     return f"[{name}]({root}/results/{study}.jsonl)"
@@ -447,7 +444,7 @@ def _records_text(verdict: Verdict, root: str) -> str:
     if lines:
         parts.append(f"{'lines' if len(lines) > 1 else 'line'} {_ranges(lines)} of the file")
     if own:
-        parts.append(f"{_counted(len(own), 'run')} of the working store: {', '.join(own)}")
+        parts.append(f"{counted(len(own), 'run')} of the working store: {', '.join(own)}")
     return ", ".join(parts)
 
 

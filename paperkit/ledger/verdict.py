@@ -23,6 +23,7 @@ from paperkit.ledger.criteria import (
     Finding,
     matches,
 )
+from paperkit.ledger.formatting import counted
 from paperkit.statistics.intervals import holm
 
 
@@ -232,7 +233,7 @@ def scale_of(claim: Claim, records: Sequence[Record]) -> str:
         if "n" in entries:
             named.append(f"n = {entries['n']}")
         return ", ".join(
-            [*named, _counted(entries["runs"], "run"), _counted(entries["seeds"], "seed")]
+            [*named, counted(entries["runs"], "run"), counted(entries["seeds"], "seed")]
         )
     for _, name, _, _ in string.Formatter().parse(claim.scale):
         if name is not None and name not in entries:
@@ -251,7 +252,3 @@ def _entries(records: Sequence[Record]) -> dict[str, Any]:
                 known.append(value)
     entries: dict[str, Any] = {n: ", ".join(map(str, known)) for n, known in values.items()}
     return entries | {"seeds": len(values["seed"]), "runs": len(records)}
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
