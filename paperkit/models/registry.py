@@ -180,8 +180,9 @@ def build(
     paper (section 2.2) is ``mlp_toy`` with two channels and three classes; the paper does not tell
     its activation.
 
-    The Rényi sharpness paper takes its ResNet-20 and ResNet-56 from the homura library, which has
-    ``shortcut="projection"``, and its WRN-28-10 too, which has ``shortcut="input"``.
+    The Rényi sharpness paper takes its WRN-28-10 from the homura library (appendix G.2), where it
+    has ``shortcut="input"``. Where its ResNet-20 and ResNet-56 come from it does not tell; homura's
+    have ``shortcut="projection"``.
 
     Parameters
     ----------
