@@ -510,7 +510,7 @@ def _one_sided(
         p_value = float(sign * (value - bound) <= 0)
     else:
         p_value = float(stdtr(freedom, -sign * (value - bound) / error))
-    inside, outside = (low >= bound, high < bound) if above else (high <= bound, low > bound)
+    inside, outside = (low > bound, high < bound) if above else (high < bound, low > bound)
     word = REPRODUCED if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
     return Finding(word, "", value, (low, high), number(value), p_value)
 

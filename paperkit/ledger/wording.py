@@ -128,7 +128,7 @@ def _correlation(claim: Claim) -> str:
     above = call.at_most is None
     bound = call.at_least if above else call.at_most
     several = "the smallest of them" if above else "the largest of them"
-    side = "at or above" if above else "at or below"
+    side = "above" if above else "below"
     return (
         f"Kendall's τ of {_codes(call.metrics)} with {code(call.against)} is taken over the "
         f"networks of each {escaped(_words(call.within))} and averaged; the interval (one-sided, "
