@@ -314,12 +314,57 @@ def ordering_holds(
     metric : str, optional
         The metric of a side that names none.
     """
+    differences = _differences(records, larger, smaller, unit, metric)
+    return _sign_of_mean(differences, "mean difference", unit)
+
+
+def _differences(
+    records: Sequence[Record], larger: Side, smaller: Side, unit: str, metric: str | None
+) -> list[float]:
     upper, lower = (
         by_unit(select(records, side.where), side.metric or metric, unit)
         for side in (larger, smaller)
     )
-    differences = [upper[name] - lower[name] for name in sorted(upper.keys() & lower.keys())]
-    return _sign_of_mean(differences, "mean difference", unit)
+    return [upper[name] - lower[name] for name in sorted(upper.keys() & lower.keys())]
+
+
+@_decides("ordering")
+def difference_within(
+    records: Sequence[Record],
+    *,
+    larger: Side,
+    smaller: Side,
+    unit: str,
+    margin: float,
+    metric: str | None = None,
+) -> Finding:
+    """The two sides are as good as equal: their mean difference is within ``margin``.
+
+    The two-sided 95 % interval of the differences, unit by unit, must lie within it.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    larger, smaller : Side
+    unit : str
+        Entry of the configuration that tells independent trials apart.
+    margin : float
+        Largest difference that counts as none.
+    metric : str, optional
+        The metric of a side that names none.
+    """
+    differences = _differences(records, larger, smaller, unit, metric)
+    if len(differences) < 2:
+        return _too_few(differences, unit)
+    mean = statistics.fmean(differences)
+    low, high = two_sided_interval(differences)
+    inside, apart = -margin < low and high < margin, low > margin or high < -margin
+    word = REPRODUCED if inside else NOT_REPRODUCED if apart else INCONCLUSIVE
+    sentence = (
+        f"mean difference {number(mean)} over {counted(len(differences), unit)}, "
+        f"two-sided 95 % interval {interval_text(low, high)}; {margin:g} is allowed"
+    )
+    return Finding(word, sentence, mean, (low, high), number(mean))
 
 
 @_decides("trend")
@@ -543,10 +588,14 @@ def _graded(
     return REFUTED, f"{failed} ({allowed})"
 
 
+def _too_few(values: Sequence[float], unit: str) -> Finding:
+    sentence = f"an interval needs at least 2 values of {unit}, there are {len(values)}"
+    return Finding(INCONCLUSIVE, sentence)
+
+
 def _sign_of_mean(values: Sequence[float], what: str, unit: str) -> Finding:
     if len(values) < 2:
-        sentence = f"an interval needs at least 2 values of {unit}, there are {len(values)}"
-        return Finding(INCONCLUSIVE, sentence)
+        return _too_few(values, unit)
     mean = statistics.fmean(values)
     low, high = one_sided_bounds(values)
     word = REPRODUCED if low > 0 else NOT_REPRODUCED if high < 0 else INCONCLUSIVE
