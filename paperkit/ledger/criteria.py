@@ -127,6 +127,8 @@ class Finding:
     interval: tuple[float, float] | None = None
     value_text: str = ""
     p_value: float | None = None
+    decisive: str = ""
+    """Key of the one record that decided, where one did."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +174,13 @@ def identity_holds(
     refuted_from : float, optional
         Magnitude that round-off cannot explain; default 1,000 times the tolerance.
     """
-    worst, where = _extreme(records, metric, largest_magnitude=True)
+    worst, where, key = _extreme(records, metric, largest_magnitude=True)
     text = bound(worst)
     held = f"largest `{metric}` {text} in {counted(len(records), 'run')}"
     failed = f"`{metric}` is {text} at {where}"
     allowed = f"at most {at_most:g} allowed"
     word, sentence = _graded(worst, at_most, refuted_from, held, failed, allowed)
-    return Finding(word, sentence, worst, value_text=text)
+    return Finding(word, sentence, worst, value_text=text, decisive=key)
 
 
 @_decides(*EXACT)
@@ -187,14 +189,14 @@ def counterexample_exists(records: Sequence[Record], *, metric: str, at_least: f
 
     Finding none verifies nothing: the verdict is then inconclusive.
     """
-    worst, where = _extreme(records, metric)
+    worst, where, key = _extreme(records, metric)
     text = bound(worst)
     if worst >= at_least:
         sentence = f"`{metric}` is {text} at {where} ({at_least:g} refutes)"
-        return Finding(REFUTED, sentence, worst, value_text=text)
+        return Finding(REFUTED, sentence, worst, value_text=text, decisive=key)
     runs = counted(len(records), "run")
     sentence = f"no counterexample in {runs}: largest `{metric}` {text}, not {at_least:g}"
-    return Finding(INCONCLUSIVE, sentence, worst, value_text=text)
+    return Finding(INCONCLUSIVE, sentence, worst, value_text=text, decisive=key)
 
 
 @_decides("definition", "inequality", "algorithm")
@@ -216,13 +218,13 @@ def inequality_holds(
     refuted_from : float, optional
         Negative slack that round-off cannot explain; default 1,000 times the tolerance.
     """
-    worst, where = _extreme(records, metric, smallest=True)
+    worst, where, key = _extreme(records, metric, smallest=True)
     text = bound(worst)
     held = f"smallest slack `{metric}` {text} in {counted(len(records), 'run')}"
     failed = f"the slack `{metric}` is {text} at {where}"
     allowed = f"round-off of {tolerance:g} allowed"
     word, sentence = _graded(-worst, tolerance, refuted_from, held, failed, allowed)
-    return Finding(word, sentence, worst, value_text=text)
+    return Finding(word, sentence, worst, value_text=text, decisive=key)
 
 
 @_decides("number")
@@ -737,10 +739,11 @@ def _extreme(
     *,
     largest_magnitude: bool = False,
     smallest: bool = False,
-) -> tuple[float, str]:
+) -> tuple[float, str, str]:
+    """Return the extreme value, the configuration of its record in words, and the record's key."""
     pairs = [(value, record) for record in records for value in values_of(record, metric)]
     if largest_magnitude:
         pairs = [(abs(value), record) for value, record in pairs]
     value, record = (min if smallest else max)(pairs, key=lambda pair: pair[0])
     shown = ", ".join(f"{name} = {entry}" for name, entry in sorted(record.configuration.items()))
-    return value, shown
+    return value, shown, record.key
