@@ -95,4 +95,4 @@ def test_losses_of_a_larger_range_break_the_bound_and_losses_up_to_one_do_not():
         )
         for scale in (1.0, 10.0)
     }
-    assert facts[1.0]["slack"] > 0 > facts[10.0]["slack"]
+    assert facts[1.0]["margin"] > 0 > facts[10.0]["margin"]
