@@ -11,6 +11,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from paperkit.experiments.studies._renyi_facts import (
     generator_of,
     relative,
 )
-from paperkit.experiments.studies.renyi_definitions import network_and_batch
+from paperkit.experiments.studies.renyi_definitions import descend, network_and_batch
 from paperkit.optim import RSAM, SAM
 
 ORDERS = (0.5, 0.75, 1.1, 1.2, 1.5, 2.0)
@@ -118,6 +119,16 @@ class Problem:
         return -sign_of(alpha) * ((squares / squares.sum()) ** alpha).sum()
 
 
+@cache
+def descended(network: str, seed: int, steps: int) -> Problem:
+    """Return a problem after steps of gradient descent."""
+    problem = Problem(network, seed)
+    descend(problem.model, problem.inputs, problem.targets, steps, lr=0.1)
+    problem.theta = parameters_of(problem.model)
+    problem.gradient = torch.func.grad(problem.loss)(problem.theta)
+    return problem
+
+
 def perturbation_by_hand(gradient: Tensor, alpha: float) -> Tensor:
     """Return equation 11's ε for ρ = 1."""
     above = (gradient.abs() ** (2 * alpha)).sum()
@@ -173,7 +184,7 @@ def _descent(configuration: Configuration) -> Metrics:
     A positive one raises the regularizer.
     """
     alpha = configuration["alpha"]
-    problem = Problem(configuration["network"], configuration["seed"])
+    problem = descended(configuration["network"], configuration["seed"], configuration["steps"])
     hessian = dense_hessian(problem.model, problem.inputs, problem.targets)
     slope = torch.func.grad(lambda theta: problem.regularizer(theta, alpha))(problem.theta)
     derivative = gradient_power_ratio_derivative(problem.gradient, alpha)
@@ -277,7 +288,10 @@ FACTS = {
     "entropy of squares": Fact(_entropy_of_squares, {"dimension": (2, 10, 200), "alpha": ORDERS}),
     "first order": Fact(_first_order, {"network": _NETWORKS, "alpha": ORDERS}),
     # Without dead units, because R has no derivative below the order 1 where an entry is zero.
-    "descent": Fact(_descent, {"network": ("leaky_relu", "gelu"), "alpha": ORDERS}),
+    "descent": Fact(
+        _descent,
+        {"network": ("leaky_relu", "gelu"), "alpha": ORDERS, "steps": (0, 30, 300)},
+    ),
     "same as SAM": Fact(_same_as_sam, {"network": _NETWORKS, "alpha": (1.1, 1.2, 1.5, 2.0)}),
     "algorithm": Fact(_algorithm, {"alpha": (0.5, 1.1, 1.2, 2.0), "plain": (0, 3)}),
     "cost": Fact(_cost, {"mode": ("paper", "exact")}),
