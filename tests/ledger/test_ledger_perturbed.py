@@ -66,6 +66,10 @@ def contradicted(claim: Claim, records: list[Record]) -> list[Record]:
         ]
         against = call.at_least + (-1.0 if sum(held) > len(held) / 2 else 1.0)
         return [with_metric(record, call.metric, lambda _: against) for record in records]
+    if call.name == "number_matches":
+        return [
+            with_metric(record, call.metric, lambda value: 10 * value + 1) for record in records
+        ]
     if call.name == "rank_correlation":
         held = CRITERIA[call.name].function(records, **call.arguments).word == REPRODUCED
         rises = (call.at_most is None) != held
