@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from paperkit.experiments.studies import smoothness_ascent, smoothness_steps
-from paperkit.experiments.studies._smoothness import LOSSES, written_out_path
+from paperkit.experiments.studies._smoothness import (
+    LOSSES,
+    Path,
+    largest_relative_difference,
+    written_out_steps,
+)
 from paperkit.experiments.studies.smoothness_ascent import dual_norm, worst_rise
 from paperkit.experiments.studies.smoothness_steps import (
     certified_worst_case,
@@ -66,16 +71,18 @@ def test_each_round_reads_a_ratio_too_early_and_the_first_line_a_radius():
 
 
 def test_the_written_out_step_is_equation_5_on_a_parabola():
-    path = written_out_path(
+    points = torch.tensor([[1.0], [0.96], [0.48]], dtype=torch.float64)
+    written = written_out_steps(
         lambda w, step: 4.0 * w,
-        torch.ones(1, dtype=torch.float64),
-        3,
+        Path(points, [0.01, 0.125]),
         eta0=0.01,
         delta=1.0,
         damping=2.0,
         ascent=False,
     )
-    assert path.etas == pytest.approx([0.01, 0.125, 0.125])
+    assert written.etas == pytest.approx([0.01, 0.125])
+    torch.testing.assert_close(written.points, points)
+    assert largest_relative_difference(Path(2.0 * points, [0.01, 0.125]), written) > 0.4
 
 
 @pytest.mark.parametrize(("p", "rise"), [(1.0, 4.0 + 2.0), (math.inf, 7.0 + 2.5)])

@@ -84,21 +84,18 @@ def log_cosh(dimension: int, seed: int) -> ConvexLoss:
     )
 
 
-def huber(dimension: int, seed: int) -> ConvexLoss:
-    """Huber's loss of the norm: quadratic up to length 1, then linear, with curvature 4."""
-    beta = 4.0
+def pseudo_huber(dimension: int, seed: int) -> ConvexLoss:
+    """A sum of smoothed absolute values, each in a unit of its own: nearly linear far out.
 
-    def value(w: Tensor) -> Tensor:
-        square = w.square().sum()
-        # The clamped root keeps derivatives finite at 0, where the other branch is taken.
-        outside = torch.sqrt(square.clamp(min=1.0)) - 0.5
-        return beta * torch.where(square > 1.0, outside, 0.5 * square)
-
+    Huber's loss itself has the same gradient at any two points of a line far out. Equation 5 then
+    divides by zero, or by round-off.
+    """
+    scales = torch.linspace(0.5, 3.0, dimension, dtype=torch.float64, device="cpu")
     return ConvexLoss(
-        value=value,
-        gradient=lambda w: beta * w / torch.clamp(w.norm(), min=1.0),
-        beta=beta,
-        minimizer=torch.zeros(dimension, dtype=torch.float64, device="cpu"),
+        value=lambda w: (torch.sqrt(1.0 + (scales * w).square()) - 1.0).sum(),
+        gradient=lambda w: scales.square() * w / torch.sqrt(1.0 + (scales * w).square()),
+        beta=float(scales.square().max()),
+        minimizer=torch.zeros_like(scales),
     )
 
 
@@ -134,7 +131,7 @@ def logistic(dimension: int, seed: int) -> ConvexLoss:
 LOSSES: dict[str, Callable[[int, int], ConvexLoss]] = {
     "quadratic": quadratic,
     "log cosh": log_cosh,
-    "Huber": huber,
+    "smoothed Huber": pseudo_huber,
     "logistic": logistic,
 }
 """Convex losses by name, each built from a dimension and a seed."""
@@ -173,32 +170,31 @@ def library_path(
     return Path(torch.stack(points), etas)
 
 
-def written_out_path(
+def written_out_steps(
     gradient: Callable[[Tensor, int], Tensor],
-    start: Tensor,
-    steps: int,
+    path: Path,
     *,
     eta0: float,
     delta: float,
     damping: float,
-    theta0: float = math.inf,
     ascent: bool,
 ) -> Path:
-    r"""Take the paper's steps, with the ratio :math:`\theta_{t-1}` in line 5.
+    r"""Take each step of a path anew from the points before it, by the paper's text.
 
-    The radius is :math:`\sqrt{\eta_t}` from the first step on. With ``ascent`` the steps are
-    Algorithm 1's, without it equation 5's for gradient descent.
+    Line 5 has the ratio :math:`\theta_{t-1}`, and the radius is :math:`\sqrt{\eta_t}` from the
+    first step on. With ``ascent`` the steps are Algorithm 1's, without it equation 5's for gradient
+    descent. Because every step begins at the path's own point, round-off does not add up.
     """
-    points, etas = [start.clone()], []
-    eta, theta = eta0, theta0
-    for step in range(steps):
-        w = points[-1]
+    points, etas = [path.points[0]], []
+    for step in range(len(path.etas)):
+        w = path.points[step]
         g = gradient(w, step)
+        eta = eta0
         if step > 0:
-            change = (g - gradient(points[-2], step)).norm()
-            first = float((w - points[-2]).norm() / (damping * change))
-            new = min(first, math.sqrt(1.0 + delta * theta) * eta)
-            eta, theta = new, new / eta
+            before, last = path.points[step - 1], path.etas[step - 1]
+            theta = last / path.etas[step - 2] if step > 1 else math.inf
+            first = float((w - before).norm() / (damping * (g - gradient(before, step)).norm()))
+            eta = min(first, math.sqrt(1.0 + delta * theta) * last)
         move = gradient(w + math.sqrt(eta) * g / g.norm(), step) if ascent else g
         points.append(w - eta * move)
         etas.append(eta)
@@ -206,7 +202,7 @@ def written_out_path(
 
 
 def largest_relative_difference(left: Path, right: Path) -> float:
-    """The largest difference of points and step sizes, relative to the largest point and step."""
-    moved = (left.points - right.points).norm(dim=1).max() / right.points.norm(dim=1).max()
+    """Return the largest difference of points and step sizes, relative to their own sizes."""
+    moved = (left.points - right.points).norm(dim=1) / right.points.norm(dim=1)
     pairs = zip(left.etas, right.etas, strict=True)
-    return max(float(moved), max(abs(a - b) / b for a, b in pairs))
+    return max(float(moved.max()), max(abs(a - b) / b for a, b in pairs))

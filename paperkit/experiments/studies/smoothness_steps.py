@@ -31,12 +31,17 @@ from paperkit.experiments.studies._smoothness import (
     library_path,
     quadratic,
     random_numbers,
-    written_out_path,
+    written_out_steps,
 )
 from paperkit.optim import SASAM, SASGD
 
 STEPS = 25
 """Steps of a path that two implementations are compared on, before it comes to a rest."""
+FIRST = 0.1
+"""First step times β, where two implementations are compared.
+
+After a much smaller step the change of the gradient is a difference of nearly equal numbers.
+"""
 LONG = 300
 """Steps of a path whose largest and smallest step sizes are asked for."""
 RELEASE_START, RELEASE_GOAL = 1e-4, 1e-1
@@ -198,12 +203,12 @@ def _inadmissible(loss: str, dimension: int, size: float, seed: int) -> dict[str
 def _equation_5(loss: str, dimension: int, delta: float, seed: int) -> dict[str, float]:
     """Difference between the library's gradient descent with adaptive steps and the equation."""
     known, start = _loss(loss, dimension, seed)
-    ours = library_path(SASGD, _smooth(known), start, STEPS, eta0=1e-3, delta=delta)
-    written = written_out_path(
+    eta0 = FIRST / known.beta
+    ours = library_path(SASGD, _smooth(known), start, STEPS, eta0=eta0, delta=delta)
+    written = written_out_steps(
         lambda w, step: known.gradient(w),
-        start,
-        STEPS,
-        eta0=1e-3,
+        ours,
+        eta0=eta0,
         delta=delta,
         damping=2.0,
         ascent=False,
@@ -214,15 +219,14 @@ def _equation_5(loss: str, dimension: int, delta: float, seed: int) -> dict[str,
 def _algorithm_1(loss: str, dimension: int, delta: float, seed: int) -> dict[str, float]:
     """Difference between the library's SA-SAM and the repaired algorithm, a new batch each step."""
     batches = [LOSSES[loss](dimension, 100 * seed + step) for step in range(STEPS)]
-    start = _start(dimension, seed)
+    start, eta0 = _start(dimension, seed), FIRST / batches[0].beta
     ours = library_path(
-        SASAM, lambda w, step: batches[step].value(w), start, STEPS, eta0=1e-3, delta=delta
+        SASAM, lambda w, step: batches[step].value(w), start, STEPS, eta0=eta0, delta=delta
     )
-    written = written_out_path(
+    written = written_out_steps(
         lambda w, step: batches[step].gradient(w),
-        start,
-        STEPS,
-        eta0=1e-3,
+        ours,
+        eta0=eta0,
         delta=delta,
         damping=2.0,
         ascent=True,
@@ -445,7 +449,7 @@ def grid(profile: str) -> list[dict[str, Any]]:
             "longer than admissible",
             seeds,
             # The logistic loss is flatter at its minimum than β, and may bear a longer step.
-            loss=("quadratic", "log cosh", "Huber"),
+            loss=("quadratic", "log cosh", "smoothed Huber"),
             dimension=sizes,
             size=(2.01, 2.1, 3.0),
         ),
