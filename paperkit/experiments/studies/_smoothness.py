@@ -150,9 +150,15 @@ def library_path(
     value: Callable[[Tensor, int], Tensor],
     start: Tensor,
     steps: int,
+    *,
+    rest: float = 0.0,
     **options: Any,
 ) -> Path:
-    """Run an optimizer of the library on a loss that may differ from step to step."""
+    """Run an optimizer of the library on a loss that may differ from step to step.
+
+    The path ends before ``steps`` where, after the first step, a move is shorter than ``rest``
+    times the point itself: from there on a change of the gradient is mostly round-off.
+    """
     weight = torch.nn.Parameter(start.clone())
     method = optimizer([weight], **options)
     points, etas = [start.clone()], []
@@ -167,6 +173,9 @@ def library_path(
         method.step(closure)
         points.append(weight.detach().clone())
         etas.append(method.eta)
+        moved = float((points[-1] - points[-2]).norm())
+        if step > 0 and moved < rest * float(points[-1].norm()):
+            break
     return Path(torch.stack(points), etas)
 
 

@@ -42,6 +42,8 @@ FIRST = 0.1
 
 After a much smaller step the change of the gradient is a difference of nearly equal numbers.
 """
+REST = 1e-4
+"""Move, relative to the point, below which a path has come to rest."""
 LONG = 300
 """Steps of a path whose largest and smallest step sizes are asked for."""
 RELEASE_START, RELEASE_GOAL = 1e-4, 1e-1
@@ -204,7 +206,7 @@ def _equation_5(loss: str, dimension: int, delta: float, seed: int) -> dict[str,
     """Difference between the library's gradient descent with adaptive steps and the equation."""
     known, start = _loss(loss, dimension, seed)
     eta0 = FIRST / known.beta
-    ours = library_path(SASGD, _smooth(known), start, STEPS, eta0=eta0, delta=delta)
+    ours = library_path(SASGD, _smooth(known), start, STEPS, rest=REST, eta0=eta0, delta=delta)
     written = written_out_steps(
         lambda w, step: known.gradient(w),
         ours,
@@ -221,7 +223,13 @@ def _algorithm_1(loss: str, dimension: int, delta: float, seed: int) -> dict[str
     batches = [LOSSES[loss](dimension, 100 * seed + step) for step in range(STEPS)]
     start, eta0 = _start(dimension, seed), FIRST / batches[0].beta
     ours = library_path(
-        SASAM, lambda w, step: batches[step].value(w), start, STEPS, eta0=eta0, delta=delta
+        SASAM,
+        lambda w, step: batches[step].value(w),
+        start,
+        STEPS,
+        rest=REST,
+        eta0=eta0,
+        delta=delta,
     )
     written = written_out_steps(
         lambda w, step: batches[step].gradient(w),
@@ -271,7 +279,9 @@ def undefined_reads(rounds: int, dimension: int, seed: int) -> int:
 def _local_smoothness(loss: str, dimension: int, seed: int) -> dict[str, float]:
     """Slack of equation 6 along SA-SAM's path, relative to the global constant."""
     known, start = _loss(loss, dimension, seed)
-    points = library_path(SASAM, _smooth(known), start, STEPS, eta0=1e-3, delta=0.02).points
+    points = library_path(
+        SASAM, _smooth(known), start, STEPS, rest=REST, eta0=1e-3, delta=0.02
+    ).points
     gradients = torch.stack([known.gradient(point) for point in points])
     bound = smoothness_along_path(points, gradients, known.beta)
     return {"slack": bound.slack / bound.right}
@@ -295,7 +305,14 @@ def _lower_bound(
     known, start = _loss(loss, dimension, seed)
     method: type[SASGD] | type[SASAM] = SASAM if optimizer == "SA-SAM" else SASGD
     etas = library_path(
-        method, _smooth(known), start, STEPS, eta0=1e-6, delta=0.02, damping=damping
+        method,
+        _smooth(known),
+        start,
+        STEPS,
+        rest=REST,
+        eta0=1e-3 / known.beta,
+        delta=0.02,
+        damping=damping,
     ).etas[1:]
     printed, corrected = (
         step_lower_bound(etas, known.beta, damping, version) for version in ("printed", "corrected")
