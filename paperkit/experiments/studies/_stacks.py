@@ -21,6 +21,7 @@ from paperkit.models.activations import activation_module
 Parameters = dict[str, Tensor]
 Stage = Callable[[Tensor, Parameters], Tensor]
 
+SMALLEST_INPUT = 1e-3
 ACTIVATIONS = ("tanh", "gelu", "relu")
 
 
@@ -221,8 +222,18 @@ def random_stack(
 ) -> Stack:
     """Draw a network: depth, widths, weights and input lengths vary over two orders of magnitude.
 
-    It has fewer outputs than inputs, as the paper says. Its hidden layers may be narrower.
+    It has fewer outputs than inputs, as the paper says. Its hidden layers may be narrower. Draws
+    with a layer that reads zeros are put back, because the bounds divide by its input's norm.
     """
+    while True:
+        stack = _any_stack(activation, outputs, generator, bias)
+        if float(stack.input_norms().min()) > SMALLEST_INPUT:
+            return stack
+
+
+def _any_stack(
+    activation: str, outputs: int, generator: torch.Generator, bias: bool | None
+) -> Stack:
     hidden = [whole_number(1, 6, generator) for _ in range(whole_number(1, 3, generator))]
     widths = [outputs + whole_number(1, 3, generator), *hidden, outputs]
     n = whole_number(1, 5, generator)
@@ -273,7 +284,17 @@ def grid_of(
 
 
 def worst(found: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Join the metrics of several draws: least slacks, largest errors and violations."""
+    """Join the metrics of several draws: least slacks, largest errors and violations.
+
+    Raises
+    ------
+    ValueError
+        If a metric is not finite, because neither order would show it.
+    """
+    for metrics in found:
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise ValueError(f"the metric {name} is {value}, which decides nothing.")
     return {
         name: (min if name.endswith("slack") else max)(metrics[name] for metrics in found)
         for name in found[0]
