@@ -129,7 +129,7 @@ def attention(generator: torch.Generator) -> dict[str, float]:
         for name, scale in (("q", 0.03), ("k", 0.03), ("v", 1.0))
     }
     parameters["o"] = normal(1, size, generator=generator)
-    # One token, repeated nearly exactly, so that the head's average loses nothing.
+    # Tokens are nearly equal, so that the head's average loses nothing.
     inputs = normal(2, 1, size, generator=generator) + 0.1 * normal(
         2, count, size, generator=generator
     )
