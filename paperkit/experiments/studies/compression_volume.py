@@ -132,7 +132,7 @@ def ball(outputs: int, generator: torch.Generator) -> dict[str, float]:
 def image_of_ball(jacobian: Tensor) -> float:
     """Return the image's volume over that of the unit ball of the outputs.
 
-    In direction u the image reaches as far as 1/‖x‖, for the shortest x with Jx = u.
+    In direction u the image reaches as far as 1/‖x‖, for the shortest x that is mapped to u.
     """
     directions, weights = directions_of(len(jacobian))
     shortest = np.linalg.lstsq(jacobian.numpy(), directions.T, rcond=None)[0]
