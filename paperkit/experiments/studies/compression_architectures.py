@@ -243,7 +243,8 @@ def cotangent_norms(stack: Stack, linear: tuple[Stage, ...]) -> Tensor:
 def untied_convolutions(generator: torch.Generator) -> dict[str, float]:
     """Return the slack of equations 5 and 9 to 12 with the layers' matrices, and their gradients.
 
-    ‖T‖₂ takes the place of ‖W‖₂ and ‖B‖_F‖x‖ that of the weight's gradient, in the sharpness too.
+    The norm of a layer's matrix takes the place of ‖W‖₂, and ‖B‖_F‖x‖ that of the weight's
+    gradient, in the sharpness too.
     """
     stack = convolutional_stack(generator)
     linear = convolution_stage("w0", False), convolution_stage("w1", False), read_out_stage("v")
