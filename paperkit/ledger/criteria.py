@@ -100,9 +100,10 @@ class Finding:
         Its interval; an end may be infinite.
     value_text : str
         Our value as it is shown.
-    p_value : float or None
-        Probability of evidence that favours the claim as much, were the claim false; None where
-        nothing is left to chance.
+    p_values : tuple of float or None
+        Two one-sided p-values: the probability of evidence that favours the claim as much, were it
+        false, and of evidence that speaks against it as much, were it true. None where nothing is
+        left to chance.
     """
 
     word: str
@@ -110,7 +111,7 @@ class Finding:
     value: float | None = None
     interval: tuple[float, float] | None = None
     value_text: str = ""
-    p_value: float | None = None
+    p_values: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -377,8 +378,12 @@ def fraction_at_least(
         f"{successes} of {counted(len(trials), unit)}, one-sided 95 % bounds "
         f"{interval_text(low, high)}, claimed at least {number(fraction)}"
     )
-    p_value = fraction_p_value(successes, len(trials), fraction)
-    return Finding(word, sentence, share, (low, high), number(share), p_value)
+    # Against the claim, the failures are counted.
+    p_values = (
+        fraction_p_value(successes, len(trials), fraction),
+        fraction_p_value(len(trials) - successes, len(trials), 1 - fraction),
+    )
+    return Finding(word, sentence, share, (low, high), number(share), p_values)
 
 
 def _graded(
@@ -409,7 +414,8 @@ def _sign_of_mean(values: Sequence[float], what: str, unit: str) -> Finding:
         f"{what} {number(mean)} over {counted(len(values), unit)}, "
         f"one-sided 95 % bounds {interval_text(low, high)}"
     )
-    return Finding(word, sentence, mean, (low, high), number(mean), mean_p_value(values))
+    p_values = mean_p_value(values), mean_p_value([-value for value in values])
+    return Finding(word, sentence, mean, (low, high), number(mean), p_values)
 
 
 def select(records: Sequence[Record], where: Mapping[str, Any]) -> list[Record]:

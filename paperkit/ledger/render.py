@@ -357,7 +357,7 @@ def _table(verdicts: Sequence[Verdict]) -> str:
     for v in verdicts:
         found = f"{badges(v)}<br>{_value_text(v)}"
         if v.adjusted_p_value is not None:
-            found += f"; adjusted p = {number(v.adjusted_p_value)}"
+            found += f"; adjusted p = {number(v.adjusted_p_value)} {v.side} it"
         rows.append([f"[{escaped(v.claim.id)}](#{target(v.claim)}): {v.claim.statement}", found])
     # The table has two columns, because a telephone has no room for more.
     return markdown_table(["claim", "verdict, and what was found"], rows)
@@ -421,7 +421,8 @@ def _chance_text(verdict: Verdict) -> str:
     if verdict.p_value is None or verdict.adjusted_p_value is None:
         return NOTHING
     shown, adjusted = map(number, (verdict.p_value, verdict.adjusted_p_value))
-    return f"p = {shown}; {adjusted} when adjusted for all tests of the ledger (Holm)"
+    side = f"{verdict.side} the claim"
+    return f"p = {shown} {side}; {adjusted} when adjusted for all tests of the ledger (Holm)"
 
 
 def _records_link(verdict: Verdict, root: str) -> str:

@@ -14,7 +14,8 @@ from paperkit.cli import main
 from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive
 from paperkit.ledger import show_verdicts, verdicts
-from paperkit.ledger.claims import Change
+from paperkit.ledger.claims import Change, load_claims
+from paperkit.ledger.commands import plain
 from paperkit.ledger.criteria import WORDS
 from paperkit.ledger.formatting import escaped
 from paperkit.ledger.render import (
@@ -330,13 +331,31 @@ def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_nam
         r"| [gap](#claim-gap): The gap $\|a - b\|$ is 0. | "
         f"{badge('verified')}<br>largest gap below 1e-12 |"
     )
-    assert "<br>mean difference in size 9 (9 to 9); adjusted p = " in rows[3]
+    assert "<br>mean difference in size 9 (9 to 9); adjusted p = 0 for it" in rows[3]
     assert [re.search(r"#claim-(\w+)", row)[1] for row in rows] == [
         "gap",
         "slack",
         "table",
         "larger",
     ]
+
+
+def test_a_p_value_is_of_the_side_on_which_the_evidence_lies(published):
+    (larger,) = (claim for claim in load_claims() if claim.id == "larger")
+    sides = {"larger": larger.criterion.smaller, "smaller": larger.criterion.larger}
+    reversed_ = larger.model_copy(
+        update={"id": "reversed", "criterion": larger.criterion.model_copy(update=sides)}
+    )
+    right, wrong = verdicts(claims=[larger, reversed_])
+    assert [(v.word, v.side) for v in (right, wrong)] == [
+        ("reproduced", "for"),
+        ("not reproduced", "against"),
+    ]
+    # The parts differ by 9 in every seed, so that nothing is left to chance on either side.
+    assert right.p_value == wrong.p_value == wrong.adjusted_p_value == 0.0
+    assert "p = 0 against the claim; 0 when adjusted" in ledger([wrong])
+    assert (plain(right)["side"], plain(wrong)["side"]) == ("for", "against")
+    assert plain(verdicts()[0])["side"] is None
 
 
 def test_the_ledger_can_be_jumped_through_by_paper_and_by_chapter(published):
