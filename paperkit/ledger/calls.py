@@ -14,11 +14,16 @@ from pydantic import AfterValidator, Field, WithJsonSchema, create_model, model_
 from paperkit.experiments.entries import Entry
 from paperkit.experiments.sentences import suggestion
 from paperkit.experiments.study import study_names
+from paperkit.ledger.lists import planned_studies
+
+
+def _studies() -> list[str]:
+    return sorted({*study_names(), *planned_studies()})
 
 
 def _known_study(study: str) -> str:
-    if study not in study_names():
-        raise ValueError(f"unknown study {study!r}{suggestion(study, study_names())}")
+    if study not in _studies():
+        raise ValueError(f"unknown study {study!r}{suggestion(study, _studies())}")
     return study
 
 
@@ -35,7 +40,7 @@ _VALUES = {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]}
 StudyName = Annotated[
     str,
     AfterValidator(_known_study),
-    Field(json_schema_extra=lambda schema: schema.update(enum=study_names())),
+    Field(json_schema_extra=lambda schema: schema.update(enum=_studies())),
 ]
 Where = Annotated[
     dict[str, Any],

@@ -5,17 +5,20 @@ Each file is a list of entries::
     - id: renyi-prop-2-2
       paper: Rényi
       place: Proposition 2.2
-      kind: identity            # identity, inequality, number, ordering, trend, frequency
+      kind: identity            # or definition, algorithm, inequality, number, ordering, trend, …
       statement: our paraphrase, with $mathematics$
       paper_value: {value: 0.91, standard_error: 0.02, unit: nats, measured: true}
       criterion: {name: identity_holds, study: reparametrization, metric: error, at_most: 1e-10}
       profile: laptop           # laptop or paper: whose grid must be finished
       anchor: notebooks/03_reparametrization#prop-2-2
       scale: "{model}, n = {n}"
+      covers: [another-id]
+      correction: {fault: slip, printed: what the line says, repair: what should stand there}
       changed: [{date: 2026-01-31, was: the former criterion, why: the reason}]
 
-``paper_value`` is for numbers; ``criterion`` may hold ``where``, which selects configurations;
-``anchor``, ``scale`` and ``changed`` are optional. The schema in ``claims/schema.json``, from which
+``paper_value`` is for numbers; ``criterion`` may hold ``where``, which selects configurations, and
+name a study that is planned (`paperkit.ledger.lists`); ``anchor`` and what follows it are optional.
+The schema in ``claims/schema.json``, from which
 editors complete an entry, is :class:`Claim`.
 """
 
@@ -28,14 +31,15 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from paperkit.experiments.entries import Entry
 from paperkit.experiments.paths import claims_folder
-from paperkit.experiments.sentences import refusal
+from paperkit.experiments.plain_yaml import read_yaml
+from paperkit.experiments.sentences import refusal, suggestion
 from paperkit.ledger.calls import CriterionCall
 from paperkit.ledger.criteria import CRITERIA, Kind, PaperValue
+from paperkit.ledger.lists import statements
 
 SCHEMA = "schema.json"
 """Name of the schema's file beside the claims."""
@@ -77,6 +81,18 @@ class Change(Entry):
     """The reason."""
 
 
+class Correction(Entry):
+    """What a line of the paper should say instead; the errata list it."""
+
+    fault: Literal["slip", "gap", "false", "vacuous"]
+    """A wrong sign, index or word; a condition that is not stated; a false statement; or one that
+    holds and says nothing."""
+    printed: Annotated[Text, AfterValidator(_one_line)]
+    """What the line says, in our words, with mathematics between dollar signs."""
+    repair: Annotated[Text, AfterValidator(_one_line)]
+    """What should stand there, and why."""
+
+
 class Claim(Entry):
     """A statement of a paper, in our words, and the criterion that decides it."""
 
@@ -99,6 +115,10 @@ class Claim(Entry):
     """The notebook and the target in it, notebooks/NN_name#target."""
     scale: str = ""
     """Template over the configurations' entries, {seeds} and {runs}; by default it is computed."""
+    covers: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Ids of other statements of the paper that this claim decides as well."""
+    correction: Correction | None = None
+    """Where the printed line needs one."""
     changed: Annotated[tuple[Change, ...], Field(strict=False)] = ()
     """Every change of the criterion since the first record."""
 
@@ -149,6 +169,7 @@ def load_claims(folder: str | Path | None = None) -> list[Claim]:
     folder = claims_folder() if folder is None else Path(folder)
     claims: list[Claim] = []
     places: dict[str, str] = {}
+    known = {name for names in statements().values() for name in names}
     for path in sorted(folder.glob("*.yml")):
         for entry in _entries(path):
             where = _where(path, entry)
@@ -156,6 +177,9 @@ def load_claims(folder: str | Path | None = None) -> list[Claim]:
             if claim.id in places:
                 raise ValueError(f"{where}: the id is taken in {places[claim.id]}; choose another.")
             places[claim.id] = path.name
+            for name in set(claim.covers) - known:
+                listed = suggestion(name, known)
+                raise ValueError(f"{where}: covers names {name!r}, no statement{listed}")
             claims.append(claim)
     return claims
 
@@ -166,49 +190,8 @@ def claims_schema() -> str:
     return json.dumps({"title": "Claims", **schema}, indent=2, ensure_ascii=False) + "\n"
 
 
-class ClaimLoader(yaml.SafeLoader):
-    """YAML 1.1 without four of its traps.
-
-    ``1e-10`` is a number, a date stays text, a key stands once, and nothing is repeated by an
-    alias, of which few lines can make an endless document.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: D102
-        if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, "claims use no aliases; write the value out", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: D102
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-ClaimLoader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(":timestamp")]
-    for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-ClaimLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
 def _entries(path: Path) -> list[Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=ClaimLoader)
-    except yaml.YAMLError as error:
-        detail = " ".join(str(error).split())
-        raise ValueError(f"{path.name} is not valid YAML: {detail}") from None
+    content = read_yaml(path)
     if content is None:
         return []
     if not isinstance(content, list):

@@ -11,8 +11,9 @@ from typing import Any
 
 from paperkit import atomic
 from paperkit.experiments.paths import claims_folder
-from paperkit.ledger.claims import SCHEMA, claims_schema
+from paperkit.ledger.claims import SCHEMA, claims_schema, load_claims
 from paperkit.ledger.criteria import KINDS, WORDS
+from paperkit.ledger.lists import missing
 from paperkit.ledger.verdict import Verdict, verdicts
 
 STALE = "stale"
@@ -47,6 +48,11 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         default=[],
         help="exit with status 1 if this word stands beside a shown claim",
     )
+    parser.add_argument(
+        "--missing",
+        action="store_true",
+        help="print the papers' statements that no claim decides; status 1 where there are any",
+    )
     parser.add_argument("--store", help="the working store")
 
     text = "rewrite claims/schema.json, from which editors complete and check claims"
@@ -55,6 +61,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _claims(arguments: argparse.Namespace) -> int:
+    if arguments.missing:
+        return _missing(arguments.paper)
     found = verdicts(arguments.paper, arguments.anchor, arguments.store)
     shown = _named(found, arguments.id)
     if arguments.kind:
@@ -63,6 +71,13 @@ def _claims(arguments: argparse.Namespace) -> int:
         shown = [verdict for verdict in shown if marks(verdict) & set(arguments.word)]
     print(json.dumps([plain(v) for v in shown], indent=2) if arguments.json else _text(shown))
     return int(any(marks(verdict) & set(arguments.fail_on) for verdict in shown))
+
+
+def _missing(paper: str | None) -> int:
+    left = {name: ids for name, ids in missing(load_claims()).items() if paper in (None, name)}
+    for name, ids in left.items():
+        print("\n".join(f"{name}: {statement}" for statement in ids))
+    return int(bool(left))
 
 
 def _named(found: Sequence[Verdict], names: Sequence[str]) -> list[Verdict]:
@@ -92,6 +107,8 @@ def plain(verdict: Verdict) -> dict[str, Any]:
         "kind": verdict.claim.kind,
         "statement": verdict.claim.statement,
         "criterion": verdict.claim.criterion.model_dump(mode="json"),
+        "covers": list(verdict.claim.covers),
+        "correction": verdict.claim.correction and verdict.claim.correction.model_dump(mode="json"),
         "profile": verdict.claim.profile,
         "anchor": verdict.claim.anchor,
         "verdict": verdict.word,

@@ -64,8 +64,21 @@ OWN = "This book"
 OWN_WORDS = {REPRODUCED: SUPPORTED, DEVIATION: NOT_SUPPORTED, NOT_REPRODUCED: NOT_SUPPORTED}
 """Words for measurements that decide a claim of this book's own."""
 
-Kind = Literal["identity", "inequality", "number", "ordering", "trend", "frequency"]
+Kind = Literal[
+    "definition",
+    "identity",
+    "inequality",
+    "algorithm",
+    "number",
+    "ordering",
+    "trend",
+    "frequency",
+]
 KINDS: tuple[str, ...] = get_args(Kind)
+
+EXACT = ("definition", "identity", "inequality", "algorithm")
+"""Kinds that a single counterexample refutes. A definition is decided by whether it says what the
+paper uses it for, an algorithm by whether it computes what it is said to compute."""
 
 TESTED = ("ordering", "trend", "frequency")
 """Kinds that a one-sided test decides, so that some would come out by chance."""
@@ -138,7 +151,7 @@ def _decides(*kinds: str) -> Callable[[Callable[..., Finding]], Callable[..., Fi
     return register
 
 
-@_decides("identity")
+@_decides("definition", "identity", "algorithm")
 def identity_holds(
     records: Sequence[Record],
     *,
@@ -166,7 +179,7 @@ def identity_holds(
     return Finding(word, sentence, worst, value_text=text)
 
 
-@_decides("identity", "inequality")
+@_decides(*EXACT)
 def counterexample_exists(records: Sequence[Record], *, metric: str, at_least: float) -> Finding:
     """Some record's metric is at least ``at_least``, which refutes the claim.
 
@@ -182,7 +195,7 @@ def counterexample_exists(records: Sequence[Record], *, metric: str, at_least: f
     return Finding(INCONCLUSIVE, sentence, worst, value_text=text)
 
 
-@_decides("inequality")
+@_decides("definition", "inequality", "algorithm")
 def inequality_holds(
     records: Sequence[Record],
     *,

@@ -31,6 +31,7 @@ from paperkit.ledger.formatting import (
     markdown_table,
     number,
 )
+from paperkit.ledger.lists import planned_studies
 from paperkit.ledger.verdict import Verdict, verdicts
 from paperkit.ledger.wording import criterion_sentence, value_name
 
@@ -298,7 +299,11 @@ def _item(verdict: Verdict, root: str) -> str:
 
 def _commands(verdicts: Iterable[Verdict]) -> str:
     """Return the commands for the records of some verdicts, each study once."""
-    calls = {(v.claim.criterion.study, v.claim.profile): None for v in verdicts}
+    calls = {
+        (v.claim.criterion.study, v.claim.profile): None
+        for v in verdicts
+        if v.claim.criterion.study not in planned_studies()
+    }
     runs = "\n".join(run_command(study, profile) for study, profile in calls)
     audits = "\n".join(audit_command(study, profile) for study, profile in calls)
     return (
@@ -366,8 +371,8 @@ def _table(verdicts: Sequence[Verdict]) -> str:
 def _details(verdict: Verdict, root: str) -> str:
     """Return all that is known of a verdict, folded under the claim's id."""
     claim = verdict.claim
-    command = run_command(claim.criterion.study, claim.profile)
-    audit = audit_command(claim.criterion.study, claim.profile)
+    call = (claim.criterion.study, claim.profile)
+    written = claim.criterion.study not in planned_studies()
     items = [
         ("Place", escaped(claim.place)),
         ("Kind", claim.kind + ", entered to be refuted" * _is_limit(claim)),
@@ -378,10 +383,13 @@ def _details(verdict: Verdict, root: str) -> str:
         ("Evidence", f"{_evidence(verdict)}."),
         ("Scale", escaped(verdict.scale) or NOTHING),
         ("Records", _records_text(verdict, root)),
-        ("To make what is missing", f"`{command}`"),
-        ("To run a sample again", f"`{audit}`"),
+        ("To make what is missing", f"`{run_command(*call)}`" if written else NOTHING),
+        ("To run a sample again", f"`{audit_command(*call)}`" if written else NOTHING),
         ("Derived in", _chapter_link(claim, root)),
+        ("Decides as well", ", ".join(map(code, claim.covers)) or NOTHING),
     ]
+    if claim.correction is not None:
+        items += [("Printed", claim.correction.printed), ("Repair", claim.correction.repair)]
     items += [
         (
             "Criterion changed",

@@ -15,6 +15,7 @@ from paperkit.experiments.study import configurations, study_named
 from paperkit.ledger.claims import Claim, chapter_of, load_claims
 from paperkit.ledger.criteria import (
     CRITERIA,
+    EXACT,
     NOT_RUN,
     OWN,
     OWN_WORDS,
@@ -24,6 +25,7 @@ from paperkit.ledger.criteria import (
     matches,
 )
 from paperkit.ledger.formatting import counted
+from paperkit.ledger.lists import planned_studies
 from paperkit.statistics.intervals import holm
 
 
@@ -140,10 +142,12 @@ def verdicts(
     # A p-value is adjusted for all tests of the ledger, however few of them are asked for.
     tested = [claim for claim in everything if claim.kind in TESTED]
     judged = [*tested, *(claim for claim in chosen if claim.kind not in TESTED)]
+    planned = planned_studies()
     evidence = {(claim.criterion.study, claim.profile) for claim in judged}
+    evidence = {(study, profile) for study, profile in evidence if study not in planned}
     records = {(name, profile): archive.records(name, profile) for name, profile in evidence}
     found = {
-        claim.id: _judge(claim, records[claim.criterion.study, claim.profile], archive)
+        claim.id: _judge(claim, records.get((claim.criterion.study, claim.profile), []), archive)
         for claim in judged
     }
     found |= _adjusted([verdict for verdict in found.values() if verdict.p_value is not None])
@@ -167,13 +171,16 @@ def _is_at(claim: Claim, anchor: str) -> bool:
 
 
 def _judge(claim: Claim, records: Sequence[Record], archive: Archive) -> Verdict:
+    question = planned_studies().get(claim.criterion.study)
+    if question is not None:
+        return Verdict(claim, NOT_RUN, f"the study is planned, and asks: {question}")
     selected = _selected(claim)
     keys = {key_of(claim.criterion.study, configuration) for configuration in selected}
     found = [record for record in records if record.key in keys]
     clean = [record for record in found if record.clean]
     complete = len(clean) == len(selected)
     # A single counterexample refutes; nothing else can be said of an unfinished grid.
-    refutable = bool(clean) and claim.kind in ("identity", "inequality")
+    refutable = bool(clean) and claim.kind in EXACT
     finding = _finding(claim, clean) if complete or refutable else None
     if finding is None or (not complete and finding.word != REFUTED):
         return Verdict(claim, NOT_RUN, _missing(claim, len(selected), len(found), len(clean)))

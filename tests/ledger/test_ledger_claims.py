@@ -67,7 +67,7 @@ def test_an_empty_folder_and_an_empty_file_have_no_claims(root):
 def test_a_document_that_repeats_itself_without_end_is_refused(root):
     lines = ["- &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    with pytest.raises(ValueError, match=r"test\.yml is not valid YAML: claims use no aliases"):
+    with pytest.raises(ValueError, match=r"test\.yml is not valid YAML: aliases are not read"):
         load(root, "\n".join(lines))
 
 
@@ -94,7 +94,11 @@ def test_a_document_that_repeats_itself_without_end_is_refused(root):
             "metric: gap, where: small",
             "criterion: where is 'small'; give a mapping.",
         ),
-        ("kind: identity", "kind: trend", "identity_holds decides the kinds identity, not 'trend'"),
+        (
+            "kind: identity",
+            "kind: trend",
+            "the kinds definition, identity, algorithm, not 'trend'",
+        ),
         ("criterion: {", "criterion: [", "test.yml is not valid YAML"),
         ("1e-10", ".inf", "criterion: at_most is inf; give a finite number."),
         ("1e-10", ".nan", "criterion: at_most is nan; give a finite number."),

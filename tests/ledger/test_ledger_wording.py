@@ -5,7 +5,8 @@ import re
 import pytest
 import yaml
 
-from paperkit.ledger.claims import Claim, ClaimLoader, load_claims
+from paperkit.experiments.plain_yaml import PlainLoader
+from paperkit.ledger.claims import Claim, load_claims
 from paperkit.ledger.criteria import CRITERIA
 from paperkit.ledger.wording import WORDINGS, criterion_sentence, value_name
 
@@ -73,7 +74,7 @@ CASES = {
 
 
 def claim_with(call: str) -> Claim:
-    criterion = yaml.load(call, ClaimLoader) | {"study": "entropy_facts"}
+    criterion = yaml.load(call, PlainLoader) | {"study": "entropy_facts"}
     entry = {"id": "c", "paper": "This book", "place": "p", "statement": "S.", "profile": "laptop"}
     entry |= {"kind": CRITERIA[criterion["name"]].kinds[0], "criterion": criterion}
     if entry["kind"] == "number":

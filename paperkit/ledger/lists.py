@@ -1,0 +1,40 @@
+"""What the ledger has to decide, and the studies that wait to be written: ``claims/lists/``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from paperkit.experiments.paths import claims_folder
+from paperkit.experiments.plain_yaml import read_yaml
+
+if TYPE_CHECKING:
+    from paperkit.ledger.claims import Claim
+
+
+def statements() -> dict[str, list[str]]:
+    """Return the ids of what each paper states, in the papers' order."""
+    return _list("statements.yml")
+
+
+def planned_studies() -> dict[str, str]:
+    """Return the question of each study that is not written yet, by the study's name."""
+    return _list("planned_studies.yml")
+
+
+def missing(claims: Iterable[Claim]) -> dict[str, list[str]]:
+    """Return the statements that no claim decides, by paper."""
+    decided = {name for claim in claims for name in (claim.id, *claim.covers)}
+    left = {
+        paper: [name for name in names if name not in decided]
+        for paper, names in statements().items()
+    }
+    return {paper: names for paper, names in left.items() if names}
+
+
+def _list(name: str) -> dict[str, Any]:
+    path = claims_folder() / "lists" / name
+    content = read_yaml(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} must be a mapping.")
+    return content
