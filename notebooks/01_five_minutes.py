@@ -47,7 +47,7 @@ show_verdicts(
     store,
     first=[
         "renyi-zero-dominant",
-        "renyi-decreasing-trained",
+        "spectra-entropy-decreasing",
         "entropy-grows-with-samples",
         "entropy-halves",
         "spectra-small-below-the-cap",
