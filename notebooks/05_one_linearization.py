@@ -926,6 +926,8 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 # \qquad (\text{compression paper: eq. 5, corrected}) .
 # $$ (eq-one-bound)
 #
+# The paper states it, and its equations 9 and 11, for the first layer, a linear one.
+# Its equations 10 and 12 add up such bounds over all layers, and count convolutions among them.
 # A convolution breaks the equality in the middle: terms of different positions can cancel in the gradient, so the right side may be too small.
 # What holds there has $A_l$ for $W_l$, and $\lVert B_l \rVert_F \lVert x_l \rVert$ for the gradient.
 # That is the last column of {ref}`the table of traces <one-sharing>`.
@@ -941,24 +943,26 @@ for kind, sharing in (("dense", "tied"), ("convolution", "tied"), ("convolution"
     bounds = {
         "eq. 5": compression.linear_stability_bounds(terms, sharing=sharing)[1],
         "eq. 11": compression.sensitivity_bound(terms, sharing=sharing),
+        "eq. 12": compression.network_sensitivity_bound(terms, sharing=sharing),
     }
     for equation, bound in bounds.items():
-        assert bound.certified == ((kind, sharing) != ("convolution", "tied"))
-        assert bound.holds == (bound.certified or equation == "eq. 11")
+        untied_first = sharing == "operator" and equation != "eq. 12"
+        assert bound.certified == (kind == "dense" or untied_first)
+        assert bound.holds == (bound.certified or equation != "eq. 5")
         rows[kind, sharing, equation] = bound.left, bound.right, bound.holds, bound.certified
 columns = ["first layer", "gradient in", "bound", "left", "right", "holds", "certified"]
 table(columns, rows, spec=".5f")
 
 # %% [markdown]
-# All three cases occur.
+# The words *holds* and *certified* differ in some rows.
 # Where a bound is certified, it holds.
-# Where it is not certified, it may hold all the same: equation 11 for the convolution does.
-# Equation 5, corrected, does not.
-# It is false for the convolution on real digits, with a network that nobody designed for the purpose.
+# Where it is not certified, it may hold all the same.
+# Equation 5, corrected, does not: it is false for the convolution on real digits, with a network that nobody designed for the purpose.
 # (It is about one sample; the sides are those of the tightest.)
+# The last row is not certified, because conv is not the only reader of its input.
 #
-# Equation 11, on the mean sensitivity, has the gradient of all parameters on its right side, and survives here.
-# Exercise 2 refutes it with two pixels.
+# Equations 11 and 12 have the gradient of all parameters on their right side, and survive here.
+# Exercise 2 refutes both with two pixels.
 
 # %% [markdown]
 # ## Deviations, and what failed
@@ -989,12 +993,23 @@ table(columns, rows, spec=".5f")
 # ````
 #
 # **2.** Find a network of one convolution and one linear layer, with two pixels and one output, for which the sensitivity is positive and the gradient of the convolution's weight is zero.
+# Does it break the paper's equation 12?
 #
 # ````{dropdown} Solution
 # Take $f = v_1 w x_1 + v_2 w x_2$, a convolution with a kernel of one pixel and weight $w$.
 # At $x = (1, 1)$ and $v = (1, -1)$, $\partial f / \partial w = x_1 - x_2 = 0$, while $\lVert \partial f / \partial x \rVert = \sqrt 2\, |w|$.
-# Equation 5 would read $\sqrt 2\,|w| \le 0$.
-# Equation 11 has all parameters on its right side: $S = \lVert \partial f / \partial v \rVert^2 = 2 w^2$, and $\mathrm{MLS} = \sqrt 2\,|w| \le |w| \cdot \sqrt{1/2} \cdot \sqrt{2}\,|w| = w^2$ is false for $|w| < \sqrt 2$.
+# Equation 5 at the convolution would read $\sqrt 2\,|w| \le 0$.
+#
+# Equation 12 has all parameters on its right side: $S = \lVert \partial f / \partial v \rVert^2 = 2 w^2$.
+# The linear layer reads $w x$, of length $\sqrt 2\,|w|$, and has the sensitivity $\lVert v \rVert = \sqrt 2$.
+# So equation 12 would read
+#
+# $$
+# \sqrt 2\, |w| + \sqrt 2 \;\le\; \sqrt{\frac{w^2}{2} + \frac{2}{2 w^2}}\; \sqrt 2\, |w| = \sqrt{w^4 + 2} ,
+# $$
+#
+# which is false for $0 < |w| < 2$: squared, it says $4 + 2 |w| \le |w|^3$.
+# Equation 11, taken with the convolution as the first layer, would read $\sqrt 2\,|w| \le |w| \cdot \sqrt{1/2} \cdot \sqrt{2}\,|w| = w^2$, which is false for $|w| < \sqrt 2$.
 # ````
 #
 # **3.** Let the linear head's features be $x_i$, the activation that enters it.

@@ -641,7 +641,7 @@ steps["IGSAM"] = agree("IGSAM", ours, using(IGSAM, **igsam), 1e-10)
 #
 # Hold $\varepsilon$ fixed: to first order in $\mu$ the step follows $g + \mu H F^{+} g$ (see the {ref}`errata <errata-held-fixed>`).
 # Where $H = F$ and $g$ lies in its range this is $(1 + \mu)\, g$, a larger step size and nothing else.
-# What remains is due to $H - F$, the damping, and EKFAC's errors.
+# What remains is due to $H - F$, the damping, EKFAC's errors, and the normalisations, which $\varepsilon$ leaves alone.
 #
 # With large damping the step loses its geometry in another way.
 # Since $\nu (F + \nu I)^{-1} = I - F (F + \nu I)^{-1}$, the distance of $\varepsilon$ from a multiple of the gradient is
@@ -1049,9 +1049,20 @@ def at(epsilon: Tensor) -> Tensor:
     return theta - eta * gradient(theta + epsilon)
 
 
-F, top = dense_gauss_newton(model, inputs), tilted(v_top, unit_g)
-damped = F + nu * torch.eye(len(g), dtype=g.dtype)
-dense = mu_F * torch.linalg.solve(damped, g)
+names = [name for name, q in model.named_parameters() for _ in range(q.numel())]
+covered = torch.tensor([name.rpartition(".")[0] in linear.layers for name in names])
+F, top = dense_gauss_newton(model, inputs)[covered][:, covered], tilted(v_top, unit_g)
+F_eigenvalues, F_basis = torch.linalg.eigh(F)
+
+
+def exact_natural_gradient(damping: float) -> Tensor:
+    """Return (F + νI)⁻¹ g in the layers that EKFAC covers, and zero for the normalisations."""
+    found, inverse = 0 * g, 1 / (F_eigenvalues.clamp_min(0) + damping)
+    found[covered] = F_basis @ (F_basis.T @ g[covered] * inverse)
+    return found
+
+
+dense = mu_F * exact_natural_gradient(nu)
 others = {
     ("SAM", "p = 2", "p = ∞"): steps["SAM, p = ∞"].weights,
     ("ASAM", "authors' code", "popular code"): steps["ASAM, all"].weights,
@@ -1059,7 +1070,7 @@ others = {
     ("GR", "double backward", "difference"): steps["GR, difference"].weights,
     ("RSAM", "eq. 11", "sign of Algorithm 2"): at(-epsilon["RSAM"]),
     ("RSAM", "eq. 11", "gradient of eq. 12"): steps["RSAM, exact"].weights,
-    ("IGSAM", "EKFAC", "dense F + νI"): at(dense),
+    ("IGSAM", "EKFAC", "exact F + νI, same layers"): at(dense),
     ("IGSAM", "EKFAC", "(1 + μ) g"): steps["(1 + μ) g"].weights,
 }
 
@@ -1104,7 +1115,7 @@ table(["method", "one", "other", "over the step", "over its departure"], rows)
 #   A radius without its norm says nothing.
 # * *RSAM.* With the sign that Algorithm 2 has in our copy the departure from descent is about reversed, a 2 in the last column.
 #   The gradient that equation 12 asks for is further from the step of equation 11 than plain descent is.
-# * *IGSAM.* At our damping $\nu = 0.01$ EKFAC's step is nearly as far from the one with the exact damped matrix, and from $(1 + \mu)\,g$, as it is from descent.
+# * *IGSAM.* At our damping $\nu = 0.01$ EKFAC's step is nearly as far from the one with the exact damped matrix, and from $(1 + \mu)\,g$, which moves the normalisations as well, as it is from descent.
 #   Our $\nu$ is a round number, so the table below varies it.
 # * *SA-SAM and SA-SGD.* The paper's $\vartheta_0 = \infty$ lets the second step size jump to $1/2\beta$, wherever $\eta_0$ was.
 #   The release has $\vartheta_0 = 1$, and can grow by one percent a step.
@@ -1113,18 +1124,18 @@ table(["method", "one", "other", "over the step", "over its departure"], rows)
 #
 # How much of the IGSAM row is due to the damping?
 # For $\nu$ over six decades the next table has the cosines between three directions, EKFAC's, that of the exact damped matrix and the gradient.
+# EKFAC does not cover the normalisations, so all three are taken in the layers that it covers, and the exact matrix is the block of $F$ that belongs to these.
 # The last column has, as above, the distance of the steps by EKFAC and by the exact matrix over EKFAC's departure from descent; both go to the length 0.05.
 
 # %% tags=["nbval-rtol=1e-6"]
-F_eigenvalues, F_basis = torch.linalg.eigh(F)
-rows = {}
+rows, covered_g = {}, g * covered
 for exponent in range(-5, 2):
     damping = 10.0**exponent
     approximate = natural_gradient(linear, g, damping)
-    exact = F_basis @ (F_basis.T @ g / (F_eigenvalues.clamp_min(0) + damping))
+    exact = exact_natural_gradient(damping)
     one, other = (at(rho * d / d.norm()) for d in (approximate, exact))
     apart = (one - other).norm() / (one - steps["SGD"].weights).norm()
-    pairs = (approximate, exact), (approximate, g), (exact, g)
+    pairs = (approximate, exact), (approximate, covered_g), (exact, covered_g)
     rows[f"1e{exponent}"] = *(cosine(*pair) for pair in pairs), apart
 columns = ["cos(EKFAC, exact)", "cos(EKFAC, g)", "cos(exact, g)"]
 table(["ν", *columns, "steps apart"], rows, spec=".3f")
@@ -1133,7 +1144,8 @@ table(["ν", *columns, "steps apart"], rows, spec=".3f")
 # For a small $\nu$ the exact direction is far from the gradient: there the geometry is at work.
 # From there up to $\nu = 0.1$ EKFAC's step differs from the exact one by 0.9 to 1.0 of its own departure from descent.
 # So over these four decades the step depends on the approximation as much as on the idea.
-# For a larger $\nu$ both directions turn to the gradient, as {eq}`eq-step-damping` says, and the 0.97 that is left is the share of the gradient in the layers that EKFAC covers.
+# For a larger $\nu$ both directions turn to the gradient, as {eq}`eq-step-damping` says, and to each other.
+# That is one network and one batch; and the normalisations, which EKFAC leaves out, are in neither step.
 #
 # (step-scaler)=
 # ## The same step under mixed precision
