@@ -471,7 +471,7 @@ assert ((central(unit_g, 1e-2) - D1) / 1e-4 - D3 / 6).norm() < 1e-2 * D3.norm()
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Relative error of a Hessian product against the distance of the difference, both axes logarithmic. The one-sided difference falls with slope one as the distance shrinks, the central one with slope two, each on a thin predicted line, until both turn up along a dotted line of slope minus one."}, "figure": {"caption": "The error of a Hessian product from differences of gradients, relative to its length, against the distance τ. Thin lines are the predicted leading terms; dotted, round-off over τ. A vertical line marks the library's default.", "name": "fig-step-order"}}
 distances = torch.logspace(-9, -0.5, 35, dtype=torch.float64)
-figure, axes = plt.subplots(figsize=(8, 3.6))
+figure, axes = plt.subplots(figsize=(5.5, 3.8))
 cases = (("one-sided", difference, D2 / 2, 1, "o"), ("central", central, D3 / 6, 2, "s"))
 for (label, rule, leading, order, marker), color in zip(cases, plotting.COLORS[:3:2], strict=True):
     errors = [distance(D1, rule(unit_g, float(t))) for t in distances]
@@ -821,25 +821,25 @@ assert all(abs(arrows[k][0] - 1) < 1e-12 for k in along_g)
 assert all(arrow.norm() < 1 + 1e-12 for arrow in arrows.values())
 assert [k for k in nine if lengths[k] == 0] == ["SGD", "SA-SGD"]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: arrows from the origin in the plane of the gradient and the top eigenvector. SAM, GR, RSAM and SA-SAM reach one on the horizontal axis. Eigen-SAM points about eleven degrees upwards and reaches the dotted circle of radius one. IGSAM and ASAM lie on the horizontal axis within two percent and end at 0.8 and 0.6. Right: dots on a logarithmic axis give the lengths, from 0.018 for GR over about 0.05 for IGSAM, SAM and Eigen-SAM and 0.52 for ASAM to 1.3 for RSAM and 2.6 for SA-SAM; SGD and SA-SGD stay where they are."}, "figure": {"caption": "The nine perturbations. Left: their directions, projected on the plane of the gradient (horizontal) and the top eigenvector (vertical); an arrow that lies in the plane ends on the dotted circle. Right: their lengths, on a logarithmic axis.", "name": "fig-step-plane"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), width_ratios=(1.35, 1))
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Above: arrows from the origin in the plane of the gradient and the top eigenvector. SAM, GR, RSAM and SA-SAM reach one on the horizontal axis. Eigen-SAM points about eleven degrees upwards and reaches the dotted circle of radius one. IGSAM and ASAM lie on the horizontal axis within two percent and end at 0.8 and 0.6. Below: dots on a logarithmic axis give the lengths, from 0.018 for GR over about 0.05 for IGSAM, SAM and Eigen-SAM and 0.52 for ASAM to 1.3 for RSAM and 2.6 for SA-SAM; SGD and SA-SGD stay where they are."}, "figure": {"caption": "The nine perturbations. Above: their directions, projected on the plane of the gradient (horizontal) and the top eigenvector (vertical); an arrow that lies in the plane ends on the dotted circle. Below: their lengths, on a logarithmic axis.", "name": "fig-step-plane"}}
+figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.8))
 angle = torch.linspace(-0.2, 0.5, 100)
-left.plot(angle.cos(), angle.sin(), color=plotting.QUIET, ls=":", lw=1)
+upper.plot(angle.cos(), angle.sin(), color=plotting.QUIET, ls=":", lw=1)
 shifts = {"SAM": 6, "Eigen-SAM": 9, "IGSAM": -15, "ASAM": -15}
 for (name, shift), color in zip(shifts.items(), plotting.COLORS, strict=False):
     tip, text = arrows[name].tolist(), ", ".join(along_g) if name == "SAM" else name
-    left.annotate("", tip, (0, 0), arrowprops={"arrowstyle": "->", "color": color, "lw": 2})
-    left.annotate(text, tip, (-4, shift), textcoords="offset points", ha="right")
-left.set(xlim=(-0.05, 1.1), ylim=(-0.25, 0.45), aspect="equal")
-left.set(xlabel="along $g$", ylabel="along the top eigenvector")
+    upper.annotate("", tip, (0, 0), arrowprops={"arrowstyle": "->", "color": color, "lw": 2})
+    upper.annotate(text, tip, (-4, shift), textcoords="offset points", ha="right")
+upper.set(xlim=(-0.05, 1.1), ylim=(-0.25, 0.45), aspect="equal")
+upper.set(xlabel="along $g$", ylabel="along the top eigenvector")
 order = sorted(nine, key=lengths.get)
-right.plot([lengths[k] or math.nan for k in order], range(9), "o", color=plotting.COLORS[0])
+lower.plot([lengths[k] or math.nan for k in order], range(9), "o", color=plotting.COLORS[0])
 for row, name in enumerate(order):
     value = f"{lengths[name]:.2g}" if lengths[name] else "0, stays at θ"
     place = {"textcoords": "offset points", "va": "center"}
-    right.annotate(value, (lengths[name] or 0.01, row), (7, 0), **place)
-right.set(xscale="log", xlim=(0.01, 10), ylim=(-0.6, 8.6), xlabel="‖ε‖")
-right.set_yticks(range(9), order)
+    lower.annotate(value, (lengths[name] or 0.01, row), (7, 0), **place)
+lower.set(xscale="log", xlim=(0.01, 10), ylim=(-0.6, 8.6), xlabel="‖ε‖")
+lower.set_yticks(range(9), order)
 plt.show()
 
 # %% [markdown]
@@ -860,7 +860,7 @@ assert abs(cosine(epsilon["RSAM, exact"], g)) < 1e-13
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "A matrix of cosines between nine directions. The gradient, SAM with p = 3 and Eigen-SAM are close to each other; the two forms of ASAM are close to each other and at about 0.6 to the gradient; the exact direction of RSAM and the top eigenvector are at right angles to the gradient."}, "figure": {"caption": "The cosine between the perturbations; the stronger the colour, the closer to a common line, with a jump at one half. The first row stands for SAM, GR, RSAM and SA-SAM alike. In the last row is no method, but the top eigenvector of the Hessian, in the direction in which the loss rises.", "name": "fig-step-cosines"}}
 names = list(directions)
-figure, axes = plt.subplots(figsize=(8, 4.4))
+figure, axes = plt.subplots(figsize=(5.5, 4.8))
 axes.imshow(cosines.abs(), cmap=plotting.HEAT, vmin=0, vmax=1, aspect="auto")
 for i, row in enumerate(cosines.tolist()):
     for j, value in enumerate(row):
@@ -1016,7 +1016,7 @@ marked["g"] = ("SAM", "GR", "RSAM", "SA-SAM")
 marks = {k: (float(epsilon[k].norm()), rise(epsilon[k])) for own in marked.values() for k in own}
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Rise of the loss against the length of the perturbation, both axes logarithmic, for six directions. Along the gradient, ASAM's, Eigen-SAM's and IGSAM's directions it rises with slope one, along RSAM's exact direction and the top eigenvector with slope two. Marks show the length that each method takes by itself: GR near 0.02; SAM, Eigen-SAM and IGSAM near 0.05; ASAM near 0.5; RSAM and SA-SAM beyond one."}, "figure": {"caption": "How much the loss rises along each direction, against the distance. A mark is where the method goes by itself, with the published radius where there is one; four methods lie on the curve of the gradient. Slope two means that the direction is at a right angle to the gradient, or nearly so.", "name": "fig-step-rise"}}
-figure, axes = plt.subplots(figsize=(8, 4.0))
+figure, axes = plt.subplots(figsize=(5.5, 4.6))
 offsets = {"Eigen-SAM": (-4, 16), "IGSAM": (6, -12), "ASAM": (6, -12)}
 styles = [*zip(plotting.COLORS, plotting.LINE_STYLES, strict=True)]
 styles.append((plotting.QUIET, (0, (8, 3))))  # of the eigenvector, which is no method
