@@ -720,7 +720,7 @@ COLUMNS = {
     "trace,\nlayer": "trace_change",
     "λ max,\nlayer": "lambda_max_change",
     "Rényi,\nlayer": "entropy_change",
-    "Rényi,\nall layers": "joint_entropy_change",
+    "Rényi,\nall\nlayers": "joint_entropy_change",
 }
 worst = [[max(m[key] for m in own) for key in COLUMNS.values()] for own in by_case.values()]
 if p.profile == "laptop":  # the numbers of the answer at the head
@@ -735,7 +735,7 @@ image = ax.pcolormesh(
 )
 for (i, j), value in np.ndenumerate(worst):
     text = np.format_float_positional(value, precision=1, fractional=False, trim="-")
-    text = "=" if value < 1e-10 else text
+    text = "=" if value < 1e-10 else f"{value:.0e}" if value < 1e-3 else text
     colour = "white" if value > 1 else "black"
     ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=colour)
 ax.set_xticks(np.arange(len(COLUMNS)) + 0.5, COLUMNS)

@@ -797,7 +797,7 @@ axes.fill_between(grid, low.clamp(min=1e-4), high, alpha=0.35, label="three stan
 axes.plot(grid, density.value, label="estimate")
 axes.plot(grid, exact_density, "k:", lw=1.2, label="exact")
 axes.set(yscale="log", ylim=(1e-3, 2), xlabel="eigenvalue", ylabel="density")
-axes.legend()
+axes.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]

@@ -132,7 +132,7 @@ for name, y in places.items():
             axes.text(0.12, place, back, ha="left", va="center", color=red)
 skip = {"arrowstyle": "->", "connectionstyle": "arc3,rad=0.6"}
 axes.annotate("", (-0.15, 11), (-0.3, 5), arrowprops=skip)
-axes.text(-1.35, 8.2, "skip: $x$", ha="right", va="center")
+axes.text(-0.9, 8.2, "skip: $x$", ha="right", va="center")
 axes.annotate("", (0.9, 0), (0.9, 17.2), arrowprops={"arrowstyle": "->", "color": red})
 axes.text(1, 8.2, "back from\nthe outputs", va="center", color=red)
 axes.set(xlim=(-2.2, 2.2), ylim=(17.9, -0.7), xticks=[], yticks=[], frame_on=False)

@@ -859,14 +859,14 @@ assert all(abs(cosine(epsilon[k], g) - 1) < 1e-14 for k in ("SAM", "GR", "RSAM",
 assert abs(cosine(epsilon["RSAM, exact"], g)) < 1e-13
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "A matrix of cosines between nine directions. The gradient, SAM with p = 3 and Eigen-SAM are close to each other; the two forms of ASAM are close to each other and at about 0.6 to the gradient; the exact direction of RSAM and the top eigenvector are at right angles to the gradient."}, "figure": {"caption": "The cosine between the perturbations; the stronger the colour, the closer to a common line, with a jump at one half. The first row stands for SAM, GR, RSAM and SA-SAM alike. In the last row is no method, but the top eigenvector of the Hessian, in the direction in which the loss rises.", "name": "fig-step-cosines"}}
-names = list(directions)
+names = [name.split(":")[0] for name in directions]
 figure, axes = plt.subplots(figsize=(5.5, 4.8))
 axes.imshow(cosines.abs(), cmap=plotting.HEAT, vmin=0, vmax=1, aspect="auto")
 for i, row in enumerate(cosines.tolist()):
     for j, value in enumerate(row):
         text, color = f"{round(value, 2) + 0.0:.2f}", "white" if abs(value) > 0.5 else "black"
         axes.text(j, i, text, ha="center", va="center", color=color)
-axes.set_xticks(range(len(names)), [n.split(":")[0].replace("top ", "top\n") for n in names])
+axes.set_xticks(range(len(names)), [name.replace("top ", "top\n") for name in names])
 axes.set_yticks(range(len(names)), names)
 axes.tick_params(axis="x", rotation=40, length=0)
 axes.tick_params(axis="y", length=0)
@@ -976,6 +976,19 @@ for images in (64, 32):
 columns = ["mean", "standard deviation", "lowest", "highest", "falls in"]
 table(["images", "change in percent along", *columns], rows, spec=".2f")
 
+# %%
+if p.networks == 5:  # the numbers of the text below
+    every = torch.tensor(list(changes.values()))
+    assert [round(float(x), 1) for x in (every.min(), every.max())] == [-3.4, 5.7]
+    falling = (every < 0).sum(dim=0)
+    assert falling.min() > 0 and falling.max() < len(every)
+    along = dict(zip(found, every.view(2, 5, -1).permute(2, 0, 1), strict=True))
+    means, deviations = along["g"].mean(dim=1), along["g"].std(dim=1)
+    assert (means - torch.tensor([0.1, 1.1])).abs().max() < 0.06
+    assert (deviations - torch.tensor([0.8, 0.7])).abs().max() < 0.06
+    assert bool((along["g"][1] > 0).all())
+    assert (along["ASAM"][0] < 0).sum() == (along["ASAM"][1] > 0).sum() == 4
+
 # %% [markdown]
 # The loss rises in all ten and along every direction, as the cell asserts.
 # The largest eigenvalue changes by −3.4 to +5.7 percent, and along every direction it falls in some network and rises in another.
@@ -993,6 +1006,11 @@ table(["images", "change in percent along", *columns], rows, spec=".2f")
 columns = ["second eigenvalue over first", "|cos(v, eigenvector)| after five"]
 columns.append("RSAM's rate")
 table(["images", "seed", *columns], others, spec=".4f")
+assert all(cos > 0.99 or second >= 0.6 for second, cos, _ in others.values())
+assert all(rate > 0 for *_, rate in others.values())
+if p.networks == 5:
+    missed = [images for (images, _), (_, cos, _) in others.items() if cos < 0.9]
+    assert sorted(missed) == [32, 32, 32, 64]
 
 # %% [markdown]
 # The cosine is above 0.99 wherever the second eigenvalue is below 0.6 of the first.
@@ -1017,7 +1035,7 @@ marks = {k: (float(epsilon[k].norm()), rise(epsilon[k])) for own in marked.value
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Rise of the loss against the length of the perturbation, both axes logarithmic, for six directions. Along the gradient, ASAM's, Eigen-SAM's and IGSAM's directions it rises with slope one, along RSAM's exact direction and the top eigenvector with slope two. Marks show the length that each method takes by itself: GR near 0.02; SAM, Eigen-SAM and IGSAM near 0.05; ASAM near 0.5; RSAM and SA-SAM beyond one."}, "figure": {"caption": "How much the loss rises along each direction, against the distance. A mark is where the method goes by itself, with the published radius where there is one; four methods lie on the curve of the gradient. Slope two means that the direction is at a right angle to the gradient, or nearly so.", "name": "fig-step-rise"}}
 figure, axes = plt.subplots(figsize=(5.5, 4.6))
-offsets = {"Eigen-SAM": (-4, 16), "IGSAM": (6, -12), "ASAM": (6, -12)}
+offsets = {"Eigen-SAM": (-4, 16)} | dict.fromkeys(("IGSAM", "ASAM", "RSAM, exact"), (6, -12))
 styles = [*zip(plotting.COLORS, plotting.LINE_STYLES, strict=True)]
 styles.append((plotting.QUIET, (0, (8, 3))))  # of the eigenvector, which is no method
 for (name, curve), (color, line) in zip(rises.items(), styles, strict=True):

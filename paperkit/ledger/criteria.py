@@ -114,9 +114,9 @@ class Finding:
     value_text : str
         Our value as it is shown.
     p_values : tuple of float or None
-        Two one-sided p-values: the probability of evidence that favours the claim as much, were it
-        false, and of evidence that speaks against it as much, were it true. None where nothing is
-        left to chance.
+        P-values of two one-sided tests, for the claim and against it: how probable evidence is that
+        favours it as much, were it false, or speaks against it as much, were it true. None where
+        nothing is left to chance.
     """
 
     word: str

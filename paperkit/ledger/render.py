@@ -77,7 +77,7 @@ def scoreboard(verdicts: Sequence[Verdict], papers: Sequence[str] = ()) -> str:
     groups: dict[str, list[Verdict]] = {paper: [] for paper in papers}
     for verdict in verdicts:
         groups.setdefault(_row_name(verdict.claim), []).append(verdict)
-    # What repeats a claim comes last, below all that it may repeat.
+    # The row of further evidence comes last, below the claims that it repeats.
     ordered = sorted(groups.items(), key=lambda group: group[0] == AGAIN)
     rows = [[escaped(name), str(len(own)), _counts(own)] for name, own in ordered]
     lines = [markdown_table(["paper", "claims", "verdicts"], rows)]
