@@ -218,7 +218,8 @@ _ = axes[1].set_xlabel("index $j$")
 # The midpoint's first entry exceeds $\frac12$, so $\sum_j q_j^\alpha > 2^{-\alpha}$ and its entropy is less than $\frac{\alpha}{\alpha-1}\log 2$, whatever $d$.
 # It falls below the average when $d > 4^{\alpha/(\alpha-1)}$.
 #
-# *4.* A sum of one concave (for $\alpha < 1$) or convex (for $\alpha > 1$) function of each entry does not decrease (increase) under such averaging, strictly so unless nothing changes but the order, and the sign of $1/(1-\alpha)$ turns both into the same statement; likewise $-t\log t$.
+# *4.* Under such averaging the sum of one concave function of each entry does not decrease, and that of a convex one does not increase; strictly so, unless nothing changes but the order.
+# The function $t^\alpha$ is concave for $\alpha < 1$ and convex for $\alpha > 1$, and the sign of $1/(1-\alpha)$ turns both into the same statement; likewise $-t\log t$.
 # Averaging over all permutations gives $u$.
 #
 # *5.* Write $Z = \sum_j q_j^\alpha$ and $z_j = q_j^\alpha / Z$, over the support.
@@ -328,7 +329,8 @@ _ = axes[1].legend()
 #
 # ````{prf:proof}
 # Fix $l$.
-# For a matrix $V$ of the shape of $W_l$, let $\mathcal L(V)$ be the loss with $V$ in the place of $W_l$ and the other weights as they are, and $\tilde{\mathcal L}(V)$ the loss with $V$ in that place and every other weight $W_k$ replaced by $c_k W_k$.
+# For a matrix $V$ of the shape of $W_l$, let $\mathcal L(V)$ be the loss with $V$ in the place of $W_l$ and the other weights as they are.
+# Let $\tilde{\mathcal L}(V)$ be the loss with $V$ in that place and every other weight $W_k$ replaced by $c_k W_k$.
 #
 # Put $c_l V$ into the second network.
 # By induction over the layers, each pre-activation is $c_1 \cdots c_k$ times that of the first network at $V$: the factor passes through $\sigma$ because it is positive, and layer $k+1$ contributes its own.

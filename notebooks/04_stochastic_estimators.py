@@ -76,7 +76,8 @@ from paperkit.plotting import COLORS, INK, landing_record
 # For a matrix without negative eigenvalues, and the powers that an entropy needs, the errors of all probes {prf:ref}`have one sign <est-sides>`, so that no averaging removes them.
 #
 # How much that matters depends on the spectrum.
-# {ref}`The table of recorded layers <est-recorded>` has one small network, where at order ½ the paper's 15 steps go by the number of a layer's weights more than by their curvature, if layers are compared with each other.
+# {ref}`The table of recorded layers <est-recorded>` has one small network.
+# There, at order ½, what 15 steps give for its layers differs by their numbers of weights more than by their entropies.
 # The paper compares one layer of many models, in which that number is the same; what the error does to such a comparison is not decided here.
 # At the paper's other order, 3/2, 15 steps are enough in every layer of this network.
 #
