@@ -866,10 +866,10 @@ for i, row in enumerate(cosines.tolist()):
     for j, value in enumerate(row):
         text, color = f"{round(value, 2) + 0.0:.2f}", "white" if abs(value) > 0.5 else "black"
         axes.text(j, i, text, ha="center", va="center", color=color)
-axes.set_xticks(range(len(names)), [name.replace("top ", "top\n") for name in names])
+turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+axes.set_xticks(range(len(names)), names, **turned)
 axes.set_yticks(range(len(names)), names)
-axes.tick_params(axis="x", rotation=40, length=0)
-axes.tick_params(axis="y", length=0)
+axes.tick_params(length=0)
 axes.grid(False)
 axes.spines[:].set_visible(False)
 plt.show()
