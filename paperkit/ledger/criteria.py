@@ -510,14 +510,14 @@ def _one_sided(
     value, error, freedom = jackknife(statistic, groups)
     width = float(stdtrit(freedom, 0.95)) * error
     low, high = value - width, value + width
-    sign = 1 if above else -1
+    excess = value - bound if above else bound - value
     if error == 0:
-        p_value = float(sign * (value - bound) <= 0)
+        p_values = float(excess <= 0), float(excess >= 0)
     else:
-        p_value = float(stdtr(freedom, -sign * (value - bound) / error))
+        p_values = float(stdtr(freedom, -excess / error)), float(stdtr(freedom, excess / error))
     inside, outside = (low > bound, high < bound) if above else (high < bound, low > bound)
     word = REPRODUCED if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
-    return Finding(word, "", value, (low, high), number(value), p_value)
+    return Finding(word, "", value, (low, high), number(value), p_values)
 
 
 def _correlated(found: Finding, what: str, groups: Sequence[np.ndarray], rule: str) -> Finding:
