@@ -19,9 +19,9 @@
 #
 # **Question.** What does the Hessian of a layer look like at a trained network, and how much of that does one number, its Rényi entropy, retain?
 #
-# **Answer.** Nearly all eigenvalues are small: on 100 images, nine tenths or more of those that can differ from zero lie below 1 % of the layer's largest, in each of five networks.
+# **Answer.** Nearly all eigenvalues are small: on 100 images, 90 % or more of those that can be nonzero lie below 1 % of the layer's largest, in each of five networks.
 # The entropy keeps how evenly they are spread, and not their size.
-# At order ½ its mean over the layers grows with the number of images.
+# At order ½ its mean over layers grows with the number of images.
 #
 # **Time.** Reading: about 30 minutes; running: about two minutes on two cores, most of them training.
 #

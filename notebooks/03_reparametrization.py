@@ -20,7 +20,7 @@
 # **Question.** Which changes of the parameters leave the shape of a layer's Hessian spectrum alone, and which do not?
 #
 # **Answer.** One factor for each layer does, as the paper's Proposition 2.2 says.
-# A factor for each unit does not: an entropy moves by up to 74 % while the network computes the same; that of all layers jointly moves by up to 28 % even under one factor for each.
+# A factor for each unit does not: an entropy moves by up to 74 % while the network computes the same; that of all layers jointly by up to 28 % even under one factor for each.
 # One criterion decides all cases: {prf:ref}`reparam-conformal`.
 #
 # **Time.** Reading: about 45 minutes; running: about a quarter of a minute on one core, and a little over a minute when every record has to be made.

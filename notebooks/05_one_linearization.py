@@ -963,7 +963,7 @@ table(columns, rows, spec=".5f")
 # The last row is not certified, because conv is not the only reader of its input.
 #
 # Equations 11 and 12 have the gradient of all parameters on their right side, and survive here.
-# Exercise 2 refutes both with two pixels.
+# Exercise 2 refutes both with two pixels; the {ref}`errata <errata-tied-weights>` have the correction.
 
 # %% [markdown]
 # ## Deviations, and what failed

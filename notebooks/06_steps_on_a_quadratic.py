@@ -19,9 +19,9 @@
 #
 # **Question.** Where does each sharpness-aware method end on a quadratic, and how far from the minimum?
 #
-# **Answer.** Gradient descent and gradient regularisation converge below one curve, the edge of stability.
+# **Answer.** Gradient descent and its regularised form converge below a curve, the edge of stability.
 # SAM, from almost every start, ends in a two-cycle that lies *on* it.
-# SA-SAM, with the paper's constants, ends on it too, at a loss of 1/36, whether the valley is sharp or flat: on a line this is proved, in more dimensions every run did.
+# SA-SAM, with the paper's constants, ends on it too, at a loss of 1/36 in any valley (proved on a line, seen in more dimensions).
 #
 # **Time.** Reading: about 45 minutes; running: under twenty seconds on two cores.
 #

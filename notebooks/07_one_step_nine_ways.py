@@ -1080,6 +1080,7 @@ def exact_natural_gradient(damping: float) -> Tensor:
     return found
 
 
+# %%
 dense = mu_F * exact_natural_gradient(nu)
 others = {
     ("SAM", "p = 2", "p = ∞"): steps["SAM, p = ∞"].weights,

@@ -21,7 +21,7 @@
 #
 # **Answer.** Gradient descent sharpens the loss beyond its edge of stability, 20 here, and comes back to it: over the last half of the runs the median ratio is 1.01 to 1.02.
 # SAM ends near 4, a tenth above an edge that sinks with the gradient.
-# Such a ratio shows that SAM bounces, and not what holds the sharpness down.
+# Such a ratio shows that SAM bounces, not what stops it.
 #
 # **Time.** Reading: about 10 minutes; running: under a minute on one core.
 #
