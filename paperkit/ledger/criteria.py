@@ -116,8 +116,9 @@ class Finding:
         Its interval; an end may be infinite.
     value_text : str
         Our value as it is shown.
-    p_value : float or None
-        Probability of evidence that favours the claim as much, were the claim false; None where
+    p_values : tuple of float or None
+        P-values of two one-sided tests, for the claim and against it: how probable evidence is that
+        favours it as much, were it false, or speaks against it as much, were it true. None where
         nothing is left to chance.
     """
 
@@ -126,7 +127,7 @@ class Finding:
     value: float | None = None
     interval: tuple[float, float] | None = None
     value_text: str = ""
-    p_value: float | None = None
+    p_values: tuple[float, float] | None = None
     decisive: str = ""
     """Key of the one record that decided, where one did."""
 
@@ -440,8 +441,12 @@ def fraction_at_least(
         f"{successes} of {counted(len(trials), unit)}, one-sided 95 % bounds "
         f"{interval_text(low, high)}, claimed at least {number(fraction)}"
     )
-    p_value = fraction_p_value(successes, len(trials), fraction)
-    return Finding(word, sentence, share, (low, high), number(share), p_value)
+    # Against the claim, the failures are counted.
+    p_values = (
+        fraction_p_value(successes, len(trials), fraction),
+        fraction_p_value(len(trials) - successes, len(trials), 1 - fraction),
+    )
+    return Finding(word, sentence, share, (low, high), number(share), p_values)
 
 
 @_decides("trend")
@@ -552,14 +557,14 @@ def _one_sided(
     value, error, freedom = jackknife(statistic, groups)
     width = float(stdtrit(freedom, 0.95)) * error
     low, high = value - width, value + width
-    sign = 1 if above else -1
+    excess = value - bound if above else bound - value
     if error == 0:
-        p_value = float(sign * (value - bound) <= 0)
+        p_values = float(excess <= 0), float(excess >= 0)
     else:
-        p_value = float(stdtr(freedom, -sign * (value - bound) / error))
+        p_values = float(stdtr(freedom, -excess / error)), float(stdtr(freedom, excess / error))
     inside, outside = (low > bound, high < bound) if above else (high < bound, low > bound)
     word = REPRODUCED if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
-    return Finding(word, "", value, (low, high), number(value), p_value)
+    return Finding(word, "", value, (low, high), number(value), p_values)
 
 
 def _correlated(found: Finding, what: str, groups: Sequence[np.ndarray], rule: str) -> Finding:
@@ -605,7 +610,8 @@ def _sign_of_mean(values: Sequence[float], what: str, unit: str) -> Finding:
         f"{what} {number(mean)} over {counted(len(values), unit)}, "
         f"one-sided 95 % bounds {interval_text(low, high)}"
     )
-    return Finding(word, sentence, mean, (low, high), number(mean), mean_p_value(values))
+    p_values = mean_p_value(values), mean_p_value([-value for value in values])
+    return Finding(word, sentence, mean, (low, high), number(mean), p_values)
 
 
 def select(records: Sequence[Record], where: Mapping[str, Any]) -> list[Record]:

@@ -19,7 +19,7 @@ from paperkit import arguments
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.paths import store_folder
 from paperkit.experiments.study import require_profile, study_named
-from paperkit.ledger.claims import Claim
+from paperkit.ledger.claims import Claim, file_of, load_claims
 from paperkit.ledger.criteria import OWN, REFUTED, WORDS, PaperValue, counterexample_exists
 from paperkit.ledger.formatting import (
     NOTHING,
@@ -34,6 +34,9 @@ from paperkit.ledger.formatting import (
 from paperkit.ledger.lists import planned_studies
 from paperkit.ledger.verdict import Verdict, verdicts
 from paperkit.ledger.wording import criterion_sentence, value_name
+
+AGAIN = "further evidence on claims above"
+"""Row of the scoreboard for claims that try a fact again, which counts once."""
 
 OPEN = 5
 """Verdicts that a chapter shows at its head; the others are folded."""
@@ -66,15 +69,17 @@ def scoreboard(verdicts: Sequence[Verdict], papers: Sequence[str] = ()) -> str:
     Returns
     -------
     str
-        A row for each paper, and two for this book: its statements, and the limits that it entered
-        to be refuted.
+        A row for each paper, two for this book (its statements, and the limits that it entered to
+        be refuted), and one for what is tried again on other evidence.
     """
     if not verdicts:
         return "No claim has been entered yet."
     groups: dict[str, list[Verdict]] = {paper: [] for paper in papers}
     for verdict in verdicts:
         groups.setdefault(_row_name(verdict.claim), []).append(verdict)
-    rows = [[escaped(name), str(len(own)), _counts(own)] for name, own in groups.items()]
+    # The row of further evidence comes last, below the claims that it repeats.
+    ordered = sorted(groups.items(), key=lambda group: group[0] == AGAIN)
+    rows = [[escaped(name), str(len(own)), _counts(own)] for name, own in ordered]
     lines = [markdown_table(["paper", "claims", "verdicts"], rows)]
     stale = sum(v.stale for v in verdicts)
     if stale:
@@ -282,6 +287,22 @@ def target(claim: Claim) -> str:
     return f"claim-{_slug(claim.id)}"
 
 
+def with_links_to_the_ledger(text: str) -> str:
+    """Return a page's text with the links to criteria leading to the built ledger page.
+
+    MyST finds no target that a directive makes on another page, so that these are links in HTML.
+    Their quotation marks are single ones, because the text may be a notebook's JSON.
+    """
+    pages = {target(claim): ledger_page(claim.paper) for claim in load_claims()}
+
+    def to_its_page(link: re.Match[str]) -> str:
+        root, name = link.groups()
+        return f"<a href='{root}/book/{pages.get(name, 'ledger')}.html#{name}'>criterion</a>"
+
+    link = r"\[criterion\]\(([./]*)/claims/[\w.-]+\.yml#(claim-[a-z0-9-]+)\)"
+    return re.sub(link, to_its_page, text)
+
+
 def show_verdicts(
     chapter: str,
     profile: str = "laptop",
@@ -341,6 +362,8 @@ def _grouped(
 
 
 def _row_name(claim: Claim) -> str:
+    if claim.repeats:
+        return AGAIN
     if claim.paper != OWN:
         return claim.paper
     if _is_limit(claim):
@@ -373,10 +396,9 @@ def _item(verdict: Verdict, root: str) -> str:
     paper = _paper_text(claim.paper_value)
     found = [_value_text(verdict), verdict.scale and escaped(verdict.scale)]
     found += [f"the paper has {paper}" if paper != NOTHING else ""]
-    # The built page's address: MyST finds no target that a directive makes on another page.
-    criterion = (
-        f'<a href="{root}/book/{ledger_page(claim.paper)}.html#{target(claim)}">criterion</a>'
-    )
+    # A notebook opens this file; `with_links_to_the_ledger` leads the built page to the ledger.
+    file = file_of(claim)
+    criterion = f"[criterion]({root}/claims/{file}#{target(claim)})" if file else NOTHING
     links = [criterion, _records_link(verdict, root)]
     return (
         f"* {badges(verdict)} **{escaped(place)}.** {claim.statement} "
@@ -449,7 +471,7 @@ def _table(verdicts: Sequence[Verdict]) -> str:
     for v in verdicts:
         found = f"{badges(v)}<br>{_value_text(v)}"
         if v.adjusted_p_value is not None:
-            found += f"; adjusted p = {number(v.adjusted_p_value)}"
+            found += f"; adjusted p = {number(v.adjusted_p_value)} {v.side} it"
         rows.append([f"[{escaped(v.claim.id)}](#{target(v.claim)}): {v.claim.statement}", found])
     # The table has two columns, because a telephone has no room for more.
     return markdown_table(["claim", "verdict, and what was found"], rows)
@@ -463,6 +485,12 @@ def _details(verdict: Verdict, root: str) -> str:
     items = [
         ("Place", escaped(claim.place)),
         ("Kind", claim.kind + ", entered to be refuted" * _is_limit(claim)),
+        (
+            "Tries again",
+            f"[{escaped(claim.repeats)}](#claim-{_slug(claim.repeats)})"
+            if claim.repeats
+            else NOTHING,
+        ),
         ("Criterion", criterion_sentence(claim)),
         ("The paper has", _paper_text(claim.paper_value)),
         ("Found", _value_text(verdict) if verdict.value_text else NOTHING),
@@ -517,7 +545,8 @@ def _chance_text(verdict: Verdict) -> str:
     if verdict.p_value is None or verdict.adjusted_p_value is None:
         return NOTHING
     shown, adjusted = map(number, (verdict.p_value, verdict.adjusted_p_value))
-    return f"p = {shown}; {adjusted} when adjusted for all tests of the ledger (Holm)"
+    side = f"{verdict.side} the claim"
+    return f"p = {shown} {side}; {adjusted} when adjusted for all tests of the ledger (Holm)"
 
 
 def _records_link(verdict: Verdict, root: str) -> str:

@@ -102,7 +102,24 @@ class Verdicts(MarkdownDirective):
         """Render the verdicts of the chapter named by the argument."""
         from paperkit.ledger import render, verdicts
 
-        return render.of_chapter(verdicts(anchor=argument))
+        return render.with_links_to_the_ledger(render.of_chapter(verdicts(anchor=argument)))
+
+
+def lead_to_the_ledger(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Let the criteria's links, which in a notebook open a file, lead to the ledger page.
+
+    Parameters
+    ----------
+    app : Sphinx
+        Application.
+    docname : str
+        Name of the page.
+    source : list of str
+        Text of the page, changed in place.
+    """
+    from paperkit.ledger import render
+
+    source[0] = render.with_links_to_the_ledger(source[0])
 
 
 def copy_mathjax(app: Sphinx) -> None:
@@ -162,6 +179,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.add_directive(name, directive)
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("source-read", lead_to_the_ledger)
     app.connect("html-page-context", page_head.complete)
     # After the theme, which puts its functions into the context.
     app.connect("html-page-context", sidebar.name_arrows, priority=900)

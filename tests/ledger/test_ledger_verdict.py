@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -16,10 +17,12 @@ from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.study import study_named
 from paperkit.ledger import show_verdicts, verdicts
-from paperkit.ledger.claims import Change
+from paperkit.ledger.claims import Change, load_claims
+from paperkit.ledger.commands import plain
 from paperkit.ledger.criteria import WORDS
 from paperkit.ledger.formatting import escaped
 from paperkit.ledger.render import (
+    AGAIN,
     audit_command,
     badge,
     corrections,
@@ -30,6 +33,7 @@ from paperkit.ledger.render import (
     of_chapter,
     run_command,
     scoreboard,
+    with_links_to_the_ledger,
 )
 from paperkit.publishing.sphinx_extension import PAPERS
 
@@ -255,12 +259,32 @@ def test_findings_carry_the_badges_of_their_claims_and_notice_when_these_move(pu
             findings([line], verdicts())
 
 
+def test_a_criterions_link_opens_its_file_in_a_notebook_and_the_ledger_in_the_book(published):
+    shown = of_chapter(verdicts())
+    assert shown.count("[criterion](../claims/test.yml#claim-") == 4
+    built = with_links_to_the_ledger(json.dumps(shown))
+    assert built.count("<a href='../book/ledger/first.html#claim-gap'>criterion</a>") == 1
+    assert "[criterion]" not in json.loads(built)
+
+
+def test_what_repeats_a_claim_is_counted_apart(published, root):
+    repeated = CLAIMS.split("- id: slack")[0].replace("id: gap", "id: again")
+    file = root / "claims" / "test2.yml"
+    file.write_text(repeated + "  repeats: gap\n")
+    last = scoreboard(verdicts()).splitlines()[-1]
+    assert last == f"| {AGAIN} | 1 | 1 {badge('verified')} |"
+    assert "* **Tries again**: [gap](#claim-gap)" in ledger(verdicts())
+    file.write_text(repeated + "  repeats: gapp\n")
+    with pytest.raises(ValueError, match="repeats names 'gapp', no claim; did you mean 'gap'"):
+        load_claims()
+
+
 def test_a_chapter_shows_what_was_found_by_its_name_with_links_to_criterion_and_records(published):
     first, second, third, fourth = re.findall(r"(?m)^\* .*$", of_chapter(verdicts()))
     assert first == (
         f"* {badge('verified')} **First, Theorem 1.** The gap $|a - b|$ is 0. "
         "*Found:* largest gap below 1e-12; 6 runs, 3 seeds "
-        '(<a href="../book/ledger/first.html#claim-gap">criterion</a>, '
+        "([criterion](../claims/test.yml#claim-gap), "
         "[6 records](../results/selftest_measure.jsonl))."
     )
     assert badge("criterion changed") in second and "smallest slack -" in second
@@ -285,7 +309,7 @@ def test_a_chapter_without_a_choice_shows_its_first_five(published):
         for verdict in verdicts()
     ]
     in_sight, folded = of_chapter(found).split("<details>", maxsplit=1)
-    assert (in_sight.count("#claim-"), folded.count("#claim-")) == (5, 3)
+    assert (in_sight.count("*Found:*"), folded.count("*Found:*")) == (5, 3)
 
 
 def test_a_chosen_verdict_that_the_chapter_has_not_is_refused(published):
@@ -339,13 +363,31 @@ def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_nam
         r"| [gap](#claim-gap): The gap $\|a - b\|$ is 0. | "
         f"{badge('verified')}<br>largest gap below 1e-12 |"
     )
-    assert any("<br>mean difference in size 9 (9 to 9); adjusted p = " in row for row in rows)
+    assert any("<br>mean difference in size 9 (9 to 9); adjusted p = 0 for it" in r for r in rows)
     assert {re.search(r"#claim-(\w+)", row)[1] for row in rows} == {
         "gap",
         "slack",
         "table",
         "larger",
     }
+
+
+def test_a_p_value_is_of_the_side_on_which_the_evidence_lies(published):
+    (larger,) = (claim for claim in load_claims() if claim.id == "larger")
+    sides = {"larger": larger.criterion.smaller, "smaller": larger.criterion.larger}
+    reversed_ = larger.model_copy(
+        update={"id": "reversed", "criterion": larger.criterion.model_copy(update=sides)}
+    )
+    right, wrong = verdicts(claims=[larger, reversed_])
+    assert [(v.word, v.side) for v in (right, wrong)] == [
+        ("reproduced", "for"),
+        ("not reproduced", "against"),
+    ]
+    # The parts differ by 9 in every seed, so that nothing is left to chance on either side.
+    assert right.p_value == wrong.p_value == wrong.adjusted_p_value == 0.0
+    assert "p = 0 against the claim; 0 when adjusted" in ledger([wrong])
+    assert (plain(right)["side"], plain(wrong)["side"]) == ("for", "against")
+    assert plain(verdicts()[0])["side"] is None
 
 
 def test_the_ledger_can_be_jumped_through_by_paper_and_by_chapter(published):
