@@ -49,7 +49,10 @@ def grid(profile: str) -> list[dict[str, Any]]:
 
 
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
-    """Compare the regulariser's accuracy with another method's in one row."""
+    """Compare the regulariser's accuracy with another method's in one row.
+
+    A shortfall is how far the lower bound of a difference lies below zero.
+    """
     table = published_table(configuration["table"])
     row = table["rows"][configuration["row"]]
     ours, other = (tuple(row[name]) for name in ("IGS", configuration["rival"]))
@@ -58,8 +61,10 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     return {
         "gain": round(gain, 2),
         "gain_lower_bound": lower,
+        "gain_shortfall": max(0.0, -lower),
         "loss": round(loss, 2),
         "loss_lower_bound": loss_lower,
+        "loss_shortfall": max(0.0, -loss_lower),
         "within_a_point": round(1.0 - abs(gain), 2),
     }
 
