@@ -10,8 +10,10 @@ Directives
 ``{findings}``
     Sentences with the badges of claims, one line each, ``claim-id (word): sentence``. Where a
     verdict is another one by now, the build stops.
-``{ledger}``
-    Every claim with its criterion, evidence and verdict; with an argument, one paper's.
+``{ledger} PAPER``
+    Every claim of a paper with its criterion, evidence and verdict; without, links to these pages.
+``{corrections}``
+    What the papers print and what should stand there, from the claims.
 ``{verdicts} ANCHOR``
     Those of one chapter.
 ``{members} MODULE``
@@ -67,11 +69,27 @@ class Findings(MarkdownDirective):
 class Ledger(MarkdownDirective):
     """Every claim with its criterion, its evidence and its verdict."""
 
+    final_argument_whitespace = True
+
     def markdown(self, argument: str | None) -> str:
-        """Render the ledger of the paper named by the argument, or of all."""
+        """Render the ledger of the paper named by the argument, or the ways to all."""
         from paperkit.ledger import render, verdicts
 
+        if argument is None:
+            return render.ledger_index(verdicts())
         return render.ledger(verdicts(paper=argument))
+
+
+class Corrections(MarkdownDirective):
+    """What the papers print and what should stand there."""
+
+    optional_arguments = 0
+
+    def markdown(self, argument: str | None) -> str:
+        """Render the corrections of all papers."""
+        from paperkit.ledger import render, verdicts
+
+        return render.corrections(verdicts(), PAPERS)
 
 
 class Verdicts(MarkdownDirective):
@@ -84,7 +102,24 @@ class Verdicts(MarkdownDirective):
         """Render the verdicts of the chapter named by the argument."""
         from paperkit.ledger import render, verdicts
 
-        return render.of_chapter(verdicts(anchor=argument))
+        return render.with_links_to_the_ledger(render.of_chapter(verdicts(anchor=argument)))
+
+
+def lead_to_the_ledger(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Let the criteria's links, which in a notebook open a file, lead to the ledger page.
+
+    Parameters
+    ----------
+    app : Sphinx
+        Application.
+    docname : str
+        Name of the page.
+    source : list of str
+        Text of the page, changed in place.
+    """
+    from paperkit.ledger import render
+
+    source[0] = render.with_links_to_the_ledger(source[0])
 
 
 def copy_mathjax(app: Sphinx) -> None:
@@ -144,6 +179,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.add_directive(name, directive)
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("source-read", lead_to_the_ledger)
     app.connect("html-page-context", page_head.complete)
     # After the theme, which puts its functions into the context.
     app.connect("html-page-context", sidebar.name_arrows, priority=900)
@@ -156,6 +192,7 @@ DIRECTIVES: dict[str, type[MarkdownDirective]] = {
     "scoreboard": Scoreboard,
     "findings": Findings,
     "ledger": Ledger,
+    "corrections": Corrections,
     "verdicts": Verdicts,
     "members": Members,
 }
