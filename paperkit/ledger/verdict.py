@@ -61,6 +61,8 @@ class Verdict:
         The records that are the evidence.
     stale : bool
         Whether the code behind one of them has changed since it was made.
+    decisive : str
+        Key of the one record that decided, such as a counterexample; empty where several did.
 
     Examples
     --------
@@ -85,6 +87,7 @@ class Verdict:
     adjusted_p_value: float | None = None
     records: tuple[Record, ...] = ()
     stale: bool = False
+    decisive: str = ""
 
 
 def verdicts(
@@ -200,6 +203,7 @@ def _judge(claim: Claim, records: Sequence[Record], archive: Archive) -> Verdict
         None,
         tuple(clean),
         any(archive.is_stale(study, record) for record in clean),
+        finding.decisive,
     )
 
 

@@ -10,8 +10,10 @@ Directives
 ``{findings}``
     Sentences with the badges of claims, one line each, ``claim-id (word): sentence``. Where a
     verdict is another one by now, the build stops.
-``{ledger}``
-    Every claim with its criterion, evidence and verdict; with an argument, one paper's.
+``{ledger} PAPER``
+    Every claim of a paper with its criterion, evidence and verdict; without, links to these pages.
+``{corrections}``
+    What the papers print and what should stand there, from the claims.
 ``{verdicts} ANCHOR``
     Those of one chapter.
 ``{members} MODULE``
@@ -67,11 +69,27 @@ class Findings(MarkdownDirective):
 class Ledger(MarkdownDirective):
     """Every claim with its criterion, its evidence and its verdict."""
 
+    final_argument_whitespace = True
+
     def markdown(self, argument: str | None) -> str:
-        """Render the ledger of the paper named by the argument, or of all."""
+        """Render the ledger of the paper named by the argument, or the ways to all."""
         from paperkit.ledger import render, verdicts
 
+        if argument is None:
+            return render.ledger_index(verdicts())
         return render.ledger(verdicts(paper=argument))
+
+
+class Corrections(MarkdownDirective):
+    """What the papers print and what should stand there."""
+
+    optional_arguments = 0
+
+    def markdown(self, argument: str | None) -> str:
+        """Render the corrections of all papers."""
+        from paperkit.ledger import render, verdicts
+
+        return render.corrections(verdicts(), PAPERS)
 
 
 class Verdicts(MarkdownDirective):
@@ -174,6 +192,7 @@ DIRECTIVES: dict[str, type[MarkdownDirective]] = {
     "scoreboard": Scoreboard,
     "findings": Findings,
     "ledger": Ledger,
+    "corrections": Corrections,
     "verdicts": Verdicts,
     "members": Members,
 }

@@ -8,6 +8,7 @@ from paperkit.ledger.criteria import (
     CRITERIA,
     PaperValue,
     counterexample_exists,
+    difference_within,
     fraction_at_least,
     identity_holds,
     inequality_holds,
@@ -276,6 +277,22 @@ def test_records_of_one_unit_are_one_trial():
     assert fraction_at_least(runs, metric="share", unit="n", fraction=0.5).value == 0.5
 
 
+@pytest.mark.parametrize(
+    ("shift", "word"), [(0.0, "reproduced"), (1.0, "not reproduced"), (0.5, "inconclusive")]
+)
+def test_two_sides_are_as_good_as_equal_within_a_margin(shift, word):
+    noise = [0.01, -0.02, 0.015, 0.0, -0.005]
+    one = records("x", [shift + value for value in noise], side=1)
+    other = records("x", [0.0] * 5, side=0)
+    given = {"larger": Side(where={"side": 1}), "smaller": Side(where={"side": 0}), "unit": "seed"}
+    found = difference_within([*one, *other], **given, metric="x", margin=0.5)
+    assert (found.word, found.p_value) == (word, None)
+    low, high = found.interval
+    assert low < shift < high
+    few = [one[0], other[0]]
+    assert difference_within(few, **given, metric="x", margin=9).word == "inconclusive"
+
+
 def test_a_unit_that_no_configuration_has_is_refused():
     with pytest.raises(ValueError, match="unit is 'layer', which is no entry of the configuration"):
         fraction_at_least(records("holds", [True]), metric="holds", unit="layer", fraction=0.5)
@@ -296,6 +313,13 @@ CALLS = {
         "unit": "seed",
         "larger": Side(where={"side": 1}),
         "smaller": Side(where={"side": 0}),
+    },
+    "difference_within": {
+        "metric": "x",
+        "unit": "seed",
+        "larger": Side(where={"side": 1}),
+        "smaller": Side(where={"side": 0}),
+        "margin": 0.5,
     },
     "trend_holds": {"metric": "x", "unit": "seed", "against": "side", "direction": "increasing"},
     "fraction_at_least": {"metric": "x", "unit": "seed", "fraction": 0.5},

@@ -3,6 +3,7 @@ import re
 import shlex
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from myst_parser.parsers.mdit import create_md_parser
 from paperkit.cli import main
 from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive
+from paperkit.experiments.study import study_named
 from paperkit.ledger import show_verdicts, verdicts
 from paperkit.ledger.claims import Change, load_claims
 from paperkit.ledger.commands import plain
@@ -23,14 +25,19 @@ from paperkit.ledger.render import (
     AGAIN,
     audit_command,
     badge,
+    corrections,
     findings,
     ledger,
+    ledger_index,
+    ledger_page,
     of_chapter,
     run_command,
     scoreboard,
     with_links_to_the_ledger,
 )
+from paperkit.publishing.sphinx_extension import PAPERS
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 CLAIMS = """
 - id: gap
   paper: First
@@ -256,7 +263,7 @@ def test_a_criterions_link_opens_its_file_in_a_notebook_and_the_ledger_in_the_bo
     shown = of_chapter(verdicts())
     assert shown.count("[criterion](../claims/test.yml#claim-") == 4
     built = with_links_to_the_ledger(json.dumps(shown))
-    assert built.count("<a href='../book/ledger.html#claim-gap'>criterion</a>") == 1
+    assert built.count("<a href='../book/ledger/first.html#claim-gap'>criterion</a>") == 1
     assert "[criterion]" not in json.loads(built)
 
 
@@ -325,16 +332,17 @@ def test_the_commands_beside_the_records_work_as_they_are_printed(published, mon
             assert main(arguments) == 0
 
 
-def test_the_ledger_has_a_section_a_paper_and_everything_about_a_claim(published):
-    text = ledger(verdicts(), root=".")
+def test_the_ledger_has_a_section_a_chapter_or_study_and_everything_about_a_claim(published):
+    text = "".join(
+        ledger([v for v in verdicts() if v.claim.paper == paper], root=".")
+        for paper in ("First", "Second")
+    )
     assert [line for line in text.splitlines() if line.startswith("#")] == [
-        "## By paper and by chapter",
-        "## First",
-        "### Chapter 9",
-        "## Second",
-        "### Without a chapter",
-        "### Chapter 10",
+        "## Chapter 9",
+        "## Chapter 10",
+        "## Study `selftest_measure`",
     ]
+    assert escaped(study_named("selftest_measure").question) in text
     assert f":::{{dropdown}} slack {badge('refuted')} {badge('criterion changed')}" in text
     assert ":name: claim-slack\n" in text
     assert (
@@ -345,7 +353,8 @@ def test_the_ledger_has_a_section_a_paper_and_everything_about_a_claim(published
     assert '<a href="./notebooks/10_other.html">chapter 10</a>' in text
     assert "is at most 1e-10 in magnitude" in text
     assert "study `selftest_measure` at the laptop profile" in text
-    assert text == ledger(verdicts(), root=".")
+    decisive = next(v for v in verdicts() if v.claim.id == "slack").decisive
+    assert f"`.venv/bin/paperkit audit selftest_measure --run {decisive}`" in text
 
 
 def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_name(published):
@@ -354,13 +363,15 @@ def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_nam
         r"| [gap](#claim-gap): The gap $\|a - b\|$ is 0. | "
         f"{badge('verified')}<br>largest gap below 1e-12 |"
     )
-    assert "<br>mean difference in size 9 (9 to 9); adjusted p = 0 for it" in rows[3]
-    assert [re.search(r"#claim-(\w+)", row)[1] for row in rows] == [
+    assert any(
+        "<br>mean difference in size 9 (9 to 9); adjusted p = 0 for it" in row for row in rows
+    )
+    assert {re.search(r"#claim-(\w+)", row)[1] for row in rows} == {
         "gap",
         "slack",
         "table",
         "larger",
-    ]
+    }
 
 
 def test_a_p_value_is_of_the_side_on_which_the_evidence_lies(published):
@@ -382,19 +393,47 @@ def test_a_p_value_is_of_the_side_on_which_the_evidence_lies(published):
 
 
 def test_the_ledger_can_be_jumped_through_by_paper_and_by_chapter(published):
-    text = ledger(verdicts())
-    heading, jumps = text.split("\n\n")[:2]
-    assert heading.startswith("## ")
-    jumps = jumps.splitlines()
-    assert jumps[0] == "* **By paper:** [First](#ledger-first) (2), [Second](#ledger-second) (2)"
-    assert jumps[1:] == [
-        "* **Without a chapter:** [Second](#ledger-second-none) (1)",
+    assert ledger_index(verdicts()).splitlines() == [
+        "* **By paper:** [First](ledger/first.md) (2), [Second](ledger/second.md) (2)",
         "* **Chapter 9:** [First](#ledger-first-09-test) (2)",
         "* **Chapter 10:** [Second](#ledger-second-10-other) (1)",
+        "* **Study `selftest_measure`:** [Second](#ledger-second-selftest-measure) (1)",
     ]
-    targets = re.findall(r"\]\(#([\w-]+)\)", text)
-    for target in targets:
-        assert f"({target})=\n" in text or f":name: {target}\n" in text
+    for paper in ("First", "Second"):
+        own = [verdict for verdict in verdicts() if verdict.claim.paper == paper]
+        text = ledger(own)
+        for target in re.findall(rf"#(ledger-{paper.lower()}-[\w-]+)\)", ledger_index(own)):
+            assert f"({target})=\n## " in text
+
+
+def test_every_paper_of_the_ledger_has_its_page_and_every_page_its_paper():
+    claims = [path.read_text() for path in (REPOSITORY / "claims").glob("*.yml")]
+    papers = {name for claim in claims for name in re.findall(r"(?m)^  paper: (.+)$", claim)}
+    folder = REPOSITORY / "book" / "ledger"
+    assert {f"ledger/{path.stem}" for path in folder.glob("*.md")} == {
+        ledger_page(paper) for paper in papers | set(PAPERS)
+    }
+    for paper in papers:
+        text = (REPOSITORY / "book" / f"{ledger_page(paper)}.md").read_text()
+        assert f"```{{ledger}} {paper}\n" in text
+
+
+def test_corrections_have_line_repair_counterexample_and_the_command_that_shows_it(root, published):
+    path = root / "claims" / "test.yml"
+    text = path.read_text().replace(
+        "- id: slack\n",
+        "- id: slack\n"
+        "  correction: {fault: slip, printed: The slack is $>0$., repair: Its sign is free.}\n",
+    )
+    path.write_text(text)
+    found = verdicts()
+    decisive = next(v for v in found if v.claim.id == "slack").decisive
+    shown = corrections(found, ["First", "Second"])
+    assert shown.splitlines()[:3] == ["(errata-first)=", "### First", ""]
+    assert "slip. The slack is $>0$.<br>\n  *Instead:* Its sign is free.<br>\n" in shown
+    assert f"{badge('refuted')} {badge('criterion changed')} smallest slack" in shown
+    assert f"to see it, `.venv/bin/paperkit audit selftest_measure --run {decisive}`." in shown
+    assert "Second" not in shown and corrections([], ["First"]).startswith("No line")
 
 
 def test_a_record_of_the_working_store_is_named_by_its_run(claims, committed, store):
