@@ -286,7 +286,7 @@ def test_two_sides_are_as_good_as_equal_within_a_margin(shift, word):
     other = records("x", [0.0] * 5, side=0)
     given = {"larger": Side(where={"side": 1}), "smaller": Side(where={"side": 0}), "unit": "seed"}
     found = difference_within([*one, *other], **given, metric="x", margin=0.5)
-    assert (found.word, found.p_value) == (word, None)
+    assert (found.word, found.p_values) == (word, None)
     low, high = found.interval
     assert low < shift < high
     few = [one[0], other[0]]
