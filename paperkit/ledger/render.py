@@ -300,7 +300,7 @@ def with_links_to_the_ledger(text: str) -> str:
 
     def in_the_book(found: re.Match[str]) -> str:
         root, name = found.groups()
-        return f"<a href='{root}/book/{pages[name]}.html#{name}'>criterion</a>"
+        return f"<a href='{root}/book/{pages.get(name, 'ledger')}.html#{name}'>criterion</a>"
 
     return link.sub(in_the_book, text)
 
