@@ -201,7 +201,7 @@ def corrections(verdicts: Sequence[Verdict], papers: Iterable[str]) -> str:
         own = [v for v in verdicts if v.claim.paper == paper and _is_corrected(v)]
         if own:
             items = "\n".join(map(_correction, own))
-            parts.append(f"(errata-{_slug(paper)})=\n### {escaped(paper)}\n\n{items}")
+            parts.append(f"(corrections-{_slug(paper)})=\n## {escaped(paper)}\n\n{items}")
     return "\n\n".join(parts) + "\n" if parts else "No line has been found to need a correction.\n"
 
 
@@ -236,7 +236,11 @@ def _group(claim: Claim) -> str:
 
 def _group_title(name: str) -> str:
     title = _chapter_name(name)
-    return f"{title[0].upper()}{title[1:]}" if name[:1].isdigit() else f"Study {code(name)}"
+    return f"{title[0].upper()}{title[1:]}" if name[:1].isdigit() else f"Study: {_words(name)}"
+
+
+def _words(name: str) -> str:
+    return escaped(name.replace("_", " "))
 
 
 def _question(study: str) -> str:
