@@ -23,7 +23,7 @@
 # What falls is slack added later, by the factor $d^{1/d}$ at most.
 # Besides, a memoriser breaks Proposition 3.1 and Theorem 3.2 as printed.
 #
-# **Time.** Reading: about 35 minutes; running: under half a minute on one core.
+# **Time.** Reading: about 40 minutes; running: under half a minute on one core.
 #
 # **You need:** eigenvalues of a symmetric matrix, the inequality of the means, Jensen's inequality; what an entropy of a spectrum is, from {ref}`chapter 3 <entropy-facts>`.
 
@@ -260,7 +260,7 @@ plt.show()
 
 # %% [markdown]
 # At $\rho = 0.001$ the claimed bound is all width, and the loss is one half.
-# So Proposition 3.1, read as printed, is refuted, and with it Theorem B.1 and Corollary B.3, which repeat it.
+# So Proposition 3.1, read as printed, is refuted ({ref}`errata <errata-trained-parameters>`), and with it Theorem B.1 and Corollary B.3, which repeat it.
 # What stands is a statement about held-out data, and there the loss itself, without perturbation, has the same bound.
 # {ref}`The corrections <corrections>` list both versions.
 #
@@ -351,7 +351,7 @@ table(["Hessian", "entropy of order 3/2", "mean rise / ρ²"], rows, spec=".3f")
 
 # %% [markdown]
 # One spectrum, one entropy, and different rises.
-# So the step from Proposition 3.1 to the spectrum is no step: the argument, carried out, yields the measure that it was meant to replace.
+# So the step from Proposition 3.1 to the spectrum is no step: the argument, carried out, yields the measure that it was meant to replace ({ref}`errata <errata-relative-flatness>`).
 # Relative flatness sees what the entropy does not, the size of the curvature, and how it lies to the weights.
 #
 # (bounds-chain)=
@@ -418,7 +418,7 @@ print("these lines and paperkit.bounds.renyi.determinant_chain: difference below
 #
 # After its eq. 32 the paper says that a larger entropy means a smaller $\sum_j \log q_j$.
 # It has shown that a larger entropy means a smaller *upper bound* on this sum.
-# The sum itself goes the other way.
+# The sum itself goes the other way ({ref}`errata <errata-direction>`).
 #
 # ```{prf:proposition} Averaging raises both
 # :label: bounds-prop-direction
@@ -497,7 +497,7 @@ plt.show()
 # \quad (\text{paper: eq. 47}) .
 # $$ (eq-bounds-mcallester)
 #
-# The range is not stated in the paper's Appendix D, and with losses up to 10 the bound fails.
+# The range is not stated in the paper's Appendix D, and with losses up to 10 the bound fails ({ref}`errata <errata-loss-range>`).
 #
 # Theorem C.2, by {cite:t}`jia2020`, puts the uniform distribution on a neighbourhood of a minimum $\theta^*$ for $P$, and for $Q$ the density that is proportional to $e^{-(L - L_0)}$ there, with $L_0 = L(S, \theta^*)$.
 #
@@ -593,7 +593,7 @@ for name, value, claim in zip(("C.2", "C.1"), (determinant, by_entropy), claims,
 table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 
 # %% [markdown]
-# Both bounds claim 0.15, and the loss is 0.5.
+# Both bounds claim 0.15, and the loss is 0.5 ({ref}`errata <errata-prior>`).
 #
 # **Gap:** $|H| > 0$.
 # A layer with more weights than the data have directions has a singular Hessian.
@@ -607,8 +607,8 @@ table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 # $$ (eq-bounds-entropy)
 #
 # The main text writes this as $C\, V^{2/d} \exp(-[\mathcal H_\alpha - \mathcal A] / d)$ with a positive constant $\mathcal A$, which is $d \log \operatorname{Tr} H$.
-# We have met all there is to say of it: the entropy enters by a factor between $d^{-1/d}$ and 1, on the side of the slack; without it the bound would be smaller by the factor $1/d$.
-# **Vacuous** is our word for a statement that may hold and does not say what it is used for.
+# We have met all there is to say of it: the entropy enters by a factor between $d^{-1/d}$ and 1, on the side of the slack; without it, by the second term of the chain, $A$ would be about $d$ times smaller.
+# **Vacuous** is our word for a statement that may hold and does not say what it is used for ({ref}`errata <errata-vacuous-bounds>`).
 #
 # (bounds-trace)=
 # ## Can the trace be absorbed?
@@ -626,7 +626,7 @@ table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 # $$ (eq-bounds-product)
 #
 # Trace and volume belong together, and the product is a property of the function on the neighbourhood.
-# If the trace is frozen while $V$ is kept, as the corollary has it, the term is no upper bound on the rise any more.
+# If the trace is frozen while $V$ is kept, as the corollary has it, the term is no upper bound on the rise any more ({ref}`errata <errata-absorbed-trace>`).
 # Besides, factors with the product one cannot fix the traces of all layers, because they leave the product of all traces as it was.
 
 # %%
@@ -674,7 +674,8 @@ table(["rise of the loss", "A, trace frozen"], {f"{rise:.4f}": [before]})
 # Put both into {eq}`eq-bounds-mcallester`, and use the last hypothesis on the left.
 # ```
 #
-# All steps are the paper's, and right, if the words in bold and $r$ are added.
+# All steps are the paper's, and right.
+# Its statement leaves out the two conditions in bold, of which its proof names the second, and writes the remainder with the letter of the failure probability.
 # Its last step replaces $\frac12 \log |H|$ by $-\frac12 \mathcal H_\alpha$ and a constant:
 #
 # $$
@@ -772,7 +773,7 @@ checked.table()
 # Neither spectrum is an average of the other, so {prf:ref}`bounds-prop-direction` says nothing here.
 # ````
 #
-# **3. A constant loss of one half.** Where does the proof of {prf:ref}`bounds-prop-hoeffding` break for the first memoriser?
+# **3. The step that fails.** Where does the proof of {prf:ref}`bounds-prop-hoeffding` break for the first memoriser?
 #
 # ````{dropdown} Solution
 # For small $\rho$ every $Z_i$ is 0, while a fresh draw with the same $\theta$ would have the mean $\frac12$.
