@@ -166,8 +166,11 @@ checked.agree("eq. 2", moved_weights, brute_force=moved_inputs, library=claim.le
 # Then with probability at least $1 - \delta$ over $S$
 #
 # $$
+# \begin{gathered}
 # L(\mathcal D, \theta) \;\le\; E_U L(S_U, \theta) + c\, \sqrt{\frac{\log(1/\delta)}{2n}}
-# \qquad (\text{paper: eqs 3, 23}) .
+# \\
+# (\text{paper: eqs 3, 23}) .
+# \end{gathered}
 # $$ (eq-bounds-hoeffding)
 # ```
 #
@@ -238,12 +241,12 @@ def moved_loss(data: tuple[Tensor, Tensor], rho: float) -> float:
 
 
 # %% tags=["nbval-rtol=1e-2"]
-width, radii = math.sqrt(math.log(1 / delta) / (2 * p.samples)), (0.001, 0.01, 0.1, 0.3, 1.0, 3.0)
-bounds = {rho: [moved_loss(d, rho) + width for d in ((memory, labels), held_out)] for rho in radii}
-claim = library.haar_translation(
-    0.5, [moved_loss((memory, labels), 0.01)], n=p.samples, epsilon=delta
-)
-assert moved_loss((memory, labels), 0.0) == 0 and abs(claim.right - bounds[0.01][0]) < 1e-12
+radii = 0.001, 0.01, 0.1, 0.3, 1.0, 3.0
+width, trained_on = math.sqrt(math.log(1 / delta) / (2 * p.samples)), (memory, labels)
+bounds = {r: [moved_loss(data, r) + width for data in (trained_on, held_out)] for r in radii}
+losses = [moved_loss(trained_on, 0.01)]
+claim = library.haar_translation(0.5, losses, n=p.samples, epsilon=delta)
+assert moved_loss(trained_on, 0.0) == 0 and abs(claim.right - bounds[0.01][0]) < 1e-12
 assert not claim.holds and max(bounds[0.001][0], bounds[0.01][0]) < 0.4  # below ½ by 0.1
 columns = ["ρ", "bound, training sample", "bound, held-out sample"]
 table(columns, bounds, spec=".3f")
@@ -255,7 +258,7 @@ for name, marker, values in zip(names, "os", zip(*bounds.values(), strict=True),
     axes.semilogx(radii, values, marker=marker, label=name)
 axes.axhline(0.5, color=INK, lw=1, ls=":", label="population loss")
 axes.set(xlabel=r"size of the perturbation, $\rho$", ylabel="error", ylim=(0, 0.65))
-axes.legend(loc="lower right")
+axes.legend(loc="center left")
 plt.show()
 
 # %% [markdown]
@@ -280,7 +283,9 @@ plt.show()
 #
 # $$
 # \begin{gathered}
-# E_U L(W + \rho W U) = L(W) + \frac{\rho^2}{2k}\, \kappa + O(\rho^4) ,
+# E_U L(W + \rho W U)
+# \\
+# {} = L(W) + \frac{\rho^2}{2k}\, \kappa + O(\rho^4) ,
 # \\
 # \kappa = \sum_{s, s'} \langle w_s, w_{s'} \rangle \operatorname{Tr} H_{ss'} .
 # \end{gathered}
@@ -381,7 +386,7 @@ table(["Hessian", "entropy of order 3/2", "mean rise / ρ²"], rows, spec=".3f")
 #
 # ```{prf:proof}
 # The first step is the inequality of the means, for the $\lambda_j$.
-# The second is $\mathcal H_\alpha \le \log d$, which holds at every order with equality for the uniform distribution alone ({prf:ref}`reparam-entropy-facts`).
+# The second is $\mathcal H_\alpha \le \log d$, which holds at every order with equality for the uniform distribution alone ({ref}`chapter 3 <entropy-facts>`).
 # The third is $(d - 1)\, \mathcal H_\alpha \ge 0$.
 # ```
 #
@@ -408,8 +413,11 @@ for alpha in (0.25, 0.5, 1.5, 2.0, 3.0):
         eigenvalues = normal(d).exp() ** 2
         ours = torch.stack(chain(eigenvalues, alpha))
         steps = library.determinant_chain(eigenvalues, alpha)
-        theirs = torch.tensor([steps[0].left, *(step.right for step in steps)], dtype=torch.float64)
-        assert distance(theirs, ours) < 1e-12 and (ours.diff() > 0).all()
+        theirs = [steps[0].left, *(step.right for step in steps)]
+        assert (
+            distance(torch.tensor(theirs, dtype=torch.float64), ours) < 1e-12
+            and (ours.diff() > 0).all()
+        )
 print("these lines and paperkit.bounds.renyi.determinant_chain: difference below 1e-12")
 
 # %% [markdown]
@@ -431,7 +439,7 @@ print("these lines and paperkit.bounds.renyi.determinant_chain: difference below
 # ```{prf:proof}
 # The columns' sums keep the trace.
 # The logarithm is concave, so $\log \sum_k M_{jk} \lambda_k \ge \sum_k M_{jk} \log \lambda_k$; add over $j$ and use the columns' sums again.
-# For the entropy this is part 4 of {prf:ref}`reparam-entropy-facts`.
+# For the entropy this is Schur-concavity, which {ref}`chapter 3 <entropy-facts>` proves.
 # Averaging with $M_{jk} = 1/d$ makes all eigenvalues equal.
 # ```
 #
@@ -449,12 +457,9 @@ curves = []
 for step in range(61):
     t = 10 ** (-step / 30)  # from 1, equal eigenvalues, to 0.01
     curves.append((renyi_entropy(family(t), 0.5), *map(float, chain(family(t), 0.5))))
-entropies, determinants, _, _, printed = (
-    torch.tensor(column) for column in zip(*curves, strict=True)
-)
-assert (
-    (entropies.diff() < 0).all() and (determinants.diff() < 0).all() and (printed.diff() > 0).all()
-)
+columns = [torch.tensor(column) for column in zip(*curves, strict=True)]
+signs = [(column.diff() > 0).tolist() for column in (columns[0], columns[1], columns[-1])]
+assert not any(signs[0] + signs[1]) and all(signs[2])  # entropy and log det fall, printed rises
 rows = {t: (renyi_entropy(family(t), 0.5), *chain(family(t), 0.5)) for t in (1.0, 0.3, 0.05)}
 table(["t", "entropy", "log det", "d log(Tr/d)", "sharper", "printed"], rows, spec=".3f")
 
@@ -473,11 +478,11 @@ dimensions = [10**e for e in range(1, 8)]
 largest_change = [d ** (1 / d) - 1 for d in dimensions]
 assert 1.3e-5 < largest_change[dimensions.index(10**6)] < 1.4e-5
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Above, four curves against the entropy, from 0.6 to its maximum 1.39: the logarithm of the determinant climbs steeply from minus twelve to zero, the entropy-free bound is a level line at zero, the sharper bound falls to zero, and the printed bound falls slightly from five to four. Below, on two logarithmic axes, the largest change of the printed term against the number of weights falls from a quarter at ten weights to two millionths at ten million."}, "figure": {"caption": "Above: four eigenvalues with the trace 4, from uneven (left) to equal (right), order ½. The true quantity rises with the entropy; the printed bound on it falls, and lies above a bound without entropy. Below: the largest relative change of the printed term that any change of the entropy can bring, by the number of weights.", "name": "fig-bounds-direction"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Above, four curves against the entropy, from 0.3 to its maximum 1.39: the logarithm of the determinant climbs steeply from minus twelve to zero, the entropy-free bound is a level line at zero, the sharper bound falls to zero, and the printed bound falls slightly from five to four. Below, on two logarithmic axes, the largest change of the printed term against the number of weights falls from a quarter at ten weights to two millionths at ten million."}, "figure": {"caption": "Above: four eigenvalues with the trace 4, from uneven (left) to equal (right), order ½. The true quantity rises with the entropy; the printed bound on it falls, and lies above a bound without entropy. Below: the largest relative change of the printed term that any change of the entropy can bring, by the number of weights.", "name": "fig-bounds-direction"}}
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 7.0))
 names = ("log det, the true quantity", "without entropy", "sharper", "printed bound")
-for name, values in zip(names, list(zip(*curves, strict=True))[1:], strict=True):
-    upper.plot(entropies, values, label=name)
+for name, values in zip(names, columns[1:], strict=True):
+    upper.plot(columns[0], values, label=name)
 upper.set(xlabel="entropy of the four eigenvalues (nats)", ylabel="nats", ylim=(-13, 8))
 upper.legend(loc="lower right")
 lower.loglog(dimensions, largest_change, marker="o")
@@ -492,9 +497,13 @@ plt.show()
 # For a loss **in $[0, 1]$** and a prior $P$ **that does not depend on $S$**, with probability at least $1 - \delta$ every posterior $Q$, chosen after $S$ was seen, has
 #
 # $$
+# \begin{gathered}
 # E_Q L(\mathcal D, \theta) \le E_Q L(S, \theta)
-# + \sqrt{\frac{\mathrm{KL}(Q \,\|\, P) + \log(2n/\delta)}{2(n-1)}}
-# \quad (\text{paper: eq. 47}) .
+# \\
+# {} + \sqrt{\frac{\mathrm{KL}(Q \,\|\, P) + \log(2n/\delta)}{2(n-1)}}
+# \\
+# (\text{paper: eq. 47}) .
+# \end{gathered}
 # $$ (eq-bounds-mcallester)
 #
 # The range is not stated in the paper's Appendix D, and with losses up to 10 the bound fails ({ref}`errata <errata-loss-range>`).
@@ -508,10 +517,11 @@ plt.show()
 # Then
 #
 # $$
-# \begin{aligned}
-# \mathrm{KL}(Q \,\|\, P) &\le E_P[L - L_0] \\
-# &= \frac{d}{2(d+2)}\, \Gamma\big(\tfrac d2 + 1\big)^{2/d}\, \frac{V^{2/d}\, |H|^{1/d}}{\pi} ,
-# \end{aligned}
+# \begin{gathered}
+# \mathrm{KL}(Q \,\|\, P) \le E_P[L - L_0] = v\, V^{2/d}\, |H|^{1/d} ,
+# \\
+# v = \frac{d}{2(d+2)}\, \frac 1\pi\, \Gamma\big(\tfrac d2 + 1\big)^{2/d} ,
+# \end{gathered}
 # $$ (eq-bounds-rise)
 #
 # and *if the neighbourhood does not depend on $S$*, {eq}`eq-bounds-mcallester` holds with this in place of the divergence.
@@ -519,7 +529,8 @@ plt.show()
 #
 # ```{prf:proof}
 # Let $Z = E_P\, e^{-(L - L_0)}$, so that $Q$ has the density $e^{-(L - L_0)} / Z$ with respect to $P$.
-# Then $\mathrm{KL}(Q \,\|\, P) = -E_Q[L - L_0] - \log Z \le -\log Z \le E_P[L - L_0]$; the first step is $L \ge L_0$, the second Jensen's inequality.
+# The divergence is $-E_Q[L - L_0] - \log Z$.
+# As $L \ge L_0$, this is at most $-\log Z$, which is at most $E_P[L - L_0]$ by Jensen's inequality.
 #
 # For the mean, $y = H^{1/2} \Delta$ is uniform on a ball of some radius $\rho$.
 # Its radius has the density $d\, t^{d-1} / \rho^d$, so $E\, \lVert y \rVert^2 = \rho^2\, d / (d+2)$.
@@ -599,7 +610,7 @@ table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 # A layer with more weights than the data have directions has a singular Hessian.
 # Then $|H| = 0$, the minimum is not isolated, and {prf:ref}`bounds-thm-isolated` does not speak of it.
 #
-# **By the entropy.** Theorem 3.2, with its constants Proposition C.1, puts the last line of {eq}`eq-bounds-chain` for $\log |H|$:
+# **By the entropy.** Theorem 3.2, with its constants Proposition C.1, replaces $\log |H|$ by the last line of {eq}`eq-bounds-chain`:
 #
 # $$
 # A = \frac{d}{4\pi e}\, V^{2/d} \pi^{1/d}\, \operatorname{Tr}(H)\; e^{-\mathcal H_\alpha / d}
@@ -617,7 +628,7 @@ table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 # The paper's eqs 42 to 44 argue that it is no property of the function: scaling the layers gives the same network any trace, so choose a representative with a fixed one, and call it a constant.
 #
 # Scale a layer by $c$, and the layer after it by $1/c$.
-# Then $H$ is divided by $c^2$ ({prf:ref}`reparam-prop-2-2`), the neighbourhood grows by $c$ in each direction, and
+# Then $H$ is divided by $c^2$ ({ref}`chapter 3 <prop-2-2>`), the neighbourhood grows by $c$ in each direction, and
 #
 # $$
 # V^{2/d} \operatorname{Tr} H
@@ -638,9 +649,8 @@ before = printed_rise(float(values[-1]), d, log_volume)
 together = printed_rise(float(scaled[-1]), d, log_volume + d * math.log(c))
 assert distance(before, together) < 1e-12
 rise = exact_rise(float(scaled[0]), d, log_volume)  # of the scaled layer, on a volume V
-claim = library.isolated_minimum_entropy(
-    0.5, 0.0, 0.0, eigenvalues / c**2, log_volume, 1000, delta, 0.5, trace=float(eigenvalues.sum())
-)
+point, frozen = (0.5, 0.0, 0.0, eigenvalues / c**2, log_volume), float(eigenvalues.sum())
+claim = library.isolated_minimum_entropy(*point, 1000, delta, 0.5, trace=frozen)
 assert claim.assumptions["constant_is_at_least_the_trace"] is False and rise > 1.1 * before
 table(["rise of the loss", "A, trace frozen"], {f"{rise:.4f}": [before]})
 
@@ -661,7 +671,8 @@ table(["rise of the loss", "A, trace frozen"], {f"{rise:.4f}": [before]})
 # $$
 # \begin{gathered}
 # L(\mathcal D, \theta^*) \le L(S, \theta^*) + \frac{d\, \rho^2}{2(d+2)} + r
-# + \sqrt{\frac{\mathrm{KL} + \log(2n/\delta)}{2(n-1)}} ,
+# \\
+# {} + \sqrt{\frac{\mathrm{KL} + \log(2n/\delta)}{2(n-1)}} ,
 # \\
 # \mathrm{KL} = d \log \frac R\rho + \tfrac12 \log |H| .
 # \end{gathered}
@@ -670,7 +681,7 @@ table(["rise of the loss", "A, trace frozen"], {f"{rise:.4f}": [before]})
 #
 # ```{prf:proof}
 # $E_Q\, \Delta^\top H \Delta = d\rho^2 / (d+2)$, as in the last proof.
-# The divergence of a uniform distribution from one on a larger set is the logarithm of the ratio of their volumes: $v_d R^d$ for the ball, $v_d\, \rho^d\, |H|^{-1/2}$ for the ellipsoid, with the same $v_d$.
+# The divergence of a uniform distribution from one on a larger set is the logarithm of the ratio of their volumes: for the ball $R^d$, for the ellipsoid $\rho^d\, |H|^{-1/2}$, each times the volume of the unit ball.
 # Put both into {eq}`eq-bounds-mcallester`, and use the last hypothesis on the left.
 # ```
 #
