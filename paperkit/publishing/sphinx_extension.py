@@ -23,17 +23,22 @@ Directives
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sphinx.application import Sphinx
 
+from paperkit import arguments
 from paperkit.publishing import author_year, page_head, sidebar
 from paperkit.publishing.api_pages import Members
 from paperkit.publishing.markdown_directive import MarkdownDirective
 from paperkit.publishing.provenance import last_verified
 from paperkit.publishing.search_language import AccentlessEnglish
+
+if TYPE_CHECKING:
+    from paperkit.ledger import Verdict
 
 MATHJAX = Path("sphinx-mathjax-offline/static/mathjax")
 PAPERS = ("Rényi", "SA-SAM", "Compression", "IGS")
@@ -43,14 +48,36 @@ PAPERS = ("Rényi", "SA-SAM", "Compression", "IGS")
 MATHJAX_PARTS = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
 
 
+@cache
+def _everything() -> list[Verdict]:
+    # Several pages show them, and the records do not change while the book is built.
+    from paperkit.ledger import verdicts
+
+    return verdicts()
+
+
+def _verdicts(paper: str | None = None) -> list[Verdict]:
+    """Return all verdicts, or those of one paper.
+
+    Raises
+    ------
+    ValueError
+        If no claim is of that paper.
+    """
+    everything = _everything()
+    if paper is not None:
+        arguments.choice("paper", paper, dict.fromkeys(v.claim.paper for v in everything))
+    return [verdict for verdict in everything if paper in (None, verdict.claim.paper)]
+
+
 class Scoreboard(MarkdownDirective):
     """The counts of verdicts, of all papers or of one."""
 
     def markdown(self, argument: str | None) -> str:
         """Render the scoreboard of the paper named by the argument, or of all."""
-        from paperkit.ledger import render, verdicts
+        from paperkit.ledger import render
 
-        return render.scoreboard(verdicts(paper=argument), () if argument else PAPERS)
+        return render.scoreboard(_verdicts(argument), () if argument else PAPERS)
 
 
 class Findings(MarkdownDirective):
@@ -61,9 +88,9 @@ class Findings(MarkdownDirective):
 
     def markdown(self, argument: str | None) -> str:
         """Render the lines of the directive's content."""
-        from paperkit.ledger import render, verdicts
+        from paperkit.ledger import render
 
-        return render.findings(self.content, verdicts())
+        return render.findings(self.content, _verdicts())
 
 
 class Ledger(MarkdownDirective):
@@ -73,11 +100,11 @@ class Ledger(MarkdownDirective):
 
     def markdown(self, argument: str | None) -> str:
         """Render the ledger of the paper named by the argument, or the ways to all."""
-        from paperkit.ledger import render, verdicts
+        from paperkit.ledger import render
 
         if argument is None:
-            return render.ledger_index(verdicts())
-        return render.ledger(verdicts(paper=argument))
+            return render.ledger_index(_verdicts())
+        return render.ledger(_verdicts(argument))
 
 
 class Corrections(MarkdownDirective):
@@ -87,9 +114,9 @@ class Corrections(MarkdownDirective):
 
     def markdown(self, argument: str | None) -> str:
         """Render the corrections of all papers."""
-        from paperkit.ledger import render, verdicts
+        from paperkit.ledger import render
 
-        return render.corrections(verdicts(), PAPERS)
+        return render.corrections(_verdicts(), PAPERS)
 
 
 class Verdicts(MarkdownDirective):

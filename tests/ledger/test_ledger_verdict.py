@@ -340,7 +340,7 @@ def test_the_ledger_has_a_section_a_chapter_or_study_and_everything_about_a_clai
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         "## Chapter 9",
         "## Chapter 10",
-        "## Study `selftest_measure`",
+        "## Study: selftest measure",
     ]
     assert escaped(study_named("selftest_measure").question) in text
     assert f":::{{dropdown}} slack {badge('refuted')} {badge('criterion changed')}" in text
@@ -395,7 +395,7 @@ def test_the_ledger_can_be_jumped_through_by_paper_and_by_chapter(published):
         "* **By paper:** [First](ledger/first.md) (2), [Second](ledger/second.md) (2)",
         "* **Chapter 9:** [First](#ledger-first-09-test) (2)",
         "* **Chapter 10:** [Second](#ledger-second-10-other) (1)",
-        "* **Study `selftest_measure`:** [Second](#ledger-second-selftest-measure) (1)",
+        "* **Study: selftest measure:** [Second](#ledger-second-selftest-measure) (1)",
     ]
     for paper in ("First", "Second"):
         own = [verdict for verdict in verdicts() if verdict.claim.paper == paper]
@@ -427,7 +427,7 @@ def test_corrections_have_line_repair_counterexample_and_the_command_that_shows_
     found = verdicts()
     decisive = next(v for v in found if v.claim.id == "slack").decisive
     shown = corrections(found, ["First", "Second"])
-    assert shown.splitlines()[:3] == ["(errata-first)=", "### First", ""]
+    assert shown.splitlines()[:3] == ["(corrections-first)=", "## First", ""]
     assert "slip. The slack is $>0$.<br>\n  *Instead:* Its sign is free.<br>\n" in shown
     assert f"{badge('refuted')} {badge('criterion changed')} smallest slack" in shown
     assert f"to see it, `.venv/bin/paperkit audit selftest_measure --run {decisive}`." in shown
