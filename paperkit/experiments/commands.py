@@ -1,11 +1,11 @@
-"""The commands of studies, audits and saved models: ``paperkit study | audit | measure``."""
+"""The commands of studies: ``paperkit study | plan | audit | measure``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
-from paperkit.experiments import measuring
+from paperkit.experiments import measuring, plan_command
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import audit
 from paperkit.experiments.engines import ENGINES, Allotment
@@ -19,6 +19,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     study = subparsers.add_parser("study", help="list, run and publish studies")
     _add_study_commands(study.add_subparsers(required=True, metavar="COMMAND"))
 
+    plan_command.add_command(subparsers)
     measuring.add_command(subparsers)
 
     parser = _command(subparsers, "audit", _audit, "run a sample of published records again")
@@ -53,6 +54,9 @@ def _add_study_commands(
         action="append",
         default=[],
         help="run again what other code, or uncommitted code, made",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan of what is missing, and run nothing"
     )
     _add_store_and_device(parser)
 
@@ -104,6 +108,10 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        told = (arguments.name, arguments.profile, arguments.store, arguments.device)
+        print(plan_command.text_of_one(*told))
+        return 0
     records = run_study(
         arguments.name,
         arguments.profile,
