@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from typing_extensions import override
@@ -30,6 +30,9 @@ ENOUGH = 1.0
 
 MOST_STEPS = 64
 """Number of further steps at which a trial ends in any case."""
+
+QUIET = 0.9
+"""Share of a core that a trial has where no other work takes the processor."""
 
 
 @dataclass(frozen=True)
@@ -97,37 +100,56 @@ def measured(study: Study, configuration: Configuration, device: torch.device) -
     """
     cost = study.cost_of(configuration)
     _spent(study, configuration, 1, device)  # a first trial loads what later ones find loaded
-    few, part = _spent(study, configuration, 1, device)
+    few = _spent(study, configuration, 1, device)
     further = 1
-    many, _ = _spent(study, configuration, 1 + further, device)
-    while many - few < ENOUGH and further < MOST_STEPS:
+    many = _spent(study, configuration, 1 + further, device)
+    while many.seconds - few.seconds < ENOUGH and further < MOST_STEPS:
         further = min(MOST_STEPS, 2 * further)
-        many, _ = _spent(study, configuration, 1 + further, device)
-    step = max(0.0, many - few) / further
+        many = _spent(study, configuration, 1 + further, device)
+    step = max(0.0, many.seconds - few.seconds) / further
+    beside = " beside other work" if many.share < QUIET and device.type == "cpu" else ""
     return Timing(
-        seconds=step / (part * cost.size),
-        setup=max(0.0, few - step),
+        seconds=step / (many.part * cost.size),
+        setup=max(0.0, few.seconds - step),
         device=provenance.device_name(device),
-        origin=f"timed now, {1 + further} steps, {_threads(torch.get_num_threads())}",
+        origin=f"timed now{beside}, {1 + further} steps, {_threads(torch.get_num_threads())}",
     )
 
 
-def _spent(
-    study: Study, configuration: Configuration, steps: int, device: torch.device
-) -> tuple[float, float]:
-    """Return the seconds of a trial, and the part of a step's work that each of its steps did."""
+class _Trial(NamedTuple):
+    """Cost of a trial.
+
+    Attributes
+    ----------
+    seconds : float
+        Seconds by the clock.
+    part : float
+        Part of a step's work that each of its steps did.
+    share : float
+        Processor seconds over those by the clock: below 1 where other work took the processor.
+    """
+
+    seconds: float
+    part: float = 1.0
+    share: float = 1.0
+
+
+def _spent(study: Study, configuration: Configuration, steps: int, device: torch.device) -> _Trial:
+    """Run a trial and return what it took."""
     if study.trial is None:
         raise ValueError(f"study {study.name!r} has no trial that could be timed.")
     devices = [device] if device.type == "cuda" else []
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=devices):
         torch.manual_seed(configuration["seed"])
         context = _TrialContext(device, Path(folder), Path(folder) / "checkpoint.pt")
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         part = study.trial(dict(configuration), steps, context)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - begun
-    return seconds, 1.0 if part is None else arguments.number("part", part, above=0)
+        worked = time.process_time() - worked
+    done = 1.0 if part is None else arguments.number("part", part, above=0)
+    return _Trial(seconds, done, worked / max(seconds, 1e-9))
 
 
 def from_records(records: Iterable[Record], study: Study, device: str) -> dict[str, Timing]:

@@ -93,7 +93,7 @@ def test_a_trial_tells_set_up_and_steps_apart(monkeypatch):
 
     def spent(study, configuration, steps, device):
         asked.append(steps)
-        return 3.0 + 0.25 * steps, 0.5
+        return timing._Trial(3.0 + 0.25 * steps, part=0.5)
 
     monkeypatch.setattr(timing, "_spent", spent)
     found = measured(study_named("selftest_costed"), configuration(100), CPU)
@@ -104,9 +104,10 @@ def test_a_trial_tells_set_up_and_steps_apart(monkeypatch):
 
 
 def test_a_trial_that_the_clock_cannot_tell_from_none_ends(monkeypatch):
-    monkeypatch.setattr(timing, "_spent", lambda *given: (0.5, 1.0))
+    monkeypatch.setattr(timing, "_spent", lambda *given: timing._Trial(0.5, share=0.5))
     found = measured(study_named("selftest_costed"), configuration(100), CPU)
     assert (found.seconds, found.setup) == (0.0, 0.5)
+    assert found.origin.startswith("timed now beside other work, 65 steps")
 
 
 def test_a_trial_is_given_no_other_run():
@@ -181,7 +182,7 @@ def test_a_plan_may_time_the_kinds_of_which_runs_are_missing(store, monkeypatch,
 
     def spent(study, given, steps, device):
         timed.append(given["width"])
-        return 3.0 + 2.0 * steps, 1.0
+        return timing._Trial(3.0 + 2.0 * steps)
 
     monkeypatch.setattr(timing, "_spent", spent)
     Archive(store).working.add([record(configuration(1, seed), 20.0) for seed in range(3)])
@@ -196,7 +197,9 @@ def test_a_plan_may_time_the_kinds_of_which_runs_are_missing(store, monkeypatch,
 
 
 def test_a_kept_timing_stands_in_where_there_is_no_record(store, monkeypatch, committed, capsys):
-    monkeypatch.setattr(timing, "_spent", lambda study, given, steps, device: (2.0 * steps, 1.0))
+    monkeypatch.setattr(
+        timing, "_spent", lambda study, given, steps, device: timing._Trial(2.0 * steps)
+    )
     assert main(["plan", "selftest_costed", "--save"]) == 1
     assert "--save keeps what --measure or --check found" in capsys.readouterr().err
     main(["plan", "selftest_costed", f"--store={store}", "--measure", "--save"])

@@ -122,10 +122,13 @@ def _configurations(
     before: list[Configuration] = [{}]
     if content.get("each_of") is not None:
         before = list(_configurations(content["each_of"], profile, {}, folder))
+    defaults = content.get("defaults") or {}
     own = [block for block in content.get(profile) or [] if _counts(block, taken)]
     every = [block for block in content.get("every") or [{"values": {}}] if _counts(block, taken)]
     for first, shared, block in itertools.product(before, every, own):
-        yield from ({**first, **more} for more in _combinations(shared, block, taken, order))
+        yield from (
+            {**first, **more} for more in _combinations(shared, block, defaults, taken, order)
+        )
 
 
 def _taken(name: str, choices: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, str]:
@@ -145,6 +148,7 @@ def _counts(block: Mapping[str, Any], taken: Mapping[str, str]) -> bool:
 def _combinations(
     shared: Mapping[str, Any],
     block: Mapping[str, Any],
+    defaults: Mapping[str, Any],
     taken: Mapping[str, str],
     order: list[str],
 ) -> Iterator[Configuration]:
@@ -154,8 +158,12 @@ def _combinations(
     # The values that vary together are one loop.
     rows = shared.get("together") or block.get("together")
     if rows:
-        factors[_TOGETHER] = rows
-    for name, value in {**block["values"], **shared["values"]}.items():
+        factors[_TOGETHER] = [
+            {name: _several(value, taken)[0] for name, value in row.items()} for row in rows
+        ]
+    usual = {} if block.get("like") is None else defaults[block["like"]]
+    usual = {name: value for name, value in usual.items() if name not in (rows or [{}])[0]}
+    for name, value in {**usual, **block["values"], **shared["values"]}.items():
         several = _several(value, taken)
         factors[name] = [{name: one} for one in several[: 1 if name in only_first else None]]
     names = sorted(factors, key=lambda name: order.index(name) if name in order else len(order))

@@ -6,6 +6,8 @@
     order: [network, seed]         # loops, the outermost first; other names follow as they stand
     choices:                       # where a paper leaves open what was done
       rates: {take: scaled, options: {printed: a reason, scaled: a reason}}
+    defaults:                      # values for the blocks that are like them
+      cifar: {epochs: {value: 200, source: Paper, section}, momentum: 0.9}
     each_of: other_study           # every configuration of another study, at the same profile
     every:                         # blocks that each profile has, combined with its own
       - values: {network: [ReLU MLP, GELU MLP]}
@@ -17,10 +19,10 @@
       - name: which part of the paper
         source: Paper, section
         when: {rates: scaled}      # only where this option was taken
+        like: cifar
         together: [{lr: 0.1, batch_size: 128}, {lr: 0.2, batch_size: 256}]
         values:
-          epochs: {value: 200, source: Paper, another section}
-          momentum: {by: rates, options: {printed: 0.9, scaled: [0.8, 0.9]}}
+          weight_decay: {by: rates, options: {printed: 0.0005, scaled: [0.0001, 0.0005]}}
           seed: [0, 1, 2]
 
 A profile that a file does not name is one that the study does not have. ``only_first`` lists names
@@ -29,6 +31,7 @@ of which a block takes the first value alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
@@ -84,7 +87,9 @@ class Block(Entry):
     """Where the paper says so; for values that name no place of their own."""
     when: dict[str, Text] = Field(default_factory=dict)
     """Options that must have been taken for the block to count."""
-    together: list[dict[str, Scalar]] = Field(default_factory=list)
+    like: Text | None = None
+    """Name of the defaults that the block has where it gives no value."""
+    together: list[dict[str, Scalar | Setting]] = Field(default_factory=list)
     """Values of several names that vary together."""
     only_first: list[Text] = Field(default_factory=list)
     """Names of which the first value alone is taken."""
@@ -131,6 +136,8 @@ class GridFile(Entry):
     """Names in the order of their loops, the outermost first."""
     choices: dict[str, Choice] = Field(default_factory=dict)
     """Open questions by name."""
+    defaults: dict[str, Values] = Field(default_factory=dict)
+    """Values that a block may have without repeating them, by a name that it is like."""
     each_of: Text | None = None
     """Name of the study whose every configuration is continued."""
     every: list[Block] = Field(default_factory=list)
@@ -144,24 +151,31 @@ class GridFile(Entry):
 
     @model_validator(mode="after")
     def _require_known_choices(self) -> GridFile:
+        for usual in self.defaults.values():
+            self._require_options(usual)
         for block in self._blocks():
-            asked = dict(block.when)
-            for name, setting in block.values.items():
-                if isinstance(setting, Setting) and setting.by is not None:
-                    known = self._choice(setting.by).options
-                    missing = sorted(set(known) ^ set(setting.options))
-                    if missing:
-                        raise ValueError(
-                            f"{name} must give a value for each option of {setting.by!r} and no "
-                            f"other: see {missing[0]!r}."
-                        )
-            for name, option in asked.items():
-                known = self._choice(name).options
-                if option not in known:
-                    raise ValueError(
-                        f"{option!r} is no option of {name}{suggestion(option, known)}"
-                    )
+            if block.like is not None and block.like not in self.defaults:
+                known = suggestion(block.like, self.defaults)
+                raise ValueError(f"like: there are no defaults {block.like!r}{known}")
+            for values in (block.values, *block.together):
+                self._require_options(values)
+            for name, option in block.when.items():
+                options = self._choice(name).options
+                if option not in options:
+                    known = suggestion(option, options)
+                    raise ValueError(f"{option!r} is no option of {name}{known}")
         return self
+
+    def _require_options(self, values: Mapping[str, object]) -> None:
+        for name, setting in values.items():
+            if isinstance(setting, Setting) and setting.by is not None:
+                known = self._choice(setting.by).options
+                missing = sorted(set(known) ^ set(setting.options))
+                if missing:
+                    raise ValueError(
+                        f"{name} must give a value for each option of {setting.by!r} and no "
+                        f"other: see {missing[0]!r}."
+                    )
 
     def _choice(self, name: str) -> Choice:
         if name not in self.choices:
