@@ -31,15 +31,41 @@ of which a block takes the first value alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
+from paperkit import arguments
 from paperkit.experiments.entries import Entry
 from paperkit.experiments.sentences import refusal, suggestion
 
-Scalar = bool | int | float | str | None
+
+def _scalar(value: Any) -> Any:
+    is_plain = value is None or isinstance(value, bool | int | float | str)
+    if not is_plain or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(
+            f"{arguments.shown(value)} is no plain value; give a finite number, text, true, false "
+            "or null."
+        )
+    return value
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, Setting | dict):
+        return "Setting"
+    return "list" if isinstance(value, list) else "scalar"
+
+
+Scalar = Annotated[Any, AfterValidator(_scalar)]
 Text = Annotated[str, Field(min_length=1)]
 Options = dict[str, Scalar | list[Scalar]]
 FORMS = (("first", "last"), ("value",), ("values",), ("by", "options"))
@@ -75,7 +101,11 @@ class Setting(Entry):
         return self
 
 
-Values = dict[str, Scalar | list[Scalar] | Setting]
+_Single = Annotated[Scalar, Tag("scalar")]
+_Sourced = Annotated[Setting, Tag("Setting")]
+_Several = Annotated[list[Scalar], Tag("list")]
+One = Annotated[_Single | _Sourced, Discriminator(_form)]
+Values = dict[str, Annotated[_Single | _Several | _Sourced, Discriminator(_form)]]
 
 
 class Block(Entry):
@@ -89,7 +119,7 @@ class Block(Entry):
     """Options that must have been taken for the block to count."""
     like: Text | None = None
     """Name of the defaults that the block has where it gives no value."""
-    together: list[dict[str, Scalar | Setting]] = Field(default_factory=list)
+    together: list[dict[str, One]] = Field(default_factory=list)
     """Values of several names that vary together."""
     only_first: list[Text] = Field(default_factory=list)
     """Names of which the first value alone is taken."""
@@ -157,8 +187,9 @@ class GridFile(Entry):
             if block.like is not None and block.like not in self.defaults:
                 known = suggestion(block.like, self.defaults)
                 raise ValueError(f"like: there are no defaults {block.like!r}{known}")
-            for values in (block.values, *block.together):
-                self._require_options(values)
+            self._require_options(block.values)
+            for row in block.together:
+                self._require_options(row)
             for name, option in block.when.items():
                 options = self._choice(name).options
                 if option not in options:
@@ -205,17 +236,9 @@ def check(content: Any, where: str) -> None:
     try:
         GridFile.model_validate(content)
     except ValidationError as error:
-        place, sentence = refusal(error, kinds=_BRANCHES)
+        place, sentence = refusal(error, kinds=_FORMS)
         raise ValueError(f"{where}{place and ', '}{place}: {sentence}") from None
 
 
-# Names that pydantic gives to the branches of a value, which are no part of its place.
-_BRANCHES = (
-    "bool",
-    "int",
-    "float",
-    "str",
-    "none",
-    "Setting",
-    "list[union[bool,int,float,str,none]]",
-)
+# Names that pydantic gives to the forms of a value, which are no part of its place.
+_FORMS = ("scalar", "list", "Setting")
