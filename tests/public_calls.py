@@ -750,6 +750,7 @@ CALLS: dict[str, Call] = {
             "profiles": "mapping",
             "allowed": "strings",
             "threads": "count",
+            "gpu": "flag",
         },
     ),
     "chapter.table": _call(header=["a", "b"], rows=make(lambda: [("x", 1.0)])),

@@ -97,10 +97,14 @@ def _list(arguments: argparse.Namespace) -> int:
         study = study_named(name)
         print(f"{name}: {study.question}")
         for profile in PROFILES:
+            runs = len(configurations(study, profile))
+            if not runs:
+                print(f"  {profile:<7} no such profile")
+                continue
             records = archive.records(name, profile)
             seconds = sum(record.provenance["seconds"] for record in records)
             print(
-                f"  {profile:<7} {len(records)} of {len(configurations(study, profile))} runs, "
+                f"  {profile:<7} {len(records)} of {runs} runs, "
                 f"{sum(archive.is_stale(study, r) for r in records)} stale, "
                 f"{sum(not r.clean for r in records)} of uncommitted code, {seconds:.0f} s"
             )

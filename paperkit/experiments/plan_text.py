@@ -65,7 +65,7 @@ def step_range(kinds: Sequence[KindPlan]) -> str:
     known = sorted(kind.seconds_a_step for kind in kinds if kind.seconds_a_step is not None)
     if not known:
         return UNKNOWN if kinds else ""
-    low, high = f"{known[0]:.2g}", f"{known[-1]:.2g}"
+    low, high = (f"{end:,.0f}" if end >= 10 else f"{end:.2g}" for end in (known[0], known[-1]))
     return low if low == high else f"{low} to {high}"
 
 

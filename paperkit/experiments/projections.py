@@ -19,7 +19,7 @@ from paperkit.experiments.plan_text import origins
 from paperkit.experiments.planning import KindPlan, Measured, plan_of
 from paperkit.experiments.records import Configuration, Record, read_text
 from paperkit.experiments.session import Session
-from paperkit.experiments.study import Study, configurations
+from paperkit.experiments.study import Study, configurations, require_runs
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,7 @@ def checked_projection(
     ValueError
         If the study has nothing at the profile, or a kind's time is not known.
     """
-    grid = configurations(study, profile)
-    if not grid:
-        raise ValueError(f"study {study.name!r} has nothing to run at the {profile} profile.")
+    grid = require_runs(study, profile)
     with tempfile.TemporaryDirectory() as folder:
         archive = Archive(folder)
         kinds = _all_kinds(study, profile, archive, device, measure)

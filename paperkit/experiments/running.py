@@ -15,7 +15,7 @@ from paperkit.experiments.errand import Errand
 from paperkit.experiments.outlook import BAR, Outlook
 from paperkit.experiments.records import Record, key_of
 from paperkit.experiments.session import Session
-from paperkit.experiments.study import Study, configurations, require_profile, study_named
+from paperkit.experiments.study import Study, require_profile, require_runs, study_named
 
 RERUN = ("stale", "dirty")
 
@@ -64,7 +64,8 @@ def run_study(
     Raises
     ------
     ValueError
-        If the study, profile, engine or a word in ``rerun`` is unknown.
+        If the study, profile, engine or a word in ``rerun`` is unknown, or the study has no such
+        profile.
 
     Examples
     --------
@@ -84,7 +85,7 @@ def run_study(
     if device.type == "meta":
         raise ValueError("device='meta' holds no numbers: pass 'cpu' or 'cuda'.")
     session = Session(Archive(store), profile, device, progress, tuple(words))
-    grid = configurations(study, profile)
+    grid = require_runs(study, profile)
     for configuration in grid:
         session.tidy(study.name, key_of(study.name, configuration))
     done = {key_of(study.name, c): session.finished(study, c) for c in grid}

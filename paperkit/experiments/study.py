@@ -208,6 +208,22 @@ def configurations(study: Study, profile: str) -> list[Configuration]:
     return grid
 
 
+def require_runs(study: Study, profile: str) -> list[Configuration]:
+    """Return the study's grid at a profile, which must not be empty.
+
+    Raises
+    ------
+    ValueError
+        If the study has no such profile; the sentence names those that it has.
+    """
+    grid = configurations(study, profile)
+    if not grid:
+        others = [name for name in PROFILES if name != profile and study.grid(name)]
+        has = f"choose {' or '.join(others)}" if others else "its grid is empty"
+        raise ValueError(f"study {study.name!r} has no {profile} profile: {has}.")
+    return grid
+
+
 def require_profile(profile: str) -> None:
     """Refuse a profile that does not exist."""
     arguments.choice("profile", profile, PROFILES)
