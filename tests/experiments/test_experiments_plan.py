@@ -99,8 +99,22 @@ def test_a_trial_tells_set_up_and_steps_apart(monkeypatch):
     found = measured(study_named("selftest_costed"), configuration(100), CPU)
     # A trial's step of 0.25 s is half a step of size 2.
     assert (found.seconds, found.setup, found.records) == (0.25, 3.0, 0)
-    assert asked == [1, 1, 2, 3, 5]  # until the further steps take a second
+    # A first trial is not timed; then each is made three times, until further steps take a second.
+    assert asked == [1] + 3 * [1] + 3 * [2] + 3 * [3] + 3 * [5]
     assert found.device == HERE and found.origin.startswith("timed now, 5 steps")
+
+
+def test_the_shortest_of_a_few_trials_counts(monkeypatch):
+    shares = iter([1.0, 0.3, 1.0, 0.5] + 100 * [1.0])
+
+    def spent(study, configuration, steps, device):
+        share = next(shares)
+        return timing._Trial((1.0 + 2.0 * steps) / share, share=share)
+
+    monkeypatch.setattr(timing, "_spent", spent)
+    found = measured(study_named("selftest_costed"), configuration(100), CPU)
+    assert (found.seconds, found.setup) == (1.0, 1.0)
+    assert "beside other work" not in found.origin
 
 
 def test_a_trial_that_the_clock_cannot_tell_from_none_ends(monkeypatch):
