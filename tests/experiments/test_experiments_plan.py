@@ -105,7 +105,7 @@ def test_a_trial_tells_set_up_and_steps_apart(monkeypatch):
 
 
 def test_the_shortest_of_a_few_trials_counts(monkeypatch):
-    shares = iter([1.0, 0.3, 1.0, 0.5] + 100 * [1.0])
+    shares = iter([1.0, 0.8, 1.0, 0.7] + 100 * [1.0])
 
     def spent(study, configuration, steps, device):
         share = next(shares)
