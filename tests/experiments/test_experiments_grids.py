@@ -1,7 +1,10 @@
 """Grids are files: what they list, how they refuse, and that each value names its place."""
 
+import subprocess
 import sys
+import tomllib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from paperkit.experiments.records import key_of
 from paperkit.experiments.study import configurations, study_named, study_names
 from paperkit.experiments.training_cost import is_training, training_cost
 
+ROOT = Path(__file__).resolve().parents[2]
 PLANNED = ("optimizer_comparison", "population")
 
 GRID = """
@@ -234,3 +238,23 @@ def test_every_published_record_is_in_the_grid(name):
     study = study_named(name)
     keys = {key_of(name, c) for c in configurations(study, "laptop")}
     assert {record.key for record in Archive().published.records(name)} == keys
+
+
+def test_the_wheel_takes_the_files_along():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packaged = project["tool"]["setuptools"]["package-data"]
+    assert packaged["paperkit.experiments.grids"] == ["*.yml"]
+    assert {path.parent.name for path in ROOT.glob("paperkit/**/*.yml")} == {"grids"}
+
+
+def test_a_study_is_imported_where_yaml_and_pydantic_are_missing():
+    code = (
+        "import sys; sys.modules.update(yaml=None, pydantic=None); "
+        "from paperkit.experiments.study import study_named; study_named('curvature_blocks')\n"
+        "try: study_named('curvature_blocks').grid('laptop')\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (
+        done.stdout == "curvature_blocks.yml needs PyYAML to be read: run `pip install pyyaml`.\n"
+    )
