@@ -18,14 +18,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 from pydantic import Field
+from scipy.special import stdtr, stdtrit
 
 from paperkit.experiments.entries import Entry
 from paperkit.experiments.records import Record
 from paperkit.ledger.calls import CriterionCall, Side, call_of
+from paperkit.ledger.correlation import Statistic, jackknife, kendall_tau_a
 from paperkit.ledger.formatting import bound, counted, number
 from paperkit.ledger.formatting import interval as interval_text
 from paperkit.statistics.intervals import (
@@ -392,6 +395,135 @@ def fraction_at_least(
     )
     p_value = fraction_p_value(successes, len(trials), fraction)
     return Finding(word, sentence, share, (low, high), number(share), p_value)
+
+
+@_decides("trend")
+def rank_correlation(
+    records: Sequence[Record],
+    *,
+    metrics: list[str],
+    against: str,
+    within: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Finding:
+    """Kendall's τ-a of each metric with ``against``, over networks, is within the bound.
+
+    A record is one network. τ is taken in each group of ``within`` and averaged over the groups.
+    With ``at_least`` the smallest coefficient decides, with ``at_most`` the largest; the interval
+    is one-sided, 95 %, by the jackknife over networks.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    metrics : list of str
+        Each metric is a number, or a dictionary of which every number is a metric.
+    against : str
+        Such as ``gap``.
+    within : str
+        Entry of the configuration; only networks that share it are compared.
+    at_least, at_most : float, optional
+        One of the two.
+    """
+    if (at_least is None) == (at_most is None):
+        raise ValueError("rank_correlation needs one of at_least and at_most.")
+    groups = _tables(records, metrics, against, within)
+    choose: Callable[..., float] = min if at_most is None else max
+
+    def chosen(rows: np.ndarray) -> float:
+        return choose(kendall_tau_a(column, rows[:, 0]) for column in rows[:, 1:].T)
+
+    bound = at_least if at_most is None else at_most
+    assert bound is not None  # one of the two is given
+    found = _one_sided(chosen, groups, bound, above=at_most is None)
+    which = "" if groups[0].shape[1] == 2 else "smallest " if at_most is None else "largest "
+    return _correlated(found, f"{which}τ with `{against}`", groups, f"{bound:g} is the bound")
+
+
+@_decides("ordering")
+def correlation_exceeds(
+    records: Sequence[Record],
+    *,
+    larger: list[str],
+    smaller: list[str],
+    against: str,
+    within: str,
+) -> Finding:
+    """Every metric of ``larger`` has a higher τ-a with ``against`` than every one of ``smaller``.
+
+    A record is one network. In each group of ``within`` the smallest coefficient of ``larger`` less
+    the largest of ``smaller`` is taken, and the mean over the groups has to be above 0.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    larger, smaller : list of str
+        As the metrics of `rank_correlation`.
+    against : str
+    within : str
+        Entry of the configuration; only networks that share it are compared.
+    """
+    upper = _tables(records, larger, against, within)
+    lower = _tables(records, smaller, against, within)
+    groups = [np.hstack([a, b[:, 1:]]) for a, b in zip(upper, lower, strict=True)]
+    split = upper[0].shape[1] - 1
+
+    def lead(rows: np.ndarray) -> float:
+        taus = [kendall_tau_a(column, rows[:, 0]) for column in rows[:, 1:].T]
+        return min(taus[:split]) - max(taus[split:])
+
+    found = _one_sided(lead, groups, 0.0, above=True)
+    return _correlated(found, f"lead in τ with `{against}`", groups, "it has to be above 0")
+
+
+def _tables(
+    records: Sequence[Record], metrics: Sequence[str], against: str, within: str
+) -> list[np.ndarray]:
+    """Return for each group an array of a row for each network: ``against``, then the metrics."""
+    tables = []
+    for name, own in grouped(records, within).items():
+        rows = [
+            [value_of(r, against), *(value for m in metrics for value in values_of(r, m))]
+            for r in own
+        ]
+        if len(rows) < _FEWEST or len({len(row) for row in rows}) > 1:
+            raise ValueError(
+                f"{within} {name} has {len(rows)} networks with {metrics}; a rank correlation "
+                f"needs at least {_FEWEST}, and the same metrics of all."
+            )
+        tables.append(np.array(rows))
+    return tables
+
+
+# Networks below which the jackknife says nothing.
+_FEWEST = 8
+
+
+def _one_sided(
+    statistic: Statistic, groups: Sequence[np.ndarray], bound: float, *, above: bool
+) -> Finding:
+    value, error, freedom = jackknife(statistic, groups)
+    width = float(stdtrit(freedom, 0.95)) * error
+    low, high = value - width, value + width
+    sign = 1 if above else -1
+    if error == 0:
+        p_value = float(sign * (value - bound) <= 0)
+    else:
+        p_value = float(stdtr(freedom, -sign * (value - bound) / error))
+    inside, outside = (low > bound, high < bound) if above else (high < bound, low > bound)
+    word = REPRODUCED if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
+    return Finding(word, "", value, (low, high), number(value), p_value)
+
+
+def _correlated(found: Finding, what: str, groups: Sequence[np.ndarray], rule: str) -> Finding:
+    assert found.value is not None  # a correlation always has one
+    assert found.interval is not None  # and an interval
+    networks = counted(sum(map(len, groups)), "network")
+    sentence = (
+        f"{what} {number(found.value)} over {networks} in {counted(len(groups), 'group')}, "
+        f"one-sided 95 % bounds {interval_text(*found.interval)}; {rule}"
+    )
+    return replace(found, evidence=sentence)
 
 
 def _graded(

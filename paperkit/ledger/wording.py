@@ -6,7 +6,7 @@ which everything that a claim gives is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,32 @@ def _fraction(claim: Claim) -> str:
     )
 
 
+def _correlation(claim: Claim) -> str:
+    call: Any = claim.criterion
+    above = call.at_most is None
+    bound = call.at_least if above else call.at_most
+    several = "the smallest of them" if above else "the largest of them"
+    side = "above" if above else "below"
+    return (
+        f"Kendall's τ of {_codes(call.metrics)} with {code(call.against)} is taken over the "
+        f"networks of each {escaped(_words(call.within))} and averaged; the interval (one-sided, "
+        f"95 %) of it, or of {several}, lies {side} {bound:g}"
+    )
+
+
+def _lead(claim: Claim) -> str:
+    call: Any = claim.criterion
+    return (
+        f"Kendall's τ with {code(call.against)} over the networks of each "
+        f"{escaped(_words(call.within))} is larger for each of {_codes(call.larger)} than for all "
+        f"of {_codes(call.smaller)}: the interval (one-sided, 95 %) of the mean lead lies above 0"
+    )
+
+
+def _codes(metrics: Sequence[str]) -> str:
+    return ", ".join(map(code, metrics))
+
+
 def _named(kind: str) -> Callable[[CriterionCall], str]:
     """Return a function to a name such as ``largest entropy change``, with no word twice."""
 
@@ -161,6 +187,8 @@ WORDINGS: dict[str, Wording] = {
     "ordering_holds": Wording(_ordering, _difference_name),
     "trend_holds": Wording(_trend, _slope_name),
     "fraction_at_least": Wording(_fraction, _fraction_name),
+    "rank_correlation": Wording(_correlation, lambda call: f"τ with {_words(call.against)}"),
+    "correlation_exceeds": Wording(_lead, lambda call: f"lead in τ with {_words(call.against)}"),
 }
 
 

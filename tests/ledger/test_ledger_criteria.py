@@ -288,16 +288,18 @@ CALLS = {
     },
     "trend_holds": {"metric": "x", "unit": "seed", "against": "side", "direction": "increasing"},
     "fraction_at_least": {"metric": "x", "unit": "seed", "fraction": 0.5},
+    "rank_correlation": {"metrics": ["x"], "against": "x", "within": "side", "at_least": 0.5},
+    "correlation_exceeds": {"larger": ["x"], "smaller": ["x"], "against": "x", "within": "side"},
 }
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", CRITERIA)
 def test_no_criterion_passes_over_a_value_that_is_not_finite(name, wrong):
-    for place in range(8):
+    for place in range(16):
         evidence = [
             Record("study", "laptop", {"seed": i // 2, "side": i % 2}, {"x": 1.0 + i}, {})
-            for i in range(8)
+            for i in range(16)
         ]
         CRITERIA[name].function(evidence, **CALLS[name])
         evidence[place].metrics["x"] = wrong

@@ -70,6 +70,16 @@ CASES = {
         "with 95 %",
         "fraction of seeds",
     ),
+    "{name: rank_correlation, metrics: [a, b], against: gap, within: cell, at_least: 0.3}": (
+        "Kendall's τ of `a`, `b` with `gap` is taken over the networks of each cell and averaged; "
+        "the interval (one-sided, 95 %) of it, or of the smallest of them, lies above 0.3",
+        "τ with gap",
+    ),
+    "{name: correlation_exceeds, larger: [a], smaller: [b], against: gap, within: cell}": (
+        "Kendall's τ with `gap` over the networks of each cell is larger for each of `a` than for "
+        "all of `b`: the interval (one-sided, 95 %) of the mean lead lies above 0",
+        "lead in τ with gap",
+    ),
 }
 
 
@@ -109,11 +119,9 @@ def test_the_selection_of_runs_is_part_of_the_sentence():
 def test_no_claim_of_the_ledger_shows_a_placeholder(claim):
     sentence = criterion_sentence(claim)
     in_code = set(re.findall(r"`([^`]+)`", sentence))
-    assert in_code <= {
-        claim.criterion.study,
-        *claim.criterion.where,
-        *(value for value in claim.criterion.arguments.values() if isinstance(value, str)),
-    }
+    texts = [value for value in claim.criterion.arguments.values() if isinstance(value, str | list)]
+    named = {name for text in texts for name in ([text] if isinstance(text, str) else text)}
+    assert in_code <= {claim.criterion.study, *claim.criterion.where, *named}
     for value in claim.criterion.arguments.values():
         if isinstance(value, float):
             assert f"{value:g}" in sentence or f"{100 * value:g} %" in sentence
