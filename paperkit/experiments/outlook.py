@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from paperkit.experiments.plan_text import duration
+from paperkit.experiments.planned import any_study, with_hooks
 from paperkit.experiments.planning import timings_of
 from paperkit.experiments.records import Configuration, Record, key_of
 from paperkit.experiments.session import Session
-from paperkit.experiments.study import Study, configurations, study_named
+from paperkit.experiments.study import Study, configurations
 from paperkit.experiments.timing import Timing
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs, {elapsed} gone{postfix}"
@@ -48,6 +49,7 @@ class Outlook:
     ) -> None:
         self._session, self._jobs = session, jobs or 1
         self._begun = time.monotonic()
+        study = with_hooks(study)
         self._left: dict[str, _Run] = {}
         self._needed: dict[str, _Run] = {}
         for configuration in pending:
@@ -63,7 +65,7 @@ class Outlook:
 
     def _add_needs(self, study: Study) -> None:
         for name in study.needs:
-            other = study_named(name)
+            other = any_study(name)
             for configuration in configurations(other, self._session.profile):
                 key = key_of(name, configuration)
                 if key not in self._needed and self._session.finished(other, configuration) is None:

@@ -1,9 +1,16 @@
-"""Studies of which only the grid is there: they can be planned, and not yet be run."""
+"""Studies as they are planned: with what they cost, and those of which only the grid is there.
+
+What a study costs does not change its metrics. The hooks of long studies stand here, where a better
+one makes no record stale, unless the study's own module has them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
+from paperkit.experiments.cost import Cost
 from paperkit.experiments.grids import grid_named, grid_names, grid_of
 from paperkit.experiments.records import Configuration
 from paperkit.experiments.sentences import suggestion
@@ -11,11 +18,37 @@ from paperkit.experiments.study import RunContext, Study, study_named, study_nam
 from paperkit.experiments.training_cost import training_cost, training_trial
 
 
+def _population_cost(configuration: Configuration) -> Cost:
+    return Cost(f"{configuration['cell']}, {configuration['n']} images", 1, "networks")
+
+
+_COSTS: dict[str, Callable[[Configuration], Cost]] = {
+    "population": _population_cost,
+    "population_training": training_cost,
+}
+_TRIALS = {"population_training": training_trial}
+
+
+def with_hooks(study: Study) -> Study:
+    """Return a study with its cost and its trial, as far as they are known.
+
+    Parameters
+    ----------
+    study : Study
+        A study, whose own hooks come first.
+    """
+    return replace(
+        study,
+        cost=study.cost or _COSTS.get(study.name),
+        trial=study.trial or _TRIALS.get(study.name),
+    )
+
+
 def every_study() -> list[Study]:
     """Return all studies, sorted by name; those of which only the grid is there last."""
     written = study_names()
     return [
-        *map(study_named, written),
+        *(with_hooks(study_named(name)) for name in written),
         *(_planned(name) for name in grid_names() if name not in written),
     ]
 
@@ -34,7 +67,7 @@ def any_study(name: str) -> Study:
         If there is neither.
     """
     if name in study_names():
-        return study_named(name)
+        return with_hooks(study_named(name))
     if name in grid_names():
         return _planned(name)
     known = [*study_names(), *grid_names()]

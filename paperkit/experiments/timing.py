@@ -34,9 +34,6 @@ MOST_STEPS = 64
 REPEATS, PATIENCE = 3, 10.0
 """Number of times that a trial is made, if they take no more seconds than these."""
 
-QUIET = 0.9
-"""Share of a core that a trial has where no other work takes the processor."""
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -92,6 +89,9 @@ class _TrialContext(RunContext):
 def measured(study: Study, configuration: Configuration, device: torch.device) -> Timing:
     """Time a run's trial.
 
+    Where one thread computes, the processor's seconds count: other programs, which may have the
+    processor for a part of the time, make those by the clock longer.
+
     Parameters
     ----------
     study : Study
@@ -101,7 +101,7 @@ def measured(study: Study, configuration: Configuration, device: torch.device) -
     device : torch.device
         Where to compute.
     """
-    cost = study.cost_of(configuration)
+    cost, threads = study.cost_of(configuration), torch.get_num_threads()
     _spent(study, configuration, 1, device)  # a first trial loads what later ones find loaded
     few = _least(study, configuration, 1, device)
     further = 1
@@ -110,13 +110,17 @@ def measured(study: Study, configuration: Configuration, device: torch.device) -
         further = min(MOST_STEPS, 2 * further)
         many = _least(study, configuration, 1 + further, device)
     step = max(0.0, many.seconds - few.seconds) / further
-    beside = " beside other work" if many.share < QUIET and device.type == "cpu" else ""
+    clock = "processor time" if _counts_processor(device) else "wall time"
     return Timing(
         seconds=step / (many.part * cost.size),
         setup=max(0.0, few.seconds - step),
         device=provenance.device_name(device),
-        origin=f"timed now{beside}, {1 + further} steps, {_threads(torch.get_num_threads())}",
+        origin=f"timed now, {clock} of {1 + further} steps, {_threads(threads)}",
     )
+
+
+def _counts_processor(device: torch.device) -> bool:
+    return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 class _Trial(NamedTuple):
@@ -125,16 +129,13 @@ class _Trial(NamedTuple):
     Attributes
     ----------
     seconds : float
-        Seconds by the clock.
+        Seconds of the processor, or by the clock.
     part : float
         Part of a step's work that each of its steps did.
-    share : float
-        Processor seconds over those by the clock: below 1 where other work took the processor.
     """
 
     seconds: float
     part: float = 1.0
-    share: float = 1.0
 
 
 def _least(study: Study, configuration: Configuration, steps: int, device: torch.device) -> _Trial:
@@ -157,14 +158,14 @@ def _spent(study: Study, configuration: Configuration, steps: int, device: torch
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=devices):
         torch.manual_seed(configuration["seed"])
         context = _TrialContext(device, Path(folder), Path(folder) / "checkpoint.pt")
-        begun, worked = time.perf_counter(), time.process_time()
+        clock = time.process_time if _counts_processor(device) else time.perf_counter
+        begun = clock()
         part = study.trial(dict(configuration), steps, context)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - begun
-        worked = time.process_time() - worked
+        seconds = clock() - begun
     done = 1.0 if part is None else arguments.number("part", part, above=0)
-    return _Trial(seconds, done, worked / max(seconds, 1e-9))
+    return _Trial(seconds, done)
 
 
 def from_records(records: Iterable[Record], study: Study, device: str) -> dict[str, Timing]:

@@ -1,8 +1,8 @@
 """What a training run costs, and its trial: a few steps on noise of the images' shape.
 
-They serve grids whose configurations name ``model``, ``dataset``, ``train_images``, ``batch_size``,
-``optimizer`` and ``epochs`` or ``steps``. No data are read, so a network for images that are not
-here is timed all the same.
+They serve grids whose configurations name ``model``, ``dataset``, ``batch_size``, ``optimizer``,
+the number of training images (``images`` or ``train_images``), and ``epochs`` or ``steps``. No data
+are read, so a network for images that are not here is timed all the same.
 """
 
 from __future__ import annotations
@@ -65,11 +65,12 @@ def training_cost(configuration: Configuration) -> Cost:
     """
     given = configuration
     batch = int(given["batch_size"])
-    an_epoch = ceil(given["train_images"] / batch)
+    an_epoch = ceil(_images(given) / batch)
     steps = given["steps"] if given.get("steps") is not None else given["epochs"] * an_epoch
     gradients = _gradients(given)
     shape, _ = _shape(given["dataset"])
-    name = f"{given['model']}, {' × '.join(map(str, shape))}"
+    options = "".join(f", {name} {value}" for name, value in _options(given).items())
+    name = f"{given['model']}{options}, {' × '.join(map(str, shape))}"
     return Cost(name, int(steps), "optimizer steps", size=gradients * batch)
 
 
@@ -97,6 +98,7 @@ def training_trial(configuration: Configuration, steps: int, context: RunContext
         in_channels=shape[0],
         num_classes=classes,
         input_shape=shape if len(shape) == 3 else None,
+        **_options(configuration),
     ).to(context.device)
     train(model, data, epochs=1, batch_size=images, lr=1e-3, warmup_epochs=0.0, progress=False)
     return images / (batch * _gradients(configuration))
@@ -110,6 +112,18 @@ def _gradients(configuration: Configuration) -> float:
     plain, epochs = configuration.get("plain_epochs") or 0, configuration.get("epochs")
     share = plain / epochs if epochs else 0.0
     return share + (1.0 - share) * GRADIENTS[name]
+
+
+def _images(configuration: Configuration) -> int:
+    names = [name for name in ("train_images", "images") if name in configuration]
+    return int(configuration[names[0]])
+
+
+def _options(configuration: Configuration) -> dict[str, Any]:
+    return {name: configuration[name] for name in _MODEL_OPTIONS if name in configuration}
+
+
+_MODEL_OPTIONS = ("patch", "dim", "depth", "heads", "mlp_dim")
 
 
 def _shape(dataset: str) -> tuple[tuple[int, ...], int]:
@@ -126,5 +140,7 @@ def is_training(configuration: dict[str, Any]) -> bool:
     configuration : dict
         A configuration.
     """
-    needed = {"model", "dataset", "train_images", "batch_size", "optimizer"}
-    return needed <= configuration.keys() and bool({"epochs", "steps"} & configuration.keys())
+    needed = {"model", "dataset", "batch_size", "optimizer"}
+    either = ({"images", "train_images"}, {"epochs", "steps"})
+    names = configuration.keys()
+    return needed <= names and all(one & names for one in either)

@@ -17,7 +17,8 @@ from paperkit.experiments.study import configurations, study_named, study_names
 from paperkit.experiments.training_cost import is_training, training_cost
 
 ROOT = Path(__file__).resolve().parents[2]
-PLANNED = ("optimizer_comparison", "population")
+PLANNED = ("optimizer_comparison", "population_papers")
+HERE = {"renyi_population": "here"}
 
 GRID = """
 about: coins
@@ -161,23 +162,31 @@ def test_the_papers_grids_list_runs_that_can_be_built(name, profile):
 
 
 def test_the_populations_have_the_papers_numbers():
-    found = Counter((c["paper"], c["dataset"], c["model"]) for c in grid_of("population")("paper"))
+    runs = grid_of("population_papers", HERE)("paper")
+    found = Counter((c["paper"], c["dataset"], c["model"]) for c in runs)
     # Kendall's coefficients of the Rényi paper are multiples of 1/435: 30 networks of a kind.
     cifar = ("resnet18", "resnet34")
     assert all(found["rényi", data, m] == 30 for data in ("cifar10", "cifar100") for m in cifar)
     assert found["rényi", "cifar10", "simple_vit"] == 30
     assert found["rényi", "tiny-imagenet", "resnet18_tinyimagenet"] == 36
     assert [n for (paper, *_), n in found.items() if paper == "compression"] == [100, 100, 100]
-    assert not any(paper == "igs" for paper, *_ in found)
-    assert {"igs"} <= {c["paper"] for c in grid_of("population", ASSUMED)("paper")}
+    assert {paper for paper, *_ in found} == {"rényi", "compression"}
+    assumed = grid_of("population_papers", {"igs_population": "assumed"})("paper")
+    assert {c["paper"] for c in assumed} == {"compression", "igs"}
 
 
-ASSUMED = {"igs_population": "assumed"}
+def test_the_study_that_trains_the_renyi_papers_networks_has_its_grid():
+    def settings(found):
+        names = ("dataset", "model", "optimizer", "lr", "batch_size", "weight_decay", "epochs")
+        return Counter(tuple(c[name] for name in names) for c in found)
+
+    listed = [c for c in grid_of("population_papers", HERE)("paper") if c["paper"] == "rényi"]
+    assert settings(study_named("population_training").grid("paper")) == settings(listed)
 
 
 def test_the_smallest_rate_follows_the_papers_rule_or_its_print():
     def rates(options):
-        found = grid_of("population", options)("paper")
+        found = grid_of("population_papers", {**HERE, **options})("paper")
         own = [c for c in found if c["paper"] == "rényi"]
         return {(c["optimizer"], c["lr"]) for c in own if c["batch_size"] == 128}
 
@@ -214,11 +223,12 @@ def test_each_value_of_a_paper_names_its_place(name):
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_each_choice_changes_the_runs(name):
-    usual = {key_of(name, c) for c in grid_of(name)("paper")}
+    here = HERE if name == "population_papers" else {}
+    usual = {key_of(name, c) for c in grid_of(name, here)("paper")}
     for choice, one in grid_named(name)["choices"].items():
         assert len(one["options"]) >= 2
-        for option in set(one["options"]) - {one["take"]}:
-            other = {key_of(name, c) for c in grid_of(name, {choice: option})("paper")}
+        for option in set(one["options"]) - {here.get(choice, one["take"])}:
+            other = {key_of(name, c) for c in grid_of(name, {**here, choice: option})("paper")}
             assert other != usual, (choice, option)
 
 

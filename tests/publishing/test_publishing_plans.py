@@ -46,7 +46,7 @@ def test_no_time_of_the_page_is_unknown():
 def test_a_time_that_nobody_measured_is_unknown(monkeypatch):
     monkeypatch.setattr("paperkit.experiments.planning.kept_timings", list)
     table = plan_pages.plan("paper")
-    row = next(row for row in rows(table) if row[0].startswith("`population`"))
+    row = next(row for row in rows(table) if row[0].startswith("`population_papers`"))
     assert row[3:] == ["unknown", "unknown", "nothing"]
     assert rows(table)[-1][4].endswith("+ unknown**")
 
