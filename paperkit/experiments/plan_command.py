@@ -141,7 +141,8 @@ def _check(given: argparse.Namespace) -> int:
     print(
         f"{found.study} at the {found.profile} profile: {found.runs} runs took "
         f"{found.taken:.1f} s; the plan said {found.projected:.1f} s ({'; '.join(found.origins)}). "
-        f"It was off by a factor of {found.factor:.2f}."
+        f"It was off by a factor of {found.factor:.2f} by the clock, and of "
+        f"{found.processor_factor:.2f} by the processor's seconds."
     )
     if given.save:
         _tell(f"kept in {keep_projection(found)}")

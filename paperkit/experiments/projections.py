@@ -36,6 +36,8 @@ class Projection:
         Seconds that the plan said before.
     taken : float
         Seconds by the clock.
+    processor : float
+        Seconds of the processor's cores; more work beside the runs leaves them as they are.
     origins : list of str
         Where the plan had its seconds from.
     device : str
@@ -53,6 +55,7 @@ class Projection:
     runs: int
     projected: float
     taken: float
+    processor: float
     origins: list[str]
     device: str
     threads: int
@@ -61,8 +64,13 @@ class Projection:
 
     @property
     def factor(self) -> float:
-        """Seconds that were taken, over those that were projected."""
+        """Seconds that were taken by the clock, over those that were projected."""
         return self.taken / self.projected
+
+    @property
+    def processor_factor(self) -> float:
+        """Seconds of the processor, over those that were projected."""
+        return self.processor / self.projected
 
 
 def checked_projection(
@@ -106,18 +114,19 @@ def checked_projection(
                 "is no projection to check."
             )
         session = Session(archive, profile, device)
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         for configuration in grid:
             record = session.perform(study, configuration)
             if on_run is not None:
                 on_run(record)
-        taken = time.perf_counter() - begun
+        taken, worked = time.perf_counter() - begun, time.process_time() - worked
     return Projection(
         study=study.name,
         profile=profile,
         runs=len(grid),
         projected=round(sum(kind.seconds or 0.0 for kind in kinds), 3),
         taken=round(taken, 3),
+        processor=round(worked, 3),
         origins=origins(kinds),
         device=provenance.device_name(device),
         threads=torch.get_num_threads(),
@@ -176,6 +185,7 @@ def kept_projections() -> list[Projection]:
         for one in kept:
             arguments.number("projected", one.projected, above=0)
             arguments.number("taken", one.taken, above=0)
+            arguments.number("processor", one.processor, at_least=0)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): restore it from git, or delete it and run "

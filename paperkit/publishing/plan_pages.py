@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from paperkit.experiments.archive import Archive
-from paperkit.experiments.plan_text import duration, origins, step_range, told_time
+from paperkit.experiments.plan_text import origins, step_range, told_time
 from paperkit.experiments.planned import any_study, every_study
 from paperkit.experiments.planning import StudyPlan, plan_of
 from paperkit.experiments.projections import kept_projections
@@ -134,14 +134,17 @@ def projections() -> str:
         [
             f"`{one.study}`, {one.profile}",
             f"{one.runs}",
-            duration(one.projected) if one.projected >= 90 else f"{one.projected:.1f} s",
-            duration(one.taken) if one.taken >= 90 else f"{one.taken:.1f} s",
+            *(f"{seconds:.1f} s" for seconds in (one.projected, one.taken, one.processor)),
             f"{one.factor:.2f}",
-            f"{'; '.join(one.origins)}; {one.date[:10]}",
+            f"{one.processor_factor:.2f}",
+            f"{'; '.join(one.origins)}; checked on {one.date[:10]}",
         ]
         for one in kept_projections()
     ]
     if not rows:
         return "No plan has been held against its runs yet."
-    header = ("study", "runs", "plan", "taken", "taken / plan", "the plan's seconds")
-    return markdown_table(header, rows, (False, True, True, True, True, False))
+    header = (
+        *("study", "runs", "plan", "by the clock", "processor"),
+        *("clock / plan", "processor / plan", "the plan's seconds"),
+    )
+    return markdown_table(header, rows, (False, *[True] * 6, False))
