@@ -103,12 +103,13 @@ def measured(study: Study, configuration: Configuration, device: torch.device) -
     """
     cost, threads = study.cost_of(configuration), torch.get_num_threads()
     _spent(study, configuration, 1, device)  # a first trial loads what later ones find loaded
-    few = _least(study, configuration, 1, device)
+    few = _least(_spent(study, configuration, 1, device), study, configuration, 1, device)
     further = 1
-    many = _least(study, configuration, 1 + further, device)
+    many = _spent(study, configuration, 1 + further, device)
     while many.seconds - few.seconds < ENOUGH and further < MOST_STEPS:
-        further = min(MOST_STEPS, 2 * further)
-        many = _least(study, configuration, 1 + further, device)
+        further *= 4
+        many = _spent(study, configuration, 1 + further, device)
+    many = _least(many, study, configuration, 1 + further, device)
     step = max(0.0, many.seconds - few.seconds) / further
     clock = "processor time" if _counts_processor(device) else "wall time"
     return Timing(
@@ -138,9 +139,10 @@ class _Trial(NamedTuple):
     part: float = 1.0
 
 
-def _least(study: Study, configuration: Configuration, steps: int, device: torch.device) -> _Trial:
-    """Return the shortest of a few trials: other work makes a trial longer, and never shorter."""
-    best = _spent(study, configuration, steps, device)
+def _least(
+    best: _Trial, study: Study, configuration: Configuration, steps: int, device: torch.device
+) -> _Trial:
+    """Return the shortest of a trial and a few more: other work makes a trial only longer."""
     spent = best.seconds
     for _ in range(REPEATS - 1):
         if spent < PATIENCE:
