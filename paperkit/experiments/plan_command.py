@@ -134,7 +134,8 @@ def _check(given: argparse.Namespace) -> int:
     study, device = any_study(given.name[0]), arguments.device("device", given.device)
     measure = measured_aloud(_tell) if given.measure else None
     total = len(configurations(study, given.profile))
-    with tqdm(total=total, desc=study.name, unit="run") as bar:
+    shown = "{desc}: {bar}| {n_fmt}/{total_fmt} runs"
+    with tqdm(total=total, desc=study.name, bar_format=shown) as bar:
         found = checked_projection(
             study, given.profile, device, measure=measure, on_run=lambda record: bar.update()
         )

@@ -100,7 +100,7 @@ def test_a_trial_tells_set_up_and_steps_apart(monkeypatch):
     found = measured(study_named("selftest_costed"), configuration(100), CPU)
     # A trial's step of 0.25 s is half a step of size 2.
     assert (found.seconds, found.setup, found.records) == (0.25, 3.0, 0)
-    # A first trial is not timed. Those of one step, and of enough for a second, are made three times.
+    # A first trial is not timed. Trials of one step, and of enough for a second, come three times.
     assert asked == [1] + 3 * [1] + [2] + 3 * [5]
     assert found.device == HERE
     assert re.fullmatch(r"timed now, (processor|wall) time of 5 steps, \d+ threads?", found.origin)
