@@ -19,9 +19,9 @@
 #
 # **Question.** When is the Hessian block of a layer equal to its Gauss–Newton block, and what does that buy?
 #
-# **Answer.** In a ReLU network, exactly: no record shows a difference above 1e-12.
-# Under cross-entropy its rank is at most $\min(n(C-1), d_l)$, and the labels do not matter.
-# The whole Hessian is *not* the Gauss–Newton matrix, and a tanh, GELU or layer normalisation after the layer ends the equality.
+# **Answer.** In a ReLU network that uses no weight twice in depth, almost everywhere: to 1e-12 in all records.
+# Under cross-entropy its rank is at most $\min(n(C-1), d_l)$, and labels do not matter.
+# The whole Hessian is *not* the Gauss–Newton matrix; tanh, GELU or layer normalisation after a layer end it.
 #
 # **Time.** Reading: about 25 minutes; running: under a minute on two cores.
 #
@@ -77,7 +77,7 @@ from paperkit.models.small import build_digit_network
 # %% [markdown]
 # Four matrices pass for "the curvature of the loss".
 # They are the Hessian, the Gauss–Newton matrix, the Fisher matrix and the empirical Fisher matrix.
-# Papers mix them freely, and often the mixture is wrong.
+# Texts do not always say which of them they mean.
 # This chapter says which is which, what each is for, and when two of them are equal.
 # One equality carries the whole book: **in a ReLU network the Hessian block of a single layer is its Gauss–Newton block, exactly.**
 # It needs no more than that everything after the layer is piecewise linear, and where the loss is convex in the outputs the block is positive semidefinite.
@@ -164,7 +164,7 @@ print(f"size of E relative to H: {number(E.norm() / H.norm())}")
 # $$ (eq-fishers)
 #
 # $F$ is the **Fisher matrix**: labels come from the model.
-# It is the metric of the information-geometric chapters.
+# It is the metric of the information-geometric paper.
 # $\widehat F$, with the labels of the data, is called the empirical Fisher matrix.
 # It is no Fisher matrix {cite:p}`kunstner2019`.
 #
@@ -195,7 +195,7 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 # What each is for:
 #
 # * $H$ is the local shape of the loss.
-#   Sharpness in the sense of the Rényi paper and of SA-SAM is a function of $H$.
+#   Sharpness in the sense of the Rényi paper is a function of $H$, and the local smoothness of SA-SAM is what $H$ does to the last step.
 # * $G$ is the part of $H$ that survives at zero residual.
 #   The flatness of the compression paper, its equation (3), is the trace of $G$ for the squared loss.
 # * $F$ measures how the model's distribution moves.
@@ -282,11 +282,11 @@ table(["network", "layers", *BLOCKS, "all parameters together"], rows)
 # The diagonal of $E$ lies in the blocks, where $E$ vanishes.
 # So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table shows, although the two spectra have little else in common.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Left, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix only small positive ones. Right, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (left) they have little in common. For the block of a single layer (right) they coincide.", "name": "fig-full-and-block"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4))
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Above, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix only small positive ones. Below, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (above) they have little in common. For the block of a single layer (below) they coincide.", "name": "fig-full-and-block"}}
+figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6))
 H_l = dense_hessian(model, inputs, targets, parameters=["3.weight"])
 G_l = dense_gauss_newton(model, inputs, parameters=["3.weight"])
-pairs = ((left, "all parameters", H, G), (right, "weights of the second layer", H_l, G_l))
+pairs = ((upper, "all parameters", H, G), (lower, "weights of the second layer", H_l, G_l))
 for axes, title, hessian, gauss_newton in pairs:
     axes.plot(torch.linalg.eigvalsh(hessian).flip(0), lw=4, alpha=0.45, label="Hessian")
     axes.plot(torch.linalg.eigvalsh(gauss_newton).flip(0), "k--", lw=1.2, label="Gauss–Newton")

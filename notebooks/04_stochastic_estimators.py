@@ -19,9 +19,9 @@
 #
 # **Question.** How wrong is an entropy that is estimated from products with random vectors?
 #
-# **Answer.** A standard error sees the scatter of the probes, and not the error of the quadrature, which no number of probes removes.
-# On recorded layers the second is the larger: 15 steps at order ½ are wrong by 0.04 to 2.4 nats.
-# Two numbers that enclose the truth show it, and more steps reduce it.
+# **Answer.** A standard error sees the scatter of the probes, not the error of the quadrature, which no number of probes removes.
+# In one recorded network the second is the larger: 15 steps at order ½ err by 0.04 to 2.4 nats.
+# Two rules enclose what infinitely many steps give with the same probes.
 #
 # **Time.** Reading: about 40 minutes; running: under half a minute on two cores.
 #
@@ -66,16 +66,22 @@ from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation
 from paperkit.plotting import COLORS, INK, landing_record
 
 # %% [markdown]
-# A Hessian of a million parameters cannot be written down, but it can be multiplied with a vector for the price of about two gradients.
-# Everything that the Rényi paper {cite:p}`renyi2025` measures has to come from such products, a few thousand of them at most.
+# A Hessian of a million parameters cannot be written down, but it can be multiplied with a vector for the price of two or three gradients.
+# What the Rényi paper {cite:p}`renyi2025` measures comes from such products: 15 of them for each of 100 random vectors.
 # The number that comes out has two errors, which have nothing to do with each other.
 # The *probes* are random, and their error can be estimated from the sample.
 # For a trace it has mean zero, and falls like one over the square root of the number $k$ of probes.
 # An entropy is the logarithm of a ratio of traces, so it has a bias besides; but that is of order $1/k$, and soon small beside the scatter.
 # The *quadrature* stops after $m$ steps.
-# Each probe has a quadrature error of its own, but the errors of all have one sign.
+# Each probe has a quadrature error of its own.
+# For a matrix without negative eigenvalues, and the powers that an entropy needs, the errors of all probes {prf:ref}`have one sign <est-sides>`, so that no averaging removes them.
 #
-# {ref}`The table of recorded layers <est-recorded>` shows that the paper's setting, at one of its two orders, measures the number of a layer's weights at least as much as their curvature.
+# How much that matters depends on the spectrum.
+# {ref}`The table of recorded layers <est-recorded>` has one small network.
+# There, at order ½, what 15 steps give for its layers differs by their numbers of weights more than by their entropies.
+# The paper compares one layer of many models, in which that number is the same; what the error does to such a comparison is not decided here.
+# At the paper's other order, 3/2, 15 steps are enough in every layer of this network.
+#
 # Every matrix here has a spectrum that we know, chosen or recorded, so every estimate can be held against the truth.
 #
 # **Symbols.** From the {doc}`notation page <../book/notation>`: $\lambda_j$ are eigenvalues, $d$ is the dimension, $k$ the number of probes and $m$ the number of Lanczos steps.
@@ -269,7 +275,7 @@ for points in (4, 15):
     of_rules[points] = nodes, after
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Three staircases that rise from zero to one over a logarithmic axis of eigenvalues: the measure in many small steps, a Gauss rule of four points in four large steps, and one of fifteen points closer to the measure. Each large step crosses the measure's staircase."}, "figure": {"caption": "The spectral measure of one probe, divided by d, as a staircase, and the Gauss rules of 4 and of 15 points as two others: a node is where a step stands, and its weight is the step's height. Most of the measure lies at small eigenvalues, where the rules have their fewest nodes.", "name": "fig-est-staircase"}}
-figure, axes = plt.subplots(figsize=(8, 3.4))
+figure, axes = plt.subplots(figsize=(5.5, 3.6))
 left_end = 1e-5
 for name, (x, y), style in (
     ("measure", of_measure, {"color": INK, "lw": 1}),
@@ -427,23 +433,23 @@ table(["steps m", "Radau", "exact", "Gauss", "bias of Gauss"], rows)
 # For this matrix, the bias of 15 steps is about the standard error of 100 probes in the table before, and that of five is more than ten times as large.
 # A layer of a network is less kind, as {ref}`recorded spectra <est-recorded>` will show.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: for order one half, the Gauss value falls and the Radau value rises towards the exact entropy as the number of steps grows from 2 to 40. Right: the distance from the exact entropy after 15 steps, on a logarithmic scale, falls by many decades as the order grows from 0.1 to 3; Gauss is closer than Radau."}, "figure": {"caption": "Quadrature alone, without the noise of probes, for the power-law spectrum. Left: Gauss and Radau enclose the exact entropy of order ½. Right: how far each is from it after 15 steps, against the order. The bias is a matter of small orders.", "name": "fig-est-bias"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Above: for order one half, the Gauss value falls and the Radau value rises towards the exact entropy as the number of steps grows from 2 to 40. Below: the distance from the exact entropy after 15 steps, on a logarithmic scale, falls by many decades as the order grows from 0.1 to 3; Gauss is closer than Radau."}, "figure": {"caption": "Quadrature alone, without the noise of probes, for the power-law spectrum. Above: Gauss and Radau enclose the exact entropy of order ½. Below: how far each is from it after 15 steps, against the order. The bias is a matter of small orders.", "name": "fig-est-bias"}}
 counts = range(2, 41, 2)
 ends = [without_noise(eigenvalues, m).bracket for m in counts]
 grid = [alpha / 20 for alpha in range(2, 60) if alpha != 40]
 exact_grid = [renyi_entropy(eigenvalues, alpha) for alpha in grid]
 brackets = [without_noise(eigenvalues, 15, alpha).bracket for alpha in grid]
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4))
+figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.2))
 gauss_is_upper = [alpha < 2 for alpha in grid]
-for name, upper in (("Gauss", True), ("Radau", False)):
-    left.plot(counts, [end[upper] for end in ends], label=name)
-    side = [b[u == upper] for b, u in zip(brackets, gauss_is_upper, strict=True)]
-    right.semilogy(grid, [abs(a - b) for a, b in zip(side, exact_grid, strict=True)], label=name)
-left.axhline(exact[0.5], color="0.4", lw=1, ls=":", label="exact")
-left.set(xlabel="Lanczos steps m", ylabel="entropy of order ½")
-right.set(xlabel="order α", ylabel="distance from the exact entropy", ylim=(1e-12, 10))
-left.legend()
-right.legend()
+for name, end in (("Gauss", True), ("Radau", False)):
+    upper.plot(counts, [bracket[end] for bracket in ends], label=name)
+    side = [b[u == end] for b, u in zip(brackets, gauss_is_upper, strict=True)]
+    lower.semilogy(grid, [abs(a - b) for a, b in zip(side, exact_grid, strict=True)], label=name)
+upper.axhline(exact[0.5], color="0.4", lw=1, ls=":", label="exact")
+upper.set(xlabel="Lanczos steps m", ylabel="entropy of order ½")
+lower.set(xlabel="order α", ylabel="distance from the exact one", ylim=(1e-12, 10))
+upper.legend()
+lower.legend()
 plt.show()
 
 # %% [markdown]
@@ -464,7 +470,8 @@ for run in range(p.repeats):
     low, high = e.bracket
     inside["with the bracket"] += low - 3 * e.standard_error < truth < high + 3 * e.standard_error
     inside["without"] += abs(e.value - truth) < 3 * e.standard_error
-assert inside["with the bracket"] >= 0.97 * p.repeats > inside["without"]
+assert inside["with the bracket"] >= 0.97 * p.repeats
+assert inside["without"] < p.repeats / 2
 table(["interval", f"runs of {p.repeats} that cover"], inside)
 
 # %% [markdown]
@@ -564,7 +571,7 @@ assert max(truths.values()) - min(truths.values()) < 1
 assert max(estimates.values()) - min(estimates.values()) > 3
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Entropy of order one half against the number of eigenvalues on a logarithmic axis. For one spectrum with zeros appended, the exact entropy is a horizontal line, the Gauss rule of 40 steps rises from it slowly and that of 15 steps fast. Eight vertical lines, one for each layer, lead from the exact entropy to the estimate and become longer to the right."}, "figure": {"caption": "Zeros that an entropy does not see, and a rule does. Curves: the nonzero eigenvalues of the layer stage3.0.conv2, with zeros appended; dotted the exact entropy of order ½. Vertical lines: the layers of the table, from the exact entropy (ring) to the estimate after 15 steps (dot).", "name": "fig-est-zeros"}}
-figure, axes = plt.subplots(figsize=(8, 3.8))
+figure, axes = plt.subplots(figsize=(5.5, 4))
 sizes = [len(values) for values in longer]
 for m, color, line in ((15, COLORS[2], "-"), (40, COLORS[1], "--")):
     axes.plot(sizes, curves[m], line, color=color, label=f"Gauss, m = {m}")
@@ -786,13 +793,13 @@ density = spectral_density(rules, grid, 0.1)
 exact_density = (-0.5 * ((grid[:, None] - both) / 0.1) ** 2).exp().mean(1) / (
     0.1 * math.sqrt(2 * math.pi)
 )
-figure, axes = plt.subplots(figsize=(8, 3.2))
+figure, axes = plt.subplots(figsize=(5.5, 3.4))
 low, high = (density.value + sign * 3 * density.standard_error for sign in (-1, 1))
 axes.fill_between(grid, low.clamp(min=1e-4), high, alpha=0.35, label="three standard errors")
 axes.plot(grid, density.value, label="estimate")
 axes.plot(grid, exact_density, "k:", lw=1.2, label="exact")
 axes.set(yscale="log", ylim=(1e-3, 2), xlabel="eigenvalue", ylabel="density")
-axes.legend()
+axes.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]

@@ -119,24 +119,25 @@ agree = checked.agree
 # Then each of the $C$ outputs $f_c$ is sent backwards once, which gives $B_l = \partial f / \partial z_l$ in all layers together.
 # Samples do not interact, so one backward pass serves all $n$ of them.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "A chain of boxes from the image to the outputs: stem, normalisation and ReLU, conv, normalisation, a sum, ReLU and pooling, head. A curved arrow, the skip connection, leads from the input of conv to the sum. Above the arrows into each layer stand x and the patches a, above the arrows out of it z; below them, in red, the Jacobians X and B."}, "figure": {"caption": "The pass. Above the arrows, what goes forward: the activation that enters a layer, its patches, and the layer's result. Below them, in red, what comes back from the outputs: the Jacobians in these tensors. The skip connection reads the input of conv a second time, so X of conv is more than B times the layer.", "name": "fig-one-pass"}}
-figure, axes = plt.subplots(figsize=(8, 2.5))
-boxes = {"image": -0.3, "stem": 3, "norm\nReLU": 5.6, "conv": 9, "norm": 11.6, "+": 13.4}
-boxes |= {"ReLU\npool": 15.2, "head": 18.6, "outputs": 21.8}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "A chain of boxes from the image to the outputs: stem, normalisation and ReLU, conv, normalisation, a sum, ReLU and pooling, head. It runs downwards. A curved arrow, the skip connection, leads from the input of conv to the sum. Left of the arrows into each layer stand x and the patches a, left of the arrows out of it z; right of them, in red, the Jacobians X and B."}, "figure": {"caption": "The pass. Left of the arrows, what goes forward: the activation that enters a layer, its patches, and the layer's result. Right of them, in red, what comes back from the outputs: the Jacobians in these tensors. The skip connection reads the input of conv a second time, so X of conv is more than B times the layer.", "name": "fig-one-pass"}}
+figure, axes = plt.subplots(figsize=(5.5, 7))
+boxes = ("image", "stem", "norm\nReLU", "conv", "norm", "+", "ReLU\npool", "head", "outputs")
+places = dict(zip(boxes, (0, 2.4, 4.8, 7.2, 9.4, 11, 12.6, 15, 17.2), strict=True))
 red, weights = plotting.COLORS[2], ("stem", "conv", "head")
-for name, x in boxes.items():
+for name, y in places.items():
     shape = {"boxstyle": "round", "ec": plotting.INK, "fc": "#d7ebe8" if name in weights else "w"}
-    axes.text(x, 0, name, ha="center", va="center", bbox=shape, zorder=2)
-    axes.annotate("", (x - 1, 0), (0, 0), arrowprops={"arrowstyle": "->"}, zorder=1)
+    axes.text(0, y, name, ha="center", va="center", bbox=shape, zorder=2)
+    axes.annotate("", (0, y - 0.4), (0, 0), arrowprops={"arrowstyle": "->"}, zorder=1)
     if name in weights:
-        for place, above, below in ((x - 1.55, r"$x \to a$", "$X$"), (x + 1.25, "$z$", "$B$")):
-            axes.text(place, 0.25, above, ha="center")
-            axes.text(place, -0.5, below, ha="center", color=red)
-skip = {"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.25"}
-axes.annotate("", (13.4, 0.25), (5.6, 0.4), arrowprops=skip)
-axes.text(9.5, 0.97, "skip: $x$", ha="center")
-axes.annotate("", (0, -1), (21.4, -1), arrowprops={"arrowstyle": "->", "color": red})
-axes.set(xlim=(-1.5, 23.2), ylim=(-1.2, 1.4), xticks=[], yticks=[], frame_on=False)
+        for place, forward, back in ((y - 1.2, r"$x \to a$", "$X$"), (y + 1.1, "$z$", "$B$")):
+            axes.text(-0.12, place, forward, ha="right", va="center")
+            axes.text(0.12, place, back, ha="left", va="center", color=red)
+skip = {"arrowstyle": "->", "connectionstyle": "arc3,rad=0.6"}
+axes.annotate("", (-0.15, 11), (-0.3, 5), arrowprops=skip)
+axes.text(-0.9, 8.2, "skip: $x$", ha="right", va="center")
+axes.annotate("", (0.9, 0), (0.9, 17.2), arrowprops={"arrowstyle": "->", "color": red})
+axes.text(1, 8.2, "back from\nthe outputs", va="center", color=red)
+axes.set(xlim=(-2.2, 2.2), ylim=(17.9, -0.7), xticks=[], yticks=[], frame_on=False)
 plt.show()
 
 # %% [markdown]
@@ -334,24 +335,24 @@ library = {name: {order: -float(found[name][order]) for order in orders} for nam
 ours, brute = at_all_orders(eigenvalues), at_all_orders(dense)
 agree("Rényi entropies of all orders", ours, brute_force=brute, library=library)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels, a curve for each of the three layers. Left: the eigenvalues fall by several decades with their index; the first nine of the head stand far above its others. Right: the entropy falls as the order grows from 0.1 to 4; error bars at the orders 0.5, 1, 1.5 and 2 lie across the curves."}, "figure": {"caption": "The three layers of one network, from one pass. Left: all nonzero eigenvalues of each layer's Hessian block. Right: the Rényi entropy of that spectrum, in nats, against its order; the bars are estimates from one set of Lanczos matrices a layer, with four standard errors.", "name": "fig-one-spectra"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels, a curve for each of the three layers. Above: the eigenvalues fall by several decades with their index; the first nine of the head stand far above its others. Below: the entropy falls as the order grows from 0.1 to 4; error bars at the orders 0.5, 1, 1.5 and 2 lie across the curves."}, "figure": {"caption": "The three layers of one network, from one pass. Above: all nonzero eigenvalues of each layer's Hessian block. Below: the Rényi entropy of that spectrum, in nats, against its order; the bars are estimates from one set of Lanczos matrices a layer, with four standard errors.", "name": "fig-one-spectra"}}
 styles = plotting.layer_styles(list(layers))
 grid = [step / 20 for step in range(2, 81)]
 estimates = estimators.renyi_sharpness(model, data, orders, method="lanczos", probes=100)
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4))
+figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.2))
 for name, values in eigenvalues.items():
-    left.semilogy(range(1, len(values) + 1), values, label=name, **styles[name])
-    right.plot(grid, [float(entropy(values, alpha)) for alpha in grid], **styles[name])
+    upper.semilogy(range(1, len(values) + 1), values, label=name, **styles[name])
+    lower.plot(grid, [float(entropy(values, alpha)) for alpha in grid], **styles[name])
     for alpha, one in estimates[name].items():
         low, high = one.bracket
         wider = 4 * one.standard_error
         assert low - wider <= -entropy(values, alpha) <= high + wider
         assert 15 <= one.assumptions["steps"] <= 40 and one.assumptions["reliable"]
         bar = {"color": styles[name]["color"], "fmt": "o", "ms": 3, "capsize": 4}
-        right.errorbar(alpha, -one.value, wider, **bar)
-left.set(xlabel="index of the eigenvalue", ylabel="eigenvalue")
-right.set(xlabel="order α", ylabel="entropy")
-left.legend(title="layer")
+        lower.errorbar(alpha, -one.value, wider, **bar)
+upper.set(xlabel="index of the eigenvalue", ylabel="eigenvalue")
+lower.set(xlabel="order α", ylabel="entropy")
+upper.legend(title="layer")
 plt.show()
 
 # %% [markdown]
@@ -637,7 +638,7 @@ agree("Jacobian in a layer's input", ours, brute_force=X, library=library)
 assert distance(X["conv"], through_layer["conv"]) > 0.01  # the skip connection counts
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter plot with one marker for each layer and sample: the sensitivity through the layer alone against the whole sensitivity. The markers of stem and head lie on the diagonal, those of conv far below it."}, "figure": {"caption": "The sensitivity of the outputs to a layer's input, at every sample: all of it (horizontal) and the part that passes through the layer (vertical). On the line where the layer is the only reader, below it where a skip connection reads too.", "name": "fig-one-skip"}}
-figure, axes = plt.subplots(figsize=(6, 3.8))
+figure, axes = plt.subplots(figsize=(5.5, 3.8))
 for (name, marker), color in zip(
     {"stem": "o", "conv": "s", "head": "^"}.items(), plotting.COLORS, strict=False
 ):
@@ -928,6 +929,8 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 # \qquad (\text{compression paper: eq. 5, corrected}) .
 # $$ (eq-one-bound)
 #
+# The paper states it, and its equations 9 and 11, for the first layer, a linear one.
+# Its equations 10 and 12 add up such bounds over all layers, and count convolutions among them.
 # A convolution breaks the equality in the middle: terms of different positions can cancel in the gradient, so the right side may be too small.
 # What holds there has $A_l$ for $W_l$, and $\lVert B_l \rVert_F \lVert x_l \rVert$ for the gradient.
 # That is the last column of {ref}`the table of traces <one-sharing>`.
@@ -943,24 +946,26 @@ for kind, sharing in (("dense", "tied"), ("convolution", "tied"), ("convolution"
     bounds = {
         "eq. 5": compression.linear_stability_bounds(terms, sharing=sharing)[1],
         "eq. 11": compression.sensitivity_bound(terms, sharing=sharing),
+        "eq. 12": compression.network_sensitivity_bound(terms, sharing=sharing),
     }
     for equation, bound in bounds.items():
-        assert bound.certified == ((kind, sharing) != ("convolution", "tied"))
-        assert bound.holds == (bound.certified or equation == "eq. 11")
+        untied_first = sharing == "operator" and equation != "eq. 12"
+        assert bound.certified == (kind == "dense" or untied_first)
+        assert bound.holds == (bound.certified or equation != "eq. 5")
         rows[kind, sharing, equation] = bound.left, bound.right, bound.holds, bound.certified
 columns = ["first layer", "gradient in", "bound", "left", "right", "holds", "certified"]
 table(columns, rows, spec=".5f")
 
 # %% [markdown]
-# All three cases occur.
+# The words *holds* and *certified* differ in some rows.
 # Where a bound is certified, it holds.
-# Where it is not certified, it may hold all the same: equation 11 for the convolution does.
-# Equation 5, corrected, does not.
-# It is false for the convolution on real digits, with a network that nobody designed for the purpose.
+# Where it is not certified, it may hold all the same.
+# Equation 5, corrected, does not: it is false for the convolution on real digits, with a network that nobody designed for the purpose.
 # (It is about one sample; the sides are those of the tightest.)
+# The last row is not certified, because conv is not the only reader of its input.
 #
-# Equation 11, on the mean sensitivity, has the gradient of all parameters on its right side, and survives here.
-# Exercise 2 refutes it with two pixels.
+# Equations 11 and 12 have the gradient of all parameters on their right side, and survive here.
+# Exercise 2 refutes both with two pixels; the {ref}`errata <errata-tied-weights>` have the correction.
 
 # %% [markdown]
 # ## Deviations, and what failed
@@ -991,12 +996,23 @@ table(columns, rows, spec=".5f")
 # ````
 #
 # **2.** Find a network of one convolution and one linear layer, with two pixels and one output, for which the sensitivity is positive and the gradient of the convolution's weight is zero.
+# Does it break the paper's equation 12?
 #
 # ````{dropdown} Solution
 # Take $f = v_1 w x_1 + v_2 w x_2$, a convolution with a kernel of one pixel and weight $w$.
 # At $x = (1, 1)$ and $v = (1, -1)$, $\partial f / \partial w = x_1 - x_2 = 0$, while $\lVert \partial f / \partial x \rVert = \sqrt 2\, |w|$.
-# Equation 5 would read $\sqrt 2\,|w| \le 0$.
-# Equation 11 has all parameters on its right side: $S = \lVert \partial f / \partial v \rVert^2 = 2 w^2$, and $\mathrm{MLS} = \sqrt 2\,|w| \le |w| \cdot \sqrt{1/2} \cdot \sqrt{2}\,|w| = w^2$ is false for $|w| < \sqrt 2$.
+# Equation 5 at the convolution would read $\sqrt 2\,|w| \le 0$.
+#
+# Equation 12 has all parameters on its right side: $S = \lVert \partial f / \partial v \rVert^2 = 2 w^2$.
+# The linear layer reads $w x$, of length $\sqrt 2\,|w|$, and has the sensitivity $\lVert v \rVert = \sqrt 2$.
+# So equation 12 would read
+#
+# $$
+# \sqrt 2\, |w| + \sqrt 2 \;\le\; \sqrt{\frac{w^2}{2} + \frac{2}{2 w^2}}\; \sqrt 2\, |w| = \sqrt{w^4 + 2} ,
+# $$
+#
+# which is false for $0 < |w| < 2$: squared, it says $4 + 2 |w| \le |w|^3$.
+# Equation 11, taken with the convolution as the first layer, would read $\sqrt 2\,|w| \le |w| \cdot \sqrt{1/2} \cdot \sqrt{2}\,|w| = w^2$, which is false for $|w| < \sqrt 2$.
 # ````
 #
 # **3.** Let the linear head's features be $x_i$, the activation that enters it.

@@ -19,9 +19,9 @@
 #
 # **Question.** Where does each sharpness-aware method end on a quadratic, and how far from the minimum?
 #
-# **Answer.** Gradient descent and gradient regularisation converge below one curve, the edge of stability.
-# SAM can never stay below it, and ends in a two-cycle that lies *on* it.
-# SA-SAM, with the paper's constants, ends on it too, at a loss of exactly 1/36, whether the valley is sharp or flat.
+# **Answer.** Gradient descent and its regularised form converge below a curve, the edge of stability.
+# SAM, from almost every start, ends in a two-cycle that lies *on* it.
+# SA-SAM, with the paper's constants, ends on it too, at a loss of 1/36 in any valley (proved on a line, seen in more dimensions).
 #
 # **Time.** Reading: about 45 minutes; running: under twenty seconds on two cores.
 #
@@ -127,7 +127,7 @@ def vector(*entries: float) -> Tensor:
 # So the un-normalised step *is* gradient regularisation {cite:p}`barrett2021,smith2021` with weight $\mu = r/2$, and SAM *is* gradient descent on $\Phi = L + \rho\, \lVert \nabla L \rVert$.
 # The first penalty is smooth.
 # The second has the tip of a cone at the minimum: its gradient there has length at least $\rho \lambda_d$, however close one comes.
-# Descent with a fixed step cannot settle on a tip.
+# Descent with a fixed step does not settle on a tip, unless a step hits it exactly.
 
 
 # %%
@@ -286,7 +286,7 @@ print("an exceptional start:", exception.squeeze().tolist())
 # $$ (eq-quad-on-edge)
 #
 # Farther out $r_t$ is smaller, so the step is below the edge and contracts; nearer it is above and expands.
-# No pair $(\eta, \rho)$ avoids this.
+# No pair $(\eta, \rho)$ avoids this, but for the exceptional starts.
 #
 # A cobweb shows it.
 # The distance follows the map $\lvert\theta_{t+1}\rvert = \big\lvert (1-u)\,\lvert\theta_t\rvert - u\rho \big\rvert$.
@@ -306,8 +306,8 @@ for u, begins in ((0.5, (5.0, 7.0)), (1.4, (5.0,))):  # λ = 1 and ρ = 1
 assert orbits[0.5, 7.0][:4].tolist() == [7, 3, 1, 0]
 assert all(abs(orbits[u, 5.0][-1] - u / (2 - u)) < 1e-2 for u in curves)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two cobwebs with the present distance on the horizontal axis and the next one on the vertical axis. Left, a step of one half: the graph falls from one half to zero at the distance one, then rises with slope one half. A staircase from five lands on the falling branch and closes in on its crossing with the diagonal at one third; a dotted one from seven goes over three and one to zero. Right, a step of 1.4: the graph rises with slope 0.4 from 1.4, and a staircase from five closes in on its crossing with the diagonal at 2.33."}, "figure": {"caption": "SAM on a line, for $\\lambda = \\rho = 1$: each distance to the minimum (horizontal) and the next one (vertical). Solid staircases start at 5 and end where the graph crosses the diagonal, in the two-cycle. The dotted one is the exceptional start 7, which meets the zero of the graph. Dashed: the diagonal.", "name": "fig-quad-cobweb"}}
-figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two cobwebs with the present distance on the horizontal axis and the next one on the vertical axis. Above, a step of one half: the graph falls from one half to zero at the distance one, then rises with slope one half. A staircase from five lands on the falling branch and closes in on its crossing with the diagonal at one third; a dotted one from seven goes over three and one to zero. Below, a step of 1.4: the graph rises with slope 0.4 from 1.4, and a staircase from five closes in on its crossing with the diagonal at 2.33."}, "figure": {"caption": "SAM on a line, for $\\lambda = \\rho = 1$: each distance to the minimum (horizontal) and the next one (vertical). Solid staircases start at 5 and end where the graph crosses the diagonal, in the two-cycle. The dotted one is the exceptional start 7, which meets the zero of the graph. Dashed: the diagonal.", "name": "fig-quad-cobweb"}}
+figure, panels = plt.subplots(2, figsize=(5.5, 6.6), sharex=True)
 for axes, (u, graph) in zip(panels, curves.items(), strict=True):
     axes.plot(grid, grid, color=QUIET, ls="--", lw=1)
     axes.plot(grid, graph, color=INK, ls="-", lw=1.6)
@@ -319,14 +319,15 @@ for axes, (u, graph) in zip(panels, curves.items(), strict=True):
             color, style = (COLORS[2], ":") if exceptional else (COLORS[1], "-")
             axes.plot(corners[:-1], heights, color=color, ls=style, lw=1.3 + exceptional)
     axes.plot(u / (2 - u), u / (2 - u), "o", ms=8, mfc="none", mew=2, color=COLORS[1])
-    axes.set(title=f"$u = {u}$", xlabel="distance $|\\theta_t|$", xlim=(0, 7.4), ylim=(0, 4))
-panels[0].set_ylabel("next distance $|\\theta_{t+1}|$")
+    axes.set(title=f"$u = {u}$", ylabel="next distance $|\\theta_{t+1}|$")
+    axes.set(xlim=(0, 7.4), ylim=(0, 4))
+panels[1].set_xlabel("distance $|\\theta_t|$")
 plt.show()
 
 # %% [markdown]
 # The next figure shows both edges in the units of the inverse curvature.
-# For its left side gradient regularisation runs at many pairs of step and ascent, and each coordinate must shrink exactly where the theorem says so.
-# For its right side SAM runs on a line, and its ascent $r_t \lambda$ is noted at each step.
+# For its upper panel gradient regularisation runs at many pairs of step and ascent, and each coordinate must shrink exactly where the theorem says so.
+# For its lower panel SAM runs on a line, and its ascent $r_t \lambda$ is noted at each step.
 
 # %%
 dots = []
@@ -340,24 +341,24 @@ ascents = {
     u: 1 / run(line, vector(5), 16, u, normalised(1.0)).abs().squeeze(1) for u in (0.5, 0.8, 1.4)
 }
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: the plane of step times curvature and ascent times curvature. A falling curve from the top left to the point two, zero separates a shaded stable region from the rest. Filled dots of converged runs lie below it and hollow ones of diverged runs above. A square lies inside, at one half and 0.71, a triangle on the curve at one, one. Right: three curves of SAM's effective ascent against the step, which start from one point near zero and settle on three dashed horizontal lines, the two higher ones after damped oscillations."}, "figure": {"caption": "The edge of stability. Left: un-normalised ascent converges in the shaded region, in units of the inverse curvature; each dot is one eigenvalue of a run of gradient regularisation (filled: the coordinate shrank). The square and the triangle are a variant of SA-SAM that comes at the end of this chapter. Right: the ascent that SAM takes, in the same units, moves on to the edge for each step size and stays there.", "name": "fig-quad-edge"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6))
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Above: the plane of step times curvature and ascent times curvature. A falling curve from the top left to the point two, zero separates a shaded stable region from the rest. Filled dots of converged runs lie below it and hollow ones of diverged runs above. A square lies inside, at one half and 0.71, a triangle on the curve at one, one. Below: three curves of SAM's effective ascent against the step, which start from one point near zero and settle on three dashed horizontal lines, the two higher ones after damped oscillations."}, "figure": {"caption": "The edge of stability. Above: un-normalised ascent converges in the shaded region, in units of the inverse curvature; each dot is one eigenvalue of a run of gradient regularisation (filled: the coordinate shrank). The square and the triangle are a variant of SA-SAM that comes at the end of this chapter. Below: the ascent that SAM takes, in the same units, moves on to the edge for each step size and stays there.", "name": "fig-quad-edge"}}
+figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.8))
 grid = torch.linspace(0.01, 2, 400, dtype=torch.float64)
-left.fill_between(grid, 2 / grid - 1, color="#cfd4dc", alpha=0.6, linewidth=0)
-left.plot(grid, 2 / grid - 1, color=INK, label="edge")
+upper.fill_between(grid, 2 / grid - 1, color="#cfd4dc", alpha=0.6, linewidth=0)
+upper.plot(grid, 2 / grid - 1, color=INK, label="edge")
 for u, ascent, shrank in dots:
     for chosen, fill in ((shrank, COLORS[1]), (~shrank, "white")):
-        left.plot(u[chosen], ascent[chosen], "o", ms=5, mfc=fill, color=COLORS[1], ls="none")
+        upper.plot(u[chosen], ascent[chosen], "o", ms=5, mfc=fill, color=COLORS[1], ls="none")
 for c, marker in ((2, "s"), (1, "^")):
-    left.plot(1 / c, c**-0.5, marker, ms=8, color=COLORS[2], label=f"$c = {c}$")
-left.set(xlim=(0, 2.4), ylim=(-0.15, 4.4))
-left.set(xlabel="step $\\eta\\lambda$", ylabel="ascent $r\\lambda$")
+    upper.plot(1 / c, c**-0.5, marker, ms=8, color=COLORS[2], label=f"$c = {c}$")
+upper.set(xlim=(0, 2.4), ylim=(-0.15, 4.4))
+upper.set(xlabel="step $\\eta\\lambda$", ylabel="ascent $r\\lambda$")
 for u, ascent in ascents.items():
-    right.plot(ascent, marker="o", ms=3, label=f"{u}")
-    right.axhline((2 - u) / u, color=QUIET, ls="--", lw=1)
-right.set(xlabel="step $t$", ylabel="ascent of SAM, $r_t \\lambda$", ylim=(0, 5.4))
-left.legend(loc="upper right", bbox_to_anchor=(1.02, 0.9))
-right.legend(title="$\\eta\\lambda$", loc="upper right")
+    lower.plot(ascent, marker="o", ms=3, label=f"{u}")
+    lower.axhline((2 - u) / u, color=QUIET, ls="--", lw=1)
+lower.set(xlabel="step $t$", ylabel="ascent of SAM, $r_t \\lambda$", ylim=(0, 5.4))
+upper.legend(loc="upper right", bbox_to_anchor=(1.02, 0.9))
+lower.legend(title="$\\eta\\lambda$", loc="upper right")
 plt.show()
 
 # %% [markdown]
@@ -484,22 +485,22 @@ z = points * (-1.0) ** torch.arange(61)[:, None]
 a = [eta * value * rho / (2 - eta * value) for value in (2, 4)]
 assert (z[-1] - vector(0, a[1])).norm() < 1e-12
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two contour plots of the same trajectory in two dimensions. Left, contours of the loss are ellipses; the points zigzag from the right towards the minimum and end on two circles, above and below it on the vertical axis, the sharp direction. Right, contours of another function with two wells on the vertical axis, circled, and two saddles on the horizontal one, crossed; with every second point reflected, the path first runs along the horizontal axis to a saddle and then turns up into the upper well."}, "figure": {"caption": "Sixty steps of SAM with $\\lambda = 4$ (vertical) and 2 (horizontal). Left: the trajectory on the contours of the loss; circles mark the two-cycle in which it ends. Right: the same points with every second one reflected, on the contours of $\\Psi$. Now it is plain descent: first to a saddle (cross), which is the two-cycle on the flat direction, then up into a well (circle), the one on the sharp direction.", "name": "fig-quad-cycle"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two contour plots of the same trajectory in two dimensions. Above, contours of the loss are ellipses; the points zigzag from the right towards the minimum and end on two circles, above and below it on the vertical axis, the sharp direction. Below, contours of another function with two wells on the vertical axis, circled, and two saddles on the horizontal one, crossed; with every second point reflected, the path first runs along the horizontal axis to a saddle and then turns up into the upper well."}, "figure": {"caption": "Sixty steps of SAM with $\\lambda = 4$ (vertical) and 2 (horizontal). Above: the trajectory on the contours of the loss; circles mark the two-cycle in which it ends. Below: the same points with every second one reflected, on the contours of $\\Psi$. Now it is plain descent: first to a saddle (cross), which is the two-cycle on the flat direction, then up into a well (circle), the one on the sharp direction.", "name": "fig-quad-cycle"}}
 axis = torch.linspace(-1.15, 1.15, 161, dtype=torch.float64)
 x, y = torch.meshgrid(1.5 * axis, axis, indexing="xy")
 mesh = torch.stack([x, y], dim=2)
 loss = 0.5 * ((mesh @ H) * mesh).sum(2)
 Psi = (mesh**2).sum(2) - eta * (loss + rho * (mesh @ H).norm(dim=2))
-figure, panels = plt.subplots(1, 2, figsize=(8, 3.5), sharey=True)
+figure, panels = plt.subplots(2, figsize=(5.5, 7.6), sharex=True)
 shown = (points, loss, "$\\theta_t$ on the loss"), (z, Psi, "$z_t$ on $\\Psi$")
 for axes, (path, height, title) in zip(panels, shown, strict=True):
     axes.contour(x, y, height, levels=18, colors="#b4bac4", linewidths=0.8, linestyles="solid")
     axes.plot(*path.T, color=COLORS[0], lw=0.9, ls="-", marker="o", ms=3)
-    axes.set(title=title, xlabel="flat direction", aspect="equal")
+    axes.set(title=title, ylabel="sharp direction", aspect="equal")
     axes.grid(visible=False)
     axes.plot([0, 0], [a[1], -a[1]], "o", ms=11, mfc="none", mew=2, color=COLORS[2], ls="none")
 panels[1].plot([a[0], -a[0]], [0, 0], "x", ms=9, mew=2.5, color=COLORS[2], ls="none")
-panels[0].set_ylabel("sharp direction")
+panels[1].set_xlabel("flat direction")
 plt.show()
 
 # %% [markdown]
@@ -791,26 +792,26 @@ for make in (adaptive(SAM, rho=0.3, lr=0.1), adaptive(SASAM, full_batch=True)):
         last = follow_quadratic(make, curvature * line, vector(0.5), 40)[0][-1]
         losses.append((curvature, 0.5 * curvature * last.item() ** 2))
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Left: distance to the minimum against the step, on a logarithmic axis. Gradient descent and gradient regularisation fall without end; SAM and SA-SAM fall a little and stay on a level near one fifth and one eighth. Right: loss of the two-cycle against the curvature on two logarithmic axes. SAM's rises with the cube of the curvature and then faster, to a dotted vertical line. The two curves of SA-SAM are horizontal, at one half and at one thirty-sixth. Dots of measured runs lie on the curves."}, "figure": {"caption": "Left: distance to the minimum on $H = \\mathrm{diag}(4, 1)$, for step size 0.2 (SA-SAM chooses its own), $\\rho = 0.3$, $r = 0.2$. Right: the loss of the final two-cycle against the curvature; curves are the theorems, dots are runs of the library after 40 steps. For SAM $\\eta = 0.1$ and $\\rho = 0.3$, and the dotted line is gradient descent's edge.", "name": "fig-quad-distance"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6))
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Above: distance to the minimum against the step, on a logarithmic axis. Gradient descent and gradient regularisation fall without end; SAM and SA-SAM fall a little and stay on a level near one fifth and one eighth. Below: loss of the two-cycle against the curvature on two logarithmic axes. SAM's rises with the cube of the curvature and then faster, to a dotted vertical line. The two curves of SA-SAM are horizontal, at one half and at one thirty-sixth. Dots of measured runs lie on the curves."}, "figure": {"caption": "Above: distance to the minimum on $H = \\mathrm{diag}(4, 1)$, for step size 0.2 (SA-SAM chooses its own), $\\rho = 0.3$, $r = 0.2$. Below: the loss of the final two-cycle against the curvature; curves are the theorems, dots are runs of the library after 40 steps. For SAM $\\eta = 0.1$ and $\\rho = 0.3$, and the dotted line is gradient descent's edge.", "name": "fig-quad-distance"}}
+figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.8))
 for (name, path), style in zip(paths.items(), (":", "--", "-", "-."), strict=True):
-    left.semilogy(path.norm(dim=1), label=name, ls=style)
-left.set(xlabel="step $t$", ylabel="distance to the minimum", ylim=(1e-9, 3))
-left.legend(loc="lower left")
+    upper.semilogy(path.norm(dim=1), label=name, ls=style)
+upper.set(xlabel="step $t$", ylabel="distance to the minimum", ylim=(1e-9, 3))
+upper.legend(loc="lower left")
 grid = torch.logspace(-0.5, math.log10(19.7), 200, dtype=torch.float64)
 a = 0.1 * grid * 0.3 / (2 - 0.1 * grid)
-right.loglog(grid, 0.5 * grid * a**2, color=COLORS[2], ls="-")
-right.text(2.6, 8e-4, "SAM", color=INK)
+lower.loglog(grid, 0.5 * grid * a**2, color=COLORS[2], ls="-")
+lower.text(2.6, 8e-4, "SAM", color=INK)
 for c, style, value in ((1.0, "--", "1/2"), (2.0, "-.", "1/36")):
-    right.loglog(grid, torch.full_like(grid, floor(c)), color=COLORS[3], ls=style)
-    right.text(0.33, 1.5 * floor(c), f"SA-SAM, $c = {c:.0f}$: loss {value}", color=INK)
-right.plot(*zip(*losses, strict=True), "o", ms=5, color=INK)
-right.axvline(20, color=QUIET, ls=":", lw=1.2)
-right.set(xlabel="curvature $\\lambda$", ylabel="loss of the two-cycle", ylim=(1e-6, 10))
+    lower.loglog(grid, torch.full_like(grid, floor(c)), color=COLORS[3], ls=style)
+    lower.text(0.33, 1.5 * floor(c), f"SA-SAM, $c = {c:.0f}$: loss {value}", color=INK)
+lower.plot(*zip(*losses, strict=True), "o", ms=5, color=INK)
+lower.axvline(20, color=QUIET, ls=":", lw=1.2)
+lower.set(xlabel="curvature $\\lambda$", ylabel="loss of the two-cycle", ylim=(1e-6, 10))
 plt.show()
 
 # %% [markdown]
-# The right panel is the chapter in one picture.
+# The lower panel is the chapter in one picture.
 # SAM's height tells sharp from flat.
 # SA-SAM's does not: whatever the curvature, it hovers at 1/36, and looks from 4/9.
 # A preference for flat valleys cannot come from that height.

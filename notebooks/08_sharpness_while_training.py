@@ -20,8 +20,8 @@
 # **Question.** How sharp does training make a network, and is it an edge of stability that stops it?
 #
 # **Answer.** Gradient descent sharpens the loss beyond its edge of stability, 20 here, and comes back to it: over the last half of the runs the median ratio is 1.01 to 1.02.
-# SAM ends near 4, on an edge that sinks with the gradient.
-# That tells of its bouncing, not of what stops it.
+# SAM ends near 4, a tenth above an edge that sinks with the gradient.
+# Such a ratio shows that SAM bounces, not what stops it.
 #
 # **Time.** Reading: about 10 minutes; running: under a minute on one core.
 #
@@ -76,7 +76,7 @@ from paperkit.plotting import COLORS, MARKERS, QUIET
 # A network's curvature changes as it learns, and the question is where it goes.
 #
 # We watch this on real digits with a monitor that any training loop can call.
-# It leaves training bit for bit as it was, and with its default budget takes a tenth of the time at most.
+# It leaves training bit for bit as it was, and with its default budget takes about a tenth of the time at most.
 #
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
 # The step size is $\eta$, SAM's radius $\rho$, and $\lambda_1$ is the largest eigenvalue of the Hessian of the training loss.
@@ -191,32 +191,32 @@ followed = {
     for name, options in METHODS.items()
 }
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels against the step. Left: the largest eigenvalue. Gradient descent's curve rises from below ten to the dotted horizontal line at twenty, passes it, and stays on it. SGD's rises more slowly and stays a little below. SAM's starts at seven, falls, and stays just above a dashed curve that sinks from six to below four. Right: the losses, on a logarithmic axis; all fall to a few hundredths, gradient descent's with oscillations once it is on its edge."}, "figure": {"caption": "Left: the largest eigenvalue of the Hessian, with the edge of gradient descent (dotted) and that of SAM, which moves with the gradient (dashed). Right: the training loss. The thick curves are one seed, the thin ones the others.", "name": "fig-monitor"}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6))
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels against the step. Above: the largest eigenvalue. Gradient descent's curve rises from below ten to the dotted horizontal line at twenty, passes it, and stays on it. SGD's rises more slowly and stays a little below. SAM's starts at seven, falls, and stays just above a dashed curve that sinks from six to below four. Below: the losses, on a logarithmic axis; all fall to a few hundredths, gradient descent's with oscillations once it is on its edge."}, "figure": {"caption": "Above: the largest eigenvalue of the Hessian, with the edge of gradient descent (dotted) and that of SAM, which moves with the gradient (dashed). Below: the training loss. The thick curves are one seed, the thin ones the others.", "name": "fig-monitor"}}
+figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.8), sharex=True)
 for color, marker, (name, all_runs) in zip(COLORS, MARKERS, followed.items(), strict=False):
     for k, (_, monitor, edges) in enumerate(all_runs):
         look = {"color": color, "ls": "-", "lw": 0.7}
         if k == 0:
             look |= {"lw": 2, "label": name, "marker": marker, "ms": 5, "markevery": 0.12}
         series = monitor.series()
-        left.plot(*series["hessian_top_eigenvalues"], **look)
-        right.semilogy(*series["mean_loss"], **look)
+        upper.plot(*series["hessian_top_eigenvalues"], **look)
+        lower.semilogy(*series["mean_loss"], **look)
         if k == 0 and name == "SAM":
             where = series["mean_loss"][0]
-            left.plot(where, edges, color=color, ls="--", lw=1.2, label="SAM's edge")
-left.axhline(2 / eta, color=QUIET, ls=":", lw=1.4, label=r"$2/\eta$")
-left.set(xlabel="step", ylabel=r"$\lambda_1$", ylim=(0, None))
-right.set(xlabel="step", ylabel="training loss")
-left.legend(loc=(0.3, 0.26))
+            upper.plot(where, edges, color=color, ls="--", lw=1.2, label="SAM's edge")
+upper.axhline(2 / eta, color=QUIET, ls=":", lw=1.4, label=r"$2/\eta$")
+upper.set(ylabel=r"$\lambda_1$", ylim=(0, None))
+lower.set(xlabel="step", ylabel="training loss")
+upper.legend(loc=(0.3, 0.26))
 plt.show()
 
 # %% [markdown]
-# **Progressive sharpening.** At first gradient descent only sharpens: no valley forces it, and its $\lambda_1$ rises all the way to $2/\eta = 20$, and beyond.
+# **Progressive sharpening.** At first $\lambda_1$ only rises under gradient descent, all the way to $2/\eta = 20$ and beyond.
 #
 # **The edge of stability.** Then the rise ends.
 # On a quadratic of this curvature the steps would grow without bound.
-# Here they grow until the network has moved sideways to where it is flatter, and $\lambda_1$ comes back to the edge.
-# The loss falls all the while, though no longer at each step.
+# Here they do not: $\lambda_1$ comes back to the edge, and the loss goes on falling, though no longer at each step.
+# By which way the weights get there, this page does not look.
 #
 # **SAM** never gets there.
 # Its edge is a fifth of $2/\eta$ and sinks as the gradient shrinks, and $\lambda_1$ sinks with it, about a tenth above.
@@ -255,7 +255,7 @@ table(["method", *columns], rows, spec=".2f")
 # On its way each run of gradient descent goes beyond the edge by between a twentieth and three tenths, as the cell asserts, and comes back.
 #
 # SAM's ratios lie above one.
-# On a quadratic they would not: along the steepest direction SAM's step multiplies by $1 - \eta (\lambda_1 + \rho \lambda_1^2 / \lVert g \rVert)$, whatever else the gradient holds.
+# On a quadratic they would not stay there: along the steepest direction SAM's step multiplies by $1 - \eta (\lambda_1 + \rho \lambda_1^2 / \lVert g \rVert)$, which is then below $-1$, so the gradient would grow, and the edge with it.
 # So the excess comes from what is not quadratic in this loss, and we have not derived it.
 #
 # (monitor-cost)=
@@ -308,7 +308,7 @@ print("the same weights:", all(map(torch.equal, weights, 2 * [unmonitored(p.seed
 # Where does gradient descent's sharpness end?
 #
 # ````{dropdown} Solution
-# Below its edge of 40, though still rising, at a loss as small as at the end of this page's runs: sharpening slows down as the loss falls.
+# Near 30, below its edge of 40 and still rising, at a loss as small as at the end of this page's runs: sharpening slows down as the loss falls.
 # So the table's first row says "no".
 # ````
 #

@@ -119,7 +119,7 @@ rows = {k: [entropy(largest[:k], alpha) for alpha in (0.5, 2.0)] for k in counts
 table(["largest eigenvalues", "entropy of order ½", "entropy of order 2"], rows)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "What the figure shows, in words, for those who cannot see it: two rising curves, the one of order one half above the one of order two."}, "figure": {"caption": "What the figure shows, and how to read it. The entropy of the largest eigenvalues against their number, for two orders.", "name": "fig-template"}}
-figure, axes = plt.subplots(figsize=(8, 3.2))
+figure, axes = plt.subplots(figsize=(5.5, 3.4))
 for name, column in zip(("order ½", "order 2"), zip(*rows.values(), strict=True), strict=True):
     axes.plot(counts, column, marker="o", label=name)
 axes.axhline(math.log(p.samples), color=INK, lw=1, ls=":")

@@ -1,9 +1,9 @@
 """The book's figures: one style, and the pictures that several chapters share.
 
-Every figure is drawn on white, at the width of the page's column, and tells its curves apart by
-lightness and by line style or marker as well as by colour, so that it reads in grey. On a dark page
-the book's style sheet turns its lightness over and keeps its hues, so one file serves both; in a
-notebook it is a light card. Notebooks keep the figures as SVG, which is sharp on any screen.
+Every figure is drawn on white, narrow enough to be read on a telephone, and tells its curves apart
+by lightness and by line style or marker as well as by colour, so that it reads in grey. On a dark
+page the book's style sheet turns its lightness over and keeps its hues, so one file serves both; in
+a notebook it is a light card. Notebooks keep the figures as SVG, which is sharp on any screen.
 
 ``python -m paperkit.plotting`` draws the landing page's figure again from its record.
 """
@@ -45,14 +45,14 @@ COLORS = ("#16324f", "#1f8a7d", "#a62639", "#c77d0a", "#6a4c93")
 HEAT = ListedColormap(
     mpl.colormaps["YlGnBu"](np.r_[np.linspace(0, 0.48, 128), np.linspace(0.7, 1, 128)]), "heat"
 )
-# Inches of a figure that fills the column: 768 of a page's pixels.
-WIDTH = 8.0
-# Points, of which a figure of this width that is shrunk to 672 pixels leaves 12 pixels and more.
+# Inches of a chapter's figure: 528 of a page's pixels. Panels stand one below the other.
+WIDTH = 5.5
+# Points, 14 pixels of a page, of which a telephone that shrinks such a figure leaves 9.
 TEXT_SIZE = 10.5
 
 # Files of the landing page's figure, by whether they are drawn narrow, for a telephone.
 LANDING = {"landing.png": False, "landing-narrow.png": True}
-_NARROW = 3.75  # inches
+_WIDE, _NARROW = 8.0, 3.75  # inches
 # Share of the trace that the landing page's figure tells the number of directions for.
 _SHARE = 0.9
 
@@ -163,7 +163,7 @@ def plot_layer_spectra(
     rank_bound: int,
     *,
     small: float = 0.01,
-    columns: int = 4,
+    columns: int = 2,
 ) -> Figure:
     """Draw every layer's eigenvalues against their index, a panel a layer, on log axes.
 
@@ -201,7 +201,7 @@ def plot_layer_spectra(
     figure, grid = plt.subplots(
         rows,
         columns,
-        figsize=(WIDTH, 2.1 * rows),
+        figsize=(WIDTH, 1.7 * rows),
         sharex=True,
         sharey=True,
         squeeze=False,
@@ -379,7 +379,7 @@ def landing_figure(
     everything = np.concatenate(list(strips.values()))
     low, high = everything.min() - 0.2, everything.max() + 0.25
     count, border = _steep(everything)
-    width = _NARROW if narrow else WIDTH
+    width = _NARROW if narrow else _WIDE
     with mpl.rc_context({"font.size": TEXT_SIZE, "text.color": INK, "axes.grid": False}):
         figure, rows = plt.subplots(
             len(strips),

@@ -28,6 +28,7 @@ SPECTRA = {"conv1": [4.0, 1.0, 1e-3], "fc": [2.0, 1e-6]}
 DIMENSIONS = {"conv1": 3, "fc": 40}
 
 SMALLEST = 12  # pixels of the page, of any text
+SMALLEST_ON_A_TELEPHONE = 9
 SHOWN = 672  # pixels of the page, of a figure that fills a column which is not at its widest
 TELEPHONE = 342  # the same on a telephone 390 pixels wide
 
@@ -156,7 +157,7 @@ def test_the_narrow_landing_figure_has_text_of_twelve_pixels_on_a_telephone():
 @pytest.mark.parametrize(
     "chapter", sorted((repository_root() / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
 )
-def test_all_text_of_a_chapters_figures_has_twelve_pixels_on_the_page(chapter):
+def test_all_text_of_a_chapters_figures_can_be_read_on_the_page_and_on_a_telephone(chapter):
     assert chapter.stat().st_size < 2**21
     cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
     shown = [o["data"] for cell in cells for o in cell.get("outputs", []) if "data" in o]
@@ -168,6 +169,7 @@ def test_all_text_of_a_chapters_figures_has_twelve_pixels_on_the_page(chapter):
         # A text is drawn from outlines of a size of 100, upside down.
         sizes = [100 * float(scale) for scale in re.findall(r"scale\(([\d.]+) -", figure)]
         assert min(sizes) * min(96 / 72, SHOWN / points) >= SMALLEST
+        assert min(sizes) * min(96 / 72, TELEPHONE / points) >= SMALLEST_ON_A_TELEPHONE
 
 
 def test_the_same_figure_is_the_same_file():

@@ -491,7 +491,7 @@ class GaussNewtonOperator(CurvatureOperator):
 
 
 class FisherOperator(CurvatureOperator):
-    r"""The Fisher matrix under the model's own labels (information-geometric paper, eq. 2).
+    r"""The Fisher matrix under the model's own labels (information-geometric paper, equation 2).
 
     The loss names the likelihood. Cross-entropy: the softmax distribution, and the matrix is the
     Gauss–Newton matrix. Both squared errors: a Gaussian around the outputs with unit variance, and

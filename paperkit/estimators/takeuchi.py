@@ -35,12 +35,12 @@ def takeuchi_information_criterion(
     max_dense: int = 2048,
     memory_budget: int = GIBIBYTE,
 ) -> Measurement:
-    r"""Return :math:`\frac1n \operatorname{Tr}(H^{-1} C)`, an estimate of the generalization gap.
+    r"""Estimate the generalization gap by :math:`\frac1n \operatorname{Tr}(H^{-1} \widehat F)`.
 
-    C is the uncentred second moment of the samples' gradients. Source: equation 9 of the
-    information-geometric paper (Takeuchi 1976), on the empirical distribution; its limit should
-    read n times the gap. It presumes n well above the number of parameters and an interior
-    optimum.
+    :math:`\widehat F`, the paper's C, is the uncentred second moment of the samples' gradients.
+    Source: equation 9 of the information-geometric paper (Takeuchi 1976), on the empirical
+    distribution; in the limit that it states, the gap lacks a factor n. It presumes n well above
+    the number of parameters and an interior optimum.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def takeuchi_information_criterion(
     Measurement
         ``assumptions`` holds the ``rank`` of the curvature; for ``"hessian"`` also how many of its
         eigenvalues are negative, where the criterion has no justification, and which share of
-        Tr C lies outside its range and is left out.
+        the trace of :math:`\widehat F` lies outside its range and is left out.
 
     Raises
     ------

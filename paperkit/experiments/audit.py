@@ -86,6 +86,7 @@ def audit(
     sample: int | None = None,
     seed: str | None = None,
     *,
+    runs: Sequence[str] = (),
     profile: str = "laptop",
     store: str | Path | None = None,
     device: str | torch.device = "cpu",
@@ -105,6 +106,9 @@ def audit(
         with probability 0.9 where a fifth are bad. Those that disagreed before come besides.
     seed : str, optional
         Draws the sample; by default the date in UTC.
+    runs : sequence of str
+        Keys of the records to run again, or beginnings of them, in place of a sample. What was
+        chosen says nothing of the others, so that no stale record is renewed.
     profile : {"laptop", "paper"}
     store : path, optional
         The working store, which serves the checkpoints that the sample needs.
@@ -118,7 +122,7 @@ def audit(
     Raises
     ------
     ValueError
-        If the study has no published record of the profile.
+        If the study has no published record of the profile, or none of a given key.
     """
     study = study_named(study) if isinstance(study, str) else study
     require_profile(profile)
@@ -131,7 +135,7 @@ def audit(
     stale = [record for record in audited if archive.is_stale(study, record)]
     seed = seed or provenance.now()[:10]
     pool = stale or audited
-    drawn = _drawn(pool, sample, seed)
+    drawn = _named(audited, runs) if runs else _drawn(pool, sample, seed)
     inputs = Session(archive, profile, torch.device(device), progress)
     comparisons: list[Comparison] = []
     with tempfile.TemporaryDirectory() as fresh:
@@ -143,7 +147,7 @@ def audit(
         study.name, seed, tuple(r.key for r in drawn), tuple(comparisons), len(stale), 0
     )
     tree = provenance.tree_state()
-    if not stale or tree.dirty is not False:
+    if runs or not stale or tree.dirty is not False:
         return outcome
     note = {"date": provenance.now(), "commit": tree.commit, "seed": seed, "sample": outcome.sample}
     with archive.published.lock(study.name):
@@ -164,6 +168,18 @@ def _drawn(pool: Sequence[Record], sample: int | None, seed: str) -> list[Record
     others = [record for record in pool if not record.provenance.get(_DISAGREED)]
     size = sample_size(len(pool), BAD, POWER) if sample is None else sample
     return [*before, *random.Random(seed).sample(others, min(size, len(others)))]
+
+
+def _named(records: Sequence[Record], runs: Sequence[str]) -> list[Record]:
+    """Return the records whose keys begin so, each of them once."""
+    found: dict[str, Record] = {}
+    for name in runs:
+        known = [record for record in records if name and record.key.startswith(name)]
+        if len(known) != 1:
+            several = f"{len(known)} records begin so" if known else "no record has that key"
+            raise ValueError(f"runs names {name!r}: {several}; results/ lists the keys.")
+        found[known[0].key] = known[0]
+    return list(found.values())
 
 
 def _renewed(record: Record, code: str, note: dict[str, Any]) -> Record:

@@ -30,6 +30,13 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         help="how many records (as many as meet a bad fifth with probability 0.9)",
     )
     parser.add_argument("--seed", help="draws the sample (the date)")
+    parser.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="run this record again in place of a sample",
+    )
     parser.add_argument("--profile", choices=PROFILES[1:], default="laptop")
     _add_store_and_device(parser)
 
@@ -169,6 +176,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         arguments.name,
         arguments.sample,
         arguments.seed,
+        runs=arguments.run,
         profile=arguments.profile,
         store=arguments.store,
         device=arguments.device,
@@ -180,10 +188,14 @@ def _audit(arguments: argparse.Namespace) -> int:
                 f"{comparison.audited}, allowed {comparison.allowed}"
             )
     word = "agree" if outcome.agrees else "do NOT agree"
+    drawn = "repeated" if arguments.run else f"drawn with seed {outcome.seed}"
+    runs = f"{len(outcome.sample)} run{'s' * (len(outcome.sample) != 1)}"
     print(
-        f"{outcome.study}: {len(outcome.sample)} runs drawn with seed {outcome.seed} {word} with "
-        "their records."
+        f"{outcome.study}: {runs} {drawn}; the {len(outcome.comparisons)} numbers {word} with "
+        "what is recorded."
     )
+    if arguments.run:
+        return 0 if outcome.agrees else 1
     if outcome.renewed:
         print(f"{outcome.renewed} stale records were renewed in results/{outcome.study}.jsonl.")
     elif outcome.stale and outcome.agrees:

@@ -13,6 +13,7 @@ Each file is a list of entries::
       anchor: notebooks/03_reparametrization#prop-2-2
       scale: "{model}, n = {n}"
       covers: [another-id]
+      repeats: renyi-prop-2-2   # on other evidence, so that the fact is not counted again
       correction: {fault: slip, printed: what the line says, repair: what should stand there}
       changed: [{date: 2026-01-31, was: the former criterion, why: the reason}]
 
@@ -117,6 +118,8 @@ class Claim(Entry):
     """Template over the configurations' entries, {seeds} and {runs}; by default it is computed."""
     covers: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     """Ids of other statements of the paper that this claim decides as well."""
+    repeats: str = ""
+    """Id of the claim whose fact is tried again on other evidence; the fact counts once."""
     correction: Correction | None = None
     """Where the printed line needs one."""
     changed: Annotated[tuple[Change, ...], Field(strict=False)] = ()
@@ -153,6 +156,14 @@ def chapter_of(anchor: str) -> str:
     return anchor.partition("#")[0].rpartition("/")[2].removesuffix(".ipynb")
 
 
+def file_of(claim: Claim) -> str:
+    """Return the name of the file in ``claims/`` that holds a claim; empty if none does."""
+    entry = re.compile(rf"^- id: {re.escape(claim.id)}\s*$", re.MULTILINE)
+    files = sorted(claims_folder().glob("*.yml"))
+    found = (path.name for path in files if entry.search(path.read_text(encoding="utf-8")))
+    return next(found, "")
+
+
 def load_claims(folder: str | Path | None = None) -> list[Claim]:
     """Read and check every claim, in the order of the files' names and of their entries.
 
@@ -181,6 +192,11 @@ def load_claims(folder: str | Path | None = None) -> list[Claim]:
                 listed = suggestion(name, known)
                 raise ValueError(f"{where}: covers names {name!r}, no statement{listed}")
             claims.append(claim)
+    for claim in claims:
+        if claim.repeats and claim.repeats not in places:
+            listed = suggestion(claim.repeats, places)
+            where = f"{places[claim.id]}, {claim.id}"
+            raise ValueError(f"{where}: repeats names {claim.repeats!r}, no claim{listed}")
     return claims
 
 

@@ -118,6 +118,7 @@ def plain(verdict: Verdict) -> dict[str, Any]:
         "scale": verdict.scale,
         "value": verdict.value,
         "interval": interval and [end if math.isfinite(end) else None for end in interval],
+        "side": verdict.side or None,
         "p_value": verdict.p_value,
         "adjusted_p_value": verdict.adjusted_p_value,
         "records": [{"study": r.study, "key": r.key} for r in verdict.records],

@@ -116,8 +116,9 @@ class Finding:
         Its interval; an end may be infinite.
     value_text : str
         Our value as it is shown.
-    p_value : float or None
-        Probability of evidence that favours the claim as much, were the claim false; None where
+    p_values : tuple of float or None
+        P-values of two one-sided tests, for the claim and against it: how probable evidence is that
+        favours it as much, were it false, or speaks against it as much, were it true. None where
         nothing is left to chance.
     """
 
@@ -126,7 +127,9 @@ class Finding:
     value: float | None = None
     interval: tuple[float, float] | None = None
     value_text: str = ""
-    p_value: float | None = None
+    p_values: tuple[float, float] | None = None
+    decisive: str = ""
+    """Key of the one record that decided, where one did."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +175,13 @@ def identity_holds(
     refuted_from : float, optional
         Magnitude that round-off cannot explain; default 1,000 times the tolerance.
     """
-    worst, where = _extreme(records, metric, largest_magnitude=True)
+    worst, where, key = _extreme(records, metric, largest_magnitude=True)
     text = bound(worst)
     held = f"largest `{metric}` {text} in {counted(len(records), 'run')}"
     failed = f"`{metric}` is {text} at {where}"
     allowed = f"at most {at_most:g} allowed"
     word, sentence = _graded(worst, at_most, refuted_from, held, failed, allowed)
-    return Finding(word, sentence, worst, value_text=text)
+    return Finding(word, sentence, worst, value_text=text, decisive=key)
 
 
 @_decides(*EXACT)
@@ -187,14 +190,14 @@ def counterexample_exists(records: Sequence[Record], *, metric: str, at_least: f
 
     Finding none verifies nothing: the verdict is then inconclusive.
     """
-    worst, where = _extreme(records, metric)
+    worst, where, key = _extreme(records, metric)
     text = bound(worst)
     if worst >= at_least:
         sentence = f"`{metric}` is {text} at {where} ({at_least:g} refutes)"
-        return Finding(REFUTED, sentence, worst, value_text=text)
+        return Finding(REFUTED, sentence, worst, value_text=text, decisive=key)
     runs = counted(len(records), "run")
     sentence = f"no counterexample in {runs}: largest `{metric}` {text}, not {at_least:g}"
-    return Finding(INCONCLUSIVE, sentence, worst, value_text=text)
+    return Finding(INCONCLUSIVE, sentence, worst, value_text=text, decisive=key)
 
 
 @_decides("definition", "inequality", "algorithm")
@@ -216,13 +219,13 @@ def inequality_holds(
     refuted_from : float, optional
         Negative slack that round-off cannot explain; default 1,000 times the tolerance.
     """
-    worst, where = _extreme(records, metric, smallest=True)
+    worst, where, key = _extreme(records, metric, smallest=True)
     text = bound(worst)
     held = f"smallest slack `{metric}` {text} in {counted(len(records), 'run')}"
     failed = f"the slack `{metric}` is {text} at {where}"
     allowed = f"round-off of {tolerance:g} allowed"
     word, sentence = _graded(-worst, tolerance, refuted_from, held, failed, allowed)
-    return Finding(word, sentence, worst, value_text=text)
+    return Finding(word, sentence, worst, value_text=text, decisive=key)
 
 
 @_decides("number")
@@ -314,12 +317,57 @@ def ordering_holds(
     metric : str, optional
         The metric of a side that names none.
     """
+    differences = _differences(records, larger, smaller, unit, metric)
+    return _sign_of_mean(differences, "mean difference", unit)
+
+
+def _differences(
+    records: Sequence[Record], larger: Side, smaller: Side, unit: str, metric: str | None
+) -> list[float]:
     upper, lower = (
         by_unit(select(records, side.where), side.metric or metric, unit)
         for side in (larger, smaller)
     )
-    differences = [upper[name] - lower[name] for name in sorted(upper.keys() & lower.keys())]
-    return _sign_of_mean(differences, "mean difference", unit)
+    return [upper[name] - lower[name] for name in sorted(upper.keys() & lower.keys())]
+
+
+@_decides("ordering")
+def difference_within(
+    records: Sequence[Record],
+    *,
+    larger: Side,
+    smaller: Side,
+    unit: str,
+    margin: float,
+    metric: str | None = None,
+) -> Finding:
+    """The two sides are as good as equal: their mean difference is within ``margin``.
+
+    The two-sided 95 % interval of the differences, unit by unit, must lie within it.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    larger, smaller : Side
+    unit : str
+        Entry of the configuration that tells independent trials apart.
+    margin : float
+        Largest difference that counts as none.
+    metric : str, optional
+        The metric of a side that names none.
+    """
+    differences = _differences(records, larger, smaller, unit, metric)
+    if len(differences) < 2:
+        return _too_few(differences, unit)
+    mean = statistics.fmean(differences)
+    low, high = two_sided_interval(differences)
+    inside, apart = -margin < low and high < margin, low > margin or high < -margin
+    word = REPRODUCED if inside else NOT_REPRODUCED if apart else INCONCLUSIVE
+    sentence = (
+        f"mean difference {number(mean)} over {counted(len(differences), unit)}, "
+        f"two-sided 95 % interval {interval_text(low, high)}; {margin:g} is allowed"
+    )
+    return Finding(word, sentence, mean, (low, high), number(mean))
 
 
 @_decides("trend")
@@ -393,8 +441,12 @@ def fraction_at_least(
         f"{successes} of {counted(len(trials), unit)}, one-sided 95 % bounds "
         f"{interval_text(low, high)}, claimed at least {number(fraction)}"
     )
-    p_value = fraction_p_value(successes, len(trials), fraction)
-    return Finding(word, sentence, share, (low, high), number(share), p_value)
+    # Against the claim, the failures are counted.
+    p_values = (
+        fraction_p_value(successes, len(trials), fraction),
+        fraction_p_value(len(trials) - successes, len(trials), 1 - fraction),
+    )
+    return Finding(word, sentence, share, (low, high), number(share), p_values)
 
 
 @_decides("trend")
@@ -505,14 +557,14 @@ def _one_sided(
     value, error, freedom = jackknife(statistic, groups)
     width = float(stdtrit(freedom, 0.95)) * error
     low, high = value - width, value + width
-    sign = 1 if above else -1
+    excess = value - bound if above else bound - value
     if error == 0:
-        p_value = float(sign * (value - bound) <= 0)
+        p_values = float(excess <= 0), float(excess >= 0)
     else:
-        p_value = float(stdtr(freedom, -sign * (value - bound) / error))
+        p_values = float(stdtr(freedom, -excess / error)), float(stdtr(freedom, excess / error))
     inside, outside = (low > bound, high < bound) if above else (high < bound, low > bound)
     word = REPRODUCED if inside else NOT_REPRODUCED if outside else INCONCLUSIVE
-    return Finding(word, "", value, (low, high), number(value), p_value)
+    return Finding(word, "", value, (low, high), number(value), p_values)
 
 
 def _correlated(found: Finding, what: str, groups: Sequence[np.ndarray], rule: str) -> Finding:
@@ -543,10 +595,14 @@ def _graded(
     return REFUTED, f"{failed} ({allowed})"
 
 
+def _too_few(values: Sequence[float], unit: str) -> Finding:
+    sentence = f"an interval needs at least 2 values of {unit}, there are {len(values)}"
+    return Finding(INCONCLUSIVE, sentence)
+
+
 def _sign_of_mean(values: Sequence[float], what: str, unit: str) -> Finding:
     if len(values) < 2:
-        sentence = f"an interval needs at least 2 values of {unit}, there are {len(values)}"
-        return Finding(INCONCLUSIVE, sentence)
+        return _too_few(values, unit)
     mean = statistics.fmean(values)
     low, high = one_sided_bounds(values)
     word = REPRODUCED if low > 0 else NOT_REPRODUCED if high < 0 else INCONCLUSIVE
@@ -554,7 +610,8 @@ def _sign_of_mean(values: Sequence[float], what: str, unit: str) -> Finding:
         f"{what} {number(mean)} over {counted(len(values), unit)}, "
         f"one-sided 95 % bounds {interval_text(low, high)}"
     )
-    return Finding(word, sentence, mean, (low, high), number(mean), mean_p_value(values))
+    p_values = mean_p_value(values), mean_p_value([-value for value in values])
+    return Finding(word, sentence, mean, (low, high), number(mean), p_values)
 
 
 def select(records: Sequence[Record], where: Mapping[str, Any]) -> list[Record]:
@@ -688,10 +745,11 @@ def _extreme(
     *,
     largest_magnitude: bool = False,
     smallest: bool = False,
-) -> tuple[float, str]:
+) -> tuple[float, str, str]:
+    """Return the extreme value, the configuration of its record in words, and the record's key."""
     pairs = [(value, record) for record in records for value in values_of(record, metric)]
     if largest_magnitude:
         pairs = [(abs(value), record) for value, record in pairs]
     value, record = (min if smallest else max)(pairs, key=lambda pair: pair[0])
     shown = ", ".join(f"{name} = {entry}" for name, entry in sorted(record.configuration.items()))
-    return value, shown
+    return value, shown, record.key

@@ -18,9 +18,9 @@ from pathlib import Path
 from paperkit import arguments
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.paths import store_folder
-from paperkit.experiments.study import require_profile
-from paperkit.ledger.claims import Claim
-from paperkit.ledger.criteria import OWN, WORDS, PaperValue, counterexample_exists
+from paperkit.experiments.study import require_profile, study_named
+from paperkit.ledger.claims import Claim, file_of, load_claims
+from paperkit.ledger.criteria import OWN, REFUTED, WORDS, PaperValue, counterexample_exists
 from paperkit.ledger.formatting import (
     NOTHING,
     code,
@@ -34,6 +34,9 @@ from paperkit.ledger.formatting import (
 from paperkit.ledger.lists import planned_studies
 from paperkit.ledger.verdict import Verdict, verdicts
 from paperkit.ledger.wording import criterion_sentence, value_name
+
+AGAIN = "further evidence on claims above"
+"""Row of the scoreboard for claims that try a fact again, which counts once."""
 
 OPEN = 5
 """Verdicts that a chapter shows at its head; the others are folded."""
@@ -66,15 +69,17 @@ def scoreboard(verdicts: Sequence[Verdict], papers: Sequence[str] = ()) -> str:
     Returns
     -------
     str
-        A row for each paper, and two for this book: its statements, and the limits that it entered
-        to be refuted.
+        A row for each paper, two for this book (its statements, and the limits that it entered to
+        be refuted), and one for what is tried again on other evidence.
     """
     if not verdicts:
         return "No claim has been entered yet."
     groups: dict[str, list[Verdict]] = {paper: [] for paper in papers}
     for verdict in verdicts:
         groups.setdefault(_row_name(verdict.claim), []).append(verdict)
-    rows = [[escaped(name), str(len(own)), _counts(own)] for name, own in groups.items()]
+    # The row of further evidence comes last, below the claims that it repeats.
+    ordered = sorted(groups.items(), key=lambda group: group[0] == AGAIN)
+    rows = [[escaped(name), str(len(own)), _counts(own)] for name, own in ordered]
     lines = [markdown_table(["paper", "claims", "verdicts"], rows)]
     stale = sum(v.stale for v in verdicts)
     if stale:
@@ -124,8 +129,30 @@ def of_chapter(verdicts: Sequence[Verdict], first: Iterable[str] = (), root: str
     return "\n\n".join(parts)
 
 
-def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
-    """Return the body of the ledger page: ways to jump, then each paper by chapters.
+def ledger_page(paper: str) -> str:
+    """Return the page of a paper's ledger, seen from the folder of the book's pages."""
+    return f"ledger/{_slug(paper)}"
+
+
+def ledger_index(verdicts: Sequence[Verdict]) -> str:
+    """Return the ways into the ledger: a page for each paper, a part of it for each chapter.
+
+    Parameters
+    ----------
+    verdicts : sequence of Verdict
+
+    Returns
+    -------
+    str
+        A list in Markdown.
+    """
+    if not verdicts:
+        return "No claim has been entered yet.\n"
+    return _jump_list(verdicts)
+
+
+def ledger(verdicts: Sequence[Verdict], root: str = "../..") -> str:
+    """Return the body of one paper's page of the ledger, by chapters and by studies.
 
     Parameters
     ----------
@@ -136,21 +163,89 @@ def ledger(verdicts: Sequence[Verdict], root: str = "..") -> str:
     Returns
     -------
     str
-        MyST Markdown that begins with a second-level heading, and has one for each paper. A
-        chapter's part has a table of its claims, and below it each of them with all that is known
-        of it, folded.
+        MyST Markdown with a second-level heading for each chapter, and for each study whose claims
+        belong to no chapter yet. Under it stands a table of the claims, and below the table each
+        of them with all that is known of it, folded.
     """
     if not verdicts:
         return "No claim has been entered yet.\n"
-    parts = ["## By paper and by chapter", _jump_list(verdicts)]
-    for paper, own in _grouped(verdicts, lambda claim: claim.paper):
-        parts.append(f"({_label(paper)})=\n## {escaped(paper)}")
-        for name, part in sorted(_grouped(own, lambda claim: claim.chapter)):
-            title = _chapter_name(name)
-            parts.append(f"({_label(paper, name)})=\n### {title[0].upper()}{title[1:]}")
-            parts.append(_table(part))
-            parts.extend(_details(verdict, root) for verdict in part)
+    parts = [_counts(verdicts)]
+    for name, part in sorted(_grouped(verdicts, _group)):
+        paper = part[0].claim.paper
+        parts.append(f"({_label(paper, name)})=\n## {_group_title(name)}")
+        question = _question(part[0].claim.criterion.study)
+        if name not in {verdict.claim.chapter for verdict in part} and question:
+            parts.append(escaped(question))
+        parts.append(_table(part))
+        parts.extend(_details(verdict, root) for verdict in part)
     return "\n\n".join(parts) + "\n"
+
+
+def corrections(verdicts: Sequence[Verdict], papers: Iterable[str]) -> str:
+    """Return what the papers print and what should stand there, as Markdown, paper by paper.
+
+    Parameters
+    ----------
+    verdicts : sequence of Verdict
+    papers : iterable of str
+        The papers, in their order.
+
+    Returns
+    -------
+    str
+        An item for each claim of a paper that is refuted or carries a correction: the place, the
+        fault, the printed line, the repair, and the run that shows it.
+    """
+    parts = []
+    for paper in papers:
+        own = [v for v in verdicts if v.claim.paper == paper and _is_corrected(v)]
+        if own:
+            items = "\n".join(map(_correction, own))
+            parts.append(f"(corrections-{_slug(paper)})=\n## {escaped(paper)}\n\n{items}")
+    return "\n\n".join(parts) + "\n" if parts else "No line has been found to need a correction.\n"
+
+
+def _is_corrected(verdict: Verdict) -> bool:
+    return verdict.word == REFUTED or verdict.claim.correction is not None
+
+
+def _correction(verdict: Verdict) -> str:
+    claim, correction = verdict.claim, verdict.claim.correction
+    fault = correction.fault if correction else "false"
+    printed = correction.printed if correction else claim.statement
+    lines = [f"* **{escaped(claim.place)}**, {fault}. {printed}"]
+    if correction:
+        lines.append(f"  *Instead:* {correction.repair}")
+    shown = f"  {badges(verdict)} {_value_text(verdict)} ([claim](#{target(claim)}))"
+    if verdict.decisive and verdict.word == REFUTED:
+        shown += f"; to see it, `{repeat_command(verdict)}`"
+    return "<br>\n".join([*lines, shown + "."])
+
+
+def repeat_command(verdict: Verdict) -> str:
+    """Return the command that makes the record which decided a verdict again, and compares."""
+    call, profile = verdict.claim.criterion, verdict.claim.profile
+    chosen = "" if profile == "laptop" else f" --profile {profile}"
+    return f".venv/bin/paperkit audit {call.study} --run {verdict.decisive}{chosen}"
+
+
+def _group(claim: Claim) -> str:
+    # A study's name sorts behind the chapters' numbers.
+    return claim.chapter or claim.criterion.study
+
+
+def _group_title(name: str) -> str:
+    title = _chapter_name(name)
+    return f"{title[0].upper()}{title[1:]}" if name[:1].isdigit() else f"Study: {_words(name)}"
+
+
+def _words(name: str) -> str:
+    return escaped(name.replace("_", " "))
+
+
+def _question(study: str) -> str:
+    planned = planned_studies()
+    return planned[study] if study in planned else study_named(study).question
 
 
 def findings(lines: Iterable[str], verdicts: Sequence[Verdict], root: str = "..") -> str:
@@ -194,6 +289,22 @@ def findings(lines: Iterable[str], verdicts: Sequence[Verdict], root: str = ".."
 def target(claim: Claim) -> str:
     """Return the label of a claim on the ledger page."""
     return f"claim-{_slug(claim.id)}"
+
+
+def with_links_to_the_ledger(text: str) -> str:
+    """Return a page's text with the links to criteria leading to the built ledger page.
+
+    MyST finds no target that a directive makes on another page, so that these are links in HTML.
+    Their quotation marks are single ones, because the text may be a notebook's JSON.
+    """
+    pages = {target(claim): ledger_page(claim.paper) for claim in load_claims()}
+
+    def to_its_page(link: re.Match[str]) -> str:
+        root, name = link.groups()
+        return f"<a href='{root}/book/{pages.get(name, 'ledger')}.html#{name}'>criterion</a>"
+
+    link = r"\[criterion\]\(([./]*)/claims/[\w.-]+\.yml#(claim-[a-z0-9-]+)\)"
+    return re.sub(link, to_its_page, text)
 
 
 def show_verdicts(
@@ -255,6 +366,8 @@ def _grouped(
 
 
 def _row_name(claim: Claim) -> str:
+    if claim.repeats:
+        return AGAIN
     if claim.paper != OWN:
         return claim.paper
     if _is_limit(claim):
@@ -287,8 +400,9 @@ def _item(verdict: Verdict, root: str) -> str:
     paper = _paper_text(claim.paper_value)
     found = [_value_text(verdict), verdict.scale and escaped(verdict.scale)]
     found += [f"the paper has {paper}" if paper != NOTHING else ""]
-    # The built page's address: MyST finds no target that a directive makes on another page.
-    criterion = f'<a href="{root}/book/ledger.html#{target(claim)}">criterion</a>'
+    # A notebook opens this file; `with_links_to_the_ledger` leads the built page to the ledger.
+    file = file_of(claim)
+    criterion = f"[criterion]({root}/claims/{file}#{target(claim)})" if file else NOTHING
     links = [criterion, _records_link(verdict, root)]
     return (
         f"* {badges(verdict)} **{escaped(place)}.** {claim.statement} "
@@ -326,17 +440,16 @@ def audit_command(study: str, profile: str) -> str:
 
 def _jump_list(verdicts: Sequence[Verdict]) -> str:
     papers = [
-        f"[{escaped(paper)}](#{_label(paper)}) ({len(own)})"
+        f"[{escaped(paper)}]({ledger_page(paper)}.md) ({len(own)})"
         for paper, own in _grouped(verdicts, lambda claim: claim.paper)
     ]
     lines = [f"* **By paper:** {', '.join(papers)}"]
-    for name, own in sorted(_grouped(verdicts, lambda claim: claim.chapter)):
+    for name, own in sorted(_grouped(verdicts, _group)):
         parts = [
             f"[{escaped(paper)}](#{_label(paper, name)}) ({len(part)})"
             for paper, part in _grouped(own, lambda claim: claim.paper)
         ]
-        title = _chapter_name(name)
-        lines.append(f"* **{title[0].upper()}{title[1:]}:** {', '.join(parts)}")
+        lines.append(f"* **{_group_title(name)}:** {', '.join(parts)}")
     return "\n".join(lines)
 
 
@@ -362,7 +475,7 @@ def _table(verdicts: Sequence[Verdict]) -> str:
     for v in verdicts:
         found = f"{badges(v)}<br>{_value_text(v)}"
         if v.adjusted_p_value is not None:
-            found += f"; adjusted p = {number(v.adjusted_p_value)}"
+            found += f"; adjusted p = {number(v.adjusted_p_value)} {v.side} it"
         rows.append([f"[{escaped(v.claim.id)}](#{target(v.claim)}): {v.claim.statement}", found])
     # The table has two columns, because a telephone has no room for more.
     return markdown_table(["claim", "verdict, and what was found"], rows)
@@ -376,6 +489,12 @@ def _details(verdict: Verdict, root: str) -> str:
     items = [
         ("Place", escaped(claim.place)),
         ("Kind", claim.kind + ", entered to be refuted" * _is_limit(claim)),
+        (
+            "Tries again",
+            f"[{escaped(claim.repeats)}](#claim-{_slug(claim.repeats)})"
+            if claim.repeats
+            else NOTHING,
+        ),
         ("Criterion", criterion_sentence(claim)),
         ("The paper has", _paper_text(claim.paper_value)),
         ("Found", _value_text(verdict) if verdict.value_text else NOTHING),
@@ -385,6 +504,7 @@ def _details(verdict: Verdict, root: str) -> str:
         ("Records", _records_text(verdict, root)),
         ("To make what is missing", f"`{run_command(*call)}`" if written else NOTHING),
         ("To run a sample again", f"`{audit_command(*call)}`" if written else NOTHING),
+        ("The run that decided", f"`{repeat_command(verdict)}`" if verdict.decisive else NOTHING),
         ("Derived in", _chapter_link(claim, root)),
         ("Decides as well", ", ".join(map(code, claim.covers)) or NOTHING),
     ]
@@ -429,7 +549,8 @@ def _chance_text(verdict: Verdict) -> str:
     if verdict.p_value is None or verdict.adjusted_p_value is None:
         return NOTHING
     shown, adjusted = map(number, (verdict.p_value, verdict.adjusted_p_value))
-    return f"p = {shown}; {adjusted} when adjusted for all tests of the ledger (Holm)"
+    side = f"{verdict.side} the claim"
+    return f"p = {shown} {side}; {adjusted} when adjusted for all tests of the ledger (Holm)"
 
 
 def _records_link(verdict: Verdict, root: str) -> str:

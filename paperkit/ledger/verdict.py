@@ -6,7 +6,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from paperkit import arguments
 from paperkit.experiments.archive import Archive
@@ -48,15 +48,21 @@ class Verdict:
         Its interval; an end may be infinite.
     value_text : str
         Our value as it is shown; empty if there is none.
+    side : {"for", "against", ""}
+        Side of the claim on which the evidence lies, and of which the p-values speak; empty where
+        nothing is left to chance.
     p_value : float or None
-        Probability of evidence that favours the claim as much, were the claim false; None where
+        Probability of evidence that lies as far on this side, were the other side true; None where
         nothing is left to chance.
     adjusted_p_value : float or None
-        The same, adjusted by Holm's method for the number of such tests in the whole ledger.
+        The same, adjusted by Holm's method for the tests of the whole ledger, two for each claim:
+        one for it, one against it.
     records : tuple of Record
         The records that are the evidence.
     stale : bool
         Whether the code behind one of them has changed since it was made.
+    decisive : str
+        Key of the one record that decided, such as a counterexample; empty where several did.
 
     Examples
     --------
@@ -76,10 +82,12 @@ class Verdict:
     value: float | None = None
     interval: tuple[float, float] | None = None
     value_text: str = ""
+    side: Literal["for", "against", ""] = ""
     p_value: float | None = None
     adjusted_p_value: float | None = None
     records: tuple[Record, ...] = ()
     stale: bool = False
+    decisive: str = ""
 
 
 def verdicts(
@@ -151,9 +159,11 @@ def verdicts(
 
 def _adjusted(tests: Sequence[Verdict]) -> dict[str, Verdict]:
     p_values = [verdict.p_value for verdict in tests if verdict.p_value is not None]
+    # Each claim is tested on two sides, and only the smaller p-value is kept.
+    larger = [1.0] * len(p_values)
     return {
         verdict.claim.id: replace(verdict, adjusted_p_value=p_value)
-        for verdict, p_value in zip(tests, holm(p_values), strict=True)
+        for verdict, p_value in zip(tests, holm([*p_values, *larger]), strict=False)
     }
 
 
@@ -189,11 +199,23 @@ def _judge(claim: Claim, records: Sequence[Record], archive: Archive) -> Verdict
         finding.value,
         finding.interval,
         finding.value_text,
-        finding.p_value,
+        *_one_side(finding),
         None,
         tuple(clean),
         any(archive.is_stale(study, record) for record in clean),
+        finding.decisive,
     )
+
+
+def _one_side(finding: Finding) -> tuple[Literal["for", "against", ""], float | None]:
+    """Return the side of the claim that has the smaller p-value, and that p-value.
+
+    A positive word's side is for the claim and a negative word's is against it.
+    """
+    if finding.p_values is None:
+        return "", None
+    supporting, opposing = finding.p_values
+    return ("against", opposing) if opposing < supporting else ("for", supporting)
 
 
 def _selected(claim: Claim) -> list[Configuration]:

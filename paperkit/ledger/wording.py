@@ -94,14 +94,28 @@ def _number(claim: Claim) -> str:
 
 def _ordering(claim: Claim) -> str:
     call: Any = claim.criterion
-    larger, smaller = (
-        code(side.metric or call.metric) + (f" where {_where(side.where)}" if side.where else "")
-        for side in (call.larger, call.smaller)
-    )
+    larger, smaller = _sides(call)
     return (
         f"{larger} exceeds {smaller}: over {_units(call.unit)}, the interval (one-sided, 95 %) of "
         "the mean difference lies above 0"
     )
+
+
+def _equality(claim: Claim) -> str:
+    call: Any = claim.criterion
+    larger, smaller = _sides(call)
+    return (
+        f"{larger} and {smaller} are as good as equal: over {_units(call.unit)}, the interval "
+        f"(two-sided, 95 %) of the mean difference lies within ±{call.margin:g}"
+    )
+
+
+def _sides(call: Any) -> tuple[str, str]:
+    larger, smaller = (
+        code(side.metric or call.metric) + (f" where {_where(side.where)}" if side.where else "")
+        for side in (call.larger, call.smaller)
+    )
+    return larger, smaller
 
 
 def _trend(claim: Claim) -> str:
@@ -185,6 +199,7 @@ WORDINGS: dict[str, Wording] = {
     "inequality_holds": Wording(_inequality, _slack_name),
     "number_matches": Wording(_number, _named("mean")),
     "ordering_holds": Wording(_ordering, _difference_name),
+    "difference_within": Wording(_equality, _difference_name),
     "trend_holds": Wording(_trend, _slope_name),
     "fraction_at_least": Wording(_fraction, _fraction_name),
     "rank_correlation": Wording(_correlation, lambda call: f"τ with {_words(call.against)}"),

@@ -35,7 +35,7 @@ def bias_name(weight: str) -> str:
 
 
 def layerwise(model: nn.Module, factors: Sequence[float]) -> dict[str, Tensor]:
-    r"""Multiply the weights of layer l by :math:`c_l`, and no bias (Rényi, Prop. 2.2).
+    r"""Multiply the weights of layer l by :math:`c_l`, and no bias (Rényi, Proposition 2.2).
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ MODES = ("paper", "gradient", "scaled_gradient")
 
 
 class IGSAM(WrappedOptimizer):
-    r"""The regulariser of information-geometric sharpness (information-geometric paper, eq. 13).
+    r"""The regulariser of information-geometric sharpness (IGS paper, equation 13).
 
     .. math::
 

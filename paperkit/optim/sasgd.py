@@ -9,7 +9,7 @@ from paperkit.optim.smoothness_adaptive import SmoothnessAdaptiveOptimizer
 
 
 class SASGD(SmoothnessAdaptiveOptimizer):
-    r"""Gradient descent with smoothness-adaptive step sizes (SA-SAM paper, eq. 5 and Section 3).
+    r"""Gradient descent with smoothness-adaptive step sizes (SA-SAM paper, equation 5, Section 3).
 
     .. math::
 

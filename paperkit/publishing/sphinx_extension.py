@@ -10,8 +10,10 @@ Directives
 ``{findings}``
     Sentences with the badges of claims, one line each, ``claim-id (word): sentence``. Where a
     verdict is another one by now, the build stops.
-``{ledger}``
-    Every claim with its criterion, evidence and verdict; with an argument, one paper's.
+``{ledger} PAPER``
+    Every claim of a paper with its criterion, evidence and verdict; without, links to these pages.
+``{corrections}``
+    What the papers print and what should stand there, from the claims.
 ``{verdicts} ANCHOR``
     Those of one chapter.
 ``{members} MODULE``
@@ -23,18 +25,23 @@ Directives
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sphinx.application import Sphinx
 
+from paperkit import arguments
 from paperkit.publishing import author_year, page_head, sidebar
 from paperkit.publishing.api_pages import Members
 from paperkit.publishing.markdown_directive import MarkdownDirective
 from paperkit.publishing.plan_pages import Plan, Projections
 from paperkit.publishing.provenance import last_verified
 from paperkit.publishing.search_language import AccentlessEnglish
+
+if TYPE_CHECKING:
+    from paperkit.ledger import Verdict
 
 MATHJAX = Path("sphinx-mathjax-offline/static/mathjax")
 PAPERS = ("Rényi", "SA-SAM", "Compression", "IGS")
@@ -44,14 +51,36 @@ PAPERS = ("Rényi", "SA-SAM", "Compression", "IGS")
 MATHJAX_PARTS = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
 
 
+@cache
+def _everything() -> list[Verdict]:
+    # Several pages show them, and the records do not change while the book is built.
+    from paperkit.ledger import verdicts
+
+    return verdicts()
+
+
+def _verdicts(paper: str | None = None) -> list[Verdict]:
+    """Return all verdicts, or those of one paper.
+
+    Raises
+    ------
+    ValueError
+        If no claim is of that paper.
+    """
+    everything = _everything()
+    if paper is not None:
+        arguments.choice("paper", paper, dict.fromkeys(v.claim.paper for v in everything))
+    return [verdict for verdict in everything if paper in (None, verdict.claim.paper)]
+
+
 class Scoreboard(MarkdownDirective):
     """The counts of verdicts, of all papers or of one."""
 
     def markdown(self, argument: str | None) -> str:
         """Render the scoreboard of the paper named by the argument, or of all."""
-        from paperkit.ledger import render, verdicts
+        from paperkit.ledger import render
 
-        return render.scoreboard(verdicts(paper=argument), () if argument else PAPERS)
+        return render.scoreboard(_verdicts(argument), () if argument else PAPERS)
 
 
 class Findings(MarkdownDirective):
@@ -62,19 +91,35 @@ class Findings(MarkdownDirective):
 
     def markdown(self, argument: str | None) -> str:
         """Render the lines of the directive's content."""
-        from paperkit.ledger import render, verdicts
+        from paperkit.ledger import render
 
-        return render.findings(self.content, verdicts())
+        return render.findings(self.content, _verdicts())
 
 
 class Ledger(MarkdownDirective):
     """Every claim with its criterion, its evidence and its verdict."""
 
-    def markdown(self, argument: str | None) -> str:
-        """Render the ledger of the paper named by the argument, or of all."""
-        from paperkit.ledger import render, verdicts
+    final_argument_whitespace = True
 
-        return render.ledger(verdicts(paper=argument))
+    def markdown(self, argument: str | None) -> str:
+        """Render the ledger of the paper named by the argument, or the ways to all."""
+        from paperkit.ledger import render
+
+        if argument is None:
+            return render.ledger_index(_verdicts())
+        return render.ledger(_verdicts(argument))
+
+
+class Corrections(MarkdownDirective):
+    """What the papers print and what should stand there."""
+
+    optional_arguments = 0
+
+    def markdown(self, argument: str | None) -> str:
+        """Render the corrections of all papers."""
+        from paperkit.ledger import render
+
+        return render.corrections(_verdicts(), PAPERS)
 
 
 class Verdicts(MarkdownDirective):
@@ -87,7 +132,24 @@ class Verdicts(MarkdownDirective):
         """Render the verdicts of the chapter named by the argument."""
         from paperkit.ledger import render, verdicts
 
-        return render.of_chapter(verdicts(anchor=argument))
+        return render.with_links_to_the_ledger(render.of_chapter(verdicts(anchor=argument)))
+
+
+def lead_to_the_ledger(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Let the criteria's links, which in a notebook open a file, lead to the ledger page.
+
+    Parameters
+    ----------
+    app : Sphinx
+        Application.
+    docname : str
+        Name of the page.
+    source : list of str
+        Text of the page, changed in place.
+    """
+    from paperkit.ledger import render
+
+    source[0] = render.with_links_to_the_ledger(source[0])
 
 
 def copy_mathjax(app: Sphinx) -> None:
@@ -147,6 +209,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.add_directive(name, directive)
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("source-read", lead_to_the_ledger)
     app.connect("html-page-context", page_head.complete)
     # After the theme, which puts its functions into the context.
     app.connect("html-page-context", sidebar.name_arrows, priority=900)
@@ -159,6 +222,7 @@ DIRECTIVES: dict[str, type[MarkdownDirective]] = {
     "scoreboard": Scoreboard,
     "findings": Findings,
     "ledger": Ledger,
+    "corrections": Corrections,
     "verdicts": Verdicts,
     "members": Members,
     "plan": Plan,

@@ -30,10 +30,8 @@ NO_CORRECTION = {
 # Sentences whose section has no link to the errata page: there the page has to lead to the chapter.
 LISTED = {
     ("04_stochastic_estimators", "it should be $\\beta_{i+1}$"): "errata-lanczos-index",
-    ("05_one_linearization", "compression paper: eq. 5, corrected"): "errata-linear-stability",
-    ("05_one_linearization", "Equation 5, corrected, does not"): "errata-tied-weights",
-    ("05_one_linearization", "It is false for the convolution"): "errata-tied-weights",
-    ("05_one_linearization", "is false for $|w| < \\sqrt 2$"): "errata-tied-weights",
+    ("05_one_linearization", "which is false for $0 < |w| < 2$"): "errata-tied-weights",
+    ("05_one_linearization", "which is false for $|w| < \\sqrt 2$"): "errata-tied-weights",
 }
 
 

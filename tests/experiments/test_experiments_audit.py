@@ -32,6 +32,23 @@ def test_an_audit_runs_in_a_store_of_its_own(published, store):
     assert {path: path.read_bytes() for path in (store / "records").rglob("*.json")} == files
 
 
+def test_chosen_runs_are_repeated_and_renew_nothing(published, store, edit, capsys):
+    keys = [record.key for record in Archive().published.records("selftest_measure")]
+    assert audit("selftest_measure", runs=[keys[1]], store=store, progress=False).sample == (
+        keys[1],
+    )
+    command = ["audit", "selftest_measure", "--store", str(store), "--run"]
+    assert main([*command, keys[0][:8]]) == 0
+    assert "selftest_measure: 1 run repeated; the " in capsys.readouterr().out
+    edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
+    found = audit("selftest_measure", runs=keys[:2], store=store, progress=False)
+    assert found.agrees and (found.stale, found.renewed, found.sample) == (6, 0, tuple(keys[:2]))
+    assert main([*command, keys[0]]) == 0
+    for wrong, sentence in (("zz", "no record has that key"), ("", "no record has that key")):
+        with pytest.raises(ValueError, match=sentence):
+            audit("selftest_measure", runs=[wrong], store=store, progress=False)
+
+
 def test_agreement_under_new_code_renews_the_records_and_says_so(published, store, edit):
     edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
     old = Archive().published.records("selftest_measure")[0].fingerprint

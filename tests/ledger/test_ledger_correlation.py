@@ -96,7 +96,9 @@ def test_the_worst_of_the_metrics_decides(metrics, bound, word):
         networks(COLUMNS, "ab"), metrics=metrics, against="gap", within="cell", **bound
     )
     assert found.word == word
-    assert (found.p_value < 0.05) == (word == "reproduced")
+    supporting, opposing = found.p_values
+    assert (supporting < 0.05) == (word == "reproduced")
+    assert (opposing < 0.05) == (word == "not reproduced")
 
 
 def test_the_sentence_has_value_interval_and_counts():

@@ -8,6 +8,7 @@ from paperkit.ledger.criteria import (
     CRITERIA,
     PaperValue,
     counterexample_exists,
+    difference_within,
     fraction_at_least,
     identity_holds,
     inequality_holds,
@@ -223,9 +224,13 @@ def test_a_trend_is_judged_by_slopes_seed_by_seed(slopes, direction, word):
     found = trend_holds(trend_records(slopes), direction=direction, **options)
     assert found.word == word
     # Student's t with two degrees of freedom: P(T > t) = (1 − t / √(2 + t²)) / 2.
-    if direction == "increasing" and word == "reproduced":
+    if word != "inconclusive":
         t = 1.0 / (0.1 / 3**0.5)
-        assert found.p_value == pytest.approx(0.5 * (1 - t / (2 + t * t) ** 0.5), rel=1e-9)
+        tail = 0.5 * (1 - t / (2 + t * t) ** 0.5)
+        supporting, opposing = found.p_values
+        small, large = (supporting, opposing) if word == "reproduced" else (opposing, supporting)
+        assert small == pytest.approx(tail, rel=1e-9)
+        assert large == pytest.approx(1 - tail)
 
 
 def test_a_trend_over_one_value_is_refused():
@@ -250,7 +255,7 @@ def test_the_layers_of_one_network_are_one_trial():
     # The exact bound for five successes is 0.05^(1/5), however many layers there are.
     assert found.word == "inconclusive"
     assert found.interval == pytest.approx((0.05 ** (1 / 5), 1.0))
-    assert found.p_value == pytest.approx(0.9**5)
+    assert found.p_values == pytest.approx((0.9**5, 1.0))
     one_fails = [{**layers, "layer3": 0.5}, *[layers] * 4]
     found = fraction_at_least(
         records("share", one_fails), metric="share", unit="seed", fraction=0.5
@@ -258,11 +263,34 @@ def test_the_layers_of_one_network_are_one_trial():
     assert found.value == 0.8
 
 
+def test_failures_speak_against_a_frequency():
+    runs = records("holds", [False] * 5)
+    found = fraction_at_least(runs, metric="holds", unit="seed", fraction=0.5)
+    assert found.word == "not reproduced"
+    assert found.p_values == pytest.approx((1.0, 0.5**5))
+
+
 def test_records_of_one_unit_are_one_trial():
     runs = [run for n in (50, 100) for run in records("share", [1.0, float(n == 50)], n=n)]
     found = fraction_at_least(runs, metric="share", unit="seed", fraction=0.5)
     assert found.evidence.startswith("1 of 2 seeds")
     assert fraction_at_least(runs, metric="share", unit="n", fraction=0.5).value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("shift", "word"), [(0.0, "reproduced"), (1.0, "not reproduced"), (0.5, "inconclusive")]
+)
+def test_two_sides_are_as_good_as_equal_within_a_margin(shift, word):
+    noise = [0.01, -0.02, 0.015, 0.0, -0.005]
+    one = records("x", [shift + value for value in noise], side=1)
+    other = records("x", [0.0] * 5, side=0)
+    given = {"larger": Side(where={"side": 1}), "smaller": Side(where={"side": 0}), "unit": "seed"}
+    found = difference_within([*one, *other], **given, metric="x", margin=0.5)
+    assert (found.word, found.p_values) == (word, None)
+    low, high = found.interval
+    assert low < shift < high
+    few = [one[0], other[0]]
+    assert difference_within(few, **given, metric="x", margin=9).word == "inconclusive"
 
 
 def test_a_unit_that_no_configuration_has_is_refused():
@@ -285,6 +313,13 @@ CALLS = {
         "unit": "seed",
         "larger": Side(where={"side": 1}),
         "smaller": Side(where={"side": 0}),
+    },
+    "difference_within": {
+        "metric": "x",
+        "unit": "seed",
+        "larger": Side(where={"side": 1}),
+        "smaller": Side(where={"side": 0}),
+        "margin": 0.5,
     },
     "trend_holds": {"metric": "x", "unit": "seed", "against": "side", "direction": "increasing"},
     "fraction_at_least": {"metric": "x", "unit": "seed", "fraction": 0.5},

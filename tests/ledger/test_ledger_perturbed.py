@@ -66,6 +66,10 @@ def contradicted(claim: Claim, records: list[Record]) -> list[Record]:
         ]
         against = call.at_least + (-1.0 if sum(held) > len(held) / 2 else 1.0)
         return [with_metric(record, call.metric, lambda _: against) for record in records]
+    if call.name == "number_matches":
+        return [
+            with_metric(record, call.metric, lambda value: 10 * value + 1) for record in records
+        ]
     if call.name == "rank_correlation":
         held = CRITERIA[call.name].function(records, **call.arguments).word == REPRODUCED
         rises = (call.at_most is None) != held
@@ -74,6 +78,17 @@ def contradicted(claim: Claim, records: list[Record]) -> list[Record]:
         held = CRITERIA[call.name].function(records, **call.arguments).word == REPRODUCED
         led = [_in_step(record, call.larger, call.against, not held) for record in records]
         return [_in_step(record, call.smaller, call.against, held) for record in led]
+    if call.name in ("ordering_holds", "difference_within"):
+        held = CRITERIA[call.name].function(records, **call.arguments).word == REPRODUCED
+        # Far apart on the wrong side, or, for what did not hold, on the right one.
+        far = call.name == "ordering_holds" and not held
+        apart = 1e3 if far else -1e3 if call.name == "ordering_holds" else 1e3 * held
+        sides = ((call.larger, apart), (call.smaller, 0.0))
+        return [
+            with_metric(record, side.metric or call.metric, lambda _, v=value: v)
+            for side, value in sides
+            for record in select(records, side.where)
+        ]
     if call.name == "trend_holds":
         return [with_metric(record, call.metric, lambda value: -value) for record in records]
     raise AssertionError(f"{call.name} has no contradiction here: add one.")
@@ -96,7 +111,9 @@ def test_evidence_is_measured_and_no_default(name: str) -> None:
     verdict = DECIDED[name]
     call = verdict.claim.criterion
     given = call.arguments
-    metrics = given.get("metrics") or given.get("larger") or [given["metric"]]
+    metrics = given.get("metrics") or given.get("larger")
+    if not isinstance(metrics, list):
+        metrics = [given["metric"]]
     values = [v for record in verdict.records for m in metrics for v in values_of(record, m)]
     # A number that is the same in every run was not measured; whole numbers may be.
     assert len(set(values)) > 1 or all(value == int(value) for value in values)

@@ -1,7 +1,9 @@
+import json
 import re
 import shlex
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,20 +15,29 @@ from myst_parser.parsers.mdit import create_md_parser
 from paperkit.cli import main
 from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive
+from paperkit.experiments.study import study_named
 from paperkit.ledger import show_verdicts, verdicts
-from paperkit.ledger.claims import Change
+from paperkit.ledger.claims import Change, load_claims
+from paperkit.ledger.commands import plain
 from paperkit.ledger.criteria import WORDS
 from paperkit.ledger.formatting import escaped
 from paperkit.ledger.render import (
+    AGAIN,
     audit_command,
     badge,
+    corrections,
     findings,
     ledger,
+    ledger_index,
+    ledger_page,
     of_chapter,
     run_command,
     scoreboard,
+    with_links_to_the_ledger,
 )
+from paperkit.publishing.sphinx_extension import PAPERS
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 CLAIMS = """
 - id: gap
   paper: First
@@ -248,12 +259,32 @@ def test_findings_carry_the_badges_of_their_claims_and_notice_when_these_move(pu
             findings([line], verdicts())
 
 
+def test_a_criterions_link_opens_its_file_in_a_notebook_and_the_ledger_in_the_book(published):
+    shown = of_chapter(verdicts())
+    assert shown.count("[criterion](../claims/test.yml#claim-") == 4
+    built = with_links_to_the_ledger(json.dumps(shown))
+    assert built.count("<a href='../book/ledger/first.html#claim-gap'>criterion</a>") == 1
+    assert "[criterion]" not in json.loads(built)
+
+
+def test_what_repeats_a_claim_is_counted_apart(published, root):
+    repeated = CLAIMS.split("- id: slack")[0].replace("id: gap", "id: again")
+    file = root / "claims" / "test2.yml"
+    file.write_text(repeated + "  repeats: gap\n")
+    last = scoreboard(verdicts()).splitlines()[-1]
+    assert last == f"| {AGAIN} | 1 | 1 {badge('verified')} |"
+    assert "* **Tries again**: [gap](#claim-gap)" in ledger(verdicts())
+    file.write_text(repeated + "  repeats: gapp\n")
+    with pytest.raises(ValueError, match="repeats names 'gapp', no claim; did you mean 'gap'"):
+        load_claims()
+
+
 def test_a_chapter_shows_what_was_found_by_its_name_with_links_to_criterion_and_records(published):
     first, second, third, fourth = re.findall(r"(?m)^\* .*$", of_chapter(verdicts()))
     assert first == (
         f"* {badge('verified')} **First, Theorem 1.** The gap $|a - b|$ is 0. "
         "*Found:* largest gap below 1e-12; 6 runs, 3 seeds "
-        '(<a href="../book/ledger.html#claim-gap">criterion</a>, '
+        "([criterion](../claims/test.yml#claim-gap), "
         "[6 records](../results/selftest_measure.jsonl))."
     )
     assert badge("criterion changed") in second and "smallest slack -" in second
@@ -278,7 +309,7 @@ def test_a_chapter_without_a_choice_shows_its_first_five(published):
         for verdict in verdicts()
     ]
     in_sight, folded = of_chapter(found).split("<details>", maxsplit=1)
-    assert (in_sight.count("#claim-"), folded.count("#claim-")) == (5, 3)
+    assert (in_sight.count("*Found:*"), folded.count("*Found:*")) == (5, 3)
 
 
 def test_a_chosen_verdict_that_the_chapter_has_not_is_refused(published):
@@ -301,16 +332,17 @@ def test_the_commands_beside_the_records_work_as_they_are_printed(published, mon
             assert main(arguments) == 0
 
 
-def test_the_ledger_has_a_section_a_paper_and_everything_about_a_claim(published):
-    text = ledger(verdicts(), root=".")
+def test_the_ledger_has_a_section_a_chapter_or_study_and_everything_about_a_claim(published):
+    text = "".join(
+        ledger([v for v in verdicts() if v.claim.paper == paper], root=".")
+        for paper in ("First", "Second")
+    )
     assert [line for line in text.splitlines() if line.startswith("#")] == [
-        "## By paper and by chapter",
-        "## First",
-        "### Chapter 9",
-        "## Second",
-        "### Without a chapter",
-        "### Chapter 10",
+        "## Chapter 9",
+        "## Chapter 10",
+        "## Study: selftest measure",
     ]
+    assert escaped(study_named("selftest_measure").question) in text
     assert f":::{{dropdown}} slack {badge('refuted')} {badge('criterion changed')}" in text
     assert ":name: claim-slack\n" in text
     assert (
@@ -321,7 +353,8 @@ def test_the_ledger_has_a_section_a_paper_and_everything_about_a_claim(published
     assert '<a href="./notebooks/10_other.html">chapter 10</a>' in text
     assert "is at most 1e-10 in magnitude" in text
     assert "study `selftest_measure` at the laptop profile" in text
-    assert text == ledger(verdicts(), root=".")
+    decisive = next(v for v in verdicts() if v.claim.id == "slack").decisive
+    assert f"`.venv/bin/paperkit audit selftest_measure --run {decisive}`" in text
 
 
 def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_name(published):
@@ -330,29 +363,75 @@ def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_nam
         r"| [gap](#claim-gap): The gap $\|a - b\|$ is 0. | "
         f"{badge('verified')}<br>largest gap below 1e-12 |"
     )
-    assert "<br>mean difference in size 9 (9 to 9); adjusted p = " in rows[3]
-    assert [re.search(r"#claim-(\w+)", row)[1] for row in rows] == [
+    assert any("<br>mean difference in size 9 (9 to 9); adjusted p = 0 for it" in r for r in rows)
+    assert {re.search(r"#claim-(\w+)", row)[1] for row in rows} == {
         "gap",
         "slack",
         "table",
         "larger",
+    }
+
+
+def test_a_p_value_is_of_the_side_on_which_the_evidence_lies(published):
+    (larger,) = (claim for claim in load_claims() if claim.id == "larger")
+    sides = {"larger": larger.criterion.smaller, "smaller": larger.criterion.larger}
+    reversed_ = larger.model_copy(
+        update={"id": "reversed", "criterion": larger.criterion.model_copy(update=sides)}
+    )
+    right, wrong = verdicts(claims=[larger, reversed_])
+    assert [(v.word, v.side) for v in (right, wrong)] == [
+        ("reproduced", "for"),
+        ("not reproduced", "against"),
     ]
+    # The parts differ by 9 in every seed, so that nothing is left to chance on either side.
+    assert right.p_value == wrong.p_value == wrong.adjusted_p_value == 0.0
+    assert "p = 0 against the claim; 0 when adjusted" in ledger([wrong])
+    assert (plain(right)["side"], plain(wrong)["side"]) == ("for", "against")
+    assert plain(verdicts()[0])["side"] is None
 
 
 def test_the_ledger_can_be_jumped_through_by_paper_and_by_chapter(published):
-    text = ledger(verdicts())
-    heading, jumps = text.split("\n\n")[:2]
-    assert heading.startswith("## ")
-    jumps = jumps.splitlines()
-    assert jumps[0] == "* **By paper:** [First](#ledger-first) (2), [Second](#ledger-second) (2)"
-    assert jumps[1:] == [
-        "* **Without a chapter:** [Second](#ledger-second-none) (1)",
+    assert ledger_index(verdicts()).splitlines() == [
+        "* **By paper:** [First](ledger/first.md) (2), [Second](ledger/second.md) (2)",
         "* **Chapter 9:** [First](#ledger-first-09-test) (2)",
         "* **Chapter 10:** [Second](#ledger-second-10-other) (1)",
+        "* **Study: selftest measure:** [Second](#ledger-second-selftest-measure) (1)",
     ]
-    targets = re.findall(r"\]\(#([\w-]+)\)", text)
-    for target in targets:
-        assert f"({target})=\n" in text or f":name: {target}\n" in text
+    for paper in ("First", "Second"):
+        own = [verdict for verdict in verdicts() if verdict.claim.paper == paper]
+        text = ledger(own)
+        for target in re.findall(rf"#(ledger-{paper.lower()}-[\w-]+)\)", ledger_index(own)):
+            assert f"({target})=\n## " in text
+
+
+def test_every_paper_of_the_ledger_has_its_page_and_every_page_its_paper():
+    claims = [path.read_text() for path in (REPOSITORY / "claims").glob("*.yml")]
+    papers = {name for claim in claims for name in re.findall(r"(?m)^  paper: (.+)$", claim)}
+    folder = REPOSITORY / "book" / "ledger"
+    assert {f"ledger/{path.stem}" for path in folder.glob("*.md")} == {
+        ledger_page(paper) for paper in papers | set(PAPERS)
+    }
+    for paper in papers:
+        text = (REPOSITORY / "book" / f"{ledger_page(paper)}.md").read_text()
+        assert f"```{{ledger}} {paper}\n" in text
+
+
+def test_corrections_have_line_repair_counterexample_and_the_command_that_shows_it(root, published):
+    path = root / "claims" / "test.yml"
+    text = path.read_text().replace(
+        "- id: slack\n",
+        "- id: slack\n"
+        "  correction: {fault: slip, printed: The slack is $>0$., repair: Its sign is free.}\n",
+    )
+    path.write_text(text)
+    found = verdicts()
+    decisive = next(v for v in found if v.claim.id == "slack").decisive
+    shown = corrections(found, ["First", "Second"])
+    assert shown.splitlines()[:3] == ["(corrections-first)=", "## First", ""]
+    assert "slip. The slack is $>0$.<br>\n  *Instead:* Its sign is free.<br>\n" in shown
+    assert f"{badge('refuted')} {badge('criterion changed')} smallest slack" in shown
+    assert f"to see it, `.venv/bin/paperkit audit selftest_measure --run {decisive}`." in shown
+    assert "Second" not in shown and corrections([], ["First"]).startswith("No line")
 
 
 def test_a_record_of_the_working_store_is_named_by_its_run(claims, committed, store):

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from paperkit.experiments.plain_yaml import PlainLoader
+from paperkit.ledger.calls import Side
 from paperkit.ledger.claims import Claim, load_claims
 from paperkit.ledger.criteria import CRITERIA
 from paperkit.ledger.wording import WORDINGS, criterion_sentence, value_name
@@ -70,6 +71,12 @@ CASES = {
         "with 95 %",
         "fraction of seeds",
     ),
+    "{name: difference_within, larger: {where: {alpha: 0.5}}, smaller: {where: {alpha: 2.0}}, "
+    "metric: entropy, unit: seed, margin: 0.1}": (
+        "`entropy` where `alpha` 0.5 and `entropy` where `alpha` 2 are as good as equal: over "
+        "seeds, the interval (two-sided, 95 %) of the mean difference lies within ±0.1",
+        "mean difference in entropy",
+    ),
     "{name: rank_correlation, metrics: [a, b], against: gap, within: cell, at_least: 0.3}": (
         "Kendall's τ of `a`, `b` with `gap` is taken over the networks of each cell and averaged; "
         "the interval (one-sided, 95 %) of it, or of the smallest of them, lies above 0.3",
@@ -121,6 +128,8 @@ def test_no_claim_of_the_ledger_shows_a_placeholder(claim):
     in_code = set(re.findall(r"`([^`]+)`", sentence))
     texts = [value for value in claim.criterion.arguments.values() if isinstance(value, str | list)]
     named = {name for text in texts for name in ([text] if isinstance(text, str) else text)}
+    sides = [value for value in claim.criterion.arguments.values() if isinstance(value, Side)]
+    named |= {name for side in sides for name in side.where}
     assert in_code <= {claim.criterion.study, *claim.criterion.where, *named}
     for value in claim.criterion.arguments.values():
         if isinstance(value, float):

@@ -10,7 +10,8 @@ weight acts once, with :math:`B = \partial f/\partial z`,
     \frac{\|W\|_2}{\|x\|}\,\Bigl\|\frac{\partial f}{\partial W}\Bigr\|_F .
 
 A convolution breaks the second identity: its gradient is a sum over positions that can cancel. The
-paper claims its bounds for convolutions too; they are false there. They hold with W replaced by
+paper counts convolutions among the layers of equations 10 and 12, which are false there; so is
+equation 11 where the first layer is one. They hold with W replaced by
 the layer's linear map A and the gradient by :math:`\|B\|_F\|x\|`, the gradient in A's entries
 (``sharing="operator"``), or divides by the patches' smallest singular value
 (:func:`conditioned_patches_bound`). Whether a hypothesis holds is decided from the recorded
