@@ -18,6 +18,7 @@ from paperkit.experiments.profiles import PROFILES
 from paperkit.experiments.projections import checked_projection, keep_projection
 from paperkit.experiments.study import Study, configurations
 from paperkit.experiments.timing import Timing, keep
+from paperkit.experiments.training_cost import timed_as
 
 EXAMPLES = """\
 examples:
@@ -125,7 +126,7 @@ def _timed_now(plans: Sequence[StudyPlan]) -> Iterator[tuple[str, str, str, Timi
     for plan in plans:
         for kind in plan.kinds:
             if kind.timing is not None and kind.timing.origin.startswith("timed now"):
-                yield plan.study.name, kind.kind, kind.unit, kind.timing
+                yield timed_as(plan.study), kind.kind, kind.unit, kind.timing
 
 
 def _check(given: argparse.Namespace) -> int:

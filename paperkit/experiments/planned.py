@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 from paperkit.experiments.cost import Cost
@@ -15,18 +16,31 @@ from paperkit.experiments.grids import grid_named, grid_names, grid_of
 from paperkit.experiments.records import Configuration
 from paperkit.experiments.sentences import suggestion
 from paperkit.experiments.study import RunContext, Study, study_named, study_names
-from paperkit.experiments.training_cost import training_cost, training_trial
+from paperkit.experiments.training_cost import (
+    method_cost,
+    method_trial,
+    training_cost,
+    training_trial,
+)
 
 
 def _population_cost(configuration: Configuration) -> Cost:
     return Cost(f"{configuration['cell']}, {configuration['n']} images", 1, "networks")
 
 
+# Trials are judged on a fifth of the images, and trained on the others.
+_FOR_TRAINING = 0.8
 _COSTS: dict[str, Callable[[Configuration], Cost]] = {
+    "optimizer_comparison": partial(method_cost, part=1.0),
+    "optimizer_tuning": partial(method_cost, part=_FOR_TRAINING),
     "population": _population_cost,
     "population_training": training_cost,
 }
-_TRIALS = {"population_training": training_trial}
+_TRIALS = {
+    "optimizer_comparison": method_trial,
+    "optimizer_tuning": method_trial,
+    "population_training": training_trial,
+}
 
 
 def with_hooks(study: Study) -> Study:

@@ -18,6 +18,7 @@ from paperkit.experiments.cost import Cost
 from paperkit.experiments.records import Configuration, key_of
 from paperkit.experiments.study import Study, configurations, study_names
 from paperkit.experiments.timing import Timing, from_records, kept_timings, measured
+from paperkit.experiments.training_cost import timed_as
 
 Measured = Callable[[Study, Configuration, torch.device], Timing]
 
@@ -205,7 +206,7 @@ def timings_of(study: Study, archive: Archive, device: torch.device) -> dict[str
     """
     name = provenance.device_name(device)
     recorded = from_records(archive.records(study.name), study, name)
-    kept = [one for one in kept_timings() if one.study == study.name]
+    kept = [one for one in kept_timings() if one.study == timed_as(study)]
     found: dict[str, Timing] = {}
     # A later entry takes the place of an earlier one.
     for here in (False, True):

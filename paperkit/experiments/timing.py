@@ -220,7 +220,10 @@ def _threads(n: int) -> str:
 
 @dataclass(frozen=True)
 class KeptTiming:
-    """A timing that a file keeps, ``results/timings.json``, with where it came from."""
+    """A timing that a file keeps, ``results/timings.json``, with where it came from.
+
+    ``study`` is the study's name, or ``"training"`` for a trial that several studies share.
+    """
 
     study: str
     kind: str

@@ -7,6 +7,8 @@ are read, so a network for images that are not here is timed all the same.
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -17,7 +19,7 @@ from paperkit.data import Split
 from paperkit.experiments.cost import Cost
 from paperkit.experiments.records import Configuration
 from paperkit.experiments.sentences import suggestion
-from paperkit.experiments.study import RunContext
+from paperkit.experiments.study import RunContext, Study
 from paperkit.training import train
 
 SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
@@ -102,6 +104,57 @@ def training_trial(configuration: Configuration, steps: int, context: RunContext
     ).to(context.device)
     train(model, data, epochs=1, batch_size=images, lr=1e-3, warmup_epochs=0.0, progress=False)
     return images / (batch * _gradients(configuration))
+
+
+def method_cost(configuration: Configuration, part: float = 1.0) -> Cost:
+    """Return the cost of training by a method of the optimizers' studies.
+
+    Parameters
+    ----------
+    configuration : dict
+        Configuration of the run, which names its method.
+    part : float
+        Part of the images that it trains on.
+    """
+    images = round(part * _images(configuration))
+    cost = training_cost({**configuration, "optimizer": "sgd", "images": images})
+    return replace(cost, size=cost.size * _evaluations(configuration))
+
+
+def method_trial(configuration: Configuration, steps: int, context: RunContext) -> float:
+    """Take the steps of `training_trial`; return the part of a method's step that they are.
+
+    Parameters
+    ----------
+    configuration : dict
+        Configuration of the run, which names its method.
+    steps : int
+        Number of steps.
+    context : RunContext
+        Its device is computed on.
+    """
+    plain = {**configuration, "optimizer": "sgd"}
+    return training_trial(plain, steps, context) / _evaluations(configuration)
+
+
+SHARED = (training_trial, method_trial)
+"""Trials of which a kind takes the same time in every study."""
+
+
+def timed_as(study: Study) -> str:
+    """Return the name under which timings of a study's kinds are kept.
+
+    Parameters
+    ----------
+    study : Study
+        A study.
+    """
+    return "training" if study.trial in SHARED else study.name
+
+
+def _evaluations(configuration: Configuration) -> int:
+    methods = importlib.import_module("paperkit.experiments.studies._methods").METHODS
+    return int(methods[configuration["method"]].evaluations)
 
 
 def _gradients(configuration: Configuration) -> float:

@@ -17,7 +17,7 @@ from paperkit.experiments.study import configurations, study_named, study_names
 from paperkit.experiments.training_cost import is_training, training_cost
 
 ROOT = Path(__file__).resolve().parents[2]
-PLANNED = ("optimizer_comparison", "population_papers")
+PLANNED = ("optimizer_comparison_papers", "population_papers")
 HERE = {"renyi_population": "here"}
 
 GRID = """
@@ -195,7 +195,7 @@ def test_the_smallest_rate_follows_the_papers_rule_or_its_print():
 
 
 def test_the_comparison_has_the_papers_numbers():
-    found = grid_of("optimizer_comparison")("paper")
+    found = grid_of("optimizer_comparison_papers")("paper")
     counts = Counter(c["paper"] for c in found)
     # The Rényi paper's seven rows have five runs of five methods, less Eigen-SAM in the last row.
     assert counts == {"rényi": 7 * 5 * 5 - 5, "sa-sam": 5 * 4 * 4 * 2, "igs": 7 * 5 * 3}
@@ -207,7 +207,7 @@ def test_the_comparison_has_the_papers_numbers():
     assert rsam["cifar10", "resnet20"] == (0.65, 1.2, 5)
     assert rsam["cifar100", "wrn28_10"] == (1.0, 1.1, 5)
     assert rsam["tiny-imagenet", "resnet50_tinyimagenet"] == (1.25, 1.1, 20)
-    without = grid_of("optimizer_comparison", {"igs_settings": "left_out"})("paper")
+    without = grid_of("optimizer_comparison_papers", {"igs_settings": "left_out"})("paper")
     assert Counter(c["paper"] for c in without)["igs"] == 0
 
 

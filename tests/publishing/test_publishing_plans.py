@@ -9,6 +9,7 @@ import pytest
 from paperkit.experiments.planned import every_study
 from paperkit.experiments.projections import kept_projections
 from paperkit.experiments.timing import kept_timings
+from paperkit.experiments.training_cost import timed_as
 from paperkit.publishing import plan_pages
 from paperkit.publishing.sphinx_extension import DIRECTIVES
 
@@ -59,7 +60,7 @@ def test_a_time_that_nobody_measured_is_unknown(monkeypatch):
 
 def test_each_kept_timing_is_of_a_kind_that_is_planned():
     kinds = {
-        (study.name, study.cost_of(configuration).kind)
+        (timed_as(study), study.cost_of(configuration).kind)
         for study in every_study()
         for profile in ("smoke", "laptop", "paper")
         for configuration in study.grid(profile)
