@@ -111,10 +111,11 @@ def text(plans: Sequence[StudyPlan], price: float | None = None, *, kinds: bool 
         ]
     header = [*HEADER, *(["cost left"] if price is not None else [])]
     lines = _aligned([header, *rows, _sum(there, price)]) if there else []
+    width = max((len(plan.study.name) for plan in there), default=0) + 2
     for plan in there:
         noted = "" if plan.is_written else " (not written yet: a grid alone)"
         for number, origin in enumerate(origins(plan.kinds)):
-            lines.append(f"{plan.study.name if number == 0 else '':<26}{origin}{noted}")
+            lines.append(f"{plan.study.name if number == 0 else '':<{width}}{origin}{noted}")
             noted = ""
     without = [plan.study.name for plan in plans if not plan.runs]
     if without:

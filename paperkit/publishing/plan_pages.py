@@ -8,6 +8,7 @@ what the runs then took.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -124,8 +125,14 @@ def kinds(profile: str, names: Sequence[str]) -> str:
     return markdown_table(header, rows, (False, False, True, True, True, True, False))
 
 
+@cache
+def _archive() -> Archive:
+    """Return the published records, which the directives of a page read once."""
+    return Archive()
+
+
 def _plan(name: str, profile: str) -> StudyPlan:
-    return plan_of(any_study(name), profile, Archive(), torch.device("cpu"))
+    return plan_of(any_study(name), profile, _archive(), torch.device("cpu"))
 
 
 def projections() -> str:
