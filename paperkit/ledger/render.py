@@ -292,19 +292,21 @@ def target(claim: Claim) -> str:
 
 
 def with_links_to_the_ledger(text: str) -> str:
-    """Return a page's text with the links to criteria leading to the built ledger page.
+    """Return a page's text with the links to criteria leading to the built ledger pages.
 
     MyST finds no target that a directive makes on another page, so that these are links in HTML.
     Their quotation marks are single ones, because the text may be a notebook's JSON.
     """
+    link = re.compile(r"\[criterion\]\(([./]*)/claims/[\w.-]+\.yml#(claim-[a-z0-9-]+)\)")
+    if not link.search(text):
+        return text
     pages = {target(claim): ledger_page(claim.paper) for claim in load_claims()}
 
-    def to_its_page(link: re.Match[str]) -> str:
-        root, name = link.groups()
+    def in_the_book(found: re.Match[str]) -> str:
+        root, name = found.groups()
         return f"<a href='{root}/book/{pages.get(name, 'ledger')}.html#{name}'>criterion</a>"
 
-    link = r"\[criterion\]\(([./]*)/claims/[\w.-]+\.yml#(claim-[a-z0-9-]+)\)"
-    return re.sub(link, to_its_page, text)
+    return link.sub(in_the_book, text)
 
 
 def show_verdicts(

@@ -44,6 +44,17 @@ def test_every_paper_has_its_statements_once():
     assert list(statements()) == ["Rényi", "SA-SAM", "Compression", "IGS"]
 
 
+def test_every_statement_of_the_papers_is_decided_by_a_claim():
+    assert missing(load_claims()) == {}
+
+
+def test_every_refuted_statement_of_a_paper_says_what_should_stand_there():
+    papers = statements()
+    refuted = [v for v in verdicts() if v.word == "refuted" and v.claim.paper in papers]
+    assert len(refuted) > 40
+    assert [v.claim.id for v in refuted if v.claim.correction is None] == []
+
+
 def test_no_planned_study_has_been_written():
     assert not set(planned_studies()) & set(study_names())
     assert all(question.endswith("?") for question in planned_studies().values())

@@ -129,7 +129,7 @@ def test_no_claim_of_the_ledger_shows_a_placeholder(claim):
     texts = [value for value in claim.criterion.arguments.values() if isinstance(value, str | list)]
     named = {name for text in texts for name in ([text] if isinstance(text, str) else text)}
     sides = [value for value in claim.criterion.arguments.values() if isinstance(value, Side)]
-    named |= {name for side in sides for name in side.where}
+    named |= {name for side in sides for name in (*side.where, side.metric)}
     assert in_code <= {claim.criterion.study, *claim.criterion.where, *named}
     for value in claim.criterion.arguments.values():
         if isinstance(value, float):

@@ -13,7 +13,7 @@ from typing import Any
 import scipy.stats
 
 from paperkit.experiments import RunContext, Study
-from paperkit.experiments.published import published_digest, published_table
+from paperkit.experiments.published import published_digest, published_names, published_table
 from paperkit.experiments.studies._renyi_facts import Configuration, Metrics
 
 TABLE_1, TABLES_4_6, CORRELATIONS = "renyi_table_1", "renyi_tables_4_6", "renyi_correlations"
@@ -148,7 +148,11 @@ FACTS: dict[str, tuple[Callable[[dict[str, Any], str], Metrics], str, tuple[str,
 
 
 def grid(profile: str) -> list[Configuration]:
-    """List the configurations: each fact by how digits are read that are not legible."""
+    """List the configurations: each fact by how digits are read that are not legible.
+
+    A folder of claims without a table has nothing to run of it.
+    """
+    tables = published_names()
     return [
         {
             "fact": name,
@@ -159,6 +163,7 @@ def grid(profile: str) -> list[Configuration]:
         }
         for name, (_, table, readings) in FACTS.items()
         for reading in readings
+        if table in tables
     ]
 
 
