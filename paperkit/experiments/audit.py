@@ -107,8 +107,8 @@ def audit(
     seed : str, optional
         Draws the sample; by default the date in UTC.
     runs : sequence of str
-        Keys of the records to run again, or beginnings of them, in place of a sample. What was
-        chosen says nothing of the others, so that no stale record is renewed.
+        Keys of the records to run again, or beginnings of them, in place of a sample. No
+        stale record is then renewed, because what was chosen says nothing of the others.
     profile : {"laptop", "paper"}
     store : path, optional
         The working store, which serves the checkpoints that the sample needs.

@@ -475,7 +475,7 @@ def rank_correlation(
     within : str
         Entry of the configuration; only networks that share it are compared.
     at_least, at_most : float, optional
-        One of the two.
+        The bound; one of the two is given.
     """
     if (at_least is None) == (at_most is None):
         raise ValueError("rank_correlation needs one of at_least and at_most.")
@@ -486,7 +486,7 @@ def rank_correlation(
         return choose(kendall_tau_a(column, rows[:, 0]) for column in rows[:, 1:].T)
 
     bound = at_least if at_most is None else at_most
-    assert bound is not None  # one of the two is given
+    assert bound is not None  # the call gives one of the two
     found = _one_sided(chosen, groups, bound, above=at_most is None)
     which = "" if groups[0].shape[1] == 2 else "smallest " if at_most is None else "largest "
     return _correlated(found, f"{which}τ with `{against}`", groups, f"{bound:g} is the bound")

@@ -36,7 +36,7 @@ def test_the_laptops_weights_shrink_as_far_as_the_papers():
         return [shrinkage(c) for c in grid if c["cell"] == cell and c["seed"] == 0]
 
     laptop, paper = of("laptop", "resnet"), of("paper", "resnet18, CIFAR-10")
-    # 20 epochs of 5,000 / 16 steps at eight times the decay, for 200 of 50,000 / 128.
+    # The laptop takes 20 epochs of 5,000 / 16 steps at eight times the decay.
     assert all(math.isclose(a / b, 0.64) for a, b in zip(laptop, paper, strict=True))
 
 

@@ -48,7 +48,7 @@ def test_without_ties_it_is_the_coefficient_of_scipy():
 
 
 def test_a_tie_counts_as_a_pair_that_is_neither():
-    # Three pairs: one concordant, one discordant, one tied.
+    # The pairs are one concordant, one discordant and one tied.
     assert kendall_tau_a(np.array([1.0, 2.0, 2.0]), np.array([1.0, 2.0, 0.0])) == 0.0
     assert math.isclose(kendall_tau_a(np.array([1.0, 2.0, 2.0]), np.array([1, 2, 3])), 2 / 3)
 

@@ -8,8 +8,8 @@ from paperkit.cli import main
 from paperkit.experiments.published import published_digest, published_names, published_table
 from paperkit.experiments.study import study_names
 from paperkit.ledger import render, verdicts
-from paperkit.ledger.claims import load_claims
-from paperkit.ledger.lists import missing, planned_studies, statements
+from paperkit.ledger.claims import load_claims, missing
+from paperkit.ledger.lists import planned_studies, statements
 
 CLAIM = """
     - id: {id}
@@ -42,6 +42,17 @@ def test_every_paper_has_its_statements_once():
     listed = [name for names in statements().values() for name in names]
     assert len(listed) == len(set(listed)) == 226
     assert list(statements()) == ["Rényi", "SA-SAM", "Compression", "IGS"]
+
+
+def test_every_statement_of_the_papers_is_decided_by_a_claim():
+    assert missing(load_claims()) == {}
+
+
+def test_every_refuted_statement_of_a_paper_says_what_should_stand_there():
+    papers = statements()
+    refuted = [v for v in verdicts() if v.word == "refuted" and v.claim.paper in papers]
+    assert len(refuted) > 40
+    assert [v.claim.id for v in refuted if v.claim.correction is None] == []
 
 
 def test_no_planned_study_has_been_written():

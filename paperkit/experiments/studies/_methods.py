@@ -40,7 +40,8 @@ class Method:
         From a model and the chosen values of ``tuned`` to a function that makes the optimizer from
         the model's parameters.
     tuned : mapping of str to tuple of float
-        What is tuned; a trial is one choice of each, and every method has as many trials.
+        Options that are tuned, with the values that are tried; a trial is one choice of each, and
+        every method has as many trials.
     evaluations : int
         Gradients of a batch that a step takes.
     scheduled : bool
