@@ -28,7 +28,7 @@
 # **You need:** the gradient of a loss, and what an eigenvalue is.
 
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
-profile = "laptop"  # smoke, laptop or paper
+profile = "laptop"  # smoke or laptop
 dataset = None  # mnist5k, digits, fashion-mnist, …; None: the profile's own, here and below
 model = None  # resnet8, lenet5, mlp, …
 images = None  # training images, at most
@@ -63,9 +63,9 @@ p = setup(
     {
         "smoke": {**mnist5k_training.SETTINGS["smoke"], "samples": 8, "dense": 200},
         "laptop": {**mnist5k_training.SETTINGS["laptop"], "samples": 100, "dense": 1000},
-        "paper": {**mnist5k_training.SETTINGS["laptop"], "samples": 100, "dense": 1000},
     },
-    allowed="dataset model images epochs samples seed device".split(),
+    allowed="dataset model images epochs samples seed".split(),
+    gpu=True,
 )
 
 import copy

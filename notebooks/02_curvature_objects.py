@@ -28,9 +28,10 @@
 # **You need:** the chain rule, and what a positive semidefinite matrix is.
 
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
-profile = "laptop"  # smoke, laptop or paper
+profile = "laptop"  # smoke or laptop
 seed = 0  # draws the weights and the images
 samples = None  # images; None: the profile's own number
+device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
 store = None  # folder for new records; None: the repository's own
 
 # %% tags=["remove-input"]
@@ -54,7 +55,7 @@ from paperkit.chapter import distance, number, setup, table
 
 p = setup(
     globals(),
-    {"smoke": {"samples": 10}, "laptop": {"samples": 20}, "paper": {"samples": 20}},
+    {"smoke": {"samples": 10}, "laptop": {"samples": 20}},
     allowed=["seed", "samples"],
 )
 

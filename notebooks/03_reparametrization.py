@@ -30,6 +30,7 @@
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the networks and the batches of the live cells
+device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
 store = None  # folder for new records; None: the repository's own
 engine = "in-process"  # who runs what is missing of the studies
 

@@ -33,7 +33,8 @@
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the eigenvectors; the probes have the seeds 0, 1, 2, …
 repeats = None  # repetitions of an experiment; None: the profile's own number
-store = None  # folder of new records; None: the repository's own
+device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+store = None  # folder for new records; None: the repository's own
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import setup, table

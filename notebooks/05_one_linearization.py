@@ -30,16 +30,18 @@
 # What this chapter finds is proved or computed where it stands, so there are no verdicts: a cell whose assertion fails stops the notebook.
 
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
-profile = "laptop"  # smoke, laptop or paper
+profile = "laptop"  # smoke or laptop
 seed = 0  # draws the weights and the images
 samples = None  # images; None: the profile's own number
+device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+store = None  # folder for new records; this chapter makes none
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import Comparisons, distance, setup, table
 
 p = setup(
     globals(),
-    {"smoke": {"samples": 8}, "laptop": {"samples": 15}, "paper": {"samples": 15}},
+    {"smoke": {"samples": 8}, "laptop": {"samples": 15}},
     allowed=["seed", "samples"],
     threads=1,
 )

@@ -33,6 +33,8 @@
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the starting points and one basis
 starts = None  # starting points of the runs in five dimensions; None: the profile's own number
+device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+store = None  # folder for new records; this chapter makes none
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import distance, follow_quadratic, setup, table

@@ -36,6 +36,8 @@ runs = None  # seeds of each method; None: the profile's own number
 steps = None  # steps of a run; None: the profile's own number
 step_size = 0.1  # of every method
 radius = 0.1  # of SAM
+device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+store = None  # folder for new records; this chapter makes none
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import setup, table

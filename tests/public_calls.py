@@ -662,7 +662,12 @@ CALLS: dict[str, Call] = {
             "question": "text",
             "tolerance": "nonnegative",
             "grid": "function",
+            "cost": "function",
+            "trial": "function",
         },
+    ),
+    "experiments.Cost": _call(
+        kind="alike", kinds={"kind": "text", "unit": "text", "steps": "count", "size": "positive"}
     ),
     "experiments.Allotment": _call(
         kinds={"cpus": "count", "gpus": "nonnegative", "memory": "count"}
@@ -745,6 +750,7 @@ CALLS: dict[str, Call] = {
             "profiles": "mapping",
             "allowed": "strings",
             "threads": "count",
+            "gpu": "flag",
         },
     ),
     "chapter.table": _call(header=["a", "b"], rows=make(lambda: [("x", 1.0)])),

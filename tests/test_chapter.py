@@ -17,6 +17,7 @@ from torch import nn
 
 from paperkit import chapter
 from paperkit.chapter import Comparisons, distance, follow_quadratic, number, table, take_steps
+from paperkit.chapter.start import OF_EVERY_CHAPTER
 from paperkit.ledger.claims import load_claims
 from paperkit.ledger.render import OPEN
 from paperkit.publishing import book
@@ -285,6 +286,47 @@ def test_every_chapter_begins_as_the_template_does(source):
     assert "from paperkit.chapter import" in start.source and lines(start) <= LONGEST_SETUP
     assert not hidden(others[0])
     assert not any("setup(" in c.source or "show_verdicts(" in c.source for c in others if code(c))
+
+
+def tagged_names(source: Path) -> set[str]:
+    """Names that the cell with the tag "parameters" gives values to."""
+    (cell,) = [c for c in code_cells(source) if "parameters" in c.metadata.get("tags", [])]
+    return {target.id for node in ast.parse(cell.source).body for target in node.targets}
+
+
+def accepted_names(source: Path) -> set[str]:
+    """Names that the set-up cell lets a reader give."""
+    calls = [n for n in ast.walk(ast.parse(setup_cell(source).source)) if isinstance(n, ast.Call)]
+    (call,) = [c for c in calls if getattr(c.func, "id", "") == "setup"]
+    (allowed,) = [k.value for k in call.keywords if k.arg == "allowed"]
+    return {*eval(ast.unparse(allowed)), *OF_EVERY_CHAPTER}
+
+
+@each_chapter
+def test_a_chapters_parameters_are_those_of_its_tagged_cell_and_no_others(source):
+    assert tagged_names(source) == accepted_names(source)
+
+
+@each_chapter
+def test_a_chapter_offers_the_profiles_that_it_has_settings_for(source):
+    calls = [n for n in ast.walk(ast.parse(setup_cell(source).source)) if isinstance(n, ast.Call)]
+    (call,) = [c for c in calls if getattr(c.func, "id", "") == "setup"]
+    keys = [key.value for key in call.args[1].keys]
+    assert keys in (["smoke", "laptop"], ["smoke", "laptop", "paper"])
+    words = {2: "# smoke or laptop", 3: "# smoke, laptop or paper"}[len(keys)]
+    first = code_cells(source)[0].source.splitlines()[0]
+    assert first == f'profile = "laptop"  {words}'
+    # A profile with the settings of another one would run that one under its name.
+    settings = [ast.unparse(value) for value in call.args[1].values]
+    assert len(set(settings)) == len(settings)
+
+
+@pytest.mark.usefixtures("own_process")
+def test_a_chapter_of_small_matrices_takes_the_processor_and_refuses_a_gpu():
+    assert chapter.setup({"device": "auto"}, {"laptop": {}}).device == torch.device("cpu")
+    assert chapter.setup({"device": "cpu"}, {"laptop": {}}, gpu=True).device.type == "cpu"
+    with pytest.raises(ValueError, match="device='meta' is nothing for this chapter"):
+        chapter.setup({"device": torch.device("meta")}, {"laptop": {}})
 
 
 @each_chapter

@@ -13,7 +13,7 @@ from paperkit import arguments
 from paperkit.experiments.parameters import resolve
 from paperkit.plotting import book_style
 
-OF_EVERY_CHAPTER = ("profile", "store")
+OF_EVERY_CHAPTER = ("profile", "device", "store")
 
 
 def setup(
@@ -22,6 +22,7 @@ def setup(
     allowed: Iterable[str] = (),
     *,
     threads: int | None = None,
+    gpu: bool = False,
 ) -> SimpleNamespace:
     """Resolve a chapter's parameters, set the figures' style, and seed what draws at random.
 
@@ -33,12 +34,17 @@ def setup(
         Globals of the notebook.
     profiles : dict of dict
         Settings that each profile gives: values for the parameters that are None, and further
-        settings of this chapter.
+        settings of this chapter. A profile that is left out is refused; ``"paper"`` is left out
+        where no paper has settings for what the chapter does.
     allowed : iterable of str
-        Parameters of this chapter; ``profile`` and ``store`` belong to each and may be left out.
+        Parameters of this chapter; ``profile``, ``device`` and ``store`` belong to each and may be
+        left out.
     threads : int, optional
         Threads of PyTorch. On small matrices, sharing the work costs more than it saves, so a
         chapter that has nothing else takes 1. None leaves the number as it is.
+    gpu : bool
+        Whether the chapter can compute on a GPU. If not, ``device="auto"`` is the CPU, and another
+        device is refused.
 
     Returns
     -------
@@ -49,7 +55,8 @@ def setup(
     Raises
     ------
     ValueError
-        If a name is no parameter, or the profile, engine or device does not exist.
+        If a name is no parameter, the profile, engine or device does not exist, or the chapter
+        does not compute on the device.
     TypeError
         If a value has the wrong type.
 
@@ -66,7 +73,15 @@ def setup(
     own = arguments.strings("allowed", allowed, "a list of names of parameters")
     if threads is not None:
         threads = arguments.integer("threads", threads, at_least=1)
+    gpu = arguments.flag("gpu", gpu)
     parameters = resolve(namespace, profiles, [*OF_EVERY_CHAPTER, *own])
+    if not gpu and namespace.get("device") in (None, "auto"):
+        parameters.device = torch.device("cpu")
+    if not gpu and parameters.device.type != "cpu":
+        raise ValueError(
+            f"device='{parameters.device}' is nothing for this chapter, whose small matrices are "
+            "computed on the CPU: leave device at 'cpu'."
+        )
     book_style()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ record is one finished run (`records_of`). What other machines ran is merged (`m
 """
 
 from paperkit.experiments.archive import records_of
+from paperkit.experiments.cost import Cost
 from paperkit.experiments.engines import Allotment
 from paperkit.experiments.merging import merge
 from paperkit.experiments.parameters import resolve
@@ -14,6 +15,7 @@ from paperkit.experiments.study import RunContext, Study
 
 __all__ = [
     "Allotment",
+    "Cost",
     "Record",
     "RunContext",
     "Study",

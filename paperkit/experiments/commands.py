@@ -1,11 +1,11 @@
-"""The commands of studies, audits and saved models: ``paperkit study | audit | measure``."""
+"""The commands of studies: ``paperkit study | plan | audit | measure``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
-from paperkit.experiments import measuring
+from paperkit.experiments import measuring, plan_command
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import audit
 from paperkit.experiments.engines import ENGINES, Allotment
@@ -19,6 +19,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     study = subparsers.add_parser("study", help="list, run and publish studies")
     _add_study_commands(study.add_subparsers(required=True, metavar="COMMAND"))
 
+    plan_command.add_command(subparsers)
     measuring.add_command(subparsers)
 
     parser = _command(subparsers, "audit", _audit, "run a sample of published records again")
@@ -61,6 +62,9 @@ def _add_study_commands(
         default=[],
         help="run again what other code, or uncommitted code, made",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan of what is missing, and run nothing"
+    )
     _add_store_and_device(parser)
 
     parser = _command(subparsers, "merge", _merge, "merge another machine's store into this one")
@@ -100,10 +104,14 @@ def _list(arguments: argparse.Namespace) -> int:
         study = study_named(name)
         print(f"{name}: {study.question}")
         for profile in PROFILES:
+            runs = len(configurations(study, profile))
+            if not runs:
+                print(f"  {profile:<7} no such profile")
+                continue
             records = archive.records(name, profile)
             seconds = sum(record.provenance["seconds"] for record in records)
             print(
-                f"  {profile:<7} {len(records)} of {len(configurations(study, profile))} runs, "
+                f"  {profile:<7} {len(records)} of {runs} runs, "
                 f"{sum(archive.is_stale(study, r) for r in records)} stale, "
                 f"{sum(not r.clean for r in records)} of uncommitted code, {seconds:.0f} s"
             )
@@ -111,6 +119,10 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        told = (arguments.name, arguments.profile, arguments.store, arguments.device)
+        print(plan_command.text_of_one(*told))
+        return 0
     records = run_study(
         arguments.name,
         arguments.profile,

@@ -11,6 +11,7 @@ import torch
 
 from paperkit import arguments
 from paperkit.experiments.engines import engine_named
+from paperkit.experiments.profiles import PROFILES
 from paperkit.experiments.sentences import suggestion
 
 ALLOWED = (
@@ -87,6 +88,11 @@ def resolve(
         _refuse_unknown(namespace, allowed)
     given = {n: namespace[n] for n in allowed if namespace.get(n) is not None}
     profile = given.get("profile", DEFAULTS["profile"])
+    if profile in PROFILES and profile not in profiles:
+        raise ValueError(
+            f"this notebook has no {profile} profile: what it does has no settings at that scale. "
+            f"Choose {' or '.join(name for name in PROFILES if name in profiles)}."
+        )
     if not isinstance(profile, str) or profile not in profiles:
         raise ValueError(f"profile is {profile!r}{suggestion(str(profile), profiles)}")
     filled = {**DEFAULTS, **profiles[profile], "profile": profile}

@@ -12,9 +12,10 @@ from paperkit import arguments
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.engines import Allotment, engine_named
 from paperkit.experiments.errand import Errand
+from paperkit.experiments.outlook import BAR, Outlook
 from paperkit.experiments.records import Record, key_of
 from paperkit.experiments.session import Session
-from paperkit.experiments.study import Study, configurations, require_profile, study_named
+from paperkit.experiments.study import Study, require_profile, require_runs, study_named
 
 RERUN = ("stale", "dirty")
 
@@ -46,7 +47,8 @@ def run_study(
         This process, which runs one configuration after another; several processes of this
         machine, which share its cores; or a cluster. The records are the same.
     progress : bool
-        Show a progress bar on standard error while something is run.
+        Show a progress bar on standard error while something is run, with the time that the missing
+        runs will take by their kinds.
     allotment : Allotment, optional
         Number of runs at a time, and what each is given of cores, GPUs and memory; by default what
         the engine finds best.
@@ -62,7 +64,8 @@ def run_study(
     Raises
     ------
     ValueError
-        If the study, profile, engine or a word in ``rerun`` is unknown.
+        If the study, profile, engine or a word in ``rerun`` is unknown, or the study has no such
+        profile.
 
     Examples
     --------
@@ -82,22 +85,30 @@ def run_study(
     if device.type == "meta":
         raise ValueError("device='meta' holds no numbers: pass 'cpu' or 'cuda'.")
     session = Session(Archive(store), profile, device, progress, tuple(words))
-    grid = configurations(study, profile)
+    grid = require_runs(study, profile)
     for configuration in grid:
         session.tidy(study.name, key_of(study.name, configuration))
     done = {key_of(study.name, c): session.finished(study, c) for c in grid}
     pending = [c for c in grid if done[key_of(study.name, c)] is None]
     given = allotment or Allotment()
     finishing = run_all(Errand.of(session, study), pending, given) if pending else iter(())
+    shown = progress and bool(pending)
     bar = tqdm(
         total=len(grid),
         initial=len(grid) - len(pending),
         desc=study.name,
         unit="run",
-        disable=not (progress and pending),
+        bar_format=BAR,
+        disable=not shown,
     )
     with bar:
+        outlook = Outlook(session, study, pending, given.jobs) if shown else None
+        if outlook is not None:
+            bar.set_postfix_str(str(outlook))
         for record in finishing:
             done[record.key] = record
+            if outlook is not None:
+                outlook.finished(record)
+                bar.set_postfix_str(str(outlook), refresh=False)
             bar.update()
     return [record for record in done.values() if record is not None]

@@ -15,6 +15,7 @@ import torch
 
 from paperkit import arguments
 from paperkit.experiments import studies
+from paperkit.experiments.cost import Cost, default_cost
 from paperkit.experiments.profiles import PROFILES
 from paperkit.experiments.records import Configuration, Record
 
@@ -110,6 +111,14 @@ class Study:
         Largest relative difference from the recorded value that an audit accepts.
     round_off : float
         Magnitude below which two values count as equal in an audit.
+    cost : callable, optional
+        ``cost(configuration)`` returns a `Cost`: the kind of a run and its number of steps, from
+        which `paperkit plan` tells hours. By default runs that differ in their seed alone are of
+        one kind.
+    trial : callable, optional
+        ``trial(configuration, steps, context)`` does what a run does with so few steps, without
+        the runs that it needs and without any download, and is timed. Where it takes smaller steps
+        than the run's it returns the part of a step's work that each of them is.
 
     Examples
     --------
@@ -134,6 +143,8 @@ class Study:
     trained: bool = False
     tolerance: float = 1e-6
     round_off: float = 1e-10
+    cost: Callable[[Configuration], Cost] | None = None
+    trial: Callable[[Configuration, int, RunContext], float | None] | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "question"):
@@ -144,6 +155,32 @@ class Study:
         arguments.flag("trained", self.trained)
         for name in ("tolerance", "round_off"):
             arguments.number(name, getattr(self, name), at_least=0)
+        if self.cost is not None:
+            arguments.function("cost", self.cost, "a function of a configuration")
+        if self.trial is not None:
+            arguments.function("trial", self.trial, "a function of a configuration, steps, context")
+
+    def cost_of(self, configuration: Configuration) -> Cost:
+        """Return what a run costs.
+
+        Parameters
+        ----------
+        configuration : dict
+            The configuration of the run.
+
+        Raises
+        ------
+        TypeError
+            If the study's ``cost`` returns something else than a `Cost`.
+        """
+        if self.cost is None:
+            return default_cost(configuration)
+        cost = self.cost(dict(configuration))
+        if not isinstance(cost, Cost):
+            raise TypeError(
+                f"cost of study {self.name!r} returned a {type(cost).__name__}; return a Cost."
+            )
+        return cost
 
 
 def configurations(study: Study, profile: str) -> list[Configuration]:
@@ -168,6 +205,22 @@ def configurations(study: Study, profile: str) -> list[Configuration]:
                 f"{profile} profile; remove one."
             )
         seen.add(identity)
+    return grid
+
+
+def require_runs(study: Study, profile: str) -> list[Configuration]:
+    """Return the study's grid at a profile, which must not be empty.
+
+    Raises
+    ------
+    ValueError
+        If the study has no such profile; the sentence names those that it has.
+    """
+    grid = configurations(study, profile)
+    if not grid:
+        others = [name for name in PROFILES if name != profile and study.grid(name)]
+        has = f"choose {' or '.join(others)}" if others else "its grid is empty"
+        raise ValueError(f"study {study.name!r} has no {profile} profile: {has}.")
     return grid
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 import json
 import operator
 import re
+from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -198,6 +199,16 @@ def load_claims(folder: str | Path | None = None) -> list[Claim]:
             where = f"{places[claim.id]}, {claim.id}"
             raise ValueError(f"{where}: repeats names {claim.repeats!r}, no claim{listed}")
     return claims
+
+
+def missing(claims: Iterable[Claim]) -> dict[str, list[str]]:
+    """Return the statements that no claim decides, by paper."""
+    decided = {name for claim in claims for name in (claim.id, *claim.covers)}
+    left = {
+        paper: [name for name in names if name not in decided]
+        for paper, names in statements().items()
+    }
+    return {paper: names for paper, names in left.items() if names}
 
 
 def claims_schema() -> str:

@@ -11,9 +11,8 @@ from typing import Any
 
 from paperkit import atomic
 from paperkit.experiments.paths import claims_folder
-from paperkit.ledger.claims import SCHEMA, claims_schema, load_claims
+from paperkit.ledger.claims import SCHEMA, claims_schema, load_claims, missing
 from paperkit.ledger.criteria import KINDS, WORDS
-from paperkit.ledger.lists import missing
 from paperkit.ledger.verdict import Verdict, verdicts
 
 STALE = "stale"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paperkit.experiments.paths import claims_folder
 from paperkit.experiments.plain_yaml import read_yaml
-
-if TYPE_CHECKING:
-    from paperkit.ledger.claims import Claim
 
 
 def statements() -> dict[str, list[str]]:
@@ -20,16 +16,6 @@ def statements() -> dict[str, list[str]]:
 def planned_studies() -> dict[str, str]:
     """Return the question of each study that is not written yet, by the study's name."""
     return _list("planned_studies.yml")
-
-
-def missing(claims: Iterable[Claim]) -> dict[str, list[str]]:
-    """Return the statements that no claim decides, by paper."""
-    decided = {name for claim in claims for name in (claim.id, *claim.covers)}
-    left = {
-        paper: [name for name in names if name not in decided]
-        for paper, names in statements().items()
-    }
-    return {paper: names for paper, names in left.items() if names}
 
 
 def _list(name: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ Directives
     Those of one chapter.
 ``{members} MODULE``
     Public names of a module: their table, and their docstrings.
+``{plan} PROFILE``, ``{projections}``
+    What the studies would take, and by which factor plans were off.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from paperkit import arguments
 from paperkit.publishing import author_year, page_head, sidebar
 from paperkit.publishing.api_pages import Members
 from paperkit.publishing.markdown_directive import MarkdownDirective
+from paperkit.publishing.plan_pages import Plan, Projections
 from paperkit.publishing.provenance import last_verified
 from paperkit.publishing.search_language import AccentlessEnglish
 
@@ -222,4 +225,6 @@ DIRECTIVES: dict[str, type[MarkdownDirective]] = {
     "corrections": Corrections,
     "verdicts": Verdicts,
     "members": Members,
+    "plan": Plan,
+    "projections": Projections,
 }

@@ -110,8 +110,13 @@ def test_a_wrong_value_is_refused_in_one_sentence(parameters, error, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_a_profile_without_settings_is_refused_and_not_run_with_others():
+    with pytest.raises(ValueError, match=r"has no paper profile: .* Choose smoke or laptop\."):
+        resolve({"profile": "paper"}, {"smoke": {}, "laptop": {}})
+
+
 def test_a_profile_that_the_notebook_lacks_is_refused():
-    with pytest.raises(ValueError, match="profile is 'paper'; choose one of smoke"):
+    with pytest.raises(ValueError, match=r"has no paper profile: .* Choose smoke\."):
         resolve(namespace(profile="paper"), {"smoke": {}})
 
 

@@ -54,6 +54,12 @@ def test_a_misspelt_study_is_refused_with_the_nearest_name(studies_folder):
         run_study("selftest_mesure", "smoke")
 
 
+def test_a_profile_that_a_study_does_not_have_is_refused_in_a_sentence(studies_folder, store):
+    with pytest.raises(ValueError, match="has no paper profile: choose smoke or laptop"):
+        run_study("selftest_costed", "paper", store)
+    assert not (store / "records").exists()
+
+
 def test_a_module_that_names_its_study_otherwise_is_refused(studies_folder, edit):
     edit("selftest_training.py", 'Study("selftest_training"', 'Study("other"')
     with pytest.raises(ValueError, match='must define STUDY = Study\\(name="selftest_training"'):

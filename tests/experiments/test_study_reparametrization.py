@@ -5,11 +5,9 @@ import torch
 
 from paperkit.experiments.studies import entropy_facts, reparametrization, reparametrization_digits
 from paperkit.experiments.studies.reparametrization import (
-    CASES,
     Measures,
     Problem,
     compare,
-    grid_of,
     measure,
     parse_factors,
     random_problem,
@@ -18,6 +16,8 @@ from paperkit.experiments.studies.reparametrization import (
 )
 from paperkit.ledger.criteria import matches
 from paperkit.models.symmetries import flat_parameters
+
+SMOKE = reparametrization.STUDY.grid("smoke")
 
 
 def test_a_homogeneous_network_has_no_negative_layer_spectrum_but_the_brier_score_has():
@@ -66,13 +66,12 @@ def test_a_smoke_run_visits_every_case_once(study):
     assert {c["case"] for c in smoke} == {c["case"] for c in laptop}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_each_case_runs_and_gives_finite_metrics(case):
-    (configuration,) = grid_of([case], "smoke")
+@pytest.mark.parametrize("configuration", SMOKE, ids=lambda configuration: configuration["case"])
+def test_each_case_runs_and_gives_finite_metrics(configuration):
     metrics = run(configuration, context=None)
     values = [v for v in metrics.values() if not isinstance(v, list)]
     assert all(math.isfinite(value) for value in values)
-    assert matches(configuration, {"case": case.name})
+    assert matches(configuration, {"case": configuration["case"]})
 
 
 @pytest.mark.parametrize("text", ["3 half", "1/0x", "3, 1"])

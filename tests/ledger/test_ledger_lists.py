@@ -8,8 +8,8 @@ from paperkit.cli import main
 from paperkit.experiments.published import published_digest, published_names, published_table
 from paperkit.experiments.study import study_names
 from paperkit.ledger import render, verdicts
-from paperkit.ledger.claims import load_claims
-from paperkit.ledger.lists import missing, planned_studies, statements
+from paperkit.ledger.claims import load_claims, missing
+from paperkit.ledger.lists import planned_studies, statements
 
 CLAIM = """
     - id: {id}

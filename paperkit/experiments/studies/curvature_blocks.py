@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from paperkit.curvature import dense_gauss_newton, dense_hessian
 from paperkit.data import load
+from paperkit.experiments.grids import grid_of
 from paperkit.experiments.study import RunContext, Study
 from paperkit.linearize import linearize
 from paperkit.models.small import CLASSES, DIGIT_NETWORKS, build_digit_network
@@ -139,13 +140,6 @@ def _affine_difference(model: nn.Module, inputs: Tensor, targets: Tensor) -> flo
     )
 
 
-def _grid(profile: str) -> list[dict[str, Any]]:
-    seeds = range(1) if profile == "smoke" else range(3)
-    return [
-        {"network": name, "n": SAMPLES, "seed": seed} for name in DIGIT_NETWORKS for seed in seeds
-    ]
-
-
 def _run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     network, seed, n = (configuration[name] for name in ("network", "seed", "n"))
     return compare_blocks(network, seed, n, context.device)
@@ -154,6 +148,6 @@ def _run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
 STUDY = Study(
     name="curvature_blocks",
     question="In which networks is a layer's Hessian block its Gauss–Newton block?",
-    grid=_grid,
+    grid=grid_of("curvature_blocks"),
     run=_run,
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paperkit.estimators import renyi_entropy
 from paperkit.experiments import RunContext, Study
+from paperkit.experiments.grids import grid_of
 
 PAPER_ALPHAS = (
     *(1e-4, 0.01, 0.03, 0.06),
@@ -22,10 +23,6 @@ PAPER_ALPHAS = (
     *(k / 10 for k in range(11, 31)),
 )
 """The 37 orders that the paper's code estimates."""
-
-ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0)
-DIMENSIONS = (2, 10, 100, 1000)
-DRAWS = {"smoke": 20, "laptop": 100, "paper": 100}
 
 
 def vertex(dimension: int) -> Tensor:
@@ -138,27 +135,6 @@ FACTS_AT_ONE_ORDER = {
     "mixing": _mixing,
     "maximum": _maximum,
 }
-_WITHOUT_CHANCE = ("two vertices", "vertex and uniform")
-
-
-def grid(profile: str) -> list[dict[str, Any]]:
-    """List the configurations: each fact by dimension, order (where it has one) and seed."""
-    seeds = {"smoke": 1, "laptop": 3, "paper": 10}[profile]
-    draws = DRAWS[profile]
-    dimensions = DIMENSIONS[:2] if profile == "smoke" else DIMENSIONS
-    facts = [
-        {"fact": fact, "dimension": dimension, "alpha": alpha, "draws": draws, "seed": seed}
-        for fact in FACTS_AT_ONE_ORDER
-        for dimension in dimensions
-        for alpha in ALPHAS
-        for seed in range(1 if fact in _WITHOUT_CHANCE else seeds)
-    ]
-    orders = [
-        {"fact": "order", "dimension": dimension, "draws": draws, "seed": seed}
-        for dimension in dimensions
-        for seed in range(seeds)
-    ]
-    return facts + orders
 
 
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
@@ -173,6 +149,6 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
 STUDY = Study(
     name="entropy_facts",
     question="Which general statements about the Rényi entropy are true, at which orders?",
-    grid=grid,
+    grid=grid_of("entropy_facts"),
     run=run,
 )

@@ -13,22 +13,20 @@ from torch import nn
 
 from paperkit import data
 from paperkit.estimators import LayerSpectrum, layer_spectra, renyi_entropy
-from paperkit.experiments import RunContext, Study
+from paperkit.experiments import Cost, RunContext, Study
 from paperkit.experiments.archive import Archive
+from paperkit.experiments.grids import grid_of
 from paperkit.experiments.records import key_of
 from paperkit.experiments.studies import mnist5k_training as training
 
 ORDERS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 """Orders of the entropy; the paper uses ½ and 3/2."""
 
-SAMPLES = {"smoke": (4, 8), "laptop": (50, 100, 200)}
-"""Numbers n of training images, the first n of the training part; even, for their halves."""
-
 SMALL = 0.01
 """An eigenvalue counts as small below this fraction of its layer's largest."""
 
 # The eigenvalues themselves are kept for one run, which the landing page shows.
-KEPT = {"seed": training.SEEDS[0], "n": 100}
+KEPT = {"seed": 1, "n": 100}
 
 
 def entropies(spectra: Mapping[str, LayerSpectrum]) -> dict[str, dict[str, float]]:
@@ -133,7 +131,7 @@ def kept_checkpoint(profile: str, store: str | Path | None = None) -> tuple[dict
         If there is neither.
     """
     study, archive = training.STUDY.name, Archive(store)
-    settings = {key_of(study, setting): setting for setting in training.grid(profile)}
+    settings = {key_of(study, setting): setting for setting in training.STUDY.grid(profile)}
     for shelf in (archive.published, archive.working):
         for key, setting in settings.items():
             path = shelf.checkpoint(study, key)
@@ -149,17 +147,18 @@ def setting_of(configuration: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in configuration.items() if name != "n"}
 
 
-def grid(profile: str) -> list[dict[str, Any]]:
-    """List the configurations: every trained network, at every n."""
-    return [{**setting, "n": n} for setting in training.grid(profile) for n in SAMPLES[profile]]
-
-
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """Measure every layer of one trained network on its first n training images."""
     setting = setting_of(configuration)
     path = context.checkpoint_of(training.STUDY.name, setting)
     images = training.load_images(setting, context.device, torch.float64)
     model = training.load_trained(setting, path, images)
+    return _measured(configuration, model, images)
+
+
+def _measured(
+    configuration: dict[str, Any], model: nn.Module, images: data.ImageData
+) -> dict[str, Any]:
     n = configuration["n"]
     spectra = spectra_on(model, images, slice(n))
     halves = [spectra_on(model, images, part) for part in (slice(n // 2), slice(n // 2, n))]
@@ -169,14 +168,31 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     return metrics
 
 
+def cost(configuration: dict[str, Any]) -> Cost:
+    """Return the kind of a measurement, which is one step: that of a network and n images."""
+    name = f"{configuration['model']} on {configuration['n']} images of {configuration['dataset']}"
+    return Cost(name, 1, "networks")
+
+
+def trial(configuration: dict[str, Any], steps: int, context: RunContext) -> None:
+    """Measure a network with its initial weights, so many times: weights do not change the time."""
+    images = training.load_images(setting_of(configuration), context.device, torch.float64)
+    model = training.build_model(configuration, images, configuration["seed"])
+    model.to(device=context.device, dtype=torch.float64)
+    for _ in range(steps):
+        _measured(configuration, model, images)
+
+
 STUDY = Study(
     name="mnist5k_spectra",
     question="What do the layers' Hessian spectra look like, and how do their entropies move "
     "with the order and with the number of samples?",
-    grid=grid,
+    grid=grid_of("mnist5k_spectra"),
     run=run,
     needs=(training.STUDY.name,),
     trained=True,
     # Eigenvalues below this keep fewer than six digits through the round-off of the largest.
     round_off=1e-6,
+    cost=cost,
+    trial=trial,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +11,18 @@ import torch
 from torch import nn
 
 from paperkit import checkpoint, data, models
-from paperkit.experiments import RunContext, Study
+from paperkit.experiments import Cost, RunContext, Study
+from paperkit.experiments.grids import grid_of, profiles_of
 from paperkit.training import evaluate, train
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "dataset": "mnist5k",
-        "model": "resnet8",
-        "images": 128,
-        "epochs": 1,
-        "batch_size": 64,
-        "lr": 0.05,
-    },
-    "laptop": {
-        "dataset": "mnist5k",
-        "model": "resnet8",
-        "images": 4000,
-        "epochs": 8,
-        "batch_size": 64,
-        "lr": 0.05,
-    },
-}
-"""What is trained at each profile, apart from the seed. The paper's own networks are not here."""
 
-# The chapter trains seed 0 on the reader's machine and compares it with these.
-SEEDS = range(1, 6)
+def _setting(profile: str) -> dict[str, Any]:
+    (first, *_) = grid_of("mnist5k_training")(profile)
+    return {name: value for name, value in first.items() if name != "seed"}
+
+
+SETTINGS = {profile: _setting(profile) for profile in profiles_of("mnist5k_training")}
+"""What is trained at each profile, apart from the seed. The paper's own networks are not here."""
 
 
 def load_images(
@@ -83,22 +72,21 @@ def load_trained(
     return model.to(device=images.train.inputs.device, dtype=dtype)
 
 
-def grid(profile: str) -> list[dict[str, Any]]:
-    """List the configurations: five seeds (smoke: one); nothing at the paper profile."""
-    if profile == "paper":
-        return []
-    seeds = SEEDS[:1] if profile == "smoke" else SEEDS
-    return [{**SETTINGS[profile], "seed": seed} for seed in seeds]
-
-
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """Train one network; its weights stay in the run's checkpoint."""
     images = load_images(configuration, context.device)
+    return _trained(configuration, images, images.train, context)
+
+
+def _trained(
+    configuration: dict[str, Any], images: data.ImageData, part: data.Split, context: RunContext
+) -> dict[str, Any]:
+    """Train a network on a part of the images, and evaluate it on all."""
     seed = configuration["seed"]
     model = build_model(configuration, images, seed)
     train_model(
         model,
-        images,
+        replace(images, train=part),
         configuration,
         seed,
         checkpoint=context.checkpoint,
@@ -115,10 +103,29 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     }
 
 
+def cost(configuration: dict[str, Any]) -> Cost:
+    """Return the steps of a training run; they grow with the batch."""
+    batch, epochs = configuration["batch_size"], configuration["epochs"]
+    steps = epochs * ceil(configuration["images"] / batch)
+    name = f"{configuration['model']} on {configuration['dataset']}"
+    return Cost(name, steps, "optimizer steps", size=batch)
+
+
+def trial(configuration: dict[str, Any], steps: int, context: RunContext) -> None:
+    """Train for so few steps, and evaluate as a run does."""
+    images = load_images(configuration, context.device)
+    index = torch.arange(steps * configuration["batch_size"], device=context.device)
+    index %= len(images.train)
+    part = data.Split(images.train.inputs[index], images.train.targets[index])
+    _trained({**configuration, "epochs": 1}, images, part, context)
+
+
 STUDY = Study(
     name="mnist5k_training",
     question="How well does a small residual network learn 4,000 digits in a minute?",
-    grid=grid,
+    grid=grid_of("mnist5k_training"),
     run=run,
     trained=True,
+    cost=cost,
+    trial=trial,
 )

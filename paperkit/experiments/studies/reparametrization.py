@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from paperkit.curvature import dense_hessian
 from paperkit.estimators import renyi_entropy
 from paperkit.experiments import RunContext, Study
+from paperkit.experiments.grids import grid_of
 from paperkit.models.small import DENSE_WIDTHS, build_dense_network
 from paperkit.models.symmetries import bias_name, changed_model, weight_names
 from paperkit.network import get_loss
@@ -187,58 +188,6 @@ def compare(before: Measures, after: Measures) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row of the chapter's table: a network, and a change of its parameters."""
-
-    name: str
-    network: str
-    transformation: str
-    factors: tuple[str, ...]
-    epsilon: float = 0.0
-
-
-_LAYERWISE = ("3 1/2 2/3", "1/10 1 10")
-MODERATE_FACTORS = ("2 1 1/2", "3/2 1 2/3", "2/3 1 3/2", "1/2 1 2", "1 2 1/2", "2 1/2 1")
-CASES = (
-    Case("layer-wise, ReLU", "relu", "layerwise", _LAYERWISE),
-    Case("layer-wise, leaky ReLU", "leaky_relu", "layerwise", _LAYERWISE),
-    Case("layer-wise, ReLU, Brier loss", "relu_brier", "layerwise", _LAYERWISE),
-    Case("node-wise, ReLU", "relu", "nodewise", ("3", "1/10")),
-    Case("with biases, weights scaled alone", "relu_bias", "layerwise", _LAYERWISE),
-    Case("with biases, both scaled", "relu_bias", "layerwise_with_biases", _LAYERWISE),
-    Case("batch norm, ε = 0", "relu_norm", "layerwise", ("1/20 1 1", "3 1/5 1")),
-    Case("batch norm, ε = 1e-5", "relu_norm", "layerwise", ("1/20 1 1", "3 1/5 1"), 1e-5),
-    Case("batch norm, ε = 1e-2", "relu_norm", "layerwise", ("1/20 1 1", "3 1/5 1"), 1e-2),
-    Case("batch norm, ε = 0, node-wise", "relu_norm", "nodewise_uncompensated", ("3",)),
-    Case("residual, product 1 in every branch", "relu_residual", "layerwise", ("3 1/2 2 1/3",)),
-    Case("residual, product 1 over all layers", "relu_residual", "layerwise", ("3 1/2 1 2/3",)),
-    Case("layer-wise, GELU", "gelu", "layerwise", MODERATE_FACTORS),
-    Case("layer-wise, tanh", "tanh", "layerwise", MODERATE_FACTORS),
-    Case("nonlinear, sinh", "relu", "sinh", ("",)),
-    Case("radial map, at its centre", "relu", "radial", ("1 1/2 0", "-1/4 1/2 0")),
-    Case("radial map, off centre", "relu", "radial", ("1 1/2 1/2", "-1/4 1/2 1/2")),
-)
-
-
-def grid_of(cases: Sequence[Case], profile: str) -> list[dict[str, Any]]:
-    """List the configurations: every case, its factors and seeds (smoke: the first of each)."""
-    seeds = {"smoke": 1, "laptop": 5, "paper": 20}[profile]
-    return [
-        {
-            "case": case.name,
-            "network": case.network,
-            "epsilon": case.epsilon,
-            "transformation": case.transformation,
-            "factors": factors,
-            "seed": seed,
-        }
-        for case in cases
-        for factors in case.factors[: 1 if profile == "smoke" else None]
-        for seed in range(seeds)
-    ]
-
-
 def parse_factors(text: str) -> tuple[float, ...]:
     """Read factors such as ``"3 1/2 2/3"``.
 
@@ -283,6 +232,6 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
 STUDY = Study(
     name="reparametrization",
     question="Which measures change when the parameters change and the function does not?",
-    grid=partial(grid_of, CASES),
+    grid=grid_of("reparametrization"),
     run=run,
 )

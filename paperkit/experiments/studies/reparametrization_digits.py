@@ -14,29 +14,12 @@ from torch import nn
 
 from paperkit import data
 from paperkit.experiments import RunContext, Study
-from paperkit.experiments.studies.reparametrization import (
-    MODERATE_FACTORS,
-    Case,
-    Measures,
-    Problem,
-    changes,
-    grid_of,
-    measure,
-)
+from paperkit.experiments.grids import grid_of
+from paperkit.experiments.studies.reparametrization import Measures, Problem, changes, measure
 from paperkit.models.small import build_dense_network
 from paperkit.training import evaluate, train
 
 SAMPLES = 100
-WIDTH = {"smoke": 8, "laptop": 16, "paper": 16}
-EPOCHS = {"smoke": 5, "laptop": 60, "paper": 60}
-
-_SOME_FACTORS = ("2 1 1/2", "3/2 1 2/3", "1/2 1 2")
-CASES = (
-    Case("trained, layer-wise, GELU", "gelu", "layerwise", MODERATE_FACTORS),
-    Case("trained, layer-wise, tanh", "tanh", "layerwise", _SOME_FACTORS),
-    Case("trained, layer-wise, ReLU", "relu", "layerwise", _SOME_FACTORS),
-    Case("trained, node-wise, ReLU", "relu", "nodewise", ("2",)),
-)
 
 
 @cache
@@ -58,12 +41,6 @@ def trained_problem(
     return problem, measure(problem), accuracy
 
 
-def grid(profile: str) -> list[dict[str, Any]]:
-    """List the configurations: as for random weights, with hidden width and training epochs."""
-    training = {"width": WIDTH[profile], "epochs": EPOCHS[profile]}
-    return [{**configuration, **training} for configuration in grid_of(CASES, profile)]
-
-
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """Measure one trained network before and after one change of its parameters."""
     problem, before, accuracy = trained_problem(
@@ -75,7 +52,7 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
 STUDY = Study(
     name="reparametrization_digits",
     question="Does training on real data change which measures change with the parameters?",
-    grid=grid,
+    grid=grid_of("reparametrization_digits"),
     run=run,
     trained=True,
 )
