@@ -461,9 +461,9 @@ def rank_correlation(
 ) -> Finding:
     """Kendall's τ-a of each metric with ``against``, over networks, is within the bound.
 
-    A record is one network. τ is taken in each group of ``within`` and averaged over the groups.
-    With ``at_least`` the smallest coefficient decides, with ``at_most`` the largest; the interval
-    is one-sided, 95 %, by the jackknife over networks.
+    A record is one network. In each group of ``within`` the smallest coefficient of the metrics
+    is taken with ``at_least``, the largest with ``at_most``; their mean over the groups decides,
+    with a one-sided interval of 95 % by the jackknife over networks.
 
     Parameters
     ----------

@@ -141,12 +141,12 @@ def _correlation(claim: Claim) -> str:
     call: Any = claim.criterion
     above = call.at_most is None
     bound = call.at_least if above else call.at_most
-    several = "the smallest of them" if above else "the largest of them"
+    several = "" if len(call.metrics) == 1 else "the smallest of " if above else "the largest of "
     side = "above" if above else "below"
     return (
-        f"Kendall's τ of {_codes(call.metrics)} with {code(call.against)} is taken over the "
-        f"networks of each {escaped(_words(call.within))} and averaged; the interval (one-sided, "
-        f"95 %) of it, or of {several}, lies {side} {bound:g}"
+        f"Over the networks of each {escaped(_words(call.within))} {several}Kendall's τ of "
+        f"{_codes(call.metrics)} with {code(call.against)} is taken, and averaged; its interval "
+        f"(one-sided, 95 %) lies {side} {bound:g}"
     )
 
 

@@ -78,8 +78,8 @@ CASES = {
         "mean difference in entropy",
     ),
     "{name: rank_correlation, metrics: [a, b], against: gap, within: cell, at_least: 0.3}": (
-        "Kendall's τ of `a`, `b` with `gap` is taken over the networks of each cell and averaged; "
-        "the interval (one-sided, 95 %) of it, or of the smallest of them, lies above 0.3",
+        "Over the networks of each cell the smallest of Kendall's τ of `a`, `b` with `gap` is "
+        "taken, and averaged; its interval (one-sided, 95 %) lies above 0.3",
         "τ with gap",
     ),
     "{name: correlation_exceeds, larger: [a], smaller: [b], against: gap, within: cell}": (

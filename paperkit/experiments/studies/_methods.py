@@ -100,11 +100,13 @@ def _root_radius(model: nn.Module, chosen: Mapping[str, float]) -> Callable[...,
 
 
 def _one_layer(model: nn.Module, chosen: Mapping[str, float]) -> Callable[..., Any]:
-    """Return RSAM that perturbs the first layer's weight alone."""
+    """Return RSAM that perturbs the last layer's weight alone."""
 
     def make(parameters: Parameters) -> torch.optim.Optimizer:
-        first, *others = parameters
-        groups: Any = [{"params": [first]}, {"params": others, "rho": 0.0}]
+        found = list(parameters)
+        last = [parameter for parameter in found if parameter.ndim > 1][-1]
+        others = [parameter for parameter in found if parameter is not last]
+        groups: Any = [{"params": [last]}, {"params": others, "rho": 0.0}]
         return _on_sgd(RSAM, alpha=ALPHA, plain_epochs=1)(model, chosen)(groups)
 
     return make
@@ -142,7 +144,9 @@ METHODS: dict[str, Method] = {
     ),
     "RSAM": Method(_on_sgd(RSAM, alpha=ALPHA, plain_epochs=1), _RSAM),
     "RSAM, exact": Method(_on_sgd(RSAM, alpha=ALPHA, plain_epochs=1, mode="exact"), _RSAM),
-    "RSAM, as SAM": Method(_on_sgd(RSAM, alpha=ALPHA, plain_epochs=1, mode="sam_radius"), _RSAM),
+    "RSAM, as SAM": Method(
+        _on_sgd(RSAM, alpha=ALPHA, plain_epochs=1, mode="sam_radius"), tuned_as="RSAM"
+    ),
     "SA-SGD": Method(_adaptive(SASGD), _FIRST_STEPS, scheduled=False),
     "SA-SAM": Method(_adaptive(SASAM), _FIRST_STEPS, evaluations=3, scheduled=False),
     "SA-SAM, as released": Method(
@@ -150,7 +154,7 @@ METHODS: dict[str, Method] = {
     ),
     "IGSAM": Method(_igsam, _INFORMATION),
     "SAM, root radius": Method(_root_radius, {"lr": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)}),
-    "SGD, faster": Method(_faster_sgd, _INFORMATION, evaluations=1),
+    "SGD, faster": Method(_faster_sgd, evaluations=1, tuned_as="IGSAM"),
     "RSAM, one layer": Method(_one_layer, tuned_as="RSAM"),
     "RSAM, from the start": Method(_on_sgd(RSAM, alpha=ALPHA, plain_epochs=0), tuned_as="RSAM"),
 }

@@ -6,7 +6,7 @@ Two analyses of its records, both at the networks of the first seed:
   show, against what permuted gaps give; beside it τ within each optimizer and within each pair of
   learning rate and batch size, which tells whether a correlation is one of groups only;
 * ``pairs``, for each cell, optimizer and weight decay: whether the three pairs of learning rate and
-  batch size end at training losses within a factor of two of each other.
+  batch size end at training accuracies within one point of each other.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PERMUTATIONS = {"smoke": 200, "laptop": 10_000, "paper": 10_000}
 FIXED = "0_5"
 """The order that was chosen beforehand, to which the choice afterwards is compared."""
 
-ALIKE = 2.0
-"""Training losses within this factor count as alike."""
+ALIKE = 0.01
+"""Training accuracies within this distance count as alike."""
 
 GROUPS = ("optimizer", "batch_size")
 BASELINES = (
@@ -127,10 +127,9 @@ def _number(measured: Any) -> float:
     return float(measured["value"])
 
 
-def pairs(losses: list[float]) -> dict[str, Any]:
-    """Return whether training losses are alike; equal losses of zero are."""
-    largest, smallest = max(losses), min(losses)
-    return {"comparable": largest <= ALIKE * smallest, "losses": losses}
+def pairs(accuracies: list[float]) -> dict[str, Any]:
+    """Return whether training accuracies are alike."""
+    return {"comparable": max(accuracies) - min(accuracies) <= ALIKE, "accuracies": accuracies}
 
 
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
@@ -143,7 +142,7 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
         if all(network[name] == value for name, value in chosen.items())
     ]
     if configuration["analysis"] == "pairs":
-        return pairs([record.metrics["train_loss"] for record in records])
+        return pairs([record.metrics["train_accuracy"] for record in records])
     return selection(records, configuration["permutations"])
 
 
