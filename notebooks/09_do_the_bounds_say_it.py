@@ -31,7 +31,8 @@
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the network, the spectra, the sample and its labels
 samples = None  # samples that are memorised; None: the profile's own number
-store = None  # folder for new records; None: the repository's own
+device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+store = None  # folder for new records; this chapter makes none
 
 # %% tags=["remove-input"]
 from paperkit.ledger import show_verdicts
@@ -413,11 +414,8 @@ for alpha in (0.25, 0.5, 1.5, 2.0, 3.0):
         eigenvalues = normal(d).exp() ** 2
         ours = torch.stack(chain(eigenvalues, alpha))
         steps = library.determinant_chain(eigenvalues, alpha)
-        theirs = [steps[0].left, *(step.right for step in steps)]
-        assert (
-            distance(torch.tensor(theirs, dtype=torch.float64), ours) < 1e-12
-            and (ours.diff() > 0).all()
-        )
+        theirs = torch.tensor([steps[0].left, *(s.right for s in steps)], dtype=torch.float64)
+        assert distance(theirs, ours) < 1e-12 and (ours.diff() > 0).all()
 print("these lines and paperkit.bounds.renyi.determinant_chain: difference below 1e-12")
 
 # %% [markdown]
