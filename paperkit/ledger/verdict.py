@@ -70,7 +70,7 @@ class Verdict:
     >>> from paperkit.ledger.criteria import WORDS
     >>> verdict = verdicts(anchor="notebooks/03_reparametrization#prop-2-2")[0]
     >>> verdict.claim.place, verdict.claim.kind
-    ('Proposition 2.2 (E.1), equation 1 (50)', 'identity')
+    ('Proposition 2.2 (E.1), equation 1 (50); Corollary E.2, equation 56', 'identity')
     >>> verdict.word in WORDS  # computed from the records, never typed
     True
     """
