@@ -86,6 +86,7 @@ def _is_result(value: type) -> bool:
 BUILT_BY_USERS = {
     "Allotment",
     "Approximation",
+    "Cost",
     "Identity",
     "Inequality",
     "PassMeasure",

@@ -11,7 +11,7 @@ import pytest
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import Record
 from paperkit.ledger.claims import Claim, load_claims
-from paperkit.ledger.criteria import CRITERIA, REPRODUCED, grouped, select, values_of
+from paperkit.ledger.criteria import CRITERIA, REFUTED, REPRODUCED, grouped, select, values_of
 from paperkit.ledger.verdict import verdicts
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
@@ -23,6 +23,8 @@ def with_metric(record: Record, metric: str, change: Callable[[float], float]) -
     """Return a record in which each number of a metric is another one."""
 
     def changed(value: Any) -> Any:
+        if isinstance(value, dict) and "value" in value:
+            return {**value, "value": change(float(value["value"]))}
         if isinstance(value, dict):
             return {key: changed(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -50,10 +52,12 @@ def contradicted(claim: Claim, records: list[Record]) -> list[Record]:
     """Return records that speak against the verdict, by the criterion's own meaning."""
     call = claim.criterion
     first, *others = records
-    if call.name == "identity_holds":
-        return [with_metric(first, call.metric, lambda _: 1.0), *others]
-    if call.name == "inequality_holds":
-        return [with_metric(first, call.metric, lambda _: -1.0), *others]
+    if call.name in ("identity_holds", "inequality_holds"):
+        decided = CRITERIA[call.name].function(records, **call.arguments).word
+        if decided == REFUTED:
+            return [with_metric(record, call.metric, lambda _: 0.0) for record in records]
+        against = 1.0 if call.name == "identity_holds" else -1.0
+        return [with_metric(first, call.metric, lambda _: against), *others]
     if call.name == "counterexample_exists":
         return [with_metric(record, call.metric, lambda _: 0.0) for record in records]
     if call.name == "fraction_at_least":
