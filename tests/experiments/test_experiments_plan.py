@@ -245,13 +245,17 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(store, log, capsys):
     assert log() == [] and not (store / "records").exists()
 
 
-def test_every_published_study_is_planned_without_an_unknown(monkeypatch):
+def test_every_finished_study_is_planned_without_an_unknown(monkeypatch):
     monkeypatch.delenv("PAPERKIT_ROOT")
+    finished = 0
     for name in study_names():
-        published = Archive().published.path(name).is_file()
+        published = len(Archive().published.records(name))
         if published and not name.startswith("selftest"):
             found = plan(None, name)
-            assert found.runs and not found.unknown, name
+            if published >= found.runs:  # kinds that were never run have no seconds
+                finished += 1
+                assert found.runs and not found.unknown, name
+    assert finished > 10
 
 
 def test_the_words_of_a_duration_are_in_the_unit_that_a_reader_takes():
