@@ -153,3 +153,9 @@ def test_a_claims_sentence_reads_alone(claim):
 )
 def test_a_sentence_that_points_elsewhere_is_found(text):
     assert POINTS_ELSEWHERE.search(text)
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_place_and_scale_are_plain_text(claim):
+    # They are escaped on the page, so that mathematics would be shown as it is typed.
+    assert "$" not in claim.place + claim.scale
