@@ -12,16 +12,17 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
+
+from paperkit.statistics import kendall_tau
 
 Statistic = Callable[[np.ndarray], float]
 """From the rows of one group, a network each, to a number."""
 
 
-def kendall_tau_a(x: np.ndarray, y: np.ndarray) -> float:
-    """Return (concordant − discordant) / pairs; a tie counts as neither."""
-    above = np.triu_indices(len(x), 1)
-    signs = np.sign(x[above[0]] - x[above[1]]) * np.sign(y[above[0]] - y[above[1]])
-    return float(signs.mean())
+def tau(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Kendall's τ-a of two columns."""
+    return kendall_tau(torch.from_numpy(x.copy()), torch.from_numpy(y.copy())).value
 
 
 def jackknife(statistic: Statistic, groups: Sequence[np.ndarray]) -> tuple[float, float, int]:

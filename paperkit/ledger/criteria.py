@@ -28,7 +28,7 @@ from scipy.special import stdtr, stdtrit
 from paperkit.experiments.entries import Entry
 from paperkit.experiments.records import Record
 from paperkit.ledger.calls import CriterionCall, Side, call_of
-from paperkit.ledger.correlation import Statistic, jackknife, kendall_tau_a
+from paperkit.ledger.correlation import Statistic, jackknife, tau
 from paperkit.ledger.formatting import bound, counted, number
 from paperkit.ledger.formatting import interval as interval_text
 from paperkit.statistics.intervals import (
@@ -483,7 +483,7 @@ def rank_correlation(
     choose: Callable[..., float] = min if at_most is None else max
 
     def chosen(rows: np.ndarray) -> float:
-        return choose(kendall_tau_a(column, rows[:, 0]) for column in rows[:, 1:].T)
+        return choose(tau(column, rows[:, 0]) for column in rows[:, 1:].T)
 
     bound = at_least if at_most is None else at_most
     assert bound is not None  # the call gives one of the two
@@ -521,7 +521,7 @@ def correlation_exceeds(
     split = upper[0].shape[1] - 1
 
     def lead(rows: np.ndarray) -> float:
-        taus = [kendall_tau_a(column, rows[:, 0]) for column in rows[:, 1:].T]
+        taus = [tau(column, rows[:, 0]) for column in rows[:, 1:].T]
         return min(taus[:split]) - max(taus[split:])
 
     found = _one_sided(lead, groups, 0.0, above=True)

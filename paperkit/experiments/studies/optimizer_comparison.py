@@ -27,6 +27,7 @@ from paperkit.estimators import (
 from paperkit.experiments import Record, RunContext, Study
 from paperkit.experiments.studies import optimizer_tuning as tuning
 from paperkit.experiments.studies._methods import METHODS
+from paperkit.experiments.studies.population_training import build_model, load_images
 from paperkit.training import evaluate
 
 SEEDS = {"smoke": 1, "laptop": 5, "paper": 5}
@@ -114,8 +115,8 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
         for trial in tuning.trials(configuration["profile"], configuration["cell"], source)
     ]
     chosen = tuning.chosen_of(best(tried).configuration)
-    images = tuning.load_images(configuration, context.device)
-    model = tuning.build_model(configuration, images)
+    images = load_images(configuration, context.device)
+    model = build_model(configuration, images, configuration["seed"])
     result = tuning.train_by(model, images.train, configuration, context, chosen)
     if result is None:
         return {"diverged": True, "chosen": chosen, "test_accuracy": 1 / images.num_classes}

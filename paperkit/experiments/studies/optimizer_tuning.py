@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from paperkit import data, models
+from paperkit import data
 from paperkit.data import Split
 from paperkit.experiments import RunContext, Study
 from paperkit.experiments.studies._methods import METHODS
+from paperkit.experiments.studies.population_training import build_model, load_images
 from paperkit.training import TrainingResult, evaluate, train
 
 
@@ -96,26 +96,6 @@ def grid(profile: str) -> list[dict[str, Any]]:
     ]
 
 
-def load_images(configuration: dict[str, Any], device: torch.device | str) -> data.ImageData:
-    """Load the data set, with at most ``images`` training images, in random order."""
-    everything = data.load(configuration["dataset"], device=device)
-    size = configuration["images"]
-    if len(everything.train) <= size:
-        return everything
-    return data.load(configuration["dataset"], train_size=size, device=device)
-
-
-def build_model(configuration: dict[str, Any], images: data.ImageData) -> nn.Module:
-    """Build the configuration's network; its initial weights are drawn from the seed."""
-    return models.build(
-        configuration["model"],
-        in_channels=images.shape[0],
-        num_classes=images.num_classes,
-        input_shape=images.shape,
-        seed=configuration["seed"],
-    )
-
-
 def parts(images: data.ImageData) -> tuple[Split, Split]:
     """Divide the training part into one to train on and one to judge trials on."""
     inputs, targets = images.train.inputs, images.train.targets
@@ -163,7 +143,7 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """Train one network on four fifths of the training images and judge it on the others."""
     images = load_images(configuration, context.device)
     for_training, held_out = parts(images)
-    model = build_model(configuration, images)
+    model = build_model(configuration, images, configuration["seed"])
     result = train_by(model, for_training, configuration, context, chosen_of(configuration))
     found = None if result is None else evaluate(model, held_out)
     usable = found is not None and math.isfinite(found.loss)
