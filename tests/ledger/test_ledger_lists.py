@@ -1,5 +1,7 @@
 """The papers' statements, the claims that decide them, and the studies that are planned."""
 
+import subprocess
+import sys
 from textwrap import dedent
 
 import pytest
@@ -109,3 +111,10 @@ def test_a_published_table_is_read_and_its_digest_goes_with_its_text(lists):
     path.write_text("- 1\n")
     with pytest.raises(ValueError, match=r"table\.yml must be a mapping"):
         published_table("table")
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    command = f"{sys.executable} -m paperkit.cli claims | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
