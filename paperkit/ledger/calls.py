@@ -68,6 +68,8 @@ class CriterionCall(Entry):
     where: Where = Field(default_factory=dict)
     """Which configurations of the study's grid are evidence: for an entry a value, or a list of
     values of which one must match; by default all."""
+    only: str | None = None
+    """A metric, true or false: runs of which it is false are no evidence, and are counted."""
 
     @property
     def arguments(self) -> dict[str, Any]:

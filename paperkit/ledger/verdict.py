@@ -16,6 +16,7 @@ from paperkit.ledger.claims import Claim, chapter_of, load_claims
 from paperkit.ledger.criteria import (
     CRITERIA,
     EXACT,
+    INCONCLUSIVE,
     NOT_RUN,
     OWN,
     OWN_WORDS,
@@ -23,6 +24,7 @@ from paperkit.ledger.criteria import (
     TESTED,
     Finding,
     matches,
+    value_of,
 )
 from paperkit.ledger.formatting import counted
 from paperkit.ledger.lists import planned_studies
@@ -184,24 +186,28 @@ def _judge(claim: Claim, records: Sequence[Record], archive: Archive) -> Verdict
     complete = len(clean) == len(selected)
     # A single counterexample refutes; nothing else can be said of an unfinished grid.
     refutable = bool(clean) and claim.kind in EXACT
-    finding = _finding(claim, clean) if complete or refutable else None
+    evident = _evident(claim, clean)
+    finding = _finding(claim, evident) if complete or (refutable and evident) else None
     if finding is None or (not complete and finding.word != REFUTED):
         return Verdict(claim, NOT_RUN, _missing(claim, len(selected), len(found), len(clean)))
     study = study_named(claim.criterion.study)
     evidence = finding.evidence
+    if len(evident) < len(clean):
+        left_out = counted(len(clean) - len(evident), "run")
+        evidence += f"; {left_out} without `{claim.criterion.only}` left out"
     if not complete:
         evidence += f"; {len(clean)} of {len(selected)} runs are finished"
     return Verdict(
         claim,
         OWN_WORDS.get(finding.word, finding.word) if claim.paper == OWN else finding.word,
         evidence,
-        scale_of(claim, clean),
+        scale_of(claim, evident or clean),
         finding.value,
         finding.interval,
         finding.value_text,
         *_one_side(finding),
         None,
-        tuple(clean),
+        tuple(evident),
         any(archive.is_stale(study, record) for record in clean),
         finding.decisive,
     )
@@ -229,7 +235,20 @@ def _selected(claim: Claim) -> list[Configuration]:
     return selected
 
 
+def _evident(claim: Claim, records: Sequence[Record]) -> list[Record]:
+    """Return the records that are evidence, where the criterion leaves some out."""
+    only = claim.criterion.only
+    if only is None:
+        return list(records)
+    try:
+        return [record for record in records if value_of(record, only) == 1]
+    except ValueError as error:
+        raise ValueError(f"claim {claim.id!r}: {error}") from error
+
+
 def _finding(claim: Claim, records: Sequence[Record]) -> Finding:
+    if not records:
+        return Finding(INCONCLUSIVE, f"no run has `{claim.criterion.only}`")
     arguments = dict(claim.criterion.arguments)
     if claim.paper_value is not None:
         arguments["paper_value"] = claim.paper_value

@@ -37,7 +37,8 @@ def criterion_sentence(claim: Claim) -> str:
     call = claim.criterion
     runs = f"runs of the study {code(call.study)} at the {claim.profile} profile"
     chosen = f"those with {_where(call.where)}" if call.where else "all of them"
-    return f"{WORDINGS[call.name].condition(claim)}. It looks at the {runs}, {chosen}."
+    left_out = f", without those of which {code(call.only)} is false" if call.only else ""
+    return f"{WORDINGS[call.name].condition(claim)}. It looks at the {runs}, {chosen}{left_out}."
 
 
 def value_name(claim: Claim) -> str:

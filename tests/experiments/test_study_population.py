@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,24 @@ def test_values_of_layers_keep_their_error_and_lose_the_dots_of_their_names():
     rough = Measurement(value=2.0, measure="m", method="lanczos", n=1, standard_error=0.5)
     found = of_layers({"a.b": exact, "c": {0.5: rough}})
     assert found == {"a/b": 1.0, "c": {"0_5": {"value": 2.0, "standard_error": 0.5}}}
+
+
+@pytest.mark.parametrize(
+    ("loss", "learned"), [(math.log(10), False), (0.99 * math.log(10), False), (2.27, True)]
+)
+def test_a_network_at_the_loss_of_a_uniform_prediction_has_not_learned(loss, learned):
+    assert population.has_learned(loss, 10) is learned
+
+
+def test_a_network_that_has_not_learned_is_told_apart_and_not_measured(tmp_path):
+    metrics = dict.fromkeys(population.OF_TRAINING, 0.5) | {"train_loss": math.log(10)}
+    context = SimpleNamespace(
+        device="cpu",
+        record_of=lambda study, setting: SimpleNamespace(metrics=metrics),
+        checkpoint_of=lambda study, setting: tmp_path / "never read",
+    )
+    configuration = population.grid("smoke")[0]
+    assert population.run(configuration, context) == {**metrics, "learned": False}
 
 
 def linear():

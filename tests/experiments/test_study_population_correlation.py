@@ -1,5 +1,8 @@
 """Selection among correlations, groups, and pairs of learning rate and batch size, by hand."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -61,6 +64,20 @@ def test_a_correlation_of_groups_vanishes_within_them():
     assert found["tau_within"]["optimizer"]["renyi_mean"] == -1.0
     assert found["tau"]["renyi_mean"] == pytest.approx((225 - 210) / 435)
     assert found["tau"]["hessian_trace"] == 1.0
+
+
+def test_networks_that_have_not_learned_are_left_out_and_counted():
+    column = draws(0)
+    records = networks(lambda i, o, layer: column[i], float)
+    for i, record in enumerate(records):
+        record.metrics["learned"] = i >= 5
+    left_out = [dataclasses.replace(r, metrics={"learned": False}) for r in records[:5]]
+    tables = iter([*left_out, *records[5:]])
+    context = SimpleNamespace(record_of=lambda study, network: next(tables))
+    configuration = study.grid("laptop")[0] | {"permutations": 200}
+    found = study.run(configuration, context)
+    assert (found["networks"], found["left_out"]) == (25, 5)
+    assert found["tau"] == study.selection(records[5:], 200)["tau"]
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,36 @@ def test_an_unfinished_grid_refutes_but_verifies_nothing(published, root):
     assert verdicts()[1].evidence.endswith("; 4 of 6 runs are finished")
 
 
+def test_runs_that_are_no_evidence_are_left_out_and_counted(published, root):
+    claim = next(claim for claim in load_claims() if claim.id == "gap")
+    # Of the six runs the two of seed 2 have no slack, so that they would refute the claim.
+    call = claim.criterion.model_copy(update={"only": "kept"})
+    archive = Archive().published
+    records = archive.records("selftest_measure")
+    archive.path("selftest_measure").unlink()
+    archive.add(
+        replace(
+            record,
+            metrics={
+                "kept": record.seed != 2,
+                "gap": float(record.seed == 2),
+            },
+        )
+        for record in records
+    )
+    (found,) = verdicts(claims=[claim.model_copy(update={"criterion": call})])
+    assert (found.word, len(found.records)) == ("verified", 4)
+    assert found.evidence.endswith("(at most 1e-10 allowed); 2 runs without `kept` left out")
+    assert verdicts(claims=[claim])[0].word == "refuted"
+    none = claim.criterion.model_copy(update={"only": "gap", "where": {"seed": 0}})
+    (found,) = verdicts(claims=[claim.model_copy(update={"criterion": none})])
+    assert (found.word, found.records) == ("inconclusive", ())
+    assert found.evidence == "no run has `gap`; 2 runs without `gap` left out"
+    unknown = claim.criterion.model_copy(update={"only": "learned"})
+    with pytest.raises(ValueError, match=r"claim 'gap': the record .* has no metric 'learned'"):
+        verdicts(claims=[claim.model_copy(update={"criterion": unknown})])
+
+
 def test_records_of_other_code_show_as_stale(published, edit):
     assert not any(verdict.stale for verdict in verdicts())
     edit("selftest_parts/arithmetic.py", "2 * value", "value + value")

@@ -122,6 +122,13 @@ def test_the_selection_of_runs_is_part_of_the_sentence():
     )
 
 
+def test_runs_that_are_left_out_are_part_of_the_sentence():
+    call = "{name: identity_holds, metric: gap, where: {dimension: 2}, only: learned}"
+    assert criterion_sentence(claim_with(call)).endswith(
+        "those with `dimension` 2, without those of which `learned` is false."
+    )
+
+
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_no_claim_of_the_ledger_shows_a_placeholder(claim):
     sentence = criterion_sentence(claim)
@@ -130,7 +137,8 @@ def test_no_claim_of_the_ledger_shows_a_placeholder(claim):
     named = {name for text in texts for name in ([text] if isinstance(text, str) else text)}
     sides = [value for value in claim.criterion.arguments.values() if isinstance(value, Side)]
     named |= {name for side in sides for name in (*side.where, side.metric)}
-    assert in_code <= {claim.criterion.study, *claim.criterion.where, *named}
+    called = {claim.criterion.study, claim.criterion.only}
+    assert in_code <= {*called, *claim.criterion.where, *named}
     for value in claim.criterion.arguments.values():
         if isinstance(value, float):
             assert f"{value:g}" in sentence or f"{100 * value:g} %" in sentence

@@ -53,6 +53,10 @@ ESTIMATED_LAYERS = {
 }
 """Layers of a cell whose Hessian blocks are no Gauss–Newton blocks: each step costs a product."""
 
+LEARNED = 0.99
+"""A network has learned something if its training loss is below this part of log C, the loss of
+giving each of C classes the same probability."""
+
 OF_TRAINING = (
     "train_loss",
     "train_accuracy",
@@ -156,12 +160,24 @@ def sides(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return {**found, "network_gain": looseness["11"] - looseness["12"]}
 
 
+def has_learned(train_loss: float, classes: int) -> bool:
+    """Return whether a network does better on its training images than a uniform prediction."""
+    return train_loss < LEARNED * math.log(classes)
+
+
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
-    """Measure one trained network on its first n training images."""
+    """Measure one trained network on its first n training images.
+
+    A network that has learned nothing is told apart and not measured: where units are dead for
+    every image a layer's Hessian block is zero, and its spectrum has no entropy.
+    """
     setting = setting_of(configuration)
     record = context.record_of(training.STUDY.name, setting)
     path = context.checkpoint_of(training.STUDY.name, setting)
     images = training.load_images(setting, context.device)
+    trained = {name: record.metrics[name] for name in OF_TRAINING}
+    if not has_learned(trained["train_loss"], images.num_classes):
+        return {**trained, "learned": False}
     model = training.load_trained(setting, path, images)
     n = configuration["n"]
     batch = (
@@ -174,7 +190,8 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
         layers = sharpness(model, batch, setting["cell"])
         joint = jointly(model, batch)
     return {
-        **{name: record.metrics[name] for name in OF_TRAINING},
+        **trained,
+        "learned": True,
         **by_order(layers),
         "renyi_joint": joint,
         "measures": measures_of(report),

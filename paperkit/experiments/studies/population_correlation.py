@@ -1,6 +1,7 @@
 """What chance and grouping do to the rank correlations of `population`.
 
-Two analyses of its records, both at the networks of the first seed:
+Two analyses of its records, both at the networks of the first seed; the first is of those that
+have learned something:
 
 * ``selection``, in each cell: the largest τ over layers and orders, which the Rényi paper's figures
   show, against what permuted gaps give; beside it τ within each optimizer and within each pair of
@@ -143,7 +144,9 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     ]
     if configuration["analysis"] == "pairs":
         return pairs([record.metrics["train_accuracy"] for record in records])
-    return selection(records, configuration["permutations"])
+    learned = [record for record in records if record.metrics["learned"]]
+    found = selection(learned, configuration["permutations"])
+    return {**found, "networks": len(learned), "left_out": len(records) - len(learned)}
 
 
 STUDY = Study(
