@@ -175,7 +175,7 @@ def test_an_unfinished_grid_refutes_but_verifies_nothing(published, root):
 
 def test_runs_that_are_no_evidence_are_left_out_and_counted(published, root):
     claim = next(claim for claim in load_claims() if claim.id == "gap")
-    # Two of the six runs, those of seed 2, would refute the claim.
+    # Runs of seed 2, two of the six, would refute the claim.
     call = claim.criterion.model_copy(update={"only": "kept"})
     archive = Archive().published
     records = archive.records("selftest_measure")
