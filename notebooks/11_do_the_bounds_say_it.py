@@ -38,7 +38,7 @@ store = None  # folder for new records; this chapter makes none
 from paperkit.ledger import show_verdicts
 
 show_verdicts(
-    "09_do_the_bounds_say_it",
+    "11_do_the_bounds_say_it",
     profile,
     store,
     first=[
