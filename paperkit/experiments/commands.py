@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 
-from paperkit.experiments import measuring, plan_command
+from paperkit.experiments import measuring, plan_command, provenance
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import audit
 from paperkit.experiments.engines import ENGINES, Allotment
@@ -123,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
         told = (arguments.name, arguments.profile, arguments.store, arguments.device)
         print(plan_command.text_of_one(*told))
         return 0
+    _warn_of_uncommitted_code(arguments)
     records = run_study(
         arguments.name,
         arguments.profile,
@@ -148,12 +150,34 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _warn_of_uncommitted_code(arguments: argparse.Namespace) -> None:
+    """Say before the first run, and not after hours, that its records will earn no verdict."""
+    study, archive = study_named(arguments.name), Archive(arguments.store)
+    runs = len(configurations(study, arguments.profile))
+    is_finished = len(archive.records(study.name, arguments.profile)) == runs
+    is_dirty = provenance.tree_state().dirty
+    if arguments.profile == "smoke" or is_dirty is False or (is_finished and not arguments.rerun):
+        return
+    print(
+        "The code has uncommitted changes, and records of it earn no verdict: commit first."
+        if is_dirty
+        else "The code is in no git repository, and its records earn no verdict before they are "
+        "merged into a clone that has committed the same code.",
+        file=sys.stderr,
+    )
+
+
 def _merge(arguments: argparse.Namespace) -> int:
     done = merge(arguments.other, arguments.store)
     print(
         f"{done.added} records are new, {done.replaced} replaced older or lesser ones, "
-        f"{done.kept} were here already; {done.vouched} come from copies of this code."
+        f"{done.kept} were here already."
     )
+    if done.vouched:
+        print(
+            f"{done.vouched} come from a tree without git whose code is the committed code of "
+            "this one, and now count as committed."
+        )
     for conflict in done.conflicts:
         print(
             f"conflict in {conflict.study}: {conflict.other} and {conflict.kept} disagree, though "

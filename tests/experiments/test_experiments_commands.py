@@ -3,7 +3,9 @@ import json
 import pytest
 
 from paperkit.cli import build_parser, main
+from paperkit.experiments import commands, provenance
 from paperkit.experiments.archive import Archive
+from paperkit.experiments.provenance import TreeState
 
 pytestmark = pytest.mark.usefixtures("studies_folder")
 
@@ -26,6 +28,31 @@ def test_a_study_is_run_published_and_judged(committed, store, root, capsys):
     ]
     assert main(["claims", "--paper", "Another"]) == 1
     assert "paper='Another' is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (TreeState("abc", False), ""),
+        (TreeState("abc", True), "uncommitted changes, and records of it earn no verdict"),
+        (TreeState(None, None), "in no git repository, and its records earn no verdict"),
+    ],
+)
+def test_uncommitted_code_is_told_of_before_the_first_run(state, told, store, monkeypatch, capsys):
+    monkeypatch.setattr(provenance, "tree_state", lambda: state)
+    run = ["study", "run", "selftest_training", "--store", str(store)]
+    monkeypatch.setattr(commands, "run_study", lambda *arguments, **options: [])
+    for line, expected in ((run, told), ([*run, "--profile", "smoke"], "")):
+        main(line)
+        error = capsys.readouterr().err
+        assert (expected in error) if expected else (error == "")
+
+
+def test_nothing_is_told_of_uncommitted_code_where_nothing_is_run(uncommitted, store, capsys):
+    run = ["study", "run", "selftest_training", "--store", str(store)]
+    for line, is_told in ((run, True), (run, False), ([*run, "--rerun", "dirty"], True)):
+        main(line)
+        assert ("The code has uncommitted changes" in capsys.readouterr().err) is is_told
 
 
 def test_the_list_counts_finished_stale_and_dirty_runs(uncommitted, store, edit, capsys):
@@ -102,7 +129,7 @@ def test_a_store_that_is_no_folder_is_refused_in_a_sentence(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("device", ["meta", "nonsense", "cuda:99"])
-def test_a_device_that_cannot_compute_is_refused_in_a_sentence(device, store, capsys):
+def test_a_device_that_cannot_compute_is_refused_in_a_sentence(device, committed, capsys):
     assert main(["study", "run", "selftest_training", f"--device={device}"]) == 1
     told = capsys.readouterr().err
     assert f"device='{device}'" in told and told.count("\n") == 1

@@ -102,6 +102,18 @@ def test_runs_in_a_copy_of_the_tree_are_vouched_for_by_the_same_code(
     assert merge(store, root / "later").vouched == 0
 
 
+def test_the_command_tells_of_copies_of_the_tree_where_there_are_any(
+    store, root, monkeypatch, capsys
+):
+    monkeypatch.setattr(provenance, "tree_state", lambda: TreeState(None, None))
+    run_study(STUDY, "laptop", store, progress=False)
+    monkeypatch.setattr(provenance, "tree_state", lambda: TreeState("abc", False))
+    assert main(["study", "merge", str(store), "--store", str(root / "here")]) == 0
+    assert "3 come from a tree without git" in capsys.readouterr().out
+    assert main(["study", "merge", str(root / "here"), "--store", str(root / "more")]) == 0
+    assert "git" not in capsys.readouterr().out
+
+
 def test_what_is_no_other_store_is_refused(store, root, tmp_path):
     with pytest.raises(ValueError, match="holds no records: name a working store"):
         merge(tmp_path / "nothing", store)
