@@ -67,13 +67,13 @@ help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
 book: environment
-	$(call stage,book from live runs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m paperkit.cli book,do what the last sentence above says and run make book again.)
+	$(call stage,book from live runs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m paperkit.cli book --jobs $(THREADS),do what the last sentence above says and run make book again.)
 
 html: environment
 	$(call stage,book from the committed outputs,$(BIN) -m paperkit.cli html,do what the last sentence above says and run make html again.)
 
 refresh: environment
-	$(call stage,committed outputs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m paperkit.cli refresh $(CHAPTERS),do what the last sentence above says and run make refresh again.)
+	$(call stage,committed outputs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m paperkit.cli refresh --jobs $(THREADS) $(CHAPTERS),do what the last sentence above says and run make refresh again.)
 
 test: environment format lint types unit foreign smoke outputs html browser
 	@echo; echo "== make test: everything passed"
@@ -93,7 +93,7 @@ unit: environment
 
 foreign: environment
 	$(call stage,numerical tests under another processor's instructions,env $(FOREIGN) $(BIN) -m pytest -q -n $(THREADS) $(FOREIGN_TESTS),a threshold or a comparison rests on this processor's round-off; correct it. Again: $(FOREIGN) $(BIN) -m pytest <its name>.)
-	$(call stage,committed outputs under another processor's instructions,rm -rf $(PAPERKIT_STORE) && env $(FOREIGN) $(BIN) -m pytest -q --nbval $(FOREIGN_CHAPTERS) -p no:cacheprovider,print only what every processor would print.)
+	$(call stage,committed outputs under another processor's instructions,rm -rf $(PAPERKIT_STORE) && env $(FOREIGN) $(BIN) -m pytest -q -n $(THREADS) --dist loadfile --nbval $(FOREIGN_CHAPTERS) -p no:cacheprovider,print only what every processor would print.)
 
 # Every setting starts from a fresh store.
 portable: environment
@@ -103,10 +103,10 @@ zoo: environment
 	$(call stage,public architectures on $(DEVICE),OMP_NUM_THREADS=1 $(BIN) -m pytest -q -n $(THREADS) tests/zoo,correct the code or the test named above.)
 
 smoke: environment
-	$(call stage,chapters at the smoke profile on an empty store,$(BIN) -m paperkit.cli smoke $(CHAPTERS),correct the cell named above in its .py file.)
+	$(call stage,chapters at the smoke profile on an empty store,$(BIN) -m paperkit.cli smoke --jobs $(THREADS) $(CHAPTERS),correct the cell named above in its .py file.)
 
 outputs: environment
-	$(call stage,committed outputs against new runs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m pytest -q --nbval notebooks -p no:cacheprovider,if the new numbers are right run make refresh and look at the change; otherwise correct the code.)
+	$(call stage,committed outputs against new runs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m pytest -q -n $(THREADS) --dist loadfile --nbval notebooks -p no:cacheprovider,if the new numbers are right run make refresh and look at the change; otherwise correct the code.)
 
 browser: html
 	$(call stage,book in a browser,$(BIN) -m paperkit.cli browse,correct the pages named above.)

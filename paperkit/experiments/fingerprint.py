@@ -57,6 +57,26 @@ def fingerprint(study: Study) -> str:
     return digest.hexdigest()
 
 
+def code_behind(text: str, modules: Iterable[str] = ()) -> dict[str, str]:
+    """Return the code of this package that a script imports, the framework included, by module.
+
+    Parameters
+    ----------
+    text : str
+        Source of the script.
+    modules : iterable of str
+        Modules that it loads by name, without a statement that says so.
+
+    Returns
+    -------
+    dict of str to str
+        By module, its syntax tree without comments and docstrings; under ``""`` the script's.
+    """
+    code = _code(text)
+    roots = {*_imports(code.imports, "", is_package=False), *modules}
+    return {"": code.content, **_closure(roots, framework=True)}
+
+
 def imported_modules(study: Study) -> list[str]:
     """Return the names of the modules that the study's fingerprint covers, sorted."""
     return sorted(_closure(_roots(study)))
@@ -75,12 +95,13 @@ def _roots(study: Study) -> set[str]:
     return roots
 
 
-def _closure(roots: set[str]) -> dict[str, str]:
+def _closure(roots: set[str], *, framework: bool = False) -> dict[str, str]:
     contents: dict[str, str] = {}
     waiting = sorted(roots)
     while waiting:
         name = waiting.pop()
-        if name in contents or (_is_framework(name) and name not in roots):
+        left_out = not framework and _is_framework(name) and name not in roots
+        if name in contents or left_out:
             continue
         path = _source(name) or Path(str(sys.modules[name].__file__))
         code = _code(path.read_text(encoding="utf-8"))

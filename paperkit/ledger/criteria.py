@@ -32,6 +32,7 @@ from paperkit.ledger.correlation import Statistic, jackknife, tau
 from paperkit.ledger.formatting import bound, counted, number
 from paperkit.ledger.formatting import interval as interval_text
 from paperkit.statistics.intervals import (
+    CONFIDENCE,
     fraction_bounds,
     fraction_p_value,
     mean_and_error,
@@ -305,6 +306,8 @@ def ordering_holds(
     smaller: Side,
     unit: str,
     metric: str | None = None,
+    each: str | None = None,
+    logarithm: bool = False,
 ) -> Finding:
     """The metric of the larger side exceeds that of the smaller one, unit by unit.
 
@@ -316,19 +319,56 @@ def ordering_holds(
         Entry of the configuration that tells independent trials apart.
     metric : str, optional
         The metric of a side that names none.
+    each : str, optional
+        Entry of the configuration that tells rivals apart: each of the larger side has to exceed
+        each of the smaller one. Without it the records of one unit are averaged.
+    logarithm : bool
+        Whether logarithms are compared, of a metric that spans orders of magnitude.
     """
-    differences = _differences(records, larger, smaller, unit, metric)
-    return _sign_of_mean(differences, "mean difference", unit)
+    pairs = _pairs_of_rivals(records, larger, smaller, each)
+    tests = [_differences(*pair, unit, metric, logarithm=logarithm) for pair in pairs]
+    what = "mean difference of logarithms" if logarithm else "mean difference"
+    if len(tests) == 1:
+        return _sign_of_mean(tests[0], what, unit)
+    return _sign_of_each_mean(tests, what, unit)
+
+
+def _pairs_of_rivals(
+    records: Sequence[Record], larger: Side, smaller: Side, each: str | None
+) -> list[tuple[Sequence[Record], Side, Side]]:
+    """Return for each pair of rivals, one of each side, the records and the two sides."""
+    if each is None:
+        return [(records, larger, smaller)]
+    sides = [
+        [side.model_copy(update={"where": {**side.where, each: rival}}) for rival in rivals]
+        for side in (larger, smaller)
+        for rivals in [grouped(select(records, side.where), each)]
+    ]
+    return [(records, upper, lower) for upper in sides[0] for lower in sides[1]]
 
 
 def _differences(
-    records: Sequence[Record], larger: Side, smaller: Side, unit: str, metric: str | None
+    records: Sequence[Record],
+    larger: Side,
+    smaller: Side,
+    unit: str,
+    metric: str | None,
+    *,
+    logarithm: bool = False,
 ) -> list[float]:
     upper, lower = (
         by_unit(select(records, side.where), side.metric or metric, unit)
         for side in (larger, smaller)
     )
-    return [upper[name] - lower[name] for name in sorted(upper.keys() & lower.keys())]
+    units = sorted(upper.keys() & lower.keys())
+    if not logarithm:
+        return [upper[name] - lower[name] for name in units]
+    least = min(value for side in (upper, lower) for value in side.values())
+    if least <= 0:
+        raise ValueError(
+            f"{metric or larger.metric} is {number(least)} in one unit, which has no logarithm."
+        )
+    return [math.log(upper[name] / lower[name]) for name in units]
 
 
 @_decides("ordering")
@@ -612,6 +652,29 @@ def _sign_of_mean(values: Sequence[float], what: str, unit: str) -> Finding:
     )
     p_values = mean_p_value(values), mean_p_value([-value for value in values])
     return Finding(word, sentence, mean, (low, high), number(mean), p_values)
+
+
+def _sign_of_each_mean(tests: Sequence[Sequence[float]], what: str, unit: str) -> Finding:
+    """Judge several means, all of which have to be positive.
+
+    For the claim speaks the weakest of them, at the full level, because every one is needed.
+    Against it speaks the one that is most clearly negative, at a level divided by their number.
+    """
+    fewest = min(tests, key=len)
+    if len(fewest) < 2:
+        return _too_few(fewest, unit)
+    smallest = min(map(statistics.fmean, tests))
+    shared = 1 - (1 - CONFIDENCE) / len(tests)
+    low = min(one_sided_bounds(values)[0] for values in tests)
+    high = min(one_sided_bounds(values, shared)[1] for values in tests)
+    word = REPRODUCED if low > 0 else NOT_REPRODUCED if high < 0 else INCONCLUSIVE
+    sentence = (
+        f"smallest of {len(tests)} leads, by the {what}, {number(smallest)} over "
+        f"{counted(len(fewest), unit)}, one-sided 95 % bounds {interval_text(low, high)}"
+    )
+    opposing = min(mean_p_value([-value for value in values]) for values in tests)
+    p_values = max(map(mean_p_value, tests)), min(1.0, len(tests) * opposing)
+    return Finding(word, sentence, smallest, (low, high), number(smallest), p_values)
 
 
 def select(records: Sequence[Record], where: Mapping[str, Any]) -> list[Record]:

@@ -96,9 +96,11 @@ def _number(claim: Claim) -> str:
 def _ordering(claim: Claim) -> str:
     call: Any = claim.criterion
     larger, smaller = _sides(call)
+    each = f", for every pair of the two sides' {_units(call.each)}" if call.each else ""
+    of_logarithms = " of logarithms" if call.logarithm else ""
     return (
-        f"{larger} exceeds {smaller}: over {_units(call.unit)}, the interval (one-sided, 95 %) of "
-        "the mean difference lies above 0"
+        f"{larger} exceeds {smaller}{each}: over {_units(call.unit)}, the interval (one-sided, "
+        f"95 %) of the mean difference{of_logarithms} lies above 0"
     )
 
 
@@ -182,7 +184,8 @@ def _slack_name(call: Any) -> str:
 def _difference_name(call: Any) -> str:
     shared = call.metric or call.larger.metric
     same = shared is not None and {call.larger.metric, call.smaller.metric} <= {None, shared}
-    return escaped(f"mean difference in {_words(shared)}" if same else "mean difference")
+    kind = "smallest lead" if getattr(call, "each", None) else "mean difference"
+    return escaped(f"{kind} in {_words(shared)}" if same else kind)
 
 
 def _slope_name(call: Any) -> str:

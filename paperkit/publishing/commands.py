@@ -14,7 +14,7 @@ from pathlib import Path
 
 from paperkit.experiments.paths import repository_root
 from paperkit.experiments.sentences import suggestion
-from paperkit.publishing import book, browser, notebooks
+from paperkit.publishing import book, browser, executions, notebooks
 
 Command = Callable[[argparse.Namespace], int]
 # Processor seconds that a smoke run may take: 20 s on two cores. Wall time is not judged, because
@@ -45,6 +45,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
             parser.add_argument(
                 "chapters", nargs="*", help="such as 01_five_minutes (default: all)"
             )
+        if command in (_book, _refresh, _smoke):
+            parser.add_argument("--jobs", type=int, default=1, help="chapters at a time (1)")
         if command is _browse:
             parser.add_argument("--live", action="store_true", help="the book of `paperkit book`")
             parser.add_argument(
@@ -90,11 +92,8 @@ def _print_failures(command: Command) -> Command:
 
 def _book(arguments: argparse.Namespace) -> int:
     root = repository_root()
-    executed = []
-    for source in notebooks.chapters(root / "notebooks"):
-        target = root / "_build" / "executed" / f"{source.stem}.ipynb"
-        notebooks.execute_for_book(source, target)
-        executed.append(target)
+    sources = notebooks.chapters(root / "notebooks")
+    executed = executions.executed(sources, root, arguments.jobs)
     page = _build(root, root / "_build" / "live", executed)
     _print_scoreboard()
     _print_address(root, page)
@@ -110,22 +109,28 @@ def _html(arguments: argparse.Namespace) -> int:
 
 def _refresh(arguments: argparse.Namespace) -> int:
     root = repository_root()
-    for source in notebooks.chapters(root / "notebooks", arguments.chapters):
-        executed = root / "_build" / "refresh" / f"{source.stem}.ipynb"
-        notebooks.execute_for_book(source, executed)
-        shutil.move(executed, source.with_suffix(".ipynb"))
+    sources = notebooks.chapters(root / "notebooks", arguments.chapters)
+    copies = executions.executed(sources, root, arguments.jobs)
+    for source, copy in zip(sources, copies, strict=True):
+        shutil.copyfile(copy, source.with_suffix(".ipynb"))
         print(f"-- notebooks/{source.stem}.ipynb rewritten", flush=True)
     return 0
 
 
 def _smoke(arguments: argparse.Namespace) -> int:
     root = repository_root()
-    scratch = root / "_build" / "smoke"
-    for source in notebooks.chapters(root / "notebooks", arguments.chapters):
+    quiet = arguments.jobs > 1
+
+    def run(source: Path) -> None:
+        scratch = root / "_build" / "smoke" / source.stem
         shutil.rmtree(scratch, ignore_errors=True)
-        parameters = {"profile": "smoke", "store": scratch / "store"}
-        took = notebooks.execute(source, scratch / f"{source.stem}.ipynb", parameters=parameters)
+        asked = {"profile": "smoke", "store": scratch / "store"}
+        target = scratch / f"{source.stem}.ipynb"
+        took = notebooks.execute(source, target, parameters=asked, quiet=quiet)
         print(smoke_verdict(source.name, took), flush=True)
+
+    sources = notebooks.chapters(root / "notebooks", arguments.chapters)
+    executions.at_once(run, sources, arguments.jobs)
     return 0
 
 

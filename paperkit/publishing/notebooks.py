@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -206,6 +205,7 @@ def execute(
     *,
     parameters: Mapping[str, Any] | None = None,
     timeout: int = 1800,
+    quiet: bool = False,
 ) -> Duration:
     """Execute a copy of a chapter with papermill, in a process of its own.
 
@@ -219,6 +219,8 @@ def execute(
         Plain scalars for the chapter's ``parameters`` cell; none leaves its defaults.
     timeout : int
         Seconds by the clock that a cell may take, against a run that never ends.
+    quiet : bool
+        Show what papermill says only if a cell fails, because other chapters run beside this one.
 
     Returns
     -------
@@ -238,11 +240,10 @@ def execute(
     command += ["--execution-timeout", str(timeout), "--log-level", "ERROR"]
     for name, value in (parameters or {}).items():
         command += ["-p", name, str(value)]
-    started, used = time.perf_counter(), _processor_seconds_of_children()
-    finished = subprocess.run(command, env=_kernel_environment(), check=False)
-    duration = Duration(time.perf_counter() - started, _processor_seconds_of_children() - used)
+    status, duration, said = _timed(command, quiet=quiet)
     source_notebook.unlink()
-    if finished.returncode:
+    if status:
+        sys.stderr.write(said)
         raise NotebookError(
             f"{source.name} failed{_failed_cell(target)}; read the traceback above or in {target}, "
             "correct the cell and run the same command again"
@@ -288,10 +289,18 @@ def papermill_line(notebook: Path, target: Path, parameters: Mapping[str, Any]) 
     return shlex.join(words)
 
 
-def _processor_seconds_of_children() -> float:
-    """Return the processor seconds of all finished child processes and of their children."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def _timed(command: list[str], *, quiet: bool) -> tuple[int, Duration, str]:
+    """Run a command; return its exit status, its time, and what it said if it was to be quiet."""
+    with tempfile.TemporaryFile("w+") as log:
+        kept = log if quiet else None
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=_kernel_environment(), stdout=kept, stderr=kept)
+        # The usage is that of this process and its own children, whatever else runs beside it.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        duration = Duration(time.perf_counter() - started, usage.ru_utime + usage.ru_stime)
+        log.seek(0)
+        return process.returncode, duration, log.read()
 
 
 def _kernel_environment() -> dict[str, str]:
@@ -324,7 +333,9 @@ def _first_line(cell: NotebookNode) -> str:
     return str(cell.source).partition("\n")[0]
 
 
-def execute_for_book(source: Path, target: Path, *, timeout: int = 1800) -> None:
+def execute_for_book(
+    source: Path, target: Path, *, timeout: int = 1800, quiet: bool = False
+) -> None:
     """Execute a chapter at its default parameters and leave it as the book shows it.
 
     Parameters
@@ -335,6 +346,8 @@ def execute_for_book(source: Path, target: Path, *, timeout: int = 1800) -> None
         File for the normalised, executed notebook.
     timeout : int
         Seconds that a cell may take.
+    quiet : bool
+        As in :func:`execute`.
 
     Raises
     ------
@@ -342,7 +355,7 @@ def execute_for_book(source: Path, target: Path, *, timeout: int = 1800) -> None
         If a cell fails, or prints a memory address, which would differ in every run.
     """
     print(f"-- {source.name}: executing a copy at its default parameters", flush=True)
-    duration = execute(source, target, timeout=timeout)
+    duration = execute(source, target, timeout=timeout, quiet=quiet)
     notebook = normalise(nbformat.read(target, as_version=4))
     refuse_addresses(notebook, source.name)
     nbformat.write(notebook, target)

@@ -56,6 +56,13 @@ CASES = {
         "interval (one-sided, 95 %) of the mean difference lies above 0",
         "mean difference in size",
     ),
+    "{name: ordering_holds, metric: size, unit: seed, each: fact, logarithm: true, "
+    "larger: {where: {alpha: 2}}, smaller: {where: {alpha: 1}}}": (
+        "`size` where `alpha` 2 exceeds `size` where `alpha` 1, for every pair of the two sides' "
+        "facts: over seeds, the interval (one-sided, 95 %) of the mean difference of logarithms "
+        "lies above 0",
+        "smallest lead in size",
+    ),
     "{name: ordering_holds, unit: seed, larger: {metric: a_b}, smaller: {metric: c}}": (
         "`a_b` exceeds `c`: over seeds, the interval (one-sided, 95 %) of the mean difference lies "
         "above 0",
