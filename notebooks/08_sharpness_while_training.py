@@ -19,11 +19,11 @@
 #
 # **Question.** How sharp does training make a network, and is it an edge of stability that stops it?
 #
-# **Answer.** Under gradient descent the largest eigenvalue of the Hessian rises beyond the edge of stability, 20 here, and comes back: over the last half of a run its median is 1.01 to 1.02 edges.
-# Under SAM it ends a tenth above SAM's own edge, which has sunk to 3.8 with the gradient.
-# A ratio near one is what SAM's bouncing gives at any curvature, so it does not show that this edge stops anything.
+# **Answer.** Gradient descent drives $\lambda_1$, the Hessian's top eigenvalue, past the edge of stability and back: late in a run its median is 1.01 to 1.02 edges.
+# SAM ends a tenth above its own edge, which sinks to 3.8.
+# SAM's bouncing alone gives a ratio near one, so that does not show what stops it.
 #
-# **Time.** Reading: about 10 minutes; running: under a minute on one core.
+# **Time.** Reading: about 15 minutes; running: under a minute on one core.
 #
 # **You need:** {doc}`chapter 6 <06_steps_on_a_quadratic>`, its theorem of the edge in particular.
 #
