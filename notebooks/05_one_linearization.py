@@ -19,9 +19,9 @@
 #
 # **Question.** How much of the four papers can be read off one pair of tensors for each layer, $(a_l, B_l)$, and by which equations?
 #
-# **Answer.** Every measure that belongs to the network's tangent: spectra, entropies, traces, the Fisher matrix, sensitivities, Kronecker factors.
-# One that evaluates the loss somewhere else, like worst-case sharpness, stays outside.
-# Each agrees with brute force and the library, most to 1e-12.
+# **Answer.** Every measure of the network's tangent: spectra, entropies, traces, Fisher matrix, Kronecker factors; and sensitivities, with a third tensor of the pass.
+# A measure that evaluates the loss elsewhere stays outside.
+# Each equation agrees with brute force and with the library, most to 1e-12.
 #
 # **Time.** Reading: about 50 minutes; running: under twenty seconds on two cores.
 #
@@ -74,14 +74,20 @@ agree = checked.agree
 # Replace the network by its tangent at the current weights.
 # Then a pair of tensors is left of each layer: $a_l$, which holds what the layer's weights multiply, and $B_l$, which holds how the outputs answer to the layer's result.
 # We derive the measures one by one, and turn each equation into a few lines of code.
-# Every number is then computed twice more, by brute force and by the library.
 #
-# The Hessian block $H_l$ equals the Gauss–Newton block $G_l$ in every layer of the network below, so "the block" needs no second name here.
+# Each result is then computed twice more, by brute force and by the library.
+# In the cells `agree` asserts that all three are equal, up to a relative distance of 1e-12 unless another tolerance is given, and notes it for {ref}`a table at the end <one-checked>`.
 #
-# **Symbols.** They are those of the {doc}`notation page <../book/notation>`, and some letters belong to this chapter alone.
-# {ref}`Batch normalisation <one-fisher>` brings four, $\gamma_h$, $\beta_h$, $m_h$ and $s_h$, which are its own.
-# The stacked rows of all samples are $M$, with the projector $\Pi$ on their range and the coordinates $c_i$ of a gradient in them; a $c$ that is an index counts outputs.
-# $Q_i$ is an orthonormal factor, $s_{irt}$ a column of {ref}`Kronecker factors <one-kfac>` with the eigenvectors $U$, $\kappa_l$ the relative flatness, and $\sigma_j$ are singular values of $X_l$.
+# The *block* of layer $l$ is the part $H_l$ of the loss's Hessian that belongs to its weights.
+# In every layer of the network below it equals the Gauss–Newton block $G_l$, by the proposition of {doc}`chapter 2 <02_curvature_objects>`, so one name serves both.
+#
+# **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
+# These letters belong to this chapter alone:
+#
+# * $\gamma_h$, $\beta_h$, $m_h$, $s_h$ to {ref}`batch normalisation <one-fisher>`;
+# * $Q_i$, $M$, $\Pi$, $c_i$ to the rows of {ref}`all samples <one-igs>`: an orthonormal factor, the stacked rows, the projector on their range, a gradient's coordinates (as an index, $c$ counts outputs);
+# * $\sigma_j$ to the singular values of $X_l$, and $\kappa_l$ and $G_{ir}$ to {ref}`relative flatness <one-flatness>`;
+# * $s_{irt}$, $\Omega_l$, $\Psi_l$ and $U$ to {ref}`Kronecker factors <one-kfac>`.
 #
 # **Computed here.** Nothing is trained, no record is read, and all arithmetic is in float64.
 #
@@ -113,7 +119,7 @@ agree = checked.agree
 # Write $x_l$ for the activation that enters layer $l$.
 # A convolution cuts it into patches $a_{l,t}$, one for each position $t = 1, \dots, P_l$.
 # A linear layer has one position, $P_l = 1$, and its one patch is $x_l$ itself.
-# The layer multiplies each patch by its weights $W_l$, a matrix of $h_l$ rows and $k_l$ columns, and adds its bias: $z_{l,t} = W_l\, a_{l,t} + b_l$.
+# The layer multiplies each patch by its weights $W_l$, a matrix of $h_l$ rows and $k_l$ columns, and adds its bias if it has one: $z_{l,t} = W_l\, a_{l,t} + b_l$.
 #
 # A forward pass over $n$ samples records the $a_l$.
 # Then each of the $C$ outputs $f_c$ is sent backwards once, which gives $B_l = \partial f / \partial z_l$ in all layers together.
@@ -141,7 +147,8 @@ axes.set(xlim=(-2.2, 2.2), ylim=(17.9, -0.7), xticks=[], yticks=[], frame_on=Fal
 plt.show()
 
 # %% [markdown]
-# Six indices occur below, and each has one meaning.
+# Six indices say where an entry stands.
+# (In a spectrum, $j$ counts the eigenvalues or singular values.)
 #
 # | index | counts | to |
 # |---|---|---|
@@ -152,11 +159,13 @@ plt.show()
 # | $h$ | channels, the rows of $W_l$ | $h_l$ |
 # | $r$ | rows of the loss's factor $R_i$ | $C - 1$ |
 #
-# To see what the two tensors know, change the weights by $V$.
+# To see what the two tensors know, change the weights $W_l$ by a small matrix $V$.
 # No input of the layer depends on the layer's own weights, so $z_{l,t}$ moves by exactly $V a_{l,t}$.
 # The outputs then move by $B_{l,t} V a_{l,t}$ in first order, and the contributions of the positions add up.
-# For output $c$ of sample $i$ this is the left side of the next equation.
-# The right side reads the gradient off it, because a linear function of $V$ is the scalar product of $V$ with its gradient:
+#
+# Write $B_{l,ict}$ for the row of $h_l$ numbers that belongs to output $c$ of sample $i$ and to position $t$.
+# For this output the change is the left side of the next equation.
+# It is linear in $V$, so it is the scalar product of $V$ with the gradient, which the right side reads off:
 #
 # $$
 # \mathrm d f_{ic} = \sum_{t} B_{l,ict}^{\vphantom\top}\, V a_{l,it}
@@ -164,11 +173,13 @@ plt.show()
 # \frac{\partial f_{ic}}{\partial W_l} = \sum_{t=1}^{P_l} B_{l,ict}^\top\, a_{l,it}^\top .
 # $$ (eq-one-pair)
 #
-# Here $B_{l,ict}$ is the row of $h_l$ numbers that belongs to output $c$ of sample $i$ and to position $t$.
 # Written as one row, the gradient on the right is row $c$ of the Jacobian $J_{l,i} = \partial f_i / \partial \operatorname{vec} W_l$.
 #
 # The pair has $n (C h_l + k_l) P_l$ numbers, and the Jacobian has $n C h_l k_l$.
 # So the pair is the smaller of the two where the layer is wide and its positions are few.
+#
+# The cell takes the pair from the library's pass and multiplies it out to the Jacobians.
+# The brute force differentiates every output by itself.
 
 # %%
 model = build_digit_network("residual, frozen batch norm", p.seed)
@@ -194,7 +205,8 @@ assert all(layer.exact_block for layer in layers.values())
 # Every method that never writes a matrix out asks for one thing: the block times a vector.
 # The block is $G_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$, where $\Lambda_i$ is the $C \times C$ Hessian of the loss in the outputs of sample $i$.
 # Equation {eq}`eq-one-pair` holds $J_{l,i}$ and its transpose.
-# So apply the three factors from right to left to a change $V$ of the weights: the first gives the change $u_i$ of the outputs, and the other two give the product.
+# Apply the three factors, from right to left, to a change $V$ of the weights.
+# The first gives the change $u_i$ of the outputs, and the other two give the product:
 #
 # $$
 # u_i = \sum_t B_{l,it}\, V a_{l,it} \in \mathbb R^C,
@@ -204,7 +216,9 @@ assert all(layer.exact_block for layer in layers.values())
 #
 # For softmax cross-entropy, with the probabilities $p_i$ of sample $i$, the middle factor is $\Lambda_i u = p_i \odot (u - p_i^\top u)$.
 # It costs a few operations for each output.
-# Autograd takes no part, so $V$ may be many changes at once, and the network is not asked again.
+# Autograd takes no part and the network is not run again, so the code may take many $V$ at once.
+#
+# The brute force multiplies by the *Hessian*, from automatic differentiation of the loss.
 
 
 # %%
@@ -229,9 +243,6 @@ agree(
 )
 
 # %% [markdown]
-# The brute force is the *Hessian*, from automatic differentiation of the loss.
-# That the two agree is the proposition of {doc}`chapter 2 <02_curvature_objects>`.
-#
 # (one-gram)=
 # ## The spectrum, exactly
 #
@@ -240,8 +251,9 @@ agree(
 # To use it, the block has to be written as $M_l^\top M_l$.
 # Suppose that $\Lambda_i = R_i^\top R_i$ with some matrix $R_i$, which we construct in a moment.
 # Stack the matrices $R_i J_{l,i} / \sqrt n$ of all samples into $M_l$.
-# Then $G_l = M_l^\top M_l$, with $d_l = h_l k_l$ rows, and the other product is a Gram matrix.
-# Insert {eq}`eq-one-pair`, and its block for the samples $i$ and $j$ needs nothing but inner products of the pair:
+# Then $G_l = M_l^\top M_l$, which has $d_l = h_l k_l$ rows.
+# The other product, $K_l = M_l M_l^\top$, is a Gram matrix, of the inner products of the rows of $M_l$.
+# Insert {eq}`eq-one-pair`, and the part of it for the samples $i$ and $j$ needs nothing but inner products of the pair:
 #
 # $$
 # K_l = M_l M_l^\top,
@@ -264,9 +276,9 @@ agree(
 # Then the projection is $Q_i^\top Q_i$, and $R_i = Q_i \operatorname{diag}(\sqrt{p_i})$ is a factor of $C - 1$ rows.
 # No factor has fewer, because the null vectors of $\Lambda_i$ are the multiples of $\mathbf 1$, so that its rank is $C - 1$.
 #
-# Hence $K_l$ has $n(C - 1)$ rows.
-# In the stem these are more than $d_l$, and the library writes $G_l$ out instead.
-# In either case the smaller of the two numbers bounds the rank.
+# Hence $K_l$ has $n(C - 1)$ rows, where $G_l$ has $d_l$.
+# The smaller of the two numbers bounds the rank, and the library writes out the smaller of the two matrices: in the stem that is $G_l$.
+# The cell builds $K_l$ in every layer; its brute force diagonalises the Hessian.
 
 # %%
 Lambda = torch.diag_embed(prob) - prob[:, :, None] * prob[:, None, :]
@@ -288,9 +300,10 @@ sizes = {k: (*W[k].shape, W[k].numel(), n * (C - 1), spectra[k].rank) for k in l
 table(["layer", "rows $h$", "columns $k$", "weights $d$", "$n(C - 1)$", "rank"], sizes)
 
 # %% [markdown]
-# The rank of the stem and of conv stays below both numbers.
-# The library's own factor $R_i$ comes from a Householder reflection, which stays accurate where the softmax is saturated.
-# It is another $R_i$ with the same $\Lambda_i$, and gives the same spectrum.
+# The rank of the head is $n(C - 1)$, and that of the other two stays below both numbers.
+#
+# The library has another factor $R_i$ of the same $\Lambda_i$, and so the same spectrum.
+# It comes from a Householder reflection, which stays accurate where the softmax is saturated.
 #
 # (one-entropy)=
 # ## All orders at once
@@ -308,10 +321,15 @@ table(["layer", "rows $h$", "columns $k$", "weights $d$", "$n(C - 1)$", "rank"],
 # $$ (eq-one-entropy)
 #
 # One spectrum serves every order.
-# Where it does not fit into memory, one set of Lanczos matrices does: the operator is {eq}`eq-one-product`, and {doc}`chapter 4 <04_stochastic_estimators>` says how wrong the result can be.
+# Where it does not fit into memory, the entropies can be estimated from products {eq}`eq-one-product` alone, again for every order at once.
+# {doc}`Chapter 4 <04_stochastic_estimators>` derives the estimate: random probes, and from each a small Lanczos matrix.
+# It has two errors.
+# The probes scatter, which gives a standard error.
+# The Lanczos steps are finitely many, which gives a *bracket*, the interval that contains the result of infinitely many steps for the same probes.
+#
 # Both ways are in the figure.
-# The estimate takes $k = 100$ probes and, layer by layer, as many steps $m$ as make every bracket narrower than its standard error, which is between 15 and 40 here.
-# The bracket of the estimate, widened by four standard errors, must contain the exact entropy at every order, from the same matrices.
+# The estimate takes 100 probes and, in each layer, as many steps as make every bracket narrower than its standard error; here these are between 15 and 40.
+# The cell of the figure asserts that the bracket, widened by four standard errors, contains the exact entropy.
 
 
 # %%
@@ -357,20 +375,20 @@ plt.show()
 
 # %% [markdown]
 # The first nine eigenvalues of the head stand apart.
-# They are as many as the directions in which outputs can differ, $C - 1$.
+# They are $C - 1$, as many as the directions of the outputs that change a probability: a common shift of all logits changes none.
 #
 # (one-fisher)=
 # ## All parameters, biases and normalisation included
 #
 # Information-geometric sharpness belongs to the network and not to a layer, so it needs the Jacobian $J$ in *every* parameter.
-# Biases and normalisation have no pair of their own, but their Jacobians can be read off the pairs of the layers before them.
+# Biases and normalisation have no pair of their own, but their Jacobians can be read off the pairs of the layers that they follow.
 #
 # A bias is added at every position, so $\partial f / \partial b_l = \sum_t B_{l,t}$.
 #
 # For normalisation, look at one channel $h$.
 # Frozen normalisation maps $z_h$ to $y_h = \gamma_h (z_h - m_h) / s_h + \beta_h$, with a scale $\gamma_h$, a shift $\beta_h$, a stored mean $m_h$ and a stored deviation $s_h$.
-# Its two Jacobians need $\partial f / \partial y_h$, and the pair has $B_l = \partial f / \partial z$.
-# By the chain rule $\partial f / \partial z_{ht} = (\gamma_h / s_h)\, \partial f / \partial y_{ht}$, so for $\gamma_h \ne 0$ one turns into the other:
+# The Jacobians in $\gamma_h$ and $\beta_h$ need $\partial f / \partial y_h$, and the pair has $B_l = \partial f / \partial z$.
+# By the chain rule $\partial f / \partial z_{ht} = (\gamma_h / s_h)\, \partial f / \partial y_{ht}$, so for $\gamma_h \ne 0$ each gives the other:
 #
 # $$
 # \begin{aligned}
@@ -397,9 +415,11 @@ library = dict(linearization.jacobian_blocks())
 agree("Jacobian in every parameter", blocks, brute_force=brute_force, library=library)
 
 # %% [markdown]
-# With all Jacobians at hand, the Fisher matrix $F$ is the construction of {eq}`eq-one-gram` once more, now for all parameters $\theta$.
-# For softmax cross-entropy $F = G$ {cite:p}`martens2020`, so $\Lambda_i$ and its factor $R_i$ are those of before.
-# Stack $M_i = R_i J_i / \sqrt n$ over the samples, and call the result $M$:
+# Now all Jacobians are at hand, and with them the Fisher matrix $F$.
+# It is the mean of $g_i g_i^\top$, with $g_i$ the gradient of a sample's loss whose label is drawn from the model.
+# For softmax cross-entropy this is the Gauss–Newton matrix of all parameters $\theta$ {cite:p}`martens2020`, with the $\Lambda_i$ and $R_i$ of before.
+# So stack again, now with all columns: $M_i = R_i J_i / \sqrt n$, and $M$ for all samples.
+# Then
 #
 # $$
 # F = \frac1n \sum_i J_i^\top \Lambda_i J_i = M^\top M ,
@@ -408,7 +428,7 @@ agree("Jacobian in every parameter", blocks, brute_force=brute_force, library=li
 # \qquad (\text{IGS paper: eq. 2, Section 3.2}) .
 # $$ (eq-one-fisher)
 #
-# The second is the Fisher–Rao norm {cite:p}`liang2019`.
+# The second is the Fisher–Rao norm {cite:p}`liang2019`, without a root, as the paper has it.
 # $M$ has $n(C-1)$ rows, while $F$ has one for each of the $d$ parameters.
 
 # %%
@@ -427,14 +447,14 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 # (one-igs)=
 # ## Information-geometric sharpness, in the space of the samples
 #
-# The measure {cite:p}`igs2022` is $\mathrm{IGS} = \frac1n \sum_i g_i^\top F^{+} g_i$, where $g_i$ is the gradient of sample $i$'s loss $\ell_i$ and $F^{+}$ the pseudo-inverse.
+# The measure {cite:p}`igs2022` is $\mathrm{IGS} = \frac1n \sum_i g_i^\top F^{+} g_i$, where $g_i$ is now the gradient of sample $i$'s loss $\ell_i$ with its own label $y$, and $F^{+}$ the pseudo-inverse.
 # Written like this it needs a pseudo-inverse of a singular $d \times d$ matrix.
 # It can be had in the space of the samples instead, because the gradients are combinations of the rows of $M$.
 #
-# To see this, begin with the gradient of the loss in the outputs, $p_i - e_y$, where $e_y$ is the unit vector of the label $y$.
-# The column of $\Lambda_i$ that belongs to the label is $\Lambda_i e_y = p_{iy}(e_y - p_i)$.
-# Since $\Lambda_i = R_i^\top R_i$, this column is $R_i^\top$ applied to $R_i e_y$, so the gradient in the outputs lies in the range of $R_i^\top$.
-# Its coordinates there are called $c_i$, and $J_i^\top$ carries it on to the parameters:
+# To see this, begin with the gradient of the loss in the outputs, $p_i - e_y$, where $e_y$ is the unit vector of the label.
+# The column of $\Lambda_i$ that belongs to the label is $\Lambda_i e_y = p_{iy}(e_y - p_i)$, a multiple of it.
+# Since $\Lambda_i = R_i^\top R_i$, this column is also $R_i^\top (R_i e_y)$.
+# So the gradient in the outputs is $R_i^\top c_i$ with some coordinates $c_i$, and $J_i^\top$ carries it on to the parameters:
 #
 # $$
 # p_i - e_y = R_i^\top c_i, \qquad c_i = - \frac{R_i\, e_y}{p_{iy}},
@@ -443,9 +463,11 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 # $$ (eq-one-dual)
 #
 # Now put $g_i$ into the measure.
-# The gradients bring $M^\top$ and $M$ to either side of $F^{+} = (M^\top M)^{+}$, and $\Pi = M (M^\top M)^{+} M^\top$ is the projector on the range of $M$, a subspace of $\mathbb R^{n(C-1)}$.
-# Write $\Pi_{ii}$ for its diagonal block of sample $i$.
-# A projector lengthens nothing, which gives a bound, and the squared length of $c_i$ is a function of the loss $\ell_i = -\log p_{iy}$:
+# It brings $M_i$ and $M_i^\top$ to either side of $F^{+} = (M^\top M)^{+}$.
+# Together with all samples, $\Pi = M (M^\top M)^{+} M^\top$ is the projector on the range of $M$, a subspace of $\mathbb R^{n(C-1)}$; write $\Pi_{ii}$ for its diagonal block of sample $i$.
+#
+# A projector lengthens nothing, which gives a bound.
+# The bound knows no more than the losses $\ell_i = -\log p_{iy}$, because they fix the length of $c_i$:
 #
 # $$
 # \begin{gathered}
@@ -457,13 +479,17 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 # \end{gathered}
 # $$ (eq-one-igs)
 #
-# The bound is met if $M$ has full row rank.
-# It has as a rule, while $n(C-1)$ is at most $d$ less the number of directions in the parameters that change no probability; here these are 33, as counted below.
+# If $M$ has full row rank, $\Pi$ is the identity and the bound is met.
 # **Then the measure is a function of the losses alone, and no geometry is left in it.**
-# So we take two batches: ours, and one of 60 images, where $n(C-1) = 540$ exceeds $d - 33 = 333$ and the projector matters.
 #
+# When can the rank be full?
+# Of the $d = 366$ directions of the parameters here, 33 change no probability, as counted below.
+# So the rank is at most 333, and full row rank needs $n(C-1) \le 333$.
+# We therefore take two batches: ours, and one of 60 images, whose $n(C-1) = 540$ rows are too many, so that the projector matters.
+#
+# A second measure is in the same numbers.
 # Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} \widehat F)$, with the second moment of the gradients $\widehat F = \frac1n \sum_i g_i g_i^\top$ (IGS paper: eq. 9, where the second moment is called $C$).
-# With $F^{+}$ in the place of $H^{-1}$, which is the library's default, it is no new number, because the trace of $F^{+} g_i g_i^\top$ is $g_i^\top F^{+} g_i$:
+# The library has $F^{+}$ in the place of $H^{-1}$ unless told otherwise, and since the trace of $F^{+} g_i g_i^\top$ is $g_i^\top F^{+} g_i$, this gives
 #
 # $$
 # \frac1n \operatorname{Tr}\big( F^{+} \widehat F \big) = \frac1{n^2} \sum_i g_i^\top F^{+} g_i = \frac{\mathrm{IGS}}{n} .
@@ -498,20 +524,26 @@ for batch in (data, study.digits_batch(60, p.seed)):
 table(["$n$", "rows of $M$", "rank", "IGS", r"$\sum_i (e^{\ell_i} - 1)$", "method"], rows)
 
 # %% [markdown]
+# On 15 images the measure equals the bound, and on 60 the projector takes two fifths of it away.
 # The tolerance is 1e-6 here, because brute force inverts $F$, whose condition number is the square of that of $M$.
-# The rank cannot reach $d = 366$, because 33 directions of the parameters change no probability.
-# Seventeen of them belong to the head: each of its 17 columns, the bias included, may add the same amount to all ten logits.
-# Eight belong to the eight channels: normalisation undoes a scaling of the filter by its scale and shift.
-# The last eight scale the signal itself.
-# A channel before the block may grow, through the scale and the shift of its normalisation, while the filters that read it shrink; and a channel behind the block, while the head's four columns shrink.
-# In both the skip is amiss, and the central weight of the channel's own filter makes up for it.
+#
+# These are the 33 directions that change no probability.
+#
+# * *Seventeen in the head.* Each of its 17 columns, the bias included, may add the same amount to all ten logits.
+# * *Eight in the filters,* one for each of the eight channels of the two convolutions.
+#   If the filter is scaled, the scale and the shift of its normalisation can undo it.
+# * *Four in the channels between the two convolutions.* Such a channel may grow, through the scale and shift of the stem's normalisation, while the filters that read it shrink.
+# * *Four in the channels behind the sum.* Such a channel may grow, through the scale and shift of conv's normalisation, while the head's four columns that read it shrink.
+#
+# In the last eight the skip connection carries too much or too little of the channel, and the central weight of the channel's own filter makes up for it.
 #
 # (one-sharing)=
 # ## Trace sharpness, with shared weights and without
 #
 # The compression paper {cite:p}`compression` measures sharpness by a trace, for the loss $\frac12 \lVert f - y \rVert^2$.
 # There $\Lambda_i = I$, so the trace of the block is the mean squared gradient of the outputs.
-# Insert {eq}`eq-one-pair`, write the square as a double sum over positions, and use that the inner product of two outer products is the product of two inner products:
+# Insert {eq}`eq-one-pair`, and write the square as a double sum over positions.
+# The inner product of two outer products is the product of two inner products, so
 #
 # $$
 # \begin{gathered}
@@ -526,12 +558,15 @@ table(["$n$", "rows of $M$", "rank", "IGS", r"$\sum_i (e^{\ell_i} - 1)$", "metho
 # The terms with $t \ne t'$ are what weight sharing adds, and they can cancel the others.
 #
 # Sharing can be undone in two ways.
-# Give **every position its own copy** of the weight, and only $t = t'$ is left: $\sum_t \lVert B_t \rVert^2 \lVert a_t \rVert^2$.
-# Or free **every entry of the layer's matrix** $A_l$, where $z_l = A_l x_l + b_l$.
-# Then the gradient is the outer product of $B_l$ and $x_l$, with the squared norm $\lVert B_l \rVert_F^2 \lVert x_l \rVert^2$ (compression paper: eq. 4).
-# A linear layer has one position, and for it all three are the same.
 #
-# For the brute force we build these networks and differentiate them.
+# * Give **every position its own copy** of the weight.
+#   Then only $t = t'$ is left, $\sum_t \lVert B_t \rVert^2 \lVert a_t \rVert^2$.
+# * Free **every entry of the layer's matrix** $A_l$, where $z_l = A_l x_l + b_l$.
+#   Then the gradient is the outer product of $B_l$ and $x_l$, with the squared norm $\lVert B_l \rVert_F^2 \lVert x_l \rVert^2$ (compression paper: eq. 4).
+#
+# The table calls the three *tied*, *positions* and *operator*.
+# A linear layer has one position, and for it all three are the same.
+# For the brute force we build the networks without sharing and differentiate them.
 # They compute the same function, and differ only in what counts as a parameter.
 
 # %%
@@ -566,7 +601,7 @@ table(["layer", *S], {name: [column[name] for column in S.values()] for name in 
 # {ref}`The last section <one-bounds>` shows what becomes of such a bound.
 #
 # (one-features)=
-# ## What the features feel, and the second consumer
+# ## How the outputs answer to the features, and a second reader
 #
 # The compression paper asks how the outputs answer to an activation $x_l$ that enters a layer, and measures this by the Jacobian $X_l = \partial f / \partial x_l$.
 # At each sample $X_l$ has singular values $\sigma_1 \ge \dots \ge \sigma_C$.
@@ -582,12 +617,12 @@ table(["layer", *S], {name: [column[name] for column in S.values()] for name in 
 #
 # in the compression paper Definitions 3.7, F.1 and 3.3, and equation 15.
 #
-# Two of them need a word about names and conventions.
-# The second is the paper's *normalized* sensitivity.
-# Its letters NMLS stand for another one, the *network* sensitivity of Definition 3.9, which is the sum of the $\mathrm{MLS}$ of all layers.
-# The determinant in its equation 7 is that of $\nabla f^\top \nabla f$.
-# With the Jacobian as inputs × outputs, as in its equation 13, that is our $X X^\top$, with one row for each output, and equation 7 says what we say.
-# In its equations 4 and 14, as here, the Jacobian is outputs × inputs: the paper has two conventions, and no determinant that vanishes.
+# *A name.* The second is the paper's *normalized* sensitivity.
+# The paper's letters NMLS stand for another one, the *network* sensitivity of Definition 3.9, which is the sum of the $\mathrm{MLS}$ of all layers.
+#
+# *A convention.* The product of the singular values is $\sqrt{\det X X^\top}$, and the paper's equation 7 has $\nabla f^\top \nabla f$ under the root.
+# That is the same matrix if the Jacobian is inputs × outputs, as in its equation 13.
+# In its equations 4 and 14 it is outputs × inputs, as here; read so, the determinant in equation 7 would vanish ({ref}`errata <errata-volume>`).
 #
 # Is $X_l$ in the pair?
 # If the layer is the only one that reads $x_l$, then $f$ depends on $x_l$ through $z_l = A_l x_l + b_l$ alone, and $X_l = B_l A_l$.
@@ -601,16 +636,16 @@ table(["layer", *S], {name: [column[name] for column in S.values()] for name in 
 # + \underbrace{\tilde\gamma^{-1} B_{\mathrm{conv}}}_{\text{through the skip}} .
 # $$ (eq-one-skip)
 #
-# Which layers read a tensor is not a property of any one of them, so in general the second term is not known.
+# The pair of a layer does not say who else reads the layer's input, so in general the second term is not known.
 # The pass therefore records $X_l$ beside $B_l$, at the tensor itself, where autograd adds up all readers.
 # It costs no further pass.
 #
-# The brute force differentiates the rest of the network, from the input of each layer on:
+# For the brute force we cut the network before each layer and differentiate what is left, the layer's *tail*.
 
 
 # %%
 class Tail(nn.Module):
-    """The rest of the network, from the input of a layer on."""
+    """Rest of the network, from the input of a layer on."""
 
     def __init__(self, start: str):
         super().__init__()
@@ -653,9 +688,12 @@ plt.show()
 # %% [markdown]
 # At the head all samples lie on one point, because there $B_l = I$, so that $X_l$ is the head's weight matrix at every sample.
 #
-# Now the measures {eq}`eq-one-features`.
-# The brute force avoids singular values: it uses operator norms, the triangular factor of $X^\top$ for the determinant, and traces of $X X^\top$ and its square.
-# Small singular values are known to round-off of the large ones, so the tolerance is 1e-10.
+# Now the measures {eq}`eq-one-features`, from the singular values.
+# The volume is a product of ten of them, so the table has its logarithm.
+#
+# In the folded cell, the brute force avoids singular values: it uses operator norms, the triangular factor of $X^\top$ for the determinant, and traces of $X X^\top$ and its square.
+# The library takes each tail for a network of its own, whose input is $x_l$.
+# A small singular value is known only up to the round-off of the largest, so the tolerance is 1e-10.
 
 
 # %% tags=["nbval-rtol=1e-6"]
@@ -693,22 +731,25 @@ row = "sensitivities, volume, dimension"
 agree(row, found, brute_force=brute, library=library, tolerance=1e-10)
 
 # %% [markdown]
-# The library is asked here for each tail of the network as if it were a network of its own, whose input is $x_l$.
-# Sums over the layers, of the sensitivities $\mathrm{MLS}$ and of the volumes, are the paper's Definitions 3.9 (its NMLS) and 3.5.
+# The sums over the layers, of the sensitivities $\mathrm{MLS}$ and of the volumes, are the paper's Definitions 3.9 (its NMLS) and 3.5.
 #
 # (one-flatness)=
 # ## Measures that look at the weights as well
 #
-# Some measures multiply the Hessian with the weights, so that the units of a layer drop out.
-# They need the quadratic form of a block for matrices that are shaped like $W_l$, so fold the rows of $R_i J_{l,i}$ into that shape: $G_{ir} = \sum_t (R_i B_{l,it})_r^\top\, a_{l,it}^\top$, where $r$ counts the rows of $R_i$.
-# Then $\operatorname{vec}(V)^\top G_l \operatorname{vec}(V) = \frac1n \sum_{i,r} \langle G_{ir}, V \rangle^2$ for any $V$.
+# Make the weights of a layer twice as large, and let another layer undo it: the Hessian block is divided by four.
+# Some measures multiply the Hessian by the weights twice, so that the factor drops out.
 #
-# **Relative flatness** {cite:p}`petzka2021` is $\kappa_l = \sum_{h,h'} \langle w_h, w_{h'} \rangle \operatorname{Tr} H_{hh'}$, with $w_h$ the rows of $W_l$ and $H_{hh'}$ the blocks of $H_l$ that belong to two of them.
+# For them we need the block entry by entry of $W_l$.
+# So fold the rows of $R_i J_{l,i}$ into the shape of $W_l$: $G_{ir} = \sum_t (R_i B_{l,it})_r^\top\, a_{l,it}^\top$, where $r$ counts the rows of $R_i$.
+# The block is then $G_l = \frac1n \sum_{i,r} \operatorname{vec} G_{ir} \operatorname{vec}(G_{ir})^\top$.
+#
+# **Relative flatness** {cite:p}`petzka2021` is $\kappa_l = \sum_{h,h'} \langle w_h, w_{h'} \rangle \operatorname{Tr} H_{hh'}$, with $w_h$ the rows of $W_l$ and $H_{hh'}$ the part of $H_l$ that belongs to two of them.
 # Let $v_h$ be row $h$ of one $G_{ir}$.
-# It contributes $\operatorname{Tr} v_h^\top v_{h'} = \langle v_h, v_{h'} \rangle$ to the trace, and $\sum_{h,h'} \langle w_h, w_{h'} \rangle \langle v_h, v_{h'} \rangle = \lVert \sum_h w_h^\top v_h \rVert_F^2$.
+# This $G_{ir}$ contributes $\operatorname{Tr} v_h^\top v_{h'} = \langle v_h, v_{h'} \rangle$ to the trace.
+# Summed with the weights, that is $\sum_{h,h'} \langle w_h, w_{h'} \rangle \langle v_h, v_{h'} \rangle = \lVert \sum_h w_h^\top v_h \rVert_F^2$, the squared norm of $W_l^\top G_{ir}$.
 #
-# **Adaptive sharpness**, $\sum_j w_j^2 H_{jj}$ over the entries $w_j$ of $W_l$, needs only the diagonal of the block.
-# The diagonal is the mean of the squared entries of the $G_{ir}$.
+# **Adaptive sharpness** is the sum of $w_j^2 H_{jj}$, over all parameters in the paper and here over the entries $w_j$ of a $W_l$.
+# It needs only the diagonal of the block, where $G_{ir}$ contributes its squared entries.
 # So both measures are mean squared norms of products with $W_l$:
 #
 # $$
@@ -744,8 +785,8 @@ table(["layer", "relative flatness"], kappa, spec=".6f")
 #
 # Optimizers want the inverse of a block, and a Kronecker product of two small matrices is cheap to invert.
 # How far is $G_l$ from such a product?
-# Write $s_{irt} = (R_i B_{l,it})_r$ for the column of $h_l$ numbers that the output side contributes, and append a 1 to $a_{l,it}$ where there is a bias.
-# Then $G_l$ is a mean of Kronecker products.
+# Write $s_{irt} = (R_i B_{l,it})_r^\top$ for the column of $h_l$ numbers that the output side contributes, and append a 1 to $a_{l,it}$ where there is a bias.
+# Then $G_{ir} = \sum_t s_{irt}\, a_{l,it}^\top$, and $G_l$ is a mean of Kronecker products.
 # To arrive at a single one, replace the mean of the products by the product of the means:
 #
 # $$
@@ -759,12 +800,13 @@ table(["layer", "relative flatness"], kappa, spec=".6f")
 # $$ (eq-one-kfac)
 #
 # This is **K-FAC** ({cite:t}`martens2015`; {cite:t}`grosse2016` for convolutions).
-# It drops the terms with $t \ne t'$, and it lets every $s$ meet the input of *every* sample, not only its own.
-# This second description is our brute force: in each layer, every $s$ meets every $a$.
+# It drops the terms with $t \ne t'$, and it lets every $s$ meet every $a$ of the layer, also those of other samples and positions.
 #
 # **EKFAC** {cite:p}`george2018` keeps the eigenvectors $U = U_\Omega \otimes U_\Psi$ of the two factors and corrects the eigenvalues.
-# It takes the diagonal of $U^\top G_l\, U$, whose entries are the mean squares of $U_\Omega^\top G_{ir}\, U_\Psi$.
-# In this basis no other diagonal comes closer to $G_l$, because the entries off the diagonal of $U^\top G_l\, U$ are an error that no diagonal changes.
+# It takes the diagonal of $U^\top G_l\, U$, which is $\frac1n \sum_{i,r}$ of the squared entries of $U_\Omega^\top G_{ir}\, U_\Psi$.
+# In this basis no other diagonal comes closer to $G_l$: the entries off the diagonal of $U^\top G_l\, U$ are an error that no diagonal changes.
+#
+# The table has the distance of both from the block, in the Frobenius norm and over the norm of the block.
 
 # %% tags=["nbval-rtol=1e-6"]
 kronecker, corrected, exact = {}, {}, {}
@@ -782,6 +824,14 @@ for name, use in uses.items():
 errors = {k: [distance(exact[k], m[k]) for m in (kronecker, corrected)] for k in exact}
 assert all(better < worse for worse, better in errors.values())
 table(["distance from the block", "K-FAC", "EKFAC"], errors)
+
+
+# %% [markdown]
+# For the convolutions K-FAC is off by two thirds and by four fifths of the block, and EKFAC by somewhat less.
+# For the head both are close, because at random weights all samples have nearly the same $\Lambda_i$.
+#
+# The brute force for K-FAC lets every $s$ meet every $a$, one pair at a time.
+# That for EKFAC, in the folded cell, takes the diagonal of the block that automatic differentiation gives, in the library's basis.
 
 
 # %%
@@ -824,8 +874,9 @@ agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
 # ## All of it in one call
 #
 # `measure(model, data)` linearizes once and computes the measures of this chapter from the pass.
-# Takeuchi's criterion is one of its numbers over $n$, and `kfac(linearization)` and `ekfac(linearization)` take the same object.
-# The last four rows are no part of the pass; they need a forward pass, or one product $J\theta$ (the Fisher–Rao norm).
+# Takeuchi's criterion is a row over $n$, and `kfac(linearization)` and `ekfac(linearization)` take the same pass.
+# The last four rows are no part of the pass; they need a forward pass or one product $J\theta$ at most.
+# A row *of the network* is about all layers together, or, for the sensitivities, the volume and the dimension, about the network's own input.
 #
 # The last column says what a value presumes, and two values can be compared only where it agrees:
 #
@@ -834,7 +885,8 @@ agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
 # * `policy`: what was done with negative eigenvalues, of which there are none here.
 # * `rank` and `num_rows` of information-geometric sharpness: they are equal, so this value is the closed form {eq}`eq-one-igs`.
 # * `sharing` of the trace: which of the three columns above it is.
-# * `average` and `rank_deficient` of the volume: what was averaged, and how many samples have none.
+# * `average` and `rank_deficient` of the volume: what was averaged, and at how many samples it is zero.
+#   Likewise `undefined`: at how many samples there is no dimension.
 # * `labels`: whether they are the model's or the data's.
 # * `loss`: the Hessian measures are of cross-entropy, the traces of ½‖f − y‖², as the compression paper defines them, and the measures of features have no loss in them at all.
 
@@ -880,9 +932,11 @@ checked.table()
 # (one-cost)=
 # ## What the sharing saves
 #
-# A linearization takes a look at a few samples, whether they interact, and then one forward pass and $C$ backward passes over the batch.
-# A measure that is asked for alone needs such a linearization of its own.
+# A linearization first tries on a few samples whether they interact; then it takes one forward pass and $C$ backward passes over the batch.
+# A measure that is asked for alone needs a linearization of its own.
 # To see what is shared, we count the forward passes over the whole batch.
+# Each call makes two: one for the loss, so that bad data are refused at once, and the linearization.
+# Where entropies are asked for it makes two more, to time a gradient and tell the cost beforehand.
 #
 # The price is memory: the pairs of all layers take about $C$ times what the layers' outputs take.
 # If `memory_budget` is small, `measure` goes through the samples a few at a time, or through the layers in groups.
@@ -915,28 +969,35 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 # The times, beside those of other libraries, are on the {doc}`benchmarks page <../book/benchmarks>`.
 #
 # Information-geometric sharpness is the one that cannot be split: all rows of $M$ meet in one projector, and a budget without room for it is refused.
-# Where a Gram matrix does not fit either, the entropies are estimated by Lanczos.
 #
 # (one-bounds)=
 # ## Two sides of a bound, from the same pass
 #
-# The compression paper bounds what features feel by the sharpness {cite:p}`compression`.
+# The compression paper bounds the sensitivities by the sharpness {cite:p}`compression`.
 # The step that carries its bounds is {eq}`eq-one-sharing` for **one** position, where the gradient is an outer product: $\lVert \partial f / \partial W \rVert_F = \lVert B \rVert_F \lVert x \rVert$ (its equation 4).
-# Together with $X = BW$ this gives
+# If the layer is the only reader of $x$, then $X = BW$, and this gives
 #
 # $$
 # \lVert X \rVert_F \;\le\; \lVert W \rVert_2\, \lVert B \rVert_F \;=\; \frac{\lVert W \rVert_2}{\lVert x \rVert}\, \Big\lVert \frac{\partial f}{\partial W} \Big\rVert_F
 # \qquad (\text{compression paper: eq. 5, corrected}) .
 # $$ (eq-one-bound)
 #
-# The paper states it, and its equations 9 and 11, for the first layer, a linear one.
-# Its equations 10 and 12 add up such bounds over all layers, and count convolutions among them.
+# (The printed line has another middle term: {ref}`errata <errata-linear-stability>`.)
+# The paper states equation 5 for the first layer, a linear one.
+# From it equation 11 makes a bound on the $\mathrm{MLS}$, with the sharpness $S$ of all parameters on the right side.
+# Equation 12 does so for the sum of the $\mathrm{MLS}$ of all layers, and counts convolutions among them.
+#
 # A convolution breaks the equality in the middle: terms of different positions can cancel in the gradient, so the right side may be too small.
 # What holds there has $A_l$ for $W_l$, and $\lVert B_l \rVert_F \lVert x_l \rVert$ for the gradient.
-# That is the last column of {ref}`the table of traces <one-sharing>`.
+# The mean square of that is the last column of {ref}`the table of traces <one-sharing>`.
+#
+# The next table has the three bounds for a dense network and for ours.
+# For ours the gradient is once *tied*, that in the shared weights, and once *operator*, that in the entries of $A_l$.
+# With *operator*, $S$ counts the entries of the operators alone, and in equation 11 those of the first layer.
+# The norm of a layer is $\lVert A_l \rVert_2$ in every row, which is $\lVert W_l \rVert_2$ in a dense one.
 #
 # A bound of the library carries both sides and its hypotheses, which are checked on the recorded tensors.
-# `certified` says that the theorem applies, and `holds` that the numbers are in order.
+# `certified` says that the theorem applies, and `holds` that the left side is not above the right.
 
 # %% tags=["nbval-rtol=1e-6"]
 networks = {"dense": build_digit_network("ReLU MLP", p.seed), "convolution": model}
@@ -957,10 +1018,9 @@ columns = ["first layer", "gradient in", "bound", "left", "right", "holds", "cer
 table(columns, rows, spec=".5f")
 
 # %% [markdown]
-# The words *holds* and *certified* differ in some rows.
 # Where a bound is certified, it holds.
-# Where it is not certified, it may hold all the same.
-# Equation 5, corrected, does not: it is false for the convolution on real digits, with a network that nobody designed for the purpose.
+# Where it is not, it may hold all the same, as three rows show.
+# Equation 5, corrected, does not: with the tied gradient it is false for the convolution on real digits, with a network that nobody designed for the purpose.
 # (It is about one sample; the sides are those of the tightest.)
 # The last row is not certified, because conv is not the only reader of its input.
 #
@@ -976,8 +1036,7 @@ table(columns, rows, spec=".5f")
 #   It is wrong by the skip connection's share, without a warning.
 # * *Information-geometric sharpness on few samples* is a function of the losses.
 #   The value in the report above contains no curvature.
-# * *K-FAC is no measure of the block.* For the convolutions its error is nearly as large as the block.
-#   For the head it is small, because at random weights all samples have nearly the same $\Lambda_i$.
+# * *K-FAC is no measure of the block.* For the convolutions its error is of the size of the block.
 #   It belongs to optimizers, where a cheap inverse matters more than accuracy; {eq}`eq-one-product` and {eq}`eq-one-gram` need no approximation.
 # * *Random weights.* The identities hold at any weights, so none were trained.
 #   The numbers mean nothing beyond this page.

@@ -19,9 +19,9 @@
 #
 # **Question.** From the same weights and the same batch, what does one step of each of nine methods do, and how different are they?
 #
-# **Answer.** For four of the seven methods that look elsewhere, $\varepsilon$ is a multiple of the gradient.
-# To first order they are one method with four rules for its radius.
-# These radii differ more than a hundredfold here, from 0.018 to 2.6, so a published $\rho$ is nothing to compare by.
+# **Answer.** Seven of the nine look at some $\theta + \varepsilon$, and for four of these $\varepsilon$ is a multiple of the gradient.
+# To first order these four ascend alike, to four radii.
+# The radii differ more than a hundredfold here, from 0.018 to 2.6, so the methods' published $\rho$ cannot be compared.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on two cores.
 #
@@ -70,7 +70,7 @@ from paperkit.optim import ASAM, IGSAM, RSAM, SAM, SASAM, SASGD, EigenSAM, Gradi
 # %% [markdown]
 # A sharpness-aware method looks at the loss somewhere else before it moves.
 # It goes to $\theta + \varepsilon$, takes the gradient there, comes back, and follows it.
-# The methods differ in $\varepsilon$, and their papers describe it in nine notations.
+# The methods differ in $\varepsilon$, and each paper describes it in a notation of its own.
 #
 # We take one step of nine methods on one small network.
 # Each is derived, written in about ten lines, and compared with what `paperkit.optim` does.
@@ -78,8 +78,14 @@ from paperkit.optim import ASAM, IGSAM, RSAM, SAM, SASAM, SASGD, EigenSAM, Gradi
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
 # The step size is $\eta$, a radius $\rho$, the weight of a penalty $\mu$; $\alpha$ is the order of an entropy and nothing else.
 # Where a paper uses one of these letters for another thing, we rename it and say so.
-# Some letters are those of {doc}`chapter 6 <06_steps_on_a_quadratic>`: $c$ damps SA-SAM's step size, $\gamma$ the growth of it, and $\vartheta_t$ is the ratio of two successive step sizes.
-# This chapter alone writes $T$ and $t$ for ASAM's scaling, $p$ and $q$ for the exponents of a norm and its dual, $\kappa$ and $\chi$ for Eigen-SAM's weight and a cosine, $R(g)$ for RSAM's ratio (beside the factors $R_i$ of {doc}`chapter 5 <05_one_linearization>`), $s_{irt}$ for a signal of a layer (beside the $\operatorname{sign}$), and $\nu$ for IGSAM's damping.
+# Some letters are those of {doc}`chapter 6 <06_steps_on_a_quadratic>`: $c$ damps SA-SAM's step size, $\gamma$ the growth of it, and $\vartheta_t$ is the ratio of two successive step sizes; $\kappa$ is Eigen-SAM's weight.
+# These letters belong to this chapter alone:
+#
+# * $p$ and $q$, the exponents of a norm and of its dual;
+# * $T$ and $t$ for ASAM's scaling, and $\chi$ for a cosine in Eigen-SAM;
+# * $\tau$, the distance over which gradients are subtracted;
+# * $R(g)$ for RSAM's ratio, and $\nu$ for IGSAM's damping;
+# * $R_i$ and $s_{irt}$ in IGSAM, which are those of {doc}`chapter 5 <05_one_linearization>`.
 #
 # **Computed here.** All arithmetic is in float64.
 #
@@ -159,10 +165,12 @@ for _ in range(100):
 vector_to_parameters(theta.clone(), model.parameters())
 
 # %% [markdown]
-# From here on nothing is trained: every step starts at this $\theta$.
+# From here on every step starts at this $\theta$.
 # To hold a step of ours against the library, `agree` lets the library's optimizer step from the same weights on the same batch.
 # It asserts that the result is ours, up to 1e-12 of the step's *length* unless another tolerance is named.
-# (As a part of $\lVert\theta\rVert$ the same number would be two hundred times more forgiving.)
+# The length of $\theta$ is two hundred times as large, and would make a weaker test.
+#
+# The cell also computes the Hessian $H$, with its eigenvalues, by differentiating twice; `v_top` is its top eigenvector.
 
 
 # %% tags=["hide-input"]
@@ -207,8 +215,9 @@ table(["at θ", "value"], start, spec=".5f")
 # So SAM {cite:p}`foret2021` lowers the worst loss in a ball, $\max_{\lVert\varepsilon\rVert_p \le \rho} L(\theta + \varepsilon)$.
 # To first order in $\varepsilon$ the inner problem is linear: maximise $g^\top\varepsilon$ over the ball.
 # Hölder's inequality solves it.
-# With the conjugate exponent $q$, $\frac1p + \frac1q = 1$, it says $g^\top\varepsilon \le \lVert g\rVert_q \lVert\varepsilon\rVert_p$, with equality if and only if the signs agree and $|\varepsilon_j|^p \propto |g_j|^q$.
-# As $q / p = q - 1$, the worst $\varepsilon$ and the step that follows the gradient there are
+# With the conjugate exponent $q$, $\frac1p + \frac1q = 1$, it says $g^\top\varepsilon \le \lVert g\rVert_q \lVert\varepsilon\rVert_p$.
+# For $1 < p < \infty$ the two sides are equal if and only if the signs agree and $|\varepsilon_j|^p \propto |g_j|^q$.
+# Since $q / p = q - 1$, the worst $\varepsilon$ has entries in proportion to $|g_j|^{q-1}$, and the step follows the gradient there:
 #
 # $$
 # \varepsilon = \rho\, \frac{\operatorname{sign}(g)\, |g|^{q-1}}{\lVert g \rVert_q^{\,q-1}},
@@ -218,13 +227,16 @@ table(["at θ", "value"], start, spec=".5f")
 # $$ (eq-step-sam)
 #
 # The denominator gives $\varepsilon$ the length $\rho$, because $\lVert\, |g|^{q-1} \rVert_p = \lVert g\rVert_q^{q/p}$.
-# For $p = 2$ this is $\rho\, g / \lVert g\rVert$, and for $p = \infty$ it is $\rho \operatorname{sign}(g)$.
+# For $p = 2$ this is $\rho\, g / \lVert g\rVert$, and in the limit $p = \infty$ it is $\rho \operatorname{sign}(g)$.
 # The SA-SAM paper states the ball for every $p$ and prints one direction, that of $p = 2$.
 #
 # One term is left out on purpose.
 # The derivative of $L(\theta + \varepsilon(\theta))$ has another part, through $\varepsilon(\theta)$.
 # SAM holds $\varepsilon$ fixed, and so do ASAM, Eigen-SAM, RSAM as printed and SA-SAM.
-# The text on IGSAM leaves it to an appendix that we have not seen; we hold $\varepsilon$ fixed there, too.
+# The IGS paper leaves this to an appendix that we have not seen; we hold $\varepsilon$ fixed in IGSAM, too.
+#
+# The last lines of the cell are about $\rho = 0$.
+# There the library calls the closure once and takes the base optimizer's step, to the last bit, so plain descent can keep a log like the others.
 
 # %%
 rho = 0.05
@@ -246,14 +258,11 @@ steps["SGD"] = take_steps(using(SAM, rho=0.0), model, inputs, targets)
 assert torch.equal(descent.weights, steps["SGD"].weights) and steps["SGD"].closures == 1
 
 # %% [markdown]
-# With $\rho = 0$ the library calls the closure once and takes the base optimizer's step, to the last bit.
-# So plain descent can keep a log like the others.
-#
 # (step-asam)=
 # ## ASAM: a ball in units of the weights
 #
 # Scale a ReLU layer up and the next one down, and the network is the same function.
-# SAM's ball is not the same set of functions, because its radius is measured in the old units.
+# SAM's ball around it is another set of functions, because the radius stays the same while the weights do not.
 # ASAM {cite:p}`kwon2021` therefore measures $\varepsilon$ relative to the weights: $\lVert T^{-1}\varepsilon\rVert \le \rho$, with $T = |\theta| + t$ entry by entry.
 # (The paper writes $\eta$ for the small number $t$, which keeps zeros movable.)
 # To find the worst point of this ball, substitute $\varepsilon = T\tilde\varepsilon$.
@@ -266,11 +275,11 @@ assert torch.equal(descent.weights, steps["SGD"].weights) and steps["SGD"].closu
 # $$ (eq-step-asam)
 #
 # The paper's text and its authors' code part here.
-# The code gives a $T$ only to tensors with "weight" in their name, and $T = 1$ to biases.
+# The code gives this $T$ only to tensors with "weight" in their name, and $T = 1$ to biases.
 # The most used implementation scales all tensors, with $t = 0$.
-# In the library these are `scaled="weights"` and `scaled="all"`.
+# In the library these are `scaled="weights"` and `scaled="all"`; the cell takes both steps, with $\rho = 0.5$.
 #
-# With $T = 1$ everywhere **ASAM is SAM**, and since multiplying by one is exact, to the last bit.
+# With $T = 1$ everywhere **ASAM is SAM**, to the last bit, since multiplying by one is exact.
 
 
 # %%
@@ -311,7 +320,7 @@ assert torch.equal(unit.weights, steps["SAM"].weights)
 # \varepsilon = \rho\, \frac{\tilde g}{\lVert \tilde g\rVert} .
 # $$ (eq-step-eigen)
 #
-# The sign makes it a function of the line of $v$: replace $v$ by $-v$, and nothing changes.
+# An eigenvector has no sign of its own, and needs none: replace $v$ by $-v$, and $\tilde g$ stays the same.
 #
 # What does the addition do to the angles?
 # Put $\chi = v^\top\hat g$, the cosine between $v$ and the gradient.
@@ -324,11 +333,13 @@ assert torch.equal(unit.weights, steps["SAM"].weights)
 # |\cos(\varepsilon, v)| = \frac{|\chi| + \kappa\,(1 - \chi^2)}{\lVert\tilde g\rVert} .
 # $$ (eq-step-eigen-angles)
 #
-# The second is larger than $|\chi|$, as it is meant to be, if and only if $(|\chi| + \kappa(1-\chi^2))^2 > \chi^2 (1 + \kappa^2(1-\chi^2))$, that is $2|\chi| + \kappa(1 - 2\chi^2) > 0$.
-# For $\kappa \le 2$ this always holds, unless $|\chi|$ is 0 or 1 already; a very large $\kappa$ can overshoot.
+# The second is meant to be larger than $|\chi|$, the cosine without the addition.
+# Squared, that is $(|\chi| + \kappa(1-\chi^2))^2 > \chi^2 (1 + \kappa^2(1-\chi^2))$, and for $0 < |\chi| < 1$ it simplifies to $2|\chi| + \kappa(1 - 2\chi^2) > 0$.
+# For $\kappa \le 2$ this always holds; a larger $\kappa$ can overshoot.
+# (At $\chi = 0$ the sign is zero, and at $|\chi| = 1$ there is nothing to add.)
 #
-# The eigenvector comes from power iterations.
-# Their products with $H$ are central differences of gradients, a distance $\tau$ to either side, and the factor $1/2\tau$ is lost in the normalisation.
+# The eigenvector comes from power iterations, which multiply a vector by $H$ again and again.
+# Each product is a central difference of gradients, a distance $\tau$ to either side; its factor $1/2\tau$ drops out when $v$ is normalised.
 
 # %%
 kappa, tau = 0.2, 1e-2
@@ -366,9 +377,9 @@ steps["Eigen-SAM"] = agree("Eigen-SAM", ours, make, 100 * round_off / tau)
 #
 # Five iterations from a random vector are the library's default.
 # Are they enough?
-# In the table we go on from the fifth with exact products $Hv$.
-# That is a matter of the gap between the first two eigenvalues, and differs from network to network: {ref}`ten of them <step-networks>` are tried below.
-# The last column is the cosine of $v$ with the gradient; its sign decides to which side the gradient is tilted.
+# To see it, the table goes on from the fifth with exact products $Hv$.
+# Its last column is the cosine of $v$ with the gradient, whose sign decides to which side the gradient is tilted.
+# Before that, the cell asserts {eq}`eq-step-eigen-angles`.
 
 
 # %% tags=["nbval-rtol=1e-6"]
@@ -392,12 +403,15 @@ columns = ["|cos(v, eigenvector)|", "vᵀHv over the eigenvalue", "10⁴ cos(v, 
 table(["iterations", *columns], rows, spec=".5f")
 
 # %% [markdown]
+# Here five are enough.
+# It is a matter of the gap between the first two eigenvalues, and {ref}`ten networks <step-networks>` below differ in that.
+#
 # (step-gr)=
 # ## Gradient regularisation
 #
 # Gradient descent itself prefers flat places.
 # To see it, look for a changed loss whose gradient flow, followed for the time $\eta$, ends where the step ends.
-# Try the flow $\dot\theta = -(g + \eta f_1)$ with an unknown correction $f_1$.
+# Try the flow $\dot\theta = -(g + \eta f_1)$, where $f_1(\theta)$ is an unknown correction.
 # Its solution at time $\eta$ is $\theta - \eta g - \eta^2 f_1 + \frac{\eta^2}2 H g + O(\eta^3)$.
 # For this to be the step $\theta - \eta g$ we need $f_1 = \frac12 H g = \nabla\,\frac14\lVert g\rVert^2$.
 # So descent has a penalty $\frac\eta4 \lVert\nabla L\rVert^2$ built in {cite:p}`barrett2021`.
@@ -439,7 +453,7 @@ steps["GR, difference"] = agree("GR, difference", near, make, 100 * round_off / 
 epsilon["GR"] = 2 * mu * g
 
 # %% [markdown]
-# How far may $\tau$ be from zero?
+# How small should $\tau$ be?
 # Let $u$ be a unit vector, and write $\nabla_u^k g$ for the $k$-th derivative of the gradient along it.
 # Taylor's theorem for $\nabla L(\theta \pm \tau u)$ gives the leading error of the one-sided difference and of the central one:
 #
@@ -453,7 +467,7 @@ epsilon["GR"] = 2 * mu * g
 #
 # Rounding adds about $2.2 \cdot 10^{-16}\, \lVert g\rVert / \tau$ to both.
 # The first is the difference of gradient regularisation, and of RSAM's exact mode below; the second is Eigen-SAM's.
-# Nested differentiation computes the derivatives, so nothing in the figure is fitted, and the cell asserts both coefficients.
+# The cell computes the derivatives by nested differentiation, so nothing in the figure is fitted, and asserts both coefficients.
 
 # %%
 derivatives = [gradient]
@@ -492,15 +506,18 @@ plt.show()
 # (step-rsam)=
 # ## RSAM: a penalty that the step does not see
 #
-# The Rényi paper {cite:p}`renyi2025` wants to descend a loss with an entropy as penalty, and no eigenvalues are at hand in training.
-# It replaces the Hessian's eigenvalues by the squares of the gradient's entries, and the entropy by its monotone core:
+# The Rényi paper {cite:p}`renyi2025` wants to descend a loss with a negative entropy as penalty, and no eigenvalues are at hand in training.
+# It replaces the Hessian's eigenvalues by the squares of the gradient's entries.
+# Of the entropy it keeps the ratio inside the logarithm:
 #
 # $$
 # R(g) = \frac{\sum_j |g_j|^{2\alpha}}{\big(\sum_j g_j^2\big)^\alpha}
 # \qquad (\text{Rényi paper: eq. 10}).
 # $$ (eq-step-ratio)
 #
-# The logarithm of $R$, divided by $1 - \alpha$, is the entropy of the squares, so the paper descends $L - \mu \operatorname{sign}(1-\alpha)\, R$ (its $\rho$ is our $\mu$).
+# The logarithm of $R$, divided by $1 - \alpha$, is the entropy of the squares.
+# So the entropy grows with $\operatorname{sign}(1-\alpha)\, R$, and the paper descends $L - \mu \operatorname{sign}(1-\alpha)\, R$ (its $\rho$ is our $\mu$).
+#
 # It does not differentiate $R$.
 # Instead it looks for an $\varepsilon$ with $g^\top\varepsilon = -\mu \operatorname{sign}(1-\alpha)\, R$, since then $L(\theta + \varepsilon) \approx L - \mu \operatorname{sign}(1-\alpha)\, R$ (eq. 12).
 # There are many; the paper takes the one along $g$:
@@ -526,8 +543,9 @@ plt.show()
 # g^\top \nabla R(g) = 0 .
 # $$ (eq-step-rsam-exact)
 #
+# With $\varepsilon$ held fixed, it takes $\varepsilon = -\mu \operatorname{sign}(1-\alpha)\, \nabla R(g)$ to follow this gradient.
 # So the printed $\varepsilon$ is *orthogonal* to the one whose step would descend the right side of equation 12 (see the {ref}`errata <errata-held-fixed>`).
-# The library's `mode="exact"` follows {eq}`eq-step-rsam-exact`, with {eq}`eq-step-difference` for the product.
+# The library's `mode="exact"` follows {eq}`eq-step-rsam-exact`, with a difference as in {eq}`eq-step-difference` for the product.
 
 # %%
 mu_R, alpha = 0.65, 1.2  # the paper's, for ResNet-20 on CIFAR-10
@@ -546,6 +564,11 @@ agree("SAM of RSAM's radius", ours, using(SAM, rho=radius))
 same = take_steps(using(RSAM, mode="sam_radius", **rsam), model, inputs, targets)
 assert torch.equal(same.weights, steps["RSAM"].weights)
 
+# %% [markdown]
+# Does the printed step lower the penalty nevertheless?
+# Its extra term $-H\varepsilon$ is a velocity in $\theta$, and to first order the penalty changes along it at the rate $(-H\varepsilon)^\top\, \nabla\big({-\operatorname{sign}(1-\alpha)}\, R(g)\big)$.
+# The table has this rate for $\mu = 1$.
+
 # %% tags=["nbval-rtol=1e-6"]
 slope = grad(ratio)(g)
 assert abs(g @ slope) < 1e-14 * len(g) * g.norm() * slope.norm()
@@ -562,8 +585,7 @@ values["cos(Hε printed, Hε exact)"] = cosine(H @ g, H @ d)
 table(["of RSAM", "value"], values, spec=".5f")
 
 # %% [markdown]
-# The rate says how fast the printed extra term changes the penalty that it stands for, per unit of $\mu$.
-# It is positive here: the step *raises* what it is meant to lower.
+# The rate is positive here: the extra term *raises* what it is meant to lower.
 # The equations do not force a sign; {ref}`a table below <step-networks>` has the rate of ten networks.
 #
 # (step-igsam)=
@@ -581,12 +603,16 @@ table(["of RSAM", "value"], values, spec=".5f")
 # $$ (eq-step-igsam)
 #
 # $F$ is too large to invert, so the paper takes EKFAC {cite:p}`george2018` (Section 4.2; the details are in its Appendix G.4.1, in the supplement of the proceedings, which we did not have).
-# We take it a layer at a time, with a damping $\nu$ in place of the pseudo-inverse.
-# The construction is that of {doc}`chapter 5 <05_one_linearization>`.
-# From the pairs $(a, B)$ of a layer and the factor $R_i$ of $\Lambda_i = R_i^\top R_i$ come $s_{irt} = (R_i B_{it})_r$ and the matrices $G_{ir} = \sum_t s_{irt}\, a_{it}^\top$.
+# We take it a layer at a time, with a damping: $(F + \nu I)^{-1}$ in place of $F^{+}$.
+#
+# The construction is that of {ref}`chapter 5 <one-kfac>`.
+# A layer has inputs $a_{it}$ and output Jacobians $B_{it}$, for sample $i$ and position $t$, and the loss has the factor $R_i$ of its Hessian in the outputs.
+# From these come the columns $s_{irt} = (R_i B_{it})_r^\top$ and the matrices $G_{ir} = \sum_t s_{irt}\, a_{it}^\top$, which are shaped like the weights.
 # The layer's Fisher block is $\frac1n\sum_{i,r} \operatorname{vec} G_{ir} \operatorname{vec}(G_{ir})^\top$.
+#
 # Let $U_\Omega$ and $U_\Psi$ hold the eigenvectors of the second moments of $s$ and of $a$.
-# In their basis EKFAC keeps the mean squares $V_l$ alone, so that the damped inverse, applied to the layer's gradient $g_l$, is a division of entries:
+# In their basis EKFAC keeps the diagonal of the block alone, folded into a matrix $V_l$.
+# So the damped inverse, applied to the layer's gradient $g_l$, is a division of entries:
 #
 # $$
 # V_l = \frac1n \sum_{i,r} \big( U_\Omega^\top G_{ir} U_\Psi \big)^{\odot 2},
@@ -636,7 +662,7 @@ igsam = {"rho": mu_F, "damping": nu}
 steps["IGSAM"] = agree("IGSAM", ours, using(IGSAM, **igsam), 1e-10)
 
 # %% [markdown]
-# The tolerance is 1e-10, as eigenvectors are good to round-off over the gap to the next eigenvalue, and we allow gaps down to $10^{-5}$ of the largest.
+# The tolerance is 1e-10, because an eigenvector is known up to round-off over the gap to the next eigenvalue, and we allow gaps down to $10^{-5}$ of the largest.
 #
 # **What is in this step?**
 #
@@ -645,7 +671,7 @@ steps["IGSAM"] = agree("IGSAM", ours, using(IGSAM, **igsam), 1e-10)
 # What remains is due to $H - F$, the damping, EKFAC's errors, and the normalisations, which $\varepsilon$ leaves alone.
 #
 # With large damping the step loses its geometry in another way.
-# Since $\nu (F + \nu I)^{-1} = I - F (F + \nu I)^{-1}$, the distance of $\varepsilon$ from a multiple of the gradient is
+# Since $\nu (F + \nu I)^{-1} = I - F (F + \nu I)^{-1}$, the distance of $\varepsilon$ from a multiple of the gradient is bounded by
 #
 # $$
 # \Big\lVert \frac\nu\mu\, \varepsilon - g \Big\rVert \le \frac{\lambda_{\max}(F)}{\lambda_{\max}(F) + \nu}\, \lVert g\rVert ,
@@ -654,9 +680,9 @@ steps["IGSAM"] = agree("IGSAM", ours, using(IGSAM, **igsam), 1e-10)
 # with EKFAC's $V_l$ in the place of $F$ in the layers that it covers.
 # So as $\nu$ grows, $\varepsilon \to (\mu/\nu)\, g$: SAM without normalisation, or, to first order, gradient regularisation of weight $\mu/2\nu$.
 #
-# The library has both ends as controls.
-# The first is exact.
-# The second differs from gradient regularisation in second order, so that halving $\mu$ must divide the distance by four.
+# The library has both ends, $(1 + \mu)\, g$ and $(\mu/\nu)\, g$, as controls, and the cell takes their steps.
+# The second differs from gradient regularisation in second order, so halving $\mu$ must divide the distance of the two by four.
+# The last lines assert {eq}`eq-step-damping`.
 
 # %%
 make = using(IGSAM, mode="scaled_gradient", **igsam)
@@ -703,10 +729,11 @@ assert (epsilon["IGSAM"] * nu / mu_F - g)[perturbed].norm() <= bound * g.norm()
 # How far does the theory reach?
 # For SA-SGD on a convex loss with $c = 2$, $\gamma = 1$ and full batches, Malitsky and Mishchenko prove convergence.
 # For SA-SAM no theorem is claimed.
-# Its displacement followed a gradient at $\theta + \varepsilon$, and not the gradient at $\theta$ that the rule compares.
+# It moves along a gradient at $\theta + \varepsilon$, while the rule compares gradients at $\theta$.
 # Besides, $\rho = \sqrt\eta$ has not the units of a length in $\theta$.
 #
-# A first step has no predecessor, so ours is a second one, after a first from $\theta_-$ by SA-SGD with $\eta_0 = 0.2$.
+# The rule needs a step before the present one.
+# So our step is a second one, after a first from $\theta_-$ to $\theta$ by SA-SGD with $\eta_0 = 0.2$.
 # The two methods keep the same state, so that one can go on where the other was.
 
 
@@ -735,11 +762,11 @@ steps["SA-SGD"] = agree("SA-SGD", theta - eta_1 * g, first_step_taken(SASGD))
 epsilon["SA-SGD"] = 0 * g
 
 # %% [markdown]
-# **Where SA-SAM comes to rest.**
+# **Where SA-SAM ends.**
 #
 # A parabola $L = \frac12\lambda\theta^2$ shows what the rule leads to.
 # There $\beta = \lambda$ along any step, so $\eta = 1/(c\lambda)$ and $\rho = 1/\sqrt{c\lambda}$ from the second step on.
-# From $\theta > 0$ a step leads to the point below, and one starting point is sent to its mirror image:
+# A step from $\theta > 0$ then has the following end, and one $\theta$ is sent to its mirror image:
 #
 # $$
 # \theta - \eta\lambda\,(\theta + \rho) = \Big(1 - \frac1c\Big)\theta - \frac\rho c ,
@@ -747,10 +774,10 @@ epsilon["SA-SGD"] = 0 * g
 # \text{which is } {-\theta} \text{ for } \theta = \frac{\rho}{2c - 1} .
 # $$ (eq-step-cycle)
 #
-# From there the state repeats up to its sign, for ever, at the loss $\frac12 \lambda\rho^2/(2c-1)^2 = 1/(2c(2c-1)^2)$.
-# **With the paper's $c = 2$ it is 1/36, whatever the curvature.**
+# From there it goes back and forth for ever, at the loss $\frac12 \lambda\rho^2/(2c-1)^2 = 1/(2c(2c-1)^2)$.
+# **With the paper's $c = 2$ that is 1/36, whatever the curvature.**
 # With the released code's $c = 1$ it is 1/2.
-# The library, in one dimension:
+# The cell lets the library start at this $\theta$, for three curvatures:
 
 
 # %%
@@ -775,10 +802,12 @@ for curvature in (0.5, 3.0, 50.0):
 # ## Nine steps side by side
 #
 # Every optimizer was asked to keep a log.
-# With `log=True` it notes for each step $\lVert g\rVert$, $\lVert\varepsilon\rVert$, their cosine, and the value of its regularizer.
+# With `log=True` it notes for each step $\lVert g\rVert$, $\lVert\varepsilon\rVert$, the cosine of $\varepsilon$ and $g$, and the value of its regularizer.
 # This value is $g^\top\varepsilon$, the rise of the loss to first order, unless the method has a penalty of its own, as gradient regularisation has $\mu\lVert g\rVert^2$.
-# The table shows the log, and the cell asserts that it is what our equations say.
-# The evaluations are counted: how often the closure was called, how many gradients the optimizer says it took, and how many times the network saw the whole batch.
+#
+# The table begins with the log, and the cell asserts that it is what our equations say.
+# *Step* is the length of the whole step.
+# The last columns count: how often the closure was called, how many gradients the optimizer says it took, and how many times the network saw the whole batch.
 
 # %% tags=["nbval-rtol=1e-6"]
 nine = ("SGD", "SAM", "ASAM", "Eigen-SAM", "GR", "RSAM", "IGSAM", "SA-SAM", "SA-SGD")
@@ -799,16 +828,16 @@ columns = ["‖ε‖", "cos(ε, g)", "regularizer", "step", "closures", "gradien
 table(["method", *columns], rows, spec=".5f")
 
 # %% [markdown]
-# * SAM, GR, RSAM and SA-SAM have cosine 1.
-# * Eigen-SAM's ten further gradients renew the eigenvector, every hundredth step by default.
+# * *Directions.* SAM, GR, RSAM and SA-SAM have cosine 1.
+# * *Lengths.* From GR to SA-SAM $\lVert\varepsilon\rVert$ grows more than a hundredfold.
+#   RSAM's is not even a constant of the method, as it goes with $1/\lVert g\rVert$.
+#   SA-SAM's exceeds a third of $\lVert\theta\rVert$, because nothing in $\rho = \sqrt\eta$ knows the scale of $\theta$.
+# * *Costs.* Eigen-SAM's ten further gradients renew the eigenvector, every hundredth step by default.
 #   IGSAM's further forward pass is the linearization, every tenth.
 #   Gradient regularisation by double backward calls the closure once, but pays for the second differentiation.
 #   SA-SAM pays three gradients for each mini-batch step, and two with `full_batch=True`.
-# * A published $\rho$ is nothing to compare by: from GR to SA-SAM $\lVert\varepsilon\rVert$ grows more than a hundredfold.
-#   RSAM's is not even a constant of the method, as it goes with $1/\lVert g\rVert$.
-#   SA-SAM's exceeds a third of $\lVert\theta\rVert$, because nothing in $\rho = \sqrt\eta$ knows the scale of $\theta$.
 #
-# The next figure draws all nine in the plane of $g$ and the top eigenvector $v$, which are nearly at right angles here.
+# The next figure draws the directions in the plane of $g$ and the top eigenvector $v$, which are nearly at right angles here.
 # An arrow is $\varepsilon / \lVert\varepsilon\rVert$ projected on that plane; where it is shorter than 1, the rest of $\varepsilon$ sticks out of the plane.
 
 # %%
@@ -844,11 +873,10 @@ lower.set_yticks(range(9), order)
 plt.show()
 
 # %% [markdown]
-# Nothing but Eigen-SAM leaves the gradient towards the eigenvector.
-# ASAM and IGSAM leave it for directions that are in neither.
-#
-# So we compare directions, all pairs of them.
-# In the figure, "$g$" stands for all four.
+# Eigen-SAM alone leaves the gradient towards the eigenvector.
+# ASAM and IGSAM leave it, too, but out of this plane, and the figure cannot show where to.
+# So we compare all pairs of directions by their cosines.
+# In the next figure "$g$" stands for the four methods that go along it.
 
 # %%
 shown = ("SAM, p = 3", "SAM, p = ∞", "ASAM", "ASAM, all", "Eigen-SAM", "IGSAM", "RSAM, exact")
@@ -859,7 +887,7 @@ cosines = units @ units.T
 assert all(abs(cosine(epsilon[k], g) - 1) < 1e-14 for k in ("SAM", "GR", "RSAM", "SA-SAM"))
 assert abs(cosine(epsilon["RSAM, exact"], g)) < 1e-13
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "A matrix of cosines between nine directions. The gradient, SAM with p = 3 and Eigen-SAM are close to each other; the two forms of ASAM are close to each other and at about 0.6 to the gradient; the exact direction of RSAM and the top eigenvector are at right angles to the gradient."}, "figure": {"caption": "The cosine between the perturbations; the stronger the colour, the closer to a common line, with a jump at one half. The first row stands for SAM, GR, RSAM and SA-SAM alike. In the last row is no method, but the top eigenvector of the Hessian, in the direction in which the loss rises.", "name": "fig-step-cosines"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "A matrix of cosines between nine directions. The gradient, SAM with p = 3 and Eigen-SAM are close to each other; the two forms of ASAM are close to each other and at about 0.6 to the gradient; the exact direction of RSAM and the top eigenvector are at right angles to the gradient."}, "figure": {"caption": "The cosines between the perturbations; the stronger the colour, the larger the absolute value. The first row stands for SAM, GR, RSAM and SA-SAM alike. The last row is no method, but the top eigenvector of the Hessian, in the direction in which the loss rises.", "name": "fig-step-cosines"}}
 names = [name.split(":")[0] for name in directions]
 figure, axes = plt.subplots(figsize=(5.5, 4.8))
 axes.imshow(cosines.abs(), cmap=plotting.HEAT, vmin=0, vmax=1, aspect="auto")
@@ -879,11 +907,13 @@ plt.show()
 # (step-raise)=
 # ## What does each direction raise?
 #
-# Each method has a sharpness that it says it lowers, by first going where it is large.
-# For SAM and ASAM that sharpness *is* the rise of the loss in a ball, by definition, so that the loss rises says nothing about curvature.
-# Gradient regularisation lowers the length of the gradient; Eigen-SAM, RSAM and IGSAM have a curvature in mind.
-# So let all directions go to the same length, 0.05, and look what is there.
-# We look at the loss, at the largest eigenvalue of the Hessian, at the Rényi sharpness $-\mathcal H_{1.2}$ of the Hessian's whole spectrum and its proxy $R(g)$, and at information-geometric sharpness.
+# Each method means to lower a sharpness, by first going where it is large.
+# SAM and ASAM mean the rise of the loss in a ball, gradient regularisation the length of the gradient; Eigen-SAM, RSAM and IGSAM have a curvature in mind.
+# Does the curvature rise on their way?
+#
+# Let all directions go to the same length, 0.05.
+# There we look at the loss, at the largest eigenvalue of the Hessian, at the Rényi sharpness $-\mathcal H_{1.2}$ of the Hessian's whole spectrum and its proxy $R(g)$, and at information-geometric sharpness.
+# The rows of the table are changes from $\theta$; the last one has the values at $\theta$.
 
 
 # %% tags=["nbval-rtol=1e-6"]
@@ -905,22 +935,22 @@ rows["value at θ"] = here.tolist()
 table(["change along", "loss", "λ max", "Rényi", "R(g)", "IGS"], rows)
 
 # %% [markdown]
-# * All directions raise the loss.
+# * *The loss* rises along all directions.
 #   For SAM's that is what $\varepsilon$ was chosen for, to first order.
-# * The largest eigenvalue need not rise with it.
+# * *The largest eigenvalue* need not rise with it.
 #   To first order it changes along a unit vector $u$ by the third derivative $\nabla^3 L[v, v, u]$, and no method looks at its sign.
 # * *Eigen-SAM* chooses the side of $v$ by $g^\top v$, which has nothing to do with the side on which the curvature grows.
 #   Besides, $g$ has hardly any part along $v$ after a hundred steps: the cosine is of order $10^{-4}$, and its sign decides.
-# * *RSAM's exact direction* is no ascent, and raises $R$ by little.
-#   It marks where a difference is taken; the steepest ascent of $R$ in $\theta$ is $H \nabla R$.
+# * *RSAM's exact direction* raises $R$ by little.
+#   It is not meant as an ascent, but is the direction of a difference of gradients; the steepest ascent of $R$ in $\theta$ is $H \nabla R$.
 # * *IGSAM's* direction raises information-geometric sharpness less than the gradient does.
-#   That sharpness all but follows the loss here.
-#   {doc}`Chapter 5 <05_one_linearization>` has a reason for a matrix $M$ of full row rank; this one has more rows than columns, so its reason is not ours.
+#   That sharpness nearly follows the loss here.
+#   {ref}`Chapter 5 <one-igs>` shows that it must where a certain matrix $M$ has full row rank; here $M$ has more rows than columns, so we have no such reason.
 #
 # (step-networks)=
 # **Ten networks.** The numbers above are those of one network on one batch.
 # So we train the same network from five seeds, on 64 and on 32 images, and go the distance 0.05 along six directions.
-# The table has the change of the largest eigenvalue in percent.
+# The first table has the change of the largest eigenvalue in percent, and the second sums it up.
 # Eigen-SAM has the exact eigenvector here, so its iterations play no part.
 
 
@@ -991,34 +1021,36 @@ if p.networks == 5:  # the numbers of the text below
     assert (along["ASAM"][0] < 0).sum() == (along["ASAM"][1] > 0).sum() == 4
 
 # %% [markdown]
-# The loss rises in all ten and along every direction, as the cell asserts.
+# The loss rises in all ten networks along every direction, as the cell above asserts.
 # The largest eigenvalue changes by −3.4 to +5.7 percent, and along every direction it falls in some network and rises in another.
-# The scatter over the seeds is alike on both batches; whether the means differ by more than chance, five seeds leave open.
-# Along the gradient the mean and standard deviation over the seeds are 0.1 ± 0.8 percent on 64 images, and 1.1 ± 0.7 on 32, where it rises in all five networks.
-# Along ASAM's direction it falls in four of the five on 64 images, and rises in four of the five on 32.
-# So the loss is higher at the end of every such ascent, and the curvature is not: its sign depends on the method, the network and the batch.
-# Five seeds of one small network say no more than that.
+#
+# * *Along the gradient* the mean and standard deviation over the seeds are 0.1 ± 0.8 percent on 64 images.
+#   On 32 they are 1.1 ± 0.7 percent, and it rises in all five networks.
+# * *Along ASAM's direction* it falls in four of the five on 64 images, and rises in four of the five on 32.
+#
+# So the loss is higher at the end of every such ascent, and the curvature need not be: the sign of its change depends on the method, the network and the batch.
+# Whether the number of images matters beyond chance, five seeds of one small network leave open.
 #
 # The same ten networks answer two questions that were left open.
-# Do five power iterations find the eigenvector?
+# Do five power iterations find the eigenvector $v$?
 # And is the rate of {ref}`RSAM's step <step-rsam>` always positive?
 
 # %% tags=["nbval-rtol=1e-5"]
-columns = ["second eigenvalue over first", "|cos(v, eigenvector)| after five"]
-columns.append("RSAM's rate")
-table(["images", "seed", *columns], others, spec=".4f")
 assert all(cos > 0.99 or second >= 0.6 for second, cos, _ in others.values())
 assert all(rate > 0 for *_, rate in others.values())
 if p.networks == 5:
     missed = [images for (images, _), (_, cos, _) in others.items() if cos < 0.9]
     assert sorted(missed) == [32, 32, 32, 64]
+columns = ["second eigenvalue over first", "|cos(v, eigenvector)| after five"]
+columns.append("RSAM's rate")
+table(["images", "seed", *columns], others, spec=".4g")
 
 # %% [markdown]
 # The cosine is above 0.99 wherever the second eigenvalue is below 0.6 of the first.
 # Where the two are closer it may be below 0.9: in three of the five networks on 32 images, and in one of those on 64.
 # The rate is positive in all ten, though the equations do not say that it must be.
 #
-# The next figure goes back to the first network, and lets the lengths vary.
+# The last figure goes back to the first network, and lets the lengths vary.
 
 
 # %%
@@ -1056,8 +1088,8 @@ plt.show()
 #
 # Every method here exists in several versions.
 # How far apart are their steps?
-# The table gives the distance of two steps, once over the length of the first.
-# The last column has it over the distance of the first step from plain descent, so that a 1 says that the choice matters as much as the method.
+# The table gives the distance of two steps, first over the length of step *one*.
+# The last column has it over the distance of step *one* from plain descent, so that a 1 says that the choice matters as much as the method.
 #
 # Most versions can be compared at $\theta$.
 # The smoothness-adaptive methods take two steps, from $\theta_-$, and their plain descent is SA-SGD.
@@ -1135,17 +1167,18 @@ table(["method", "one", "other", "over the step", "over its departure"], rows)
 #   A radius without its norm says nothing.
 # * *RSAM.* With the sign that Algorithm 2 has in our copy the departure from descent is about reversed, a 2 in the last column.
 #   The gradient that equation 12 asks for is further from the step of equation 11 than plain descent is.
-# * *IGSAM.* At our damping $\nu = 0.01$ EKFAC's step is nearly as far from the one with the exact damped matrix, and from $(1 + \mu)\,g$, which moves the normalisations as well, as it is from descent.
+# * *IGSAM.* At our damping $\nu = 0.01$ EKFAC's step is nearly as far from the step with the exact damped matrix as it is from descent.
+#   It is as far from $(1 + \mu)\,g$, which moves the normalisations as well.
 #   Our $\nu$ is a round number, so the table below varies it.
 # * *SA-SAM and SA-SGD.* The paper's $\vartheta_0 = \infty$ lets the second step size jump to $1/2\beta$, wherever $\eta_0$ was.
 #   The release has $\vartheta_0 = 1$, and can grow by one percent a step.
 #   These are two algorithms.
-#   The row between has $\rho g$ in place of $\rho g/\lVert g\rVert$, and the radius that then has the right units.
+#   The row between has $\rho g$ in place of $\rho g/\lVert g\rVert$, and for $\rho$ the root of $\eta/\beta$, which then has the right units.
 #
 # How much of the IGSAM row is due to the damping?
-# For $\nu$ over six decades the next table has the cosines between three directions, EKFAC's, that of the exact damped matrix and the gradient.
+# For $\nu$ over six decades the next table has the cosines between three directions: EKFAC's, that of the exact damped matrix, and the gradient.
 # EKFAC does not cover the normalisations, so all three are taken in the layers that it covers, and the exact matrix is the block of $F$ that belongs to these.
-# The last column has, as above, the distance of the steps by EKFAC and by the exact matrix over EKFAC's departure from descent; both go to the length 0.05.
+# In the last column both go to the length 0.05; it has, as above, the distance of the two steps over the departure of EKFAC's from descent.
 
 # %% tags=["nbval-rtol=1e-6"]
 rows, covered_g = {}, g * covered
@@ -1170,10 +1203,12 @@ table(["ν", *columns, "steps apart"], rows, spec=".3f")
 # (step-scaler)=
 # ## The same step under mixed precision
 #
-# A `GradScaler` multiplies the loss, so that small gradients survive in half precision, and skips a step whose gradient overflowed.
-# PyTorch's own refuses closures.
+# In half precision small gradients would vanish.
+# A `GradScaler` therefore multiplies the loss, divides the gradient again, and skips a step whose gradient overflowed.
+# PyTorch's own refuses closures, which a method of several passes needs.
+#
 # So here the closure scales its loss, and the scaler is handed to `step`, which unscales every pass.
-# Gradients are accumulated inside the closure, which is replayed as a whole.
+# The closure may also accumulate the gradient over parts of the batch, as in the cell; it is replayed as a whole.
 # In float64 the result must be the step that we know.
 
 # %%
@@ -1201,9 +1236,8 @@ assert (weights - steps["SAM"].weights).norm() < 1e-12 * (weights - theta).norm(
 #   We left them as they are, and compared directions at one length.
 # * *Warm starts.* Eigen-SAM goes on from its last eigenvector, IGSAM keeps its factors for ten steps.
 #   A single step cannot show what that costs.
-# * *One batch, one point, no training*, except in the tables of ten networks, which have ten batches and ten points.
+# * *One batch, one point, one step*, except in the tables of ten networks, which have ten batches and ten points.
 #   Which method generalises better cannot be asked here.
-#   Nor did we choose the point: it is where a hundred steps of descent end.
 # * *The equations of SAM, ASAM and Eigen-SAM carry no numbers of their papers*, since the book audits four others.
 # * *IGSAM's $\mu$ and $\nu$ are ours.* The paper's are in Appendix G.4, in the supplement of the proceedings, which we did not have.
 # * *The Rényi sharpness of the table* is that of the whole Hessian, negative eigenvalues by their absolute value, and not a layer's.

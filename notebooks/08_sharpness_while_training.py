@@ -19,15 +19,15 @@
 #
 # **Question.** How sharp does training make a network, and is it an edge of stability that stops it?
 #
-# **Answer.** Gradient descent sharpens the loss beyond its edge of stability, 20 here, and comes back to it: over the last half of the runs the median ratio is 1.01 to 1.02.
-# SAM ends near 4, a tenth above an edge that sinks with the gradient.
-# Such a ratio shows that SAM bounces, not what stops it.
+# **Answer.** Gradient descent drives $\lambda_1$, the Hessian's top eigenvalue, past the edge of stability and back: late in a run its median is 1.01 to 1.02 edges.
+# SAM ends a tenth above its own edge, which sinks to 3.8.
+# SAM's bouncing alone gives a ratio near one, so that does not show what stops it.
 #
-# **Time.** Reading: about 10 minutes; running: under a minute on one core.
+# **Time.** Reading: about 15 minutes; running: under a minute on one core.
 #
 # **You need:** {doc}`chapter 6 <06_steps_on_a_quadratic>`, its theorem of the edge in particular.
 #
-# None of this is a statement of the four papers, so there are no verdicts of the ledger: what we look for is fixed before the runs, and the table says whether it was found.
+# None of this is a statement of the four papers, so the ledger has no verdicts on it: what we look for was fixed before the runs, and a table says whether it was found.
 
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
@@ -79,7 +79,8 @@ from paperkit.plotting import COLORS, MARKERS, QUIET
 # It leaves training bit for bit as it was, and with its default budget takes about a tenth of the time at most.
 #
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
-# The step size is $\eta$, SAM's radius $\rho$, and $\lambda_1$ is the largest eigenvalue of the Hessian of the training loss.
+# The step size is $\eta$, SAM's radius $\rho$, and $\lambda_1$ is the largest eigenvalue of the Hessian of the training loss, whose gradient is $g$.
+# As in chapter 6, $r$ is the strength of an un-normalised ascent and $\lambda^*$ an edge.
 #
 # **Computed here.** A network of 6,310 parameters is trained eleven times; all arithmetic is in float64.
 #
@@ -91,8 +92,10 @@ from paperkit.plotting import COLORS, MARKERS, QUIET
 # (monitor-edges)=
 # ## Two edges
 #
-# Gradient descent on a quadratic stays in the valley if and only if $\lambda_1 < 2/\eta$: that is {prf:ref}`quad-edge` with $r = 0$.
-# SAM ascends by $\rho g / \lVert g \rVert$ before it descends, so at each step it is un-normalised ascent with $r = \rho / \lVert g \rVert$.
+# Gradient descent on a quadratic reaches the minimum from every start if and only if $\lambda_1 < 2/\eta$: that is {prf:ref}`quad-edge` with $r = 0$.
+# For $r > 0$ the theorem is about un-normalised ascent, which takes its gradient at $\theta + r g$ and has an edge $\lambda^*(\eta, r)$ of its own.
+#
+# SAM takes its gradient at $\theta + \rho\, g / \lVert g \rVert$, so at each step it is un-normalised ascent with $r = \rho / \lVert g \rVert$.
 # Put this $r$ into the theorem, and SAM's edge at a point with gradient $g$ is
 #
 # $$
@@ -100,7 +103,7 @@ from paperkit.plotting import COLORS, MARKERS, QUIET
 # = \frac{\lVert g \rVert}{2\rho} \left( \sqrt{1 + \frac{8 \rho}{\eta \lVert g \rVert}} - 1 \right) .
 # $$ (eq-monitor-sam-edge)
 #
-# It is below $2/\eta$ for every $\rho > 0$, and it falls with the gradient: near a minimum it is about $\sqrt{2 \lVert g \rVert / (\eta\rho)}$.
+# It is below $2/\eta$ for every $\rho > 0$, and falls as the gradient shrinks: near a minimum it is about $\sqrt{2 \lVert g \rVert / (\eta\rho)}$.
 
 
 # %%
@@ -113,16 +116,22 @@ def edge(eta: float, rho: float, gradient: Tensor) -> float:
 
 # %% [markdown]
 # The theorem is about a quadratic, and a network's loss is none: the runs below say how far it carries.
-# For SAM a ratio $\lambda_1 / \lambda^*$ near one says less than for gradient descent.
-# On every quadratic SAM ends in a two-cycle along the steepest direction, whose gradient has just the length at which the edge is $\lambda_1$ (put the cycle of {eq}`eq-quad-cycle` into {eq}`eq-monitor-sam-edge`).
-# There the ratio is one whatever the curvature is.
-# So it can show that SAM bounces, and cannot show that an edge holds the curvature down.
+#
+# What does it say if $\lambda_1 / \lambda^*$ is near one?
+# For gradient descent the edge is a fixed number, so it is the curvature that has come to the edge.
+#
+# For SAM the edge moves, and the ratio says less.
+# On a quadratic with $\lambda_1 < 2/\eta$ SAM ends, from almost every start, in a two-cycle along the steepest direction ({prf:ref}`quad-cycle`).
+# The gradient there has just the length at which the edge equals $\lambda_1$ ({eq}`eq-quad-on-edge`).
+# So it is the edge that has come to the curvature, and the ratio is one whatever $\lambda_1$ is.
+# Such a ratio can show that SAM bounces, and cannot show that an edge holds the curvature down.
 #
 # (monitor-run)=
 # ## A monitored run
 #
 # The network has two hidden layers of 50 tanh units and reads 500 real 8 × 8 digits.
-# Its loss is half the squared error of the one-hot labels, which has no reason to flatten where the outputs grow, as the cross-entropy has.
+# Its loss is half the squared error against the one-hot labels.
+# Cross-entropy would flatten by itself where the outputs grow large, and so hide an edge; this loss does not.
 # With `rho=0` the optimizer SAM is plain gradient descent.
 
 # %%
@@ -153,13 +162,15 @@ def take_step(model: nn.Module, optimizer: SAM, chosen: Tensor | slice = slice(N
 
 
 # %% [markdown]
-# The two lines that matter are those with `monitor`.
+# A monitor takes two lines: one builds it, and `monitor.step()` is called after each step.
 # Every 20 steps it reads the loss and $\lambda_1$ on all 500 digits, at the weights after the step.
 # The search for $\lambda_1$ goes on from where the last one ended, which saves Hessian products.
-# Beside it we keep the edge at the same weights.
-
+# At the same weights we note the edge.
 
 # %%
+MEASURES = ["mean_loss", "hessian_top_eigenvalues"]
+
+
 def train(seed: int, rho: float = 0.0, batch: int | None = None, **options: Any) -> tuple:
     model, draws = network(seed), generator_of(seed)
     optimizer = SAM(model, rho=rho, lr=eta)
@@ -174,11 +185,9 @@ def train(seed: int, rho: float = 0.0, batch: int | None = None, **options: Any)
     return model, monitor, edges
 
 
-MEASURES = ["mean_loss", "hessian_top_eigenvalues"]
-
 # %% [markdown]
-# Three methods run from the same weights: gradient descent on all 500 digits, SGD on batches of 50 drawn anew for each step, and SAM on all digits.
-# The monitor has no budget here, so that every reading is taken, however fast the machine.
+# Three methods run from the same weights, three seeds each: gradient descent on all 500 digits, SGD on batches of 50 drawn anew for each step, and SAM on all digits.
+# The monitor has no budget of time here, so that every reading is taken, however fast the machine.
 
 # %%
 METHODS = {
@@ -211,21 +220,25 @@ upper.legend(loc=(0.3, 0.26))
 plt.show()
 
 # %% [markdown]
-# **Progressive sharpening.** At first $\lambda_1$ only rises under gradient descent, all the way to $2/\eta = 20$ and beyond.
+# **Progressive sharpening.** Under gradient descent $\lambda_1$ at first only rises, to $2/\eta = 20$ and beyond.
 #
 # **The edge of stability.** Then the rise ends.
-# On a quadratic of this curvature the steps would grow without bound.
+# On a quadratic with a curvature beyond the edge the steps would grow without bound.
 # Here they do not: $\lambda_1$ comes back to the edge, and the loss goes on falling, though no longer at each step.
-# By which way the weights get there, this page does not look.
+# What turns it back, this page does not ask.
 #
-# **SAM** never gets there.
-# Its edge is a fifth of $2/\eta$ and sinks as the gradient shrinks, and $\lambda_1$ sinks with it, about a tenth above.
-# Which of the two leads, the ratio cannot say.
+# **SGD** sharpens the loss more slowly, and stays below the edge of gradient descent.
 #
-# These are the three sentences that the criteria make precise.
-# They were fixed before the runs of this page, after a look at runs with other settings.
-# Take the median, over the last half of a run, of $\lambda_1$ divided by the edge.
-# It must lie within 10 % of one for gradient descent and within 15 % of one for SAM; for SGD it must lie below one, and not below one half.
+# **SAM** stays far below that edge.
+# Its own one sinks as the gradient shrinks, to a fifth of $2/\eta$ at the end, and $\lambda_1$ sinks with it, about a tenth above.
+# Which of the two follows the other, the ratio cannot say.
+#
+# One criterion for each method makes this precise.
+# The criteria were fixed before the runs of this page, after a look at runs with other settings.
+# Take the median, over the last half of a run, of $\lambda_1$ divided by the edge; the edge is $2/\eta$ for SGD, too.
+# In every run it must lie within 10 % of one for gradient descent and within 15 % of one for SAM; for SGD it must lie below one, and not below one half.
+#
+# The table has the least and the largest of these medians over the runs, and the edge at the end, a median of the last five readings of all runs.
 # The smoke profile ends long before the edge and judges nothing.
 
 # %% tags=["nbval-rtol=0.05"]
@@ -245,26 +258,33 @@ for name, all_runs in followed.items():
     inside = all(RANGES[name][0] <= median <= RANGES[name][1] for median in medians)
     found = "not judged" if p.profile == "smoke" else "yes" if inside else "no"
     rows.append([name, last, min(medians), max(medians), found])
-    if name == "gradient descent" and p.profile != "smoke":
-        assert all(1.05 <= max(own) <= 1.3 for own in of_runs)
 columns = ["edge at the end", "least median", "largest median", "as expected"]
 table(["method", *columns], rows, spec=".2f")
 
 # %% [markdown]
-# The medians are those of the criteria.
-# On its way each run of gradient descent goes beyond the edge by between a twentieth and three tenths, as the cell asserts, and comes back.
-#
-# SAM's ratios lie above one.
-# On a quadratic they would not stay there: along the steepest direction SAM's step multiplies by $1 - \eta (\lambda_1 + \rho \lambda_1^2 / \lVert g \rVert)$, which is then below $-1$, so the gradient would grow, and the edge with it.
-# So the excess comes from what is not quadratic in this loss, and we have not derived it.
+# On its way each run of gradient descent goes beyond the edge, by between a twentieth and three tenths of it.
+
+# %%
+if p.profile != "smoke" and p.step_size == 0.1:  # another step size may not reach its edge
+    peaks = [max(ratios(*one[1:])) for one in followed["gradient descent"]]
+    assert all(1.05 <= peak <= 1.3 for peak in peaks)
+
+# %% [markdown]
+# SAM's ratios lie above one, and on a quadratic they could not stay there.
+# Along the steepest direction SAM's step multiplies by $1 - \eta (\lambda_1 + \rho \lambda_1^2 / \lVert g \rVert)$, which is below $-1$ if and only if $\lambda_1$ is above the edge.
+# So the gradient's part along that direction would grow from step to step, until the edge has risen to $\lambda_1$.
+# The excess therefore comes from what is not quadratic in this loss; we have not derived it.
 #
 # (monitor-cost)=
 # ## What it costs
 #
-# A monitor with a budget reads a measure when the time that training has earned for it suffices, and else waits for the next time.
-# The default budget is a tenth of the whole time.
-# The next cell runs SAM a second time under it, and without any monitor a third time.
-# How many readings fit depends on the machine, so the cell prints only what holds on all of them: the share is within the budget, up to the time by which a single reading may exceed its estimate; and the weights are the same to the last bit, with every monitor.
+# A budget is the share of the whole time that the monitor may take, a tenth by default.
+# Before it reads a measure, the monitor compares the cost with what the time so far allows; if that is too little, it skips this reading.
+#
+# The next cell runs SAM a second time under the default budget, and a third time without any monitor.
+# How many readings fit depends on the machine, so the cell prints only what holds on all of them.
+# The share is within the budget, up to the time by which a single reading may exceed its estimate.
+# And the weights are the same to the last bit in all three runs.
 
 
 # %%
@@ -290,9 +310,9 @@ print("the same weights:", all(map(torch.equal, weights, 2 * [unmonitored(p.seed
 #
 # ## Deviations, and what failed
 #
-# * {cite:t}`cohen2021` train larger networks on 5,000 images of CIFAR-10, for gradient descent without batches.
-#   Ours is a far smaller setting, on real data too.
-# * The criteria have room for what other processors do: on the edge a run multiplies its rounding errors, so two machines agree in the medians and not in the steps.
+# * *A small setting.* {cite:t}`cohen2021` train larger networks on 5,000 images of CIFAR-10, by gradient descent on all of them at once.
+# * *Room in the criteria.* On the edge a run multiplies its rounding errors, so two machines agree in the medians and not in the steps.
+# * *SAM's excess over its edge* is measured here, and not explained.
 #
 # ## Exercises
 #
