@@ -328,8 +328,9 @@ SHOWN = {
     "measures.maximum_local_sensitivity": "local sensitivity",
     "train_loss": "training loss",
 }
+enough = {cell: own for cell, own in cells.items() if len(own) > 7}  # a smoke run has two networks
 rows = {}
-for cell, own in cells.items():
+for cell, own in enough.items():
     for metric, name in SHOWN.items():
         s, g = column(own, metric), column(own, "gap")
         groups = [[group_of(record, names) for record in own] for names in LEVELS.values()]
@@ -370,7 +371,6 @@ def partial(rows):
 
 
 rows = {}
-enough = {cell: own for cell, own in cells.items() if len(own) > 7}  # a smoke run has two networks
 for cell, own in enough.items():
     for metric, name in list(SHOWN.items())[:3]:
         data = np.array([column(own, m) for m in (metric, "gap", "train_loss")]).T
