@@ -19,9 +19,9 @@
 #
 # **Question.** How sharp does training make a network, and is it an edge of stability that stops it?
 #
-# **Answer.** Gradient descent drives $\lambda_1$, the Hessian's top eigenvalue, past the edge of stability and back: late in a run its median is 1.01 to 1.02 edges.
+# **Answer.** Gradient descent drives $\lambda_1$, the Hessian's top eigenvalue, past the edge of stability and back: its late median is 1.01 to 1.02 edges.
 # SAM ends a tenth above its own edge, which sinks to 3.8.
-# SAM's bouncing alone gives a ratio near one, so that does not show what stops it.
+# SAM's bouncing alone gives a ratio near one, which does not show what stops it.
 #
 # **Time.** Reading: about 15 minutes; running: under a minute on one core.
 #

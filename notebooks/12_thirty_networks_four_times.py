@@ -20,10 +20,10 @@
 # **Question.** Which networks do we compare when we ask what foretells generalization, and by how much do they differ?
 #
 # **Answer.** Four cells of thirty small networks, of which four have learned nothing.
-# Within a cell the largest gap is two to ten times the smallest, and it follows the training loss: the further a network was trained, the larger its gap.
-# Chance moves a gap by a seventh of what the settings do, where we can tell.
+# In a cell the largest gap is two to ten times the smallest, and it follows the training loss: the further trained, the larger the gap.
+# Chance moves a gap by a seventh of what the settings do.
 #
-# **Time.** Reading: about 12 minutes; running: a few seconds on one core, and about four core-hours when every record has to be made.
+# **Time.** Reading: about 18 minutes; running: a few seconds on one core, and about four core-hours when every record has to be made.
 #
 # **You need:** the mean and the standard deviation.
 
@@ -316,7 +316,7 @@ table(["measure", "mean at fewer images", "at more", "τ of the two"], rows, spe
 # (population-again)=
 # ## One of them again
 #
-# A reader should be able to make any of these numbers again.
+# Any of these numbers can be made again.
 # This line trains one perceptron from its seed, measures it, and holds each number against the published record:
 #
 # ```
@@ -355,21 +355,24 @@ table(["of the run", "value"], rows)
 #
 # ## Exercises
 #
-# **1.** A network ends where it began, at the loss $\log C$ of a uniform prediction on training and on test images. What are its gap and its accuracy?
+# **1.** A network ends where it began, at the loss $\log C$ of a uniform prediction on training and on test images.
+# What are its gap and its accuracy?
 #
 # ````{dropdown} Solution
 # The gap is 0, and the accuracy is that of guessing one class, $1/C$ on balanced classes.
 # Of all networks it has the smallest gap, which is why a gap alone is no praise.
 # ````
 #
-# **2.** Suppose that the test loss of all networks of a cell is the same number $t$. Which measure has $\tau = 1$ with the gap, and what does it tell about generalization?
+# **2.** Suppose that the test loss of all networks of a cell is the same number $t$.
+# Which measure has $\tau = 1$ with the gap, and what does it tell about generalization?
 #
 # ````{dropdown} Solution
 # The gap is $t$ less the training loss, so the negative training loss ranks the gaps perfectly.
 # It tells nothing: all networks have the same loss on new images.
 # ````
 #
-# **3.** Three seeds give each of 30 settings three gaps. Why is the standard deviation of the settings' mean gaps larger than that of the settings' true means?
+# **3.** Three seeds give each of 30 settings three gaps.
+# Why is the standard deviation of the settings' mean gaps larger than that of the settings' true means?
 #
 # ````{dropdown} Solution
 # A mean of three gaps has a variance of chance of its own, a third of the variance within a setting, which is added to that of the true means.

@@ -19,9 +19,9 @@
 #
 # **Question.** Do networks with a larger Rényi sharpness have a larger generalization gap, and does it tell more than what was known before?
 #
-# **Answer.** Not at our scale: the mean over layers at order ½ has a $\tau$ of 0.54, −0.00, −0.27 and 0.19 with the gap in four cells, and single layers go either way.
+# **Answer.** Not at our scale: the mean over layers, order ½, has a $\tau$ of 0.54, −0.00, −0.27 and 0.19 with the gap in four cells; single layers go either way.
 # The training loss alone reaches −0.87 to −0.98, and most measures follow it.
-# One grows with the gap everywhere: the maximum local sensitivity.
+# The local sensitivity grows with the gap in all.
 #
 # **Time.** Reading: about 20 minutes; running: about a quarter of a minute on one core.
 #
@@ -328,6 +328,8 @@ SHOWN = {
     "measures.maximum_local_sensitivity": "local sensitivity",
     "train_loss": "training loss",
 }
+
+# %%
 enough = {cell: own for cell, own in cells.items() if len(own) > 7}  # a smoke run has two networks
 rows = {}
 for cell, own in enough.items():
@@ -430,7 +432,8 @@ table(["cell", "seed", *SHOWN.values()], rows, spec=".2f")
 #
 # ## Exercises
 #
-# **1.** Thirty networks give 435 pairs. Why is the standard deviation of $\tau$ without any relation 0.129, and not $1/\sqrt{435} = 0.048$?
+# **1.** Thirty networks give 435 pairs.
+# Why is the standard deviation of $\tau$ without any relation 0.129, and not $1/\sqrt{435} = 0.048$?
 #
 # ````{dropdown} Solution
 # Pairs that share a network are not independent.
@@ -438,13 +441,16 @@ table(["cell", "seed", *SHOWN.values()], rows, spec=".2f")
 # The exact variance is $2(2N + 5) / (9N(N - 1))$, for $N = 30$ the square of 0.129.
 # ````
 #
-# **2.** Two measures have the same $\tau$ of 0.6 with the gap. One has it within each optimizer as well, the other has 0 there. Which would you trust on a network trained by a third optimizer?
+# **2.** Two measures have the same $\tau$ of 0.6 with the gap.
+# One has it within each optimizer as well, the other has 0 there.
+# Which would you trust on a network trained by a third optimizer?
 #
 # ````{dropdown} Solution
 # Neither blindly; but the second tells the two optimizers apart and nothing else, so that it says nothing about a third one.
 # ````
 #
-# **3.** A measure is an increasing function of the training loss. What is its partial coefficient given the training loss?
+# **3.** A measure is an increasing function of the training loss.
+# What is its partial coefficient given the training loss?
 #
 # ````{dropdown} Solution
 # It has $\tau_{sz} = 1$ with the training loss, so that numerator and denominator of {eq}`eq-predict-partial` are both 0: the coefficient is not defined, because nothing of the measure is left.
