@@ -149,7 +149,7 @@ table(["cell", "networks compared"], {cell: len(own) for cell, own in cells.item
 # Every measure is taken on the same 64 training images, exactly where that is possible.
 # The Rényi sharpness is minus the entropy of a layer's spectrum, so the paper's claim is a positive $\tau$ in its rows.
 # Orders ½ and 3/2 were fixed before the runs.
-# Where a measure has a value for each layer, the report takes its mean.
+# Sensitivity, volume and dimension are those of the outputs as functions of the images, and relative flatness is that of the last layer.
 
 # %% tags=["hide-input"]
 NAMES = {
