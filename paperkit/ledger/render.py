@@ -198,11 +198,15 @@ def corrections(verdicts: Sequence[Verdict], papers: Iterable[str]) -> str:
     """
     parts = []
     for paper in papers:
-        own = [v for v in verdicts if v.claim.paper == paper and _is_corrected(v)]
-        if own:
-            items = "\n".join(map(_correction, own))
+        items = correction_items([v for v in verdicts if v.claim.paper == paper])
+        if items:
             parts.append(f"(corrections-{_slug(paper)})=\n## {escaped(paper)}\n\n{items}")
     return "\n\n".join(parts) + "\n" if parts else "No line has been found to need a correction.\n"
+
+
+def correction_items(verdicts: Sequence[Verdict]) -> str:
+    """Return the items of `corrections` as one Markdown list; empty where nothing is corrected."""
+    return "\n".join(_correction(verdict) for verdict in verdicts if _is_corrected(verdict))
 
 
 def _is_corrected(verdict: Verdict) -> bool:

@@ -13,7 +13,8 @@ Directives
 ``{ledger} PAPER``
     Every claim of a paper with its criterion, evidence and verdict; without, links to these pages.
 ``{corrections}``
-    What the papers print and what should stand there, from the claims.
+    What the papers print and what should stand there, from the claims; with an argument, those of
+    one paper.
 ``{verdicts} ANCHOR``
     Those of one chapter.
 ``{members} MODULE``
@@ -111,15 +112,15 @@ class Ledger(MarkdownDirective):
 
 
 class Corrections(MarkdownDirective):
-    """What the papers print and what should stand there."""
-
-    optional_arguments = 0
+    """What the papers print and what should stand there, paper by paper or of one."""
 
     def markdown(self, argument: str | None) -> str:
-        """Render the corrections of all papers."""
+        """Render the corrections of the paper named by the argument, or of all."""
         from paperkit.ledger import render
 
-        return render.corrections(_verdicts(), PAPERS)
+        if argument is None:
+            return render.corrections(_verdicts(), PAPERS)
+        return render.correction_items(_verdicts(argument))
 
 
 class Verdicts(MarkdownDirective):

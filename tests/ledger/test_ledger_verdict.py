@@ -25,6 +25,7 @@ from paperkit.ledger.render import (
     AGAIN,
     audit_command,
     badge,
+    correction_items,
     corrections,
     findings,
     ledger,
@@ -462,6 +463,8 @@ def test_corrections_have_line_repair_counterexample_and_the_command_that_shows_
     assert f"{badge('refuted')} {badge('criterion changed')} smallest slack" in shown
     assert f"to see it, `.venv/bin/paperkit audit selftest_measure --run {decisive}`." in shown
     assert "Second" not in shown and corrections([], ["First"]).startswith("No line")
+    items = correction_items([verdict for verdict in found if verdict.claim.paper == "First"])
+    assert items and shown.endswith(f"{items}\n") and correction_items([]) == ""
 
 
 def test_a_record_of_the_working_store_is_named_by_its_run(claims, committed, store):
