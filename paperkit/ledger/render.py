@@ -283,10 +283,10 @@ def findings(lines: Iterable[str], verdicts: Sequence[Verdict], root: str = ".."
                 f"the claim {name!r} is {verdict.word} by now, and its sentence was written for "
                 f"{word}: write it anew."
             )
-        link = f"[claim](#{target(verdict.claim)})"
-        items.append(
-            f"* {badges(verdict)} {sentence} ({link}, {_chapter_link(verdict.claim, root)})"
-        )
+        links = [f"[claim](#{target(verdict.claim)})"]
+        if verdict.claim.chapter:
+            links.append(_chapter_link(verdict.claim, root))
+        items.append(f"* {badges(verdict)} {sentence} ({', '.join(links)})")
     return "\n".join(items)
 
 
