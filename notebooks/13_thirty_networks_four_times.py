@@ -36,7 +36,7 @@ engine = "in-process"  # who runs what is missing of the study
 # %% tags=["remove-input"]
 from paperkit.ledger import show_verdicts
 
-show_verdicts("12_thirty_networks_four_times", profile, store, first=["renyi-linear-scaling"])
+show_verdicts("13_thirty_networks_four_times", profile, store, first=["renyi-linear-scaling"])
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 from paperkit.chapter import setup, table
@@ -69,7 +69,7 @@ measured = run_study("population", *asked, device=p.device)
 # To ask that, one needs networks that differ in the gap, and in little else.
 # This page shows the networks on which the book asks, and nothing of any measure until its last section.
 # Look at them first: how far their gaps are apart, what moves a gap, and how much of it is chance.
-# {doc}`The next chapter <13_does_it_predict_generalization>` asks the question.
+# {doc}`The next chapter <14_does_it_predict_generalization>` asks the question.
 #
 # The plan is the Rényi paper's (Appendix G.3.1).
 # Take one data set and one architecture, and call the two a *cell*.

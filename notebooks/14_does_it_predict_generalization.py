@@ -25,7 +25,7 @@
 #
 # **Time.** Reading: about 20 minutes; running: about a quarter of a minute on one core.
 #
-# **You need:** {doc}`the population <12_thirty_networks_four_times>`, and what a p-value is.
+# **You need:** {doc}`the population <13_thirty_networks_four_times>`, and what a p-value is.
 
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
@@ -38,7 +38,7 @@ engine = "in-process"  # who runs what is missing of the study
 from paperkit.ledger import show_verdicts
 
 show_verdicts(
-    "13_does_it_predict_generalization",
+    "14_does_it_predict_generalization",
     profile,
     store,
     first=[
@@ -85,7 +85,7 @@ measured = run_study("population", p.profile, p.store, p.engine, device=p.device
 # In each of them one layer's sharpness of thirty networks stands against their generalization gap, the points lie near a rising line, and a correlation of 0.8 or 0.9 stands above it.
 # The older measures beside it reach less, and some of them go the wrong way.
 #
-# This chapter asks the same of the {doc}`population <12_thirty_networks_four_times>`: four cells of thirty small networks.
+# This chapter asks the same of the {doc}`population <13_thirty_networks_four_times>`: four cells of thirty small networks.
 # What counts as an answer was written down before the runs, and the verdicts above are computed from it.
 # They cannot refute figures that were drawn from larger networks; they tell what holds at our scale.
 # The text below looks at the same numbers one by one.
@@ -423,7 +423,7 @@ table(["cell", "seed", *SHOWN.values()], rows, spec=".2f")
 #
 # ## Deviations, and what failed
 #
-# * *Scale.* {doc}`The chapter before <12_thirty_networks_four_times>` lists what is smaller than in the paper.
+# * *Scale.* {doc}`The chapter before <13_thirty_networks_four_times>` lists what is smaller than in the paper.
 # * *Four of the transformer's layers* have a Rényi sharpness here, estimated with two probes and sixteen steps, because its blocks are no Gauss–Newton blocks and each step costs a product with the Hessian; in the other cells every layer is exact.
 # * *Sixty-four images.* The paper takes 2,000.
 #   Order 3/2 ranks networks otherwise at 128 images than at 64.
