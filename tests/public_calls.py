@@ -293,6 +293,12 @@ CALLS: dict[str, Call] = {
     "linalg.Lanczos": _call(),
     "linalg.as_operator": _call(operator=make(lambda: torch.eye(4, dtype=torch.float64))),
     "linalg.averaged_rule": _call(),
+    "linalg.deflated_quadrature": _call(
+        rows=make(lambda: torch.eye(4, 6, dtype=torch.float64)),
+        rank=2,
+        probes=2,
+        kinds={"rows": "tensor", "alpha": "orders"},
+    ),
     "linalg.draw_probes": _call(),
     "linalg.gauss_rule": _call(),
     "linalg.gram_spectrum": _call(),
@@ -366,6 +372,9 @@ CALLS: dict[str, Call] = {
     "estimators.rangamani_sharpness": _call(max_products=20),
     "estimators.average_adaptive_sharpness": _call(probes=2, kinds={"rho": "positive"}),
     "estimators.hessian_trace": _call(kinds={"max_dense": "index"}),
+    "estimators.deflated_renyi_sharpness": _call(
+        kinds={"alpha": "orders"}, alpha=(0.5, 1.5), probes=2, rank=2
+    ),
     "estimators.layer_spectra": _call(kinds={"max_dense": "index"}),
     "estimators.relative_flatness": _call(probes=2, kinds={"max_products": "index"}),
     "estimators.spectral_density": _call(probes=2, steps=2),

@@ -11,6 +11,7 @@ from paperkit.estimators.baselines import (
     mean_exponential_loss,
     mean_loss,
 )
+from paperkit.estimators.deflated import deflated_renyi_sharpness
 from paperkit.estimators.entropy import EntropyEstimate, renyi_entropy, renyi_entropy_estimate
 from paperkit.estimators.fisher_rao import fisher_rao_norm
 from paperkit.estimators.gauss_newton_trace import gauss_newton_trace, layer_gauss_newton_traces
@@ -79,6 +80,7 @@ __all__ = [
     "adaptive_sharpness",
     "asam_sharpness",
     "average_adaptive_sharpness",
+    "deflated_renyi_sharpness",
     "fisher_rao_norm",
     "gauss_newton_trace",
     "generalization_gap",

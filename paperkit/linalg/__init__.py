@@ -1,5 +1,6 @@
 """Matrix-free linear algebra that knows nothing of networks."""
 
+from paperkit.linalg.deflated import DeflatedQuadrature, deflated_quadrature
 from paperkit.linalg.density import SpectralDensity, spectral_density
 from paperkit.linalg.eigenpairs import Eigenpairs, top_eigenpairs
 from paperkit.linalg.gram import Spectrum, gram_spectrum
@@ -20,6 +21,7 @@ from paperkit.linalg.traces import (
 from paperkit.memory import MemoryBudgetError
 
 __all__ = [
+    "DeflatedQuadrature",
     "Deflation",
     "Eigenpairs",
     "Estimate",
@@ -36,6 +38,7 @@ __all__ = [
     "Tridiagonal",
     "as_operator",
     "averaged_rule",
+    "deflated_quadrature",
     "draw_probes",
     "gauss_rule",
     "gram_spectrum",

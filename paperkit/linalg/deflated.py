@@ -1,0 +1,334 @@
+r"""Traces of powers of :math:`G G^\top` where G has too many rows for all eigenvalues.
+
+A few hundred directions carry nearly all of the trace, and the sum of the square roots of the
+eigenvalues lives in the rest. So the first are treated exactly and the rest by quadrature, and what
+couples them is bounded.
+
+Let :math:`Q` be an orthonormal basis of the directions, with
+:math:`T = Q^\top G G^\top Q = \operatorname{diag}(t)`, and
+:math:`X = Q^\top G`, :math:`Y = (I - Q Q^\top) G` the two parts of the rows. The rows of X are
+orthogonal, and :math:`E = Y X^\top T^{-1/2}` is what Y has in their span; Z is Y without it, so
+that :math:`Y Y^\top = Z Z^\top + E E^\top`. Write
+:math:`S_\alpha(G) = \operatorname{Tr} (G G^\top)^\alpha`, which is the Schatten norm
+:math:`\|G\|_{2\alpha}^{2\alpha}`.
+
+* *Cutting the coupling.* :math:`G G^\top` cut into the blocks of Q and its complement has the
+  eigenvalues of :math:`X X^\top` and of :math:`Y Y^\top`, and cutting makes a spectrum more even
+  (Bhatia, *Matrix Analysis*, II.5). So :math:`S_\alpha(G) \le S_\alpha(X) + S_\alpha(Y)` for
+  :math:`\alpha \le 1`, and ≥ for :math:`\alpha \ge 1`.
+* *From below, for* :math:`\tfrac12 \le \alpha \le 1`. In the bases of Q and of the rows of X, G is
+  block triangular with the diagonal X, Z. Norms grow when entries off the diagonal blocks are put
+  back, so that :math:`S_\alpha(G) \ge S_\alpha(X) + S_\alpha(Z)`. For smaller orders
+  :math:`\|\cdot\|_p^p` is subadditive, which leaves :math:`S_\alpha(E)` less.
+* *From above, for* :math:`\alpha \ge 1`. The triangle inequality of the norm gives
+  :math:`(S_\alpha(X) + S_\alpha(Z))^{1/2\alpha} + S_\alpha(E)^{1/2\alpha}`. For
+  :math:`\alpha \le 2` there is a sharper one: with :math:`\Delta` the coupling alone, whose
+  singular values are those of :math:`Y X^\top`, each twice, Klein's inequality and
+  :math:`\|A^\theta - B^\theta\|_p \le \||A - B|^\theta\|_p` (Birman, Koplienko and Solomyak 1975)
+  give :math:`S_\alpha(G) \le S_\alpha(X) + S_\alpha(Y) + \alpha \operatorname{Tr} |\Delta|^\alpha`.
+  For :math:`\alpha \ge 2` the power :math:`\alpha - 1` is Lipschitz on the spectra, and the last
+  term is :math:`\alpha (\alpha - 1) \lambda^{\alpha - 2} \|\Delta\|_2^2`, with :math:`\lambda`
+  a bound of all eigenvalues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from paperkit import arguments
+from paperkit.linalg.operator import FunctionOperator
+from paperkit.linalg.probes import generator_of
+from paperkit.linalg.quadrature import (
+    Estimate,
+    SpectralQuadrature,
+    stochastic_lanczos_quadrature,
+)
+from paperkit.linalg.spectral_functions import power
+
+# A block of rows that is widened to float64 at a time has so many entries.
+_ENTRIES = 2**22
+# Units of round-off, of the whole norm, that a matrix is taken for zero below.
+_ROUND_OFF = 10.0
+# Directions whose share of the largest is below so many units of the rows' round-off are left to
+# the rest.
+_UNITS = 100.0
+
+
+@dataclass(frozen=True)
+class DeflatedQuadrature:
+    """Exact leading directions of G Gᵀ and quadrature rules of the rest.
+
+    Attributes
+    ----------
+    values : Tensor
+        t, the eigenvalues of Qᵀ G Gᵀ Q, shape (m,), float64.
+    trace : float
+        Tr G Gᵀ, exact.
+    rest, uncoupled : SpectralQuadrature or None
+        Rules of Y Yᵀ and of Z Zᵀ, from the same probes; None where nothing is left.
+    rest_trace, uncoupled_trace : float
+        Their traces, exact.
+    coupling, shared : Tensor
+        Singular values of Y Xᵀ and of E, each (m,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import deflated_quadrature
+    >>> G = torch.diag(torch.arange(1.0, 101.0).double().flip(0))
+    >>> found = deflated_quadrature(G, rank=20, probes=8)
+    >>> sum_of_roots = found.power_sum(0.5)  # Σ i = 5050
+    >>> low, high = sum_of_roots.bracket
+    >>> abs(float(sum_of_roots) - 5050) < (high - low) / 2 + 3 * sum_of_roots.standard_error
+    True
+    """
+
+    values: Tensor
+    trace: float
+    rest: SpectralQuadrature | None
+    uncoupled: SpectralQuadrature | None
+    rest_trace: float
+    uncoupled_trace: float
+    coupling: Tensor
+    shared: Tensor
+
+    def power_sum(self, alpha: float) -> Estimate:
+        r"""Estimate :math:`\operatorname{Tr} (G G^\top)^\alpha`.
+
+        Parameters
+        ----------
+        alpha : float
+            Positive and finite.
+
+        Returns
+        -------
+        Estimate
+            The middle of its bracket, which holds the error of the quadrature and of cutting the
+            coupling, but not that of the probes; the standard error has that.
+        """
+        alpha = arguments.order("alpha", alpha)
+        leading = float((self.values**alpha).sum())
+        rest, rest_error = _scaled(self.rest, self.rest_trace, alpha)
+        uncoupled, _ = _scaled(self.uncoupled, self.uncoupled_trace, alpha)
+        shared = float((self.shared ** (2 * alpha)).sum())
+        if alpha <= 1.0:
+            lost = 0.0 if alpha >= 0.5 else shared
+            low = leading + max(0.0, uncoupled[0] - lost)
+            high = leading + rest[1]
+        else:
+            root = 1.0 / (2.0 * alpha)
+            low = leading + rest[0]
+            triangle = ((leading + uncoupled[1]) ** root + shared**root) ** (2.0 * alpha)
+            high = min(triangle, leading + rest[1] + self._coupled(alpha))
+        # Noise of the two rules can put ends that nearly meet in the wrong order.
+        low, high = min(low, high), max(low, high)
+        return Estimate(value=(low + high) / 2, standard_error=rest_error, bracket=(low, high))
+
+    def _coupled(self, alpha: float) -> float:
+        """Bound what the coupling adds to the power sum of the two blocks, for α ≥ 1."""
+        sizes = self.coupling
+        if alpha <= 2.0:
+            return alpha * 2.0 * float((sizes**alpha).sum())
+        largest = max(float(self.values[0]), self.rest_trace) + float(sizes[0])
+        squares = 2.0 * float(sizes.square().sum())
+        return alpha * (alpha - 1.0) * largest ** (alpha - 2.0) * squares
+
+
+def _scaled(
+    quadrature: SpectralQuadrature | None, trace: float, alpha: float
+) -> tuple[tuple[float, float], float]:
+    """Return the ends and the standard error of a power sum, scaled to the exact trace.
+
+    A probe that sees much of the trace sees much of the power sum, so that their ratio has less
+    noise than either.
+    """
+    if quadrature is None:
+        return (0.0, 0.0), 0.0
+    sums = quadrature.gauss.integrate(power(alpha).evaluate)
+    traces = quadrature.gauss.integrate(power(1.0).evaluate)
+    scale = trace / float(traces.mean())
+    ratio = float(sums.mean()) / float(traces.mean())
+    error = float((sums - ratio * traces).std()) / len(sums) ** 0.5 * scale
+    mean = float(sums.mean())
+    low, high = quadrature.trace(power(alpha)).bracket or (mean, mean)
+    return (low * scale, high * scale), error
+
+
+def deflated_quadrature(
+    rows: Tensor,
+    *,
+    rank: int,
+    alpha: float | Sequence[float] = (0.5, 1.5),
+    probes: int = 16,
+    max_steps: int = 100,
+    iterations: int = 2,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> DeflatedQuadrature:
+    r"""Split G into leading directions and a rest, and run quadrature on the rest.
+
+    The directions come from subspace iteration: ``iterations`` times :math:`G G^\top` is applied to
+    random vectors. All in all that takes ``4 · iterations + 6`` products of G with ``rank``
+    vectors, and two with each probe for each Lanczos step. Source of the range finder: Halko,
+    Martinsson and Tropp (2011), algorithm 4.4.
+
+    Parameters
+    ----------
+    rows : Tensor
+        G, shape (N, d), float32 or float64. If N > d, its transpose is taken, which has the same
+        nonzero eigenvalues.
+    rank : int
+        m, the number of leading directions; min(N, d) at most.
+    alpha : float or sequence of float
+        Orders that the Lanczos steps shall resolve: they grow until the bracket of each power sum
+        of the rest is narrower than its standard error. All orders can be asked for afterwards.
+    probes : int
+        Random vectors, at least 2.
+    max_steps : int
+        Where the steps stop growing.
+    iterations : int
+        Applications of G Gᵀ to the random vectors; two leave a coupling that hardly matters.
+    seed : int
+        Seed of the directions and of the probes.
+    overwrite : bool
+        Whether the memory of ``rows`` may be used; else a copy is made.
+
+    Returns
+    -------
+    DeflatedQuadrature
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or G is not finite or zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from paperkit.linalg import deflated_quadrature
+    >>> sigma = 1.0 / torch.arange(1.0, 201.0).double()
+    >>> found = deflated_quadrature(torch.diag(sigma), rank=30)
+    >>> cube = found.power_sum(1.5)  # Σ σ³
+    >>> cube.bracket[0] <= float((sigma**3).sum()) <= cube.bracket[1] + 1e-9
+    True
+    """
+    rows = arguments.tensor("rows", rows, shape=("N", "d"), floating=True, finite=True)
+    one = isinstance(alpha, int | float) or getattr(alpha, "ndim", 1) == 0
+    orders = arguments.orders("alpha", (alpha,) if one else alpha)
+    rank = arguments.integer("rank", rank, at_least=1, at_most=min(rows.shape))
+    probes = arguments.integer("probes", probes, at_least=2, because="one has no standard error")
+    iterations = arguments.integer("iterations", iterations, at_least=1)
+    overwrite = arguments.flag("overwrite", overwrite)
+    matrix = rows if overwrite else rows.clone()
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    trace = _sum_of_squares(matrix)
+    if trace == 0.0:
+        raise ValueError("rows are all zero: their Gram matrix has no trace.")
+    directions, values, coupled = _leading(matrix, rank, iterations, seed)
+    shared = coupled / values.sqrt()
+    quadrature = partial(
+        _quadrature_of,
+        matrix,
+        probes=probes,
+        max_steps=max_steps,
+        seed=seed,
+        orders=orders,
+        least=(_ROUND_OFF * torch.finfo(rows.dtype).eps) ** 2 * trace,
+    )
+    rest_trace = _sum_of_squares(matrix)
+    uncoupled_trace = max(0.0, rest_trace - float(shared.square().sum()))
+    return DeflatedQuadrature(
+        values=values.cpu(),
+        trace=trace,
+        rest=quadrature(rest_trace, directions.new_zeros(len(directions), 0)),
+        uncoupled=quadrature(uncoupled_trace, shared),
+        rest_trace=rest_trace,
+        uncoupled_trace=uncoupled_trace,
+        coupling=_singular_values(coupled),
+        shared=_singular_values(shared),
+    )
+
+
+def _blocks(matrix: Tensor) -> list[tuple[slice, Tensor]]:
+    """Return a matrix in blocks of rows, with their places."""
+    step = max(1, _ENTRIES // matrix.shape[1])
+    starts = range(0, matrix.shape[0], step)
+    return [(slice(start, start + step), matrix[start : start + step]) for start in starts]
+
+
+def _sum_of_squares(matrix: Tensor) -> float:
+    return sum(float(block.double().square().sum()) for _, block in _blocks(matrix))
+
+
+def _leading(
+    matrix: Tensor, rank: int, iterations: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Q, t and Y Xᵀ in float64, and take the part in Q off the matrix, which becomes Y."""
+    start = torch.randn(
+        matrix.shape[0], rank, generator=generator_of(seed), dtype=torch.float64, device="cpu"
+    )
+    basis = torch.linalg.qr(start.to(matrix.device)).Q
+    for _ in range(iterations):
+        image = matrix @ (matrix.T @ basis.to(matrix.dtype))
+        basis = torch.linalg.qr(image.double()).Q
+    images = (matrix.T @ basis.to(matrix.dtype)).double()  # (Qᵀ G)ᵀ
+    values, turn = torch.linalg.eigh(images.T @ images)
+    # The rest is what remains, and needs directions whose size is known to some digits.
+    least = _UNITS * torch.finfo(matrix.dtype).eps * float(values[-1])
+    kept = values > least
+    values, turn = values[kept].flip(0), turn[:, kept].flip(1)
+    basis, images = basis @ turn, images @ turn
+    coupled = (matrix @ images.to(matrix.dtype)).double() - basis * values
+    coupled -= basis @ (basis.T @ coupled)
+    for place, block in _blocks(matrix):
+        block.sub_((basis[place] @ images.T).to(matrix.dtype))
+    return basis, values, coupled
+
+
+def _quadrature_of(
+    matrix: Tensor,
+    trace: float,
+    removed: Tensor,
+    *,
+    probes: int,
+    max_steps: int,
+    seed: int,
+    orders: Sequence[float],
+    least: float,
+) -> SpectralQuadrature | None:
+    """Return the rules of Y Yᵀ − E Eᵀ; None where its trace is round-off."""
+    if trace <= least:
+        return None
+
+    def product(vectors: Tensor) -> Tensor:
+        image = vectors.new_zeros(len(vectors), matrix.shape[1])
+        for place, block in _blocks(matrix):
+            image.addmm_(vectors[:, place], block.to(vectors.dtype))
+        result = torch.cat([image @ block.to(vectors.dtype).T for _, block in _blocks(matrix)], 1)
+        return result - (vectors @ removed) @ removed.T
+
+    operator = FunctionOperator(
+        product,
+        matrix.shape[0],
+        dtype=torch.float64,
+        device=matrix.device,
+        positive_semidefinite=True,
+    )
+    return stochastic_lanczos_quadrature(
+        operator,
+        probes=probes,
+        steps=None,
+        max_steps=max_steps,
+        targets=[lambda q, order=order: q.trace(power(order)) for order in orders],
+        seed=seed,
+    )
+
+
+def _singular_values(tall: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(tall.T @ tall).clamp(min=0.0).sqrt().flip(0).cpu()

@@ -1,0 +1,134 @@
+"""Deflated quadrature against spectra that are known exactly."""
+
+import math
+
+import pytest
+import torch
+
+from paperkit.linalg import deflated_quadrature
+
+ORDERS = (0.25, 0.5, 0.9, 1.5, 2.0, 2.5)
+
+
+def _matrix(num_rows, dimension, decay, seed=0, dtype=torch.float64):
+    """Return a matrix with singular values i^(−decay) and random singular vectors, and these."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def orthonormal(size):
+        return torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+
+    count = min(num_rows, dimension)
+    sigma = torch.arange(1, count + 1).double() ** -decay
+    left, right = orthonormal(num_rows)[:, :count], orthonormal(dimension)[:, :count]
+    return ((left * sigma) @ right.T).to(dtype), sigma
+
+
+@pytest.mark.parametrize("shape", [(120, 200), (200, 120), (150, 150)])
+@pytest.mark.parametrize("decay", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_power_sums_lie_within_bracket_and_noise(shape, decay, dtype) -> None:
+    matrix, sigma = _matrix(*shape, decay, dtype=dtype)
+    kept = matrix.clone()
+    found = deflated_quadrature(matrix, rank=15, alpha=ORDERS, probes=16)
+    assert torch.equal(matrix, kept)
+    # Round-off of single precision moves the smallest singular values.
+    noise = {torch.float64: 1e-9, torch.float32: 2e-3}[dtype]
+    for alpha in ORDERS:
+        exact = float((sigma ** (2 * alpha)).sum())
+        estimate = found.power_sum(alpha)
+        low, high = estimate.bracket
+        # Five standard errors of 16 probes.
+        room = 5 * estimate.standard_error + noise * exact
+        assert low - room <= exact <= high + room, (alpha, low, exact, high)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rank", [1, 5, 20])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_the_coupling_is_bounded_without_any_probe(seed, rank, iterations) -> None:
+    """All probes that there are, the unit vectors' signs aside, would leave the bracket alone."""
+    matrix, sigma = _matrix(40, 60, 1.0, seed)
+    found = deflated_quadrature(
+        matrix, rank=rank, probes=2, iterations=iterations, seed=seed, max_steps=2
+    )
+    # The blocks again, by dense algebra.
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(40, rank, generator=generator, dtype=torch.float64)).Q
+    gram = matrix @ matrix.T
+    for _ in range(iterations):
+        basis = torch.linalg.qr(gram @ basis).Q
+    inner = basis.T @ gram @ basis
+    torch.testing.assert_close(
+        found.values, torch.linalg.eigvalsh(inner).flip(0), rtol=1e-9, atol=1e-12
+    )
+    outside = torch.eye(40).double() - basis @ basis.T
+    rest = torch.linalg.eigvalsh(outside @ gram @ outside).clamp(min=0)
+    coupled = outside @ gram @ basis
+    shared = coupled @ torch.linalg.inv(torch.linalg.cholesky(inner)).T
+    uncoupled = torch.linalg.eigvalsh(outside @ gram @ outside - shared @ shared.T).clamp(min=0)
+    for got, tall in ((found.coupling, coupled), (found.shared, shared)):
+        torch.testing.assert_close(got, torch.linalg.svdvals(tall), rtol=1e-5, atol=1e-7)
+    assert math.isclose(found.rest_trace, float(rest.sum()), rel_tol=1e-8)
+    assert math.isclose(found.uncoupled_trace, float(uncoupled.sum()), rel_tol=1e-8)
+    for alpha in ORDERS:
+        exact = float((sigma ** (2 * alpha)).sum())
+        leading = float((found.values**alpha).sum())
+        cut = leading + float((rest**alpha).sum())
+        below = leading + float((uncoupled**alpha).sum())
+        if alpha < 1:
+            loss = float((found.shared ** (2 * alpha)).sum()) if alpha < 0.5 else 0.0
+            assert below - loss - 1e-9 <= exact <= cut + 1e-9
+        else:
+            power = 1 / (2 * alpha)
+            triangle = below**power + float((found.shared ** (2 * alpha)).sum()) ** power
+            assert cut - 1e-9 <= exact <= triangle ** (2 * alpha) + 1e-9
+            assert exact <= cut + found._coupled(alpha) + 1e-9
+
+
+def test_two_orthogonal_rows_and_a_third_by_hand() -> None:
+    """With all directions taken there is no rest, no coupling and no noise."""
+    matrix = torch.tensor([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    found = deflated_quadrature(matrix, rank=3)
+    assert found.rest is None and found.trace == 14.0
+    estimate = found.power_sum(0.5)
+    assert math.isclose(estimate.value, 6.0, rel_tol=1e-12)
+    assert estimate.standard_error == 0.0
+
+
+def test_a_matrix_of_lower_rank_than_the_directions() -> None:
+    generator = torch.Generator().manual_seed(3)
+    matrix = (
+        torch.randn(50, 4, generator=generator).double()
+        @ torch.randn(4, 70, generator=generator).double()
+    )
+    found = deflated_quadrature(matrix, rank=10)
+    sigma = torch.linalg.svdvals(matrix)
+    assert len(found.values) == 4
+    assert math.isclose(float(found.power_sum(0.5)), float(sigma[:4].sum()), rel_tol=1e-6)
+
+
+def test_overwrite_takes_the_memory_of_the_rows() -> None:
+    matrix, _ = _matrix(40, 60, 1.0)
+    kept = matrix.clone()
+    deflated_quadrature(matrix, rank=5, overwrite=True)
+    assert not torch.equal(matrix, kept)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"rank": 0}, "rank=0"),
+        ({"rank": 41}, "rank=41"),
+        ({"rank": 5, "probes": 1}, "probes=1"),
+        ({"rank": 5, "alpha": 0.0}, "alpha=0.0"),
+        ({"rank": 5, "iterations": 0}, "iterations=0"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(given, sentence) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        deflated_quadrature(torch.ones(40, 60), **given)
+
+
+def test_rows_of_zeros_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^rows are all zero"):
+        deflated_quadrature(torch.zeros(4, 6), rank=2)
