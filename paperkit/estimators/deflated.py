@@ -83,7 +83,7 @@ def deflated_renyi_sharpness(
     seed : int
         Seed of directions and probes.
     memory_budget : int
-        Bytes. Half of them hold rows, n r d_l entries for a layer, r = C − 1 for cross-entropy.
+        Bytes; rows may take half of them, n (C − 1) d_l entries for a layer under cross-entropy.
 
     Returns
     -------

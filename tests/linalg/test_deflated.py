@@ -37,7 +37,7 @@ def test_power_sums_lie_within_bracket_and_noise(shape, decay, dtype) -> None:
         exact = float((sigma ** (2 * alpha)).sum())
         estimate = found.power_sum(alpha)
         low, high = estimate.bracket
-        # Five standard errors of 16 probes.
+        # The noise of 16 probes stays below five standard errors.
         room = 5 * estimate.standard_error + noise * exact
         assert low - room <= exact <= high + room, (alpha, low, exact, high)
 
