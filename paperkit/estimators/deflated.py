@@ -29,7 +29,7 @@ from paperkit.network.losses import LossLike
 from paperkit.network.problem import measure_of
 
 # A layer with a smaller matrix than so many times the rank is measured exactly, which costs less.
-_EXACT = 8
+_EXACT = 10
 # Neighbouring orders whose brackets help, because the entropy falls as the order rises.
 _ORDERS = (0.5, 0.75, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0)
 # So near the order 1 an entropy is no difference of two power sums.
@@ -74,7 +74,7 @@ def deflated_renyi_sharpness(
     layers : sequence of str, optional
         Module names; default every linear and convolution layer.
     rank : int
-        Directions that are treated exactly. A layer whose smaller matrix has at most eight times as
+        Directions that are treated exactly. A layer whose smaller matrix has at most ten times as
         many columns is measured exactly.
     probes : int
         Random vectors for the rest, at least 2.

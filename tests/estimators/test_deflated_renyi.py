@@ -36,7 +36,7 @@ def test_every_order_of_every_layer_lies_within_what_is_stated(dtype) -> None:
     found = deflated_renyi_sharpness(model, data, ORDERS, rank=10)
     assert list(found) == list(exact)
     methods = {name: by_order[0.5].method for name, by_order in found.items()}
-    # The first layer's 54 columns are within eight times the rank.
+    # The first layer's 54 columns are within ten times the rank.
     assert methods == {"0": "gram", "2": "deflated", "6": "deflated"}
     for name, by_order in found.items():
         for order, result in by_order.items():
