@@ -32,7 +32,7 @@ def test_random_labels_are_foreseen_by_nothing():
     true, drawn = (digits.divided([], 0, labels)[0] for labels in ("true", "random"))
     assert torch.equal(true.inputs, drawn.inputs)
     agree = float((true.targets == drawn.targets).double().mean())
-    assert abs(agree - 0.1) < 0.02  # 5,000 tosses have a standard deviation of 0.004
+    assert abs(agree - 0.1) < 0.02  # their standard deviation is 0.004
     assert int(drawn.targets.bincount().min()) > 400
 
 
@@ -68,7 +68,7 @@ def test_both_sides_for_a_network_that_always_gives_one_answer():
     assert found["bound"] == pytest.approx(0.1 + width)
     assert found["held_out_bound"] == pytest.approx(0.3 + width)
     assert found["held_out_slack"] == pytest.approx(0.3 + width - 0.5)
-    error = math.sqrt(0.25 / 99)  # of the mean of 100 values, half of which are 1
+    error = math.sqrt(0.25 / 99)  # the mean's, over 100 values of 0 and 1
     assert found["bound_slack"] == pytest.approx(0.1 + width - (0.5 - 4 * error))
 
 
