@@ -23,7 +23,7 @@
 # What falls is slack added later, by the factor $d^{1/d}$ at most.
 # Besides, networks that recall their sample break Proposition 3.1, even with true labels, and a memoriser breaks Theorem 3.2.
 #
-# **Time.** Reading: about 40 minutes; running: under half a minute on one core.
+# **Time.** Reading: about 50 minutes; running: under half a minute on one core.
 #
 # **You need:** eigenvalues of a symmetric matrix, the inequality of the means, Jensen's inequality; what an entropy of a spectrum is, from {ref}`chapter 3 <entropy-facts>`.
 
@@ -278,7 +278,7 @@ plt.show()
 # Does training build one, and is it the fault of the random labels?
 # The text beside Proposition 3.1 has classes in mind that lie apart, and random labels do not.
 #
-# The study `renyi_memorising` trains perceptrons of 196, 128, 64 and 10 units on $n$ digits until they miss hardly any: some with random labels, some with the digits' own.
+# The study `renyi_memorising` trains perceptrons of 196, 128, 64 and 10 units on $n$ digits of 14 × 14 pixels until they miss hardly any: some with random labels, some with the digits' own.
 # The loss is the error, the share of labels that are missed; it lies in $[0, 1]$.
 # The sample, a held-out sample of the same size and the population are random parts of the same 5,000 images; the population has at least 3,000, of which no network has seen one.
 # With random labels its error needs no estimate: it is $\frac9{10}$ at every network, moved or not, so that the hypothesis on moving is met.
@@ -313,12 +313,12 @@ table(["labels", "n", *columns], rows, spec=".3f")
 # %% [markdown]
 # The first number is the least error of the networks, the second the largest of their bounds at small moves; the others count the networks that break the bound, by more than four standard errors.
 #
-# At small moves the bound is all width, and the width knows $n$ and $\delta$, and no label.
+# At small moves the bound is its width, or nearly, and the width knows $n$ and $\delta$, and no label.
 # So it says the same of a network that has learned digits and of one that has learned noise, and both errors are far above it.
 # Classes that lie apart do not save the proposition.
 #
 # With a held-out sample in place of the training sample the bound holds at every network and every radius.
-# With the training sample it comes true where the move is large: as long as the inputs for true labels, with one exception, and not even three times as long for random ones.
+# With the training sample it comes true where the moves are large: as long as the inputs themselves for true labels, with one exception; for random labels three times that length is not enough at all networks.
 # The proposition speaks of any $\rho$; which one is enough depends on the labels.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of the error against the size of the perturbation, on a logarithmic axis. Above, random labels: the population error is a line at 0.9, the bound from held-out samples runs just above it, and the bound from training samples starts near 0.04 and climbs to the line at a perturbation of three. Below, true labels: the population error is a line near 0.1, the held-out bound runs above it and climbs with large perturbations, and the bound from training samples starts near 0.04, below the line, and crosses it at a perturbation of about one."}, "figure": {"caption": "Proposition 3.1 at trained perceptrons that recall 1,000 digits with random labels (above) and with their own (below): means over the seeds; the grey band holds the population errors (dotted: their mean). From the training sample the bound starts at the same height in both panels, below the error.", "name": "fig-bounds-trained"}}
@@ -388,6 +388,7 @@ def layers(name: str, rho: str) -> list[float]:
     return [layer[rho] for run in runs for layer in run.metrics[name].values()]
 
 
+# %%
 rows = {}
 for rho in sizes:
     falls = [sum(v < 0 for v in layers(name, rho)) for name in ("mean_rise", "start_rise")]
@@ -417,7 +418,7 @@ table(
 #
 # The error never falls beyond chance; where the moves are small it hardly changes at all.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels, one for each network, of the mean rise of the test loss against the size of the move, both axes logarithmic. In every panel the curves of all layers are nearly straight lines that climb by about two decades for each decade of the size, from about one ten-thousandth at 0.03 to a few tenths at 1. The first layers' curves lie highest."}, "figure": {"caption": "The mean rise of the test loss when one layer's weights are moved, after training: means over seeds and signs. Ten times the size is about a hundred times the rise, in every layer.", "name": "fig-bounds-assumption"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels, one for each network, of the mean rise of the test loss against the size of the move, both axes logarithmic. In every panel the curves of all layers are nearly straight lines that climb by about two decades for each decade of the size, from one ten-thousandth or so at 0.03 to a tenth and more at 1. The last layers' curves lie lowest, or nearly so."}, "figure": {"caption": "The mean rise of the test loss when one layer's weights are moved, after training: means over seeds and signs. Ten times the size is about a hundred times the rise, in every layer.", "name": "fig-bounds-assumption"}}
 kinds = list(dict.fromkeys(run.configuration["network"] for run in runs))
 figure, panels = plt.subplots(len(kinds), figsize=(5.5, 8.6), sharex=True)
 for kind, axes in zip(kinds, panels, strict=True):
