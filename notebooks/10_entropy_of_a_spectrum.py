@@ -19,9 +19,9 @@
 #
 # **Question.** What does the Rényi entropy of a Hessian see, what does it ignore, and what becomes of it where eigenvalues are negative?
 #
-# **Answer.** It sees how evenly the curvature is spread, and ignores how large it is; it is quasi-concave, not convex.
-# The paper avoids orders near 1, and blames negative eigenvalues for the trouble there.
-# Single layers of ReLU networks in evaluation mode have none under a loss that is convex in the outputs, and there the estimator's second probe is reason enough.
+# **Answer.** It sees how evenly curvature is spread, not how large it is; it is quasi-concave, not convex.
+# The paper blames negative eigenvalues for trouble at order 1.
+# Single ReLU layers in evaluation mode have none if the loss is convex in the outputs; the estimator's second probe is reason enough.
 #
 # **Time.** Reading: about 45 minutes; running: about a quarter of a minute on one core.
 #

@@ -20,8 +20,8 @@
 # **Question.** Which networks do we compare when we ask what foretells generalization, and by how much do they differ?
 #
 # **Answer.** Four cells of thirty small networks, of which four have learned nothing.
-# In a cell the largest gap is two to ten times the smallest, and it follows the training loss: the further trained, the larger the gap.
-# Among the perceptrons, the only cell that was trained from three seeds, chance moves a gap by a seventh of what the settings do.
+# In a cell the largest gap is two to ten times the smallest, and it follows the training loss: the further trained, the larger.
+# Chance, known for perceptrons only, moves a gap by a seventh of what settings do.
 #
 # **Time.** Reading: about 18 minutes; running: a few seconds on one core, and about four core-hours when every record has to be made.
 #
