@@ -19,9 +19,9 @@
 #
 # **Question.** What does the Rényi entropy of a Hessian see, what does it ignore, and what becomes of it where eigenvalues are negative?
 #
-# **Answer.** It sees how evenly the curvature is spread, and ignores how large it is.
-# It is quasi-concave, not convex.
-# Single layers of ReLU networks in evaluation mode have no negative eigenvalues, so there these cannot be why it explodes at order 1; a second probe can.
+# **Answer.** It sees how evenly curvature is spread, not how large it is; it is quasi-concave, not convex.
+# The paper blames negative eigenvalues for trouble at order 1.
+# Single ReLU layers in evaluation mode have none if the loss is convex in the outputs; the estimator's second probe is reason enough.
 #
 # **Time.** Reading: about 45 minutes; running: about a quarter of a minute on one core.
 #
@@ -222,7 +222,7 @@ table(columns, {"fc": (slope, -variance / 2)}, spec=".4f")
 # ````{prf:proposition} Pull of an eigenvalue (ours)
 # :label: entropy-prop-pull
 #
-# For $\alpha \ne 1$, and in the limit at 1,
+# For $0 < \alpha < \infty$ with $\alpha \ne 1$, and in the limit at 1,
 #
 # $$
 # \frac{\partial \mathcal H_\alpha}{\partial \log \lambda_j} = \frac{\alpha}{1 - \alpha} \,(z_j - q_j),
@@ -231,7 +231,7 @@ table(columns, {"fc": (slope, -variance / 2)}, spec=".4f")
 # $$ (eq-entropy-pull)
 #
 # The pulls of all eigenvalues add up to zero.
-# At every order, a growing eigenvalue raises the entropy if its share is below $1 / N_\alpha$, and lowers it if its share is above.
+# At every such order, a growing eigenvalue raises the entropy if its share is below $1 / N_\alpha$, and lowers it if its share is above.
 # ````
 #
 # ````{prf:proof}
@@ -317,15 +317,15 @@ plt.show()
 # ```{prf:proposition} Quasi-concave at every order (ours)
 # :label: entropy-prop-quasi
 #
-# 1. For $0 < \alpha \le \infty$ and every $h$ the set $\{q : \mathcal H_\alpha(q) \ge h\}$ is convex: a mixture $t q + (1 - t)\, r$ has at least the smaller of the two entropies.
+# 1. For $0 < \alpha \le \infty$ and every $h$ the set $\{q : \mathcal H_\alpha(q) \ge h\}$ is convex: a mixture $t q + (1 - t)\, q'$ has at least the smaller of the two entropies.
 # 2. A symmetric quasi-concave function does not fall when $q$ is averaged by a matrix $M$ with nonnegative entries whose rows and columns add up to one.
 #    So it is largest at the uniform distribution.
-# 3. At order 2, and at $d$ shares that are all positive, no second derivative of the entropy is positive if and only if $\mathcal H_2(q) \ge \log d - \log 2$.
+# 3. At order 2, and at $d$ shares that are all positive, the entropy has no positive second derivative in any direction whose entries add up to zero if and only if $\mathcal H_2(q) \ge \log d - \log 2$.
 # ```
 #
 # ````{prf:proof}
-# *1.* For $\alpha > 1$ the set is $\sum_j q_j^\alpha \le e^{(1 - \alpha) h}$, and $t^\alpha$ is convex.
-# For $\alpha < 1$ it is $\sum_j q_j^\alpha \ge e^{(1 - \alpha) h}$, and $t^\alpha$ is concave.
+# *1.* For $\alpha > 1$ the set is $\sum_j q_j^\alpha \le e^{(1 - \alpha) h}$, and the power $x^\alpha$ is convex in $x$.
+# For $\alpha < 1$ it is $\sum_j q_j^\alpha \ge e^{(1 - \alpha) h}$, and the power is concave.
 # Shannon's entropy is concave, and $\max_j q_j \le e^{-h}$ is convex.
 #
 # *2.* By Birkhoff's theorem $M q$ is a mixture of permutations of $q$.
@@ -345,7 +345,7 @@ plt.show()
 #
 # Part 3 says how far concavity is from the spectra that networks have.
 # At order 2 an entropy would have to be within $\log 2 = 0.69$ nats of the largest that there is.
-# In every recorded layer it is more than 3 nats below the logarithm of the rank.
+# In every layer of the residual network of chapter 1 it is more than 3 nats below the logarithm of the rank.
 # This matters wherever concavity was used: that the entropy on all samples is at least the mean of the entropies on two halves ({prf:ref}`five-halves`) is a theorem up to order 1, and at order 2 its proof fails on just such spectra.
 #
 # The next cell has the second derivative at any order, for {eq}`eq-entropy-second` and the figure.
@@ -371,10 +371,10 @@ def random_shares(d: int) -> Tensor:
 # %%
 for d in (3, 10, 40):
     for _ in range(20):
-        q, r, t = random_shares(d), random_shares(d), random_shares(2)[0]
-        mixture = t * q + (1 - t) * r
+        q, other, t = random_shares(d), random_shares(d), random_shares(2)[0]
+        mixture = t * q + (1 - t) * other
         for alpha in (0.5, 1, 2, 8, math.inf):  # part 1
-            ends = entropy(q, alpha), entropy(r, alpha)
+            ends = entropy(q, alpha), entropy(other, alpha)
             assert entropy(mixture, alpha) > min(ends) - 1e-12
         bend, v = largest_bend(q, 2)
         margin = (q**2).sum() - 2 / d
@@ -458,7 +458,7 @@ print(f"{turned} of {pairs} pairs are ranked differently by the orders ½ and 3/
 # $$ (eq-entropy-matrix)
 #
 # At a whole order the power is a product of matrices, at order ½ a root; the next cell computes both without any eigenvalue.
-# A rotation of the coordinates changes neither trace, and a factor $\kappa$ cancels.
+# A rotation of the coordinates changes neither trace, and a positive factor cancels.
 
 # %%
 factor = torch.randn(8, 8, generator=generator, dtype=torch.float64)
@@ -509,8 +509,9 @@ for alpha, power in powers.items():
 # ````
 #
 # The first part says what the paper's panel "all layers" mixes: how the trace is shared among the layers, and how even each layer is, weighted by its share.
-# A layer with little of the trace hardly counts, whatever its spectrum.
-# The second says on which side a shortcut errs: leaving out couplings can only raise the entropy, and a diagonal proxy such as that of eq. 9 raises it most.
+# At order 1 and above a layer with little of the trace hardly counts; below order 1 it may count for much, if it has many eigenvalues (exercise 2).
+# The second says on which side a shortcut errs: leaving out couplings can only raise the entropy, and leaving out all but the diagonal of $H$ raises it most.
+# (The proxy of the paper's eq. 9 has the squares of the mean gradient's entries on its diagonal, and these are not the diagonal of $H$, so the proposition says nothing of them.)
 # The next cell looks at the Gauss–Newton matrix of a small ReLU network on digits.
 
 
@@ -582,9 +583,10 @@ table(["order", "all weights", "blocks of layers", "diagonal"], rows, spec=".3f"
 # = \mathcal H_\alpha(|H|) + \frac{\alpha}{1 - \alpha}\, \log \frac{\operatorname{Tr} |H|}{T'} .
 # $$ (eq-entropy-explosion)
 #
-# With the mixed policy the last logarithm is $-\log(1 - 2s)$, a positive number.
+# With the mixed policy the last logarithm is $-\log(1 - 2s)$, a positive number for $0 < s < \frac12$.
 # So it adds something at *every* order: at order ½ just $-\log(1 - 2s)$, nine times that at 0.9, and minus six times that at 1.2.
-# At order 1 it has a pole, with $+\infty$ on the left and $-\infty$ on the right, and for $s \ge \frac12$ it is no finite number at any order.
+# At order 1 it has a pole, with $+\infty$ on the left and $-\infty$ on the right, and at $s = \frac12$ the policy's value is infinite at every order.
+# For $\frac12 < s < 1$ it is no real number, except at even orders: at order 2 it is finite, and wrong (for the eigenvalues 1 and −4 it is $-\log \frac{17}{9}$, less than any entropy).
 # We try all of them on the eigenvalues $4, 2, 1, -1$, for which $s = \frac18$, with the smallest shift that is allowed, $\gamma = 1$.
 
 
@@ -611,6 +613,8 @@ for alpha in (0.5, 0.8, 0.99, 1.01, 1.3, 2.0):
     clamped, shifted = entropy(example.clamp(min=0), alpha), entropy(example + 1, alpha)
     assert distance(clamped, renyi_entropy(example, alpha, policy="clamp")) < 1e-12
     rows[alpha] = absolute, clamped, shifted, mixed(example, alpha)
+beyond = torch.tensor([1.0, -4.0], dtype=torch.float64)  # s is 4/5
+assert math.isclose(mixed(beyond, 2.0), -math.log(17 / 9)) and math.isnan(mixed(beyond, 1.5))
 table(["order", "|H|", "clamped", "shifted", "mixed"], rows, spec=".3f")
 
 # %% [markdown]
@@ -649,7 +653,13 @@ table(columns, shifts, spec=".4f")
 # The residual networks of the paper are of this kind, as long as batch normalisation uses stored statistics; Appendix G.4 does not say whether it did.
 #
 # Three things lead out of the corollary, and the paper has at least two of them: GELU (its vision transformer), all layers jointly (its panels "all layers"), and perhaps the statistics of the batch, as in training mode.
-# For two of the three a short argument *proves* negative eigenvalues.
+# For two of the three a short argument *proves* negative eigenvalues, under a condition on the gradient.
+#
+# | what leads out | negative eigenvalues are proved | and found below |
+# |---|---|---|
+# | GELU | – | in the two layers before it |
+# | statistics of the batch | in a layer before them, wherever its gradient is not zero | in the two layers before them |
+# | all layers jointly | where one hidden unit meets the condition below | in every network |
 #
 # ```{prf:proposition} A symmetry bends downwards (ours)
 # :label: entropy-prop-symmetry
@@ -683,7 +693,7 @@ table(columns, shifts, spec=".4f")
 # No Hessian need be computed to know it.
 #
 # In both cases the proof uses the gradient, and at a critical point it is silent.
-# So the paper's reason is a good one *here*: the further from a critical point, the more room there is below zero.
+# So the paper's reason is a good one *here*: the length of $Hv$ is that of $Ag$, a part of the gradient, and shrinks to zero towards a critical point.
 #
 # The same network is now measured in two ways, after 0, 10, 30, 100 and 300 steps of gradient descent on 60 digits with the statistics of the batch.
 # *Frozen*: the statistics are kept as they are at these very weights, which is evaluation mode at its best; the outputs and the loss are then the same numbers as with those of the batch, and only their derivatives differ.
@@ -733,6 +743,9 @@ for name in ("ReLU", "GELU"):
     for mode in ("frozen", "live"):
         for time in (0, times[-1]):
             rows[name, mode, time] = [shares[name, mode, time, where] for where in blocks]
+layers = ("layer 1", "layer 2", "layer 3")
+frozen = [shares["ReLU", "frozen", time, layer] for time in times for layer in layers]
+assert max(frozen) < 1e-12  # at all times, and not only at those of the table
 columns = ["activation", "statistics", "steps", *blocks]
 table(columns, rows, spec=".4f")
 
@@ -861,10 +874,11 @@ plt.show()
 #   It needs no negative eigenvalue.
 #
 # Both are multiplied by the same $\frac{\alpha}{1 - \alpha}$, so at any order near 1 the larger of the two numbers explains the explosion.
-# For random signs, {eq}`eq-est-variance` gives the second: with independent probes in numerator and denominator, the variance of the ratio's logarithm is twice that of one mean,
+# For random signs, {eq}`eq-est-variance` gives the second: with independent probes in numerator and denominator, and to first order in $1/\sqrt k$ and near order 1, the variance of the ratio's logarithm is twice that of one mean.
+# So
 #
 # $$
-# c_k = \frac{2}{\sqrt k}\; \frac{\big( \lVert H \rVert_F^2 - \sum_j |H|_{jj}^2 \big)^{1/2}}{\operatorname{Tr} |H|} ,
+# c_k \approx \frac{2}{\sqrt k}\; \frac{\big( \lVert H \rVert_F^2 - \sum_j |H|_{jj}^2 \big)^{1/2}}{\operatorname{Tr} |H|} ,
 # $$ (eq-entropy-probe)
 #
 # where $\lVert H \rVert_F^2 = \sum_j \lambda_j^2$, and $|H|_{jj}$ is the diagonal of $|H|$.
@@ -897,7 +911,6 @@ table(["steps", *names], rows, spec=".3f")
 # For all layers jointly the answer changes during training.
 # At random weights the policy is by far the larger of the two.
 # Training takes the negative eigenvalues away and gathers the others in few directions, so at the end the second probe is the larger, in this network, by more than a factor of two.
-# In the recorded networks, by the last column of their table, the policy reaches the size of our second probe and beyond it.
 # So for all layers jointly either may be the main cause, and only the two numbers tell.
 #
 # A simulation confirms {eq}`eq-entropy-probe`: a hundred estimates at order 0.9, each from 100 probes and exact quadratic forms, so without any error of a quadrature.
@@ -930,22 +943,23 @@ orders = torch.tensor([0.8 + 0.0025 * j for j in range(181) if j != 80], dtype=t
 for axes, matrix in ((middle, first), (lower, whole)):
     exact = torch.tensor([entropy(matrix.eigenvalues, a) for a in orders.tolist()])
     width = probe_coefficient(matrix) * orders / (1 - orders).abs()
-    axes.fill_between(orders, exact - width, exact + width, color="0.85", lw=0)
+    grey = axes.fill_between(orders, exact - width, exact + width, color="0.85", lw=0)
     axes.plot(orders, exact, color=INK)
     axes.set(ylim=(0, 5.8), xlabel="order $\\alpha$", ylabel="entropy (nats)")
     for end in (0.9, 1.2):
         axes.axvline(end, color=QUIET, lw=1, ls=":")
 for side in (orders < 1, orders > 1):
     values = [mixed(whole.eigenvalues, a) for a in orders[side].tolist()]
-    lower.plot(orders[side], values, "--", color=COLORS[2])
+    (dashed,) = lower.plot(orders[side], values, "--", color=COLORS[2])
 upper.legend()
+lower.legend((dashed, grey), ("mixed policy", "second probe"), loc="lower right")
 plt.show()
 
 # %% [markdown]
 # **How the two could be told apart.**
 # The policy does the same to every network: it adds a positive number below order 1 and a negative one above.
 # Near 1 it drowns all else, and ranks networks by their negative share $s$, in one order on the left of 1 and in the opposite order on the right.
-# So a rank correlation with the generalization gap would change its sign there.
+# So a rank correlation with the generalization gap would tend to that of $s$ with the gap, from one side with its sign and from the other with the opposite one: it would change its sign there, if $s$ and the gap are correlated at all.
 # The second probe ranks networks at random, so there the correlation would fall to zero on both sides.
 # The paper's panels leave out just the orders that would show it.
 #
@@ -955,13 +969,13 @@ plt.show()
 # (entropy-scale)=
 # ## What the measure ignores
 #
-# $\mathcal H_\alpha(\kappa H) = \mathcal H_\alpha(H)$ for every $\kappa > 0$: the entropy is a statistic of *shape*.
+# $\mathcal H_\alpha(cH) = \mathcal H_\alpha(H)$ for every $c > 0$: the entropy is a statistic of *shape*.
 # That is its purpose, since the scale of a layer's curvature can be moved by {ref}`layer-wise scaling <prop-2-2>`, and it is a loss, since everything that an optimizer feels is scale: the step size that is stable, the rise of the loss under a perturbation of given length.
 #
 # Here are three networks.
 # The first is trained on the digits by half the squared error, without normalisation.
 # The second is the first with its layers multiplied by $\frac1{10}$, 1 and 10, so it computes the same.
-# The third is the first with its last layer multiplied by 3, so it computes *three times* the targets, and is useless as a fit.
+# The third is the first with its last layer multiplied by 3, so its outputs are *three times* those of the first, and it is useless as a fit.
 # For the squared error the third has the same entropies as well: the derivatives of the outputs in the first two layers are three times as large, the Hessian in the outputs is the identity wherever they are, and the last layer's inputs are the same.
 
 
@@ -1065,7 +1079,7 @@ checked.table()
 # |---|---|
 # | the entropy is convex, hence largest for equal shares | it is quasi-concave, hence largest for equal shares |
 # | a larger spread has a smaller entropy | if one spectrum is an average of the other; else the order decides what spread is |
-# | negative eigenvalues are inevitable | in a layer before GELU, or before statistics of the batch, and in all layers jointly; not in a layer of a ReLU network in evaluation mode |
+# | negative eigenvalues are inevitable | possible, and found, in a layer before GELU and in all layers jointly; forced in a layer before statistics of the batch, wherever its gradient is not zero; impossible in a layer of a ReLU network in evaluation mode |
 # | they cause the trouble at order 1 | two traces that do not fit do: by a mixed policy, or by a second probe |
 # | orders up to 0.9 and from 1.2 on are free of anomalies | the mixed policy adds $\frac{\alpha}{\alpha - 1} \log(1 - 2s)$ at every order |
 #
@@ -1110,7 +1124,7 @@ checked.table()
 # $Z$ becomes $(1 - \varepsilon)^\alpha Z + m^{1 - \alpha} \varepsilon^\alpha$.
 # The second term is about one for $m = \varepsilon^{-\alpha / (1 - \alpha)}$; at order ½ that is $1/\varepsilon$.
 # So a thousandth of the trace, spread over a thousand directions, is noticed at order ½.
-# For $\alpha > 1$ the second term is less than $\varepsilon^\alpha$ for every $m$, and the first is $Z$ up to the factor $(1 - \varepsilon)^\alpha$.
+# For $\alpha > 1$ the second term is at most $\varepsilon^\alpha$ for every $m$, and the first is $Z$ up to the factor $(1 - \varepsilon)^\alpha$.
 # ````
 #
 # **3. Two traces.** Show that $1 - 2s = \operatorname{Tr} H / \operatorname{Tr} |H|$.
