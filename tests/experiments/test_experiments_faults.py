@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,10 +106,23 @@ def finished(store):
     return {path.name: path.read_bytes() for path in (store / "records" / STUDY).glob("*.json")}
 
 
-def disturb(start, store, engine, moments, kills):
+def place(store):
+    """Say what a store tells of the moment at which it is looked at."""
+    if any(store.rglob("*.partial")):
+        return "a file half written"
+    unfinished = {path.stem for path in (store / "unfinished" / STUDY).glob("*.json")}
+    if any(f"{key}.json" in finished(store) for key in unfinished):
+        return "a record written and its checkpoint not put away"
+    if any((store / "unfinished" / STUDY / f"{key}.pt").is_file() for key in unfinished):
+        return "a run with a checkpoint"
+    return "a run without a checkpoint yet" if unfinished else "no run in this store"
+
+
+def disturb(start, store, engine, moments, kills, places):
     """Run the study, killing at random moments at most so often; return how often it was.
 
-    Whatever was finished when something was killed is whole, and is never begun again.
+    Whatever was finished when something was killed is whole, and is never begun again. Who was
+    killed, and at which moment, is counted in ``places``.
     """
     working, states, done = Archive(store).working, [], 0
     while True:
@@ -118,7 +132,10 @@ def disturb(start, store, engine, moments, kills):
                 time.sleep(moments.uniform(0, 0.3))
                 victims = moments.choice([True, False]) and workers(child.pid, engine)
                 killed = [kill(victim) for victim in victims or [child.pid]]
-                done += child.poll() is None and any(killed)
+                moment = "worker" if victims else "driver", place(store)
+                counts = child.poll() is None and any(killed)
+                done += counts
+                places[moment] += counts
                 break
             time.sleep(0.005)
         _, told = child.communicate()
@@ -140,20 +157,22 @@ def disturb(start, store, engine, moments, kills):
 def test_a_study_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
     engine, start, root, request, capsys
 ):
-    moments, kills, begun = random.Random(0), 0, 0
+    moments, kills, begun, places = random.Random(0), 0, 0, Counter()
     undisturbed = run_study(STUDY, "paper", root / "undisturbed", progress=False)
     short = 2 if engine == "ray" else 4
     wanted = request.config.getoption("faults") or short
     while kills < wanted:
         store = root / f"disturbed, from {kills} kills on"
         store.mkdir()
-        kills += disturb(start, store, engine, moments, wanted - kills)
+        kills += disturb(start, store, engine, moments, wanted - kills, places)
         begun += max(0, len(starts(store)) - RUNS)
         assert litter(store) == []
         assert len(Archive(store).working.records(STUDY)) == RUNS
         assert plain(run_study(STUDY, "paper", store, progress=False)) == plain(undisturbed)
     with capsys.disabled():
         print(f"\n{engine}: {kills} kills, {begun} runs begun more than once")
+        for (victim, moment), count in sorted(places.items()):
+            print(f"  {count:3d} of a {victim}, at {moment}")
 
 
 def test_a_machine_that_is_lost_in_mid_study_loses_no_record(
