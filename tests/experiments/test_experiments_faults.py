@@ -4,13 +4,13 @@
 in every engine, and then one of two machines that Ray believes in.
 """
 
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,30 +22,34 @@ from paperkit.experiments.archive import Archive
 from paperkit.experiments.engines import ENGINES
 
 STUDY = "selftest_many"
-DRIVER = """
-import sys
-from paperkit.experiments import run_study, studies
-studies.__path__.append(sys.argv[1])
-if __name__ == "__main__":
-    run_study(sys.argv[2], "paper", sys.argv[3], sys.argv[4], progress=False)
-"""
-
-
 RUNS = 60
 
 
 @pytest.fixture
-def start(studies_folder, tmp_path):
-    """Start a process that runs the study in a store, by an engine."""
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
+def start(studies_folder):
+    """Start a process that runs the study in a store, by an engine.
+
+    The process is a fork of this one, because loading PyTorch anew would take most of the time
+    between two kills.
+    """
+    fork = multiprocessing.get_context("fork")
 
     def start(store, engine):
-        command = [sys.executable, str(script), str(studies_folder), STUDY, str(store), engine]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        driver = fork.Process(target=drive, args=(store, engine))
+        driver.start()
+        return driver
 
     return start
+
+
+def drive(store, engine):
+    # A fork of pytest that went on after an exception would run the other tests, too.
+    try:
+        run_study(STUDY, "paper", store, engine, progress=False)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 def children(process):
@@ -127,25 +131,27 @@ def disturb(start, store, engine, moments, kills, places):
     working, states, done = Archive(store).working, [], 0
     while True:
         before, child = (len(starts(store)), len(finished(store))), start(store, engine)
-        while done < kills and child.poll() is None:
+        victims, killed, moment = [], [], ""
+        while done < kills and child.is_alive():
             if (len(starts(store)), len(finished(store))) != before:
                 time.sleep(moments.uniform(0, 0.3))
                 victims = moments.choice([True, False]) and workers(child.pid, engine)
                 killed = [kill(victim) for victim in victims or [child.pid]]
-                moment = "worker" if victims else "driver", place(store)
-                counts = child.poll() is None and any(killed)
-                done += counts
-                places[moment] += counts
+                moment = place(store)
                 break
             time.sleep(0.005)
-        _, told = child.communicate()
+        child.join()
+        # A driver that had ended by itself a moment before was not killed.
+        if any(killed) if victims else child.exitcode == -signal.SIGKILL:
+            done += 1
+            places["worker" if victims else "driver", moment] += 1
         for record in working.records(STUDY):
             assert Archive(store).checkpoint_of(record) is not None
         states.append((len(starts(store)), {r.seed for r in working.records(STUDY)}))
         states[-1] += (finished(store),)
-        if child.returncode == 0:
+        if child.exitcode == 0:
             break
-        assert child.returncode == -signal.SIGKILL, told
+        assert child.exitcode == -signal.SIGKILL, "the process ended by itself; see its traceback"
     begun, last = starts(store), finished(store)
     for at, seeds, records in states:
         assert not seeds.intersection(begun[at:])
@@ -166,6 +172,9 @@ def test_a_study_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
         store.mkdir()
         kills += disturb(start, store, engine, moments, wanted - kills, places)
         begun += max(0, len(starts(store)) - RUNS)
+        if request.config.getoption("faults"):
+            with capsys.disabled():
+                print(f"{engine}: {kills} of {wanted} kills, {dict(places)}", flush=True)
         assert litter(store) == []
         assert len(Archive(store).working.records(STUDY)) == RUNS
         assert plain(run_study(STUDY, "paper", store, progress=False)) == plain(undisturbed)
