@@ -46,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
                 absent = _absent(name, str(error.name), _EXTRAS[room])
                 needs = f"not here: needs {error.name}"
                 # A command that is not here takes any words, so that it can say why.
-                subparser = subparsers.add_parser(name, help=needs, prefix_chars="\0", add_help=False)
+                subparser = subparsers.add_parser(
+                    name, help=needs, prefix_chars="\0", add_help=False
+                )
                 subparser.add_argument("words", nargs="*")
                 subparser.set_defaults(command=absent)
         else:
