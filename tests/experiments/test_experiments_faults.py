@@ -58,12 +58,25 @@ def children(process):
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
+def descendants(process):
+    own = children(process)
+    return own + [other for child in own for other in descendants(child)]
+
+
+def ended(processes):
+    """Wait until processes have ended that see by themselves that their driver is gone."""
+    until = time.monotonic() + 120
+    while any(name_of(process) for process in processes):
+        assert time.monotonic() < until, "a process outlives its driver"
+        time.sleep(0.01)
+
+
 def workers(process, engine):
     """List the processes that are at a driver's runs, or ready for them."""
     if engine == "in-process":
         return []
     if engine == "processes":
-        return children(process)
+        return [child for child in children(process) if b"spawn_main" in name_of(child)]
     below = [other for child in children(process) for other in children(child)]
     return [other for other in below if name_of(other).startswith(b"ray::")]
 
@@ -131,16 +144,18 @@ def disturb(start, store, engine, moments, kills, places):
     working, states, done = Archive(store).working, [], 0
     while True:
         before, child = (len(starts(store)), len(finished(store))), start(store, engine)
-        victims, killed, moment = [], [], ""
+        victims, killed, below, moment = [], [], [], ""
         while done < kills and child.is_alive():
             if (len(starts(store)), len(finished(store))) != before:
                 time.sleep(moments.uniform(0, 0.3))
                 victims = moments.choice([True, False]) and workers(child.pid, engine)
+                below = descendants(child.pid)
                 killed = [kill(victim) for victim in victims or [child.pid]]
                 moment = place(store)
                 break
             time.sleep(0.005)
         child.join()
+        ended(below)
         # A driver that had ended by itself a moment before was not killed.
         if any(killed) if victims else child.exitcode == -signal.SIGKILL:
             done += 1
