@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -47,7 +48,7 @@ def drive(store, engine):
     try:
         run_study(STUDY, "paper", store, engine, progress=False)
     except BaseException:
-        traceback.print_exc()
+        traceback.print_exc(file=sys.__stderr__)  # pytest's own stream would keep it
         os._exit(1)
     os._exit(0)
 

@@ -156,7 +156,7 @@ def test_an_optimizer_of_a_paper_takes_three_steps_and_the_network_is_measured(
             label_smoothing=chosen.get("label_smoothing", 0.0),
             progress=False,
         )
-        report = measure(model, (inputs, targets), ["renyi_sharpness", "mean_loss"])
+        report = measure(model, (inputs, targets), ["gauss_newton_trace", "mean_loss"])
     assert result.steps == 3
     assert all(parameter.device.type == device.type for parameter in model.parameters())
     moved = [bool((p != q).any()) for p, q in zip(model.parameters(), before, strict=True)]
