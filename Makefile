@@ -4,6 +4,7 @@
 # make portable  tests and chapters as other processors would run them (about two hours)
 # make refresh  rewrite the chapters' committed outputs (CHAPTERS="01_five_minutes" for some)
 # make benchmark  time and memory beside other libraries (half an hour on a quiet machine)
+# make throughput  what the training loop adds, what processes save (ten minutes, a quiet machine)
 # make device-check  the library on a device against the CPU; installs nothing (PYTHON with torch)
 # make wheel    the library as a wheel, in dist/; make archive the built book beside it
 # make wheel-check  the wheel in fresh environments: oldest, newest, alone (15 GB, 10 minutes)
@@ -61,7 +62,7 @@ define newline
 endef
 
 .PHONY: help environment book html refresh test format lint types unit foreign smoke outputs browser
-.PHONY: zoo portable lock clean moved benchmark wheel archive wheel-check library device-check
+.PHONY: zoo portable lock clean moved benchmark throughput wheel archive wheel-check library device-check
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -196,6 +197,9 @@ $(BENCHMARK)/.installed: benchmarks/requirements.txt $(STAMP)
 benchmark: environment $(BENCHMARK)/.installed
 	env -u OMP_WAIT_POLICY $(BENCHMARK)/bin/python -m benchmarks --device $(DEVICE) --output results/benchmarks.json
 	$(BENCHMARK)/bin/python -m benchmarks.render
+
+throughput: environment
+	env -u OMP_WAIT_POLICY $(BIN) -m benchmarks.throughput
 
 clean:
 	rm -rf _build

@@ -36,7 +36,7 @@ runs = None  # seeds of each method; None: the profile's own number
 steps = None  # steps of a run; None: the profile's own number
 step_size = 0.1  # of every method
 radius = 0.1  # of SAM
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; this chapter makes none
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
@@ -51,6 +51,7 @@ p = setup(
     },
     allowed=["seed", "runs", "steps", "step_size", "radius"],
     threads=1,
+    gpu=True,
 )
 
 import math
@@ -135,7 +136,7 @@ def edge(eta: float, rho: float, gradient: Tensor) -> float:
 # With `rho=0` the optimizer SAM is plain gradient descent.
 
 # %%
-digits = load("digits", dtype=torch.float64).train
+digits = load("digits", device=p.device, dtype=torch.float64).train
 inputs, targets = digits.inputs[:500].flatten(1), one_hot(digits.targets[:500], 10).double()
 eta, every = p.step_size, 20
 
@@ -143,7 +144,7 @@ eta, every = p.step_size, 20
 def network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     hidden = [nn.Linear(64, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh()]
-    return nn.Sequential(*hidden, nn.Linear(50, 10)).double()
+    return nn.Sequential(*hidden, nn.Linear(50, 10)).double().to(p.device)
 
 
 # %%
@@ -177,7 +178,9 @@ def train(seed: int, rho: float = 0.0, batch: int | None = None, **options: Any)
     monitor = SharpnessMonitor(model, (inputs, targets), MEASURES, "half_squared_error", **options)
     edges = []
     for _ in range(p.steps):
-        chosen = slice(None) if batch is None else torch.randint(500, (batch,), generator=draws)
+        chosen = slice(None)
+        if batch is not None:  # drawn on the CPU: a seed means the same batches on every device
+            chosen = torch.randint(500, (batch,), generator=draws, device="cpu").to(p.device)
         take_step(model, optimizer, chosen)
         if monitor.step() is not None:
             gradient = torch.autograd.grad(loss_of(model), [*model.parameters()])

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-ROOMS = (
-    "paperkit.experiments.commands",
-    "paperkit.ledger.commands",
-    "paperkit.publishing.commands",
-)
+ROOMS = {
+    "paperkit.experiments.commands": ("study", "plan", "measure", "audit"),
+    "paperkit.ledger.commands": ("claims", "verdict", "schema"),
+    "paperkit.publishing.commands": ("book", "html", "refresh", "smoke", "browse", "run"),
+}
+"""Rooms that add commands, with the names of these, for where a room cannot be imported."""
+
+_EXTRAS = {"paperkit.ledger.commands": "studies", "paperkit.publishing.commands": "book"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser with the commands of every room that is present."""
+    """Return the parser with the commands of every room.
+
+    The library by itself brings the packages that studies run with, and neither those of the
+    ledger nor those of the book. A command whose packages are missing says so when it is called.
+    """
     parser = argparse.ArgumentParser(
         prog="paperkit", description="Run studies, compute verdicts, build the book."
     )
@@ -29,11 +36,34 @@ def build_parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show where an error came from, not its sentence"
     )
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for room in ROOMS:
-        # Publishing needs packages that a plain install of the library may lack.
-        if importlib.util.find_spec(room) is not None:
-            importlib.import_module(room).add_commands(subparsers)
+    for room, commands in ROOMS.items():
+        try:
+            module = importlib.import_module(room)
+        except ModuleNotFoundError as error:
+            if room not in _EXTRAS or str(error.name).startswith("paperkit"):
+                raise
+            for name in commands:
+                absent = _absent(name, str(error.name), _EXTRAS[room])
+                needs = f"not here: needs {error.name}"
+                # A command that is not here takes any words, so that it can say why.
+                subparser = subparsers.add_parser(
+                    name, help=needs, prefix_chars="\0", add_help=False
+                )
+                subparser.add_argument("words", nargs="*")
+                subparser.set_defaults(command=absent)
+        else:
+            module.add_commands(subparsers)
     return parser
+
+
+def _absent(name: str, package: str, extra: str) -> Callable[[argparse.Namespace], NoReturn]:
+    def refuse(_: argparse.Namespace) -> NoReturn:
+        raise ValueError(
+            f"`paperkit {name}` needs the package {package}, which is not installed: run "
+            f"`pip install 'paperkit[{extra}]'`."
+        )
+
+    return refuse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -612,3 +612,35 @@ def test_names_that_the_benchmark_imports_from_the_library_exist():
     assert imported
     missing = [f"{m}.{n}" for m, n in imported if not hasattr(importlib.import_module(m), n)]
     assert not missing
+
+
+# --- throughput -----------------------------------------------------------------------------------
+
+
+def test_the_throughput_is_measured_both_ways_and_a_quick_run_judges_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    from benchmarks import throughput
+    from paperkit.experiments import studies
+
+    monkeypatch.setattr(studies, "__path__", list(studies.__path__))
+    threads = torch.get_num_threads()
+    try:
+        assert throughput.main(["--quick", "--output", str(tmp_path / "figures.json")]) == 2
+    finally:
+        torch.set_num_threads(threads)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert len(figures["loop"]) == 2 and len(figures["study"]) == 3
+    assert all(seconds > 0 for seconds in figures["study"].values())
+    assert "do not count" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("loop", "two", "status"), [(1.01, 5, 0), (1.03, 5, 1), (1.01, 7, 1)])
+def test_a_bound_on_the_throughput_that_is_broken_is_said(loop, two, status, monkeypatch):
+    from benchmarks import throughput
+
+    seconds = {"one process, one core": 10.0, "two processes, a core each": float(two)}
+    monkeypatch.setattr(throughput, "loop_ratio", lambda epochs, repeats: [loop])
+    monkeypatch.setattr(throughput, "study_seconds", lambda profile: seconds)
+    monkeypatch.setattr(throughput.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert throughput.main([]) == status

@@ -13,6 +13,7 @@ from paperkit.experiments.engines import ENGINES, Allotment
 from paperkit.experiments.merging import merge
 from paperkit.experiments.running import RERUN, run_study
 from paperkit.experiments.study import PROFILES, configurations, study_named, study_names
+from paperkit.experiments.tensorboard import Follower, follow
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,6 +68,24 @@ def _add_study_commands(
         "--dry-run", action="store_true", help="print the plan of what is missing, and run nothing"
     )
     _add_store_and_device(parser)
+
+    parser = _command(
+        subparsers, "tensorboard", _tensorboard, "copy a study's runs to TensorBoard's files"
+    )
+    parser.description = (
+        "Copy the epochs of a study's runs, from their checkpoints, and the numbers of their "
+        "records to TensorBoard's files. Runs are not told of it: another process may be at them."
+    )
+    parser.add_argument("name", help="the study")
+    parser.add_argument("--profile", choices=PROFILES, default="laptop")
+    parser.add_argument("--store", help="the working store (_build/store)")
+    parser.add_argument("--logdir", help="where the files go (_build/tensorboard)")
+    parser.add_argument(
+        "--follow",
+        type=float,
+        metavar="SECONDS",
+        help="do it again after so many seconds, until every run is finished",
+    )
 
     parser = _command(subparsers, "merge", _merge, "merge another machine's store into this one")
     parser.add_argument("other", help="the other working store")
@@ -165,6 +184,17 @@ def _warn_of_uncommitted_code(arguments: argparse.Namespace) -> None:
         "merged into a clone that has committed the same code.",
         file=sys.stderr,
     )
+
+
+def _tensorboard(arguments: argparse.Namespace) -> int:
+    follower = Follower(arguments.name, arguments.profile, arguments.store, arguments.logdir)
+    print(f"tensorboard --logdir {follower.folder.parent}", flush=True)
+    begun, finished = follow(follower, arguments.follow)
+    print(
+        f"{arguments.name}: of {len(follower.configurations)} runs of the {arguments.profile} "
+        f"profile {begun} are shown, {finished} of them finished."
+    )
+    return 0
 
 
 def _merge(arguments: argparse.Namespace) -> int:

@@ -8,14 +8,18 @@ all records; what a run needs of other studies is offered to it, or asked for by
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from filelock import FileLock
 from typing_extensions import override
 
 from paperkit import atomic
@@ -24,6 +28,8 @@ from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import Configuration, Record
 from paperkit.experiments.session import Session
 from paperkit.experiments.study import Study, study_named, study_names
+
+_FOLDER = "paperkit-run-"
 
 
 @dataclass(frozen=True)
@@ -126,9 +132,9 @@ class Errand:
         NeedError
             If it needs what is not offered.
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with _folder_of_a_run() as folder:
             shared, _ = self.session()
-            session = replace(shared, archive=shared.archive.with_store(Path(folder)))
+            session = replace(shared, archive=shared.archive.with_store(folder))
             session.inputs = _Offered(
                 session.archive, self.profile, self.device, rerun=self.rerun, name=self.name
             )
@@ -146,6 +152,30 @@ class Errand:
                 f"module of {studies.__name__}, or take engine='in-process'."
             )
         return type(self), tuple(getattr(self, f.name) for f in fields(self))
+
+
+@contextmanager
+def _folder_of_a_run() -> Iterator[Path]:
+    """Make a folder for a run, and remove those that killed runs have left on this machine.
+
+    A file beside the folder is locked while the run lives, so that a lock that is free belongs to
+    none.
+    """
+    machine = Path(tempfile.gettempdir())
+    for left in machine.glob(f"{_FOLDER}*.lock"):
+        # Another user's cannot be opened; another process may be removing it, too.
+        with suppress(OSError), FileLock(left, timeout=0):
+            shutil.rmtree(left.with_suffix(""), ignore_errors=True)
+            left.unlink(missing_ok=True)
+    folder = machine / f"{_FOLDER}{uuid.uuid4().hex}"
+    lock = folder.with_suffix(".lock")
+    with FileLock(lock):
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from paperkit import arguments, checkpoint, data, models
@@ -81,6 +80,8 @@ def _measure(given: argparse.Namespace) -> int:
 
 def options(given: Sequence[str]) -> dict[str, Any]:
     """Return an architecture's options from words NAME=VALUE."""
+    import yaml  # here, because studies run where it is missing
+
     found = {}
     for text in given:
         name, is_one, value = text.partition("=")

@@ -4,17 +4,21 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 
 from paperkit.experiments import Allotment, records_of, run_study
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.engines import ENGINES, LostWorkersError, cluster
-from paperkit.experiments.errand import receive
-from paperkit.experiments.study import Study
+from paperkit.experiments.errand import Errand, receive
+from paperkit.experiments.session import Session
+from paperkit.experiments.study import Study, study_named
 
 HANGS = 900
 """Seconds by the clock after which a process counts as hanging, also beside much other work."""
@@ -206,6 +210,24 @@ def test_workers_end_with_their_driver(how, driver, store):
     (store / "disturb").unlink()
     assert driver().wait(HANGS) == 0
     assert [r.seed for r in records_of("selftest_training", "paper", store)] == [0, 1, 2, 3]
+
+
+def test_a_run_elsewhere_leaves_no_folder_and_removes_those_of_killed_runs(
+    studies_folder, store, committed, tmp_path, monkeypatch
+):
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(machine))
+    for name in ("killed", "living", "anything"):
+        (machine / f"paperkit-run-{name}" / "records").mkdir(parents=True)
+    (machine / "paperkit-run-killed.lock").touch()
+    study = study_named("selftest_many")
+    errand = Errand.of(Session(Archive(store), "smoke", torch.device("cpu")), study)
+    with FileLock(machine / "paperkit-run-living.lock"):
+        delivery = errand.elsewhere(study.name, {"seed": 0}, [])
+        left = {path.name for path in machine.iterdir()}
+    assert delivery.checkpoint is not None
+    assert left - {"paperkit-run-living.lock"} == {"paperkit-run-living", "paperkit-run-anything"}
 
 
 def test_code_that_changes_while_it_runs_stops_the_study(studies_folder, store, committed, edit):

@@ -4,13 +4,15 @@
 in every engine, and then one of two machines that Ray believes in.
 """
 
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
+import traceback
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,30 +23,34 @@ from paperkit.experiments.archive import Archive
 from paperkit.experiments.engines import ENGINES
 
 STUDY = "selftest_many"
-DRIVER = """
-import sys
-from paperkit.experiments import run_study, studies
-studies.__path__.append(sys.argv[1])
-if __name__ == "__main__":
-    run_study(sys.argv[2], "paper", sys.argv[3], sys.argv[4], progress=False)
-"""
-
-
 RUNS = 60
 
 
 @pytest.fixture
-def start(studies_folder, tmp_path):
-    """Start a process that runs the study in a store, by an engine."""
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
+def start(studies_folder):
+    """Start a process that runs the study in a store, by an engine.
+
+    The process is a fork of this one, because loading PyTorch anew would take most of the time
+    between two kills.
+    """
+    fork = multiprocessing.get_context("fork")
 
     def start(store, engine):
-        command = [sys.executable, str(script), str(studies_folder), STUDY, str(store), engine]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        driver = fork.Process(target=drive, args=(store, engine))
+        driver.start()
+        return driver
 
     return start
+
+
+def drive(store, engine):
+    # A fork of pytest that went on after an exception would run the other tests, too.
+    try:
+        run_study(STUDY, "paper", store, engine, progress=False)
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)  # pytest's own stream would keep it
+        os._exit(1)
+    os._exit(0)
 
 
 def children(process):
@@ -53,12 +59,25 @@ def children(process):
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
+def descendants(process):
+    own = children(process)
+    return own + [other for child in own for other in descendants(child)]
+
+
+def ended(processes):
+    """Wait until processes have ended that see by themselves that their driver is gone."""
+    until = time.monotonic() + 120
+    while any(name_of(process) for process in processes):
+        assert time.monotonic() < until, "a process outlives its driver"
+        time.sleep(0.01)
+
+
 def workers(process, engine):
     """List the processes that are at a driver's runs, or ready for them."""
     if engine == "in-process":
         return []
     if engine == "processes":
-        return children(process)
+        return [child for child in children(process) if b"spawn_main" in name_of(child)]
     below = [other for child in children(process) for other in children(child)]
     return [other for other in below if name_of(other).startswith(b"ray::")]
 
@@ -105,30 +124,50 @@ def finished(store):
     return {path.name: path.read_bytes() for path in (store / "records" / STUDY).glob("*.json")}
 
 
-def disturb(start, store, engine, moments, kills):
+def place(store):
+    """Say what a store tells of the moment at which it is looked at."""
+    if any(store.rglob("*.partial")):
+        return "a file half written"
+    unfinished = {path.stem for path in (store / "unfinished" / STUDY).glob("*.json")}
+    if any(f"{key}.json" in finished(store) for key in unfinished):
+        return "a record written and its checkpoint not put away"
+    if any((store / "unfinished" / STUDY / f"{key}.pt").is_file() for key in unfinished):
+        return "a run with a checkpoint"
+    return "a run without a checkpoint yet" if unfinished else "no run in this store"
+
+
+def disturb(start, store, engine, moments, kills, places):
     """Run the study, killing at random moments at most so often; return how often it was.
 
-    Whatever was finished when something was killed is whole, and is never begun again.
+    Whatever was finished when something was killed is whole, and is never begun again. Who was
+    killed, and at which moment, is counted in ``places``.
     """
     working, states, done = Archive(store).working, [], 0
     while True:
         before, child = (len(starts(store)), len(finished(store))), start(store, engine)
-        while done < kills and child.poll() is None:
+        victims, killed, below, moment = [], [], [], ""
+        while done < kills and child.is_alive():
             if (len(starts(store)), len(finished(store))) != before:
                 time.sleep(moments.uniform(0, 0.3))
                 victims = moments.choice([True, False]) and workers(child.pid, engine)
+                below = descendants(child.pid)
                 killed = [kill(victim) for victim in victims or [child.pid]]
-                done += child.poll() is None and any(killed)
+                moment = place(store)
                 break
             time.sleep(0.005)
-        _, told = child.communicate()
+        child.join()
+        ended(below)
+        # A driver that had ended by itself a moment before was not killed.
+        if any(killed) if victims else child.exitcode == -signal.SIGKILL:
+            done += 1
+            places["worker" if victims else "driver", moment] += 1
         for record in working.records(STUDY):
             assert Archive(store).checkpoint_of(record) is not None
         states.append((len(starts(store)), {r.seed for r in working.records(STUDY)}))
         states[-1] += (finished(store),)
-        if child.returncode == 0:
+        if child.exitcode == 0:
             break
-        assert child.returncode == -signal.SIGKILL, told
+        assert child.exitcode == -signal.SIGKILL, "the process ended by itself; see its traceback"
     begun, last = starts(store), finished(store)
     for at, seeds, records in states:
         assert not seeds.intersection(begun[at:])
@@ -140,20 +179,25 @@ def disturb(start, store, engine, moments, kills):
 def test_a_study_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
     engine, start, root, request, capsys
 ):
-    moments, kills, begun = random.Random(0), 0, 0
+    moments, kills, begun, places = random.Random(0), 0, 0, Counter()
     undisturbed = run_study(STUDY, "paper", root / "undisturbed", progress=False)
     short = 2 if engine == "ray" else 4
     wanted = request.config.getoption("faults") or short
     while kills < wanted:
         store = root / f"disturbed, from {kills} kills on"
         store.mkdir()
-        kills += disturb(start, store, engine, moments, wanted - kills)
+        kills += disturb(start, store, engine, moments, wanted - kills, places)
         begun += max(0, len(starts(store)) - RUNS)
+        if request.config.getoption("faults"):
+            with capsys.disabled():
+                print(f"{engine}: {kills} of {wanted} kills, {dict(places)}", flush=True)
         assert litter(store) == []
         assert len(Archive(store).working.records(STUDY)) == RUNS
         assert plain(run_study(STUDY, "paper", store, progress=False)) == plain(undisturbed)
     with capsys.disabled():
         print(f"\n{engine}: {kills} kills, {begun} runs begun more than once")
+        for (victim, moment), count in sorted(places.items()):
+            print(f"  {count:3d} of a {victim}, at {moment}")
 
 
 def test_a_machine_that_is_lost_in_mid_study_loses_no_record(
