@@ -297,7 +297,7 @@ CALLS: dict[str, Call] = {
         rows=make(lambda: torch.eye(4, 6, dtype=torch.float64)),
         rank=2,
         probes=2,
-        kinds={"rows": "tensor", "alpha": "orders", "overwrite": "flag"},
+        kinds={"rows": "tensor", "alpha": "orders", "overwrite": "flag", "drop": "probability"},
     ),
     "linalg.draw_probes": _call(),
     "linalg.gauss_rule": _call(),

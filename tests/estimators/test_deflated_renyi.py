@@ -33,10 +33,10 @@ def _network(dtype=torch.float64):
 def test_every_order_of_every_layer_lies_within_what_is_stated(dtype) -> None:
     model, data = _network(dtype), _data(dtype=dtype)
     exact = renyi_sharpness(_network(), _data(), ORDERS, method="exact")
-    found = deflated_renyi_sharpness(model, data, ORDERS, rank=10)
+    found = deflated_renyi_sharpness(model, data, ORDERS, rank=11)
     assert list(found) == list(exact)
     methods = {name: by_order[0.5].method for name, by_order in found.items()}
-    # The first layer's 54 columns are within ten times the rank.
+    # The first layer's 54 columns are no more than five times the rank.
     assert methods == {"0": "gram", "2": "deflated", "6": "deflated"}
     for name, by_order in found.items():
         for order, result in by_order.items():
@@ -52,8 +52,8 @@ def test_every_order_of_every_layer_lies_within_what_is_stated(dtype) -> None:
 def test_layers_are_taken_in_groups_that_fit_and_returned_in_their_order() -> None:
     model, data = _network(), _data()
     # The rows of layer 2, 60 · 9 rows of 432 numbers, are 1.87 MB, those of layer 6 are 1.38 MB.
-    whole = deflated_renyi_sharpness(model, data, 0.5, rank=10)
-    parts = deflated_renyi_sharpness(model, data, 0.5, rank=10, memory_budget=4_000_000)
+    whole = deflated_renyi_sharpness(model, data, 0.5, rank=11)
+    parts = deflated_renyi_sharpness(model, data, 0.5, rank=11, memory_budget=4_000_000)
     assert list(whole) == list(parts) == ["0", "2", "6"]
     for name in whole:
         assert float(whole[name]) == pytest.approx(float(parts[name]), abs=1e-6)
@@ -62,7 +62,7 @@ def test_layers_are_taken_in_groups_that_fit_and_returned_in_their_order() -> No
 def test_a_layer_whose_rows_do_not_fit_is_left_out_with_the_budget_it_needs() -> None:
     model, data = _network(), _data()
     with pytest.warns(LeftOutWarning, match="raise it to 3732480"):
-        found = deflated_renyi_sharpness(model, data, 0.5, rank=10, memory_budget=3_000_000)
+        found = deflated_renyi_sharpness(model, data, 0.5, rank=11, memory_budget=3_000_000)
     assert list(found) == ["0", "6"]
     with pytest.raises(ValueError, match=r"^layers: 2 cannot be measured: its rows take"):
         deflated_renyi_sharpness(model, data, 0.5, layers=["2"], memory_budget=3_000_000)

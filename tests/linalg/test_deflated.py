@@ -52,9 +52,8 @@ def test_the_coupling_is_bounded_without_any_probe(seed, rank, iterations) -> No
         matrix, rank=rank, probes=2, iterations=iterations, seed=seed, max_steps=2
     )
     # The blocks again, by dense algebra.
-    generator = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(40, rank, generator=generator, dtype=torch.float64)).Q
     gram = matrix @ matrix.T
+    basis = torch.eye(40).double()[:, gram.diagonal().topk(rank).indices]
     for _ in range(iterations):
         basis = torch.linalg.qr(gram @ basis).Q
     inner = basis.T @ gram @ basis
@@ -107,6 +106,24 @@ def test_a_matrix_of_lower_rank_than_the_directions() -> None:
     assert math.isclose(float(found.power_sum(0.5)), float(sigma[:4].sum()), rel_tol=1e-6)
 
 
+@pytest.mark.parametrize("drop", [0.01, 0.1, 0.5])
+def test_rows_that_are_left_out_widen_the_bracket(drop) -> None:
+    matrix, _ = _matrix(60, 90, 1.0)
+    matrix *= torch.linspace(1.0, 0.0, 60).double().unsqueeze(1) ** 2
+    matrix = matrix[torch.randperm(60, generator=torch.Generator().manual_seed(1))]
+    sigma = torch.linalg.svdvals(matrix)
+    found = deflated_quadrature(matrix, rank=10, drop=drop)
+    norms = matrix.norm(dim=1).sort().values
+    count = int((norms.cumsum(0) <= drop * norms.sum()).sum())
+    torch.testing.assert_close(found.dropped, norms[: min(count, 50)])
+    assert math.isclose(found.trace, float(sigma.square().sum()), rel_tol=1e-12)
+    for alpha in ORDERS:
+        exact = float((sigma ** (2 * alpha)).sum())
+        estimate = found.power_sum(alpha)
+        room = 5 * estimate.standard_error + 1e-9 * exact
+        assert estimate.bracket[0] - room <= exact <= estimate.bracket[1] + room
+
+
 def test_overwrite_takes_the_memory_of_the_rows() -> None:
     matrix, _ = _matrix(40, 60, 1.0)
     kept = matrix.clone()
@@ -122,6 +139,7 @@ def test_overwrite_takes_the_memory_of_the_rows() -> None:
         ({"rank": 5, "probes": 1}, "probes=1"),
         ({"rank": 5, "alpha": 0.0}, "alpha=0.0"),
         ({"rank": 5, "iterations": 0}, "iterations=0"),
+        ({"rank": 5, "drop": 1.0}, "drop=1.0"),
     ],
 )
 def test_bad_arguments_get_one_sentence(given, sentence) -> None:

@@ -29,7 +29,7 @@ GRADIENTS = 150
 """Gradients of the same images that the claim allows for all layers."""
 
 LIKELY, SURE = 2.0, 5.0
-"""Standard errors of 8 probes that are stated, and that a comparison of 80 values may show."""
+"""Standard uncertainties that are stated, and that a comparison of 80 values may show."""
 
 MEMORY = 7 * GIBIBYTE
 
@@ -66,7 +66,9 @@ def trained(
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     """Measure all layers of a network; where that is asked for, beside their exact spectra.
 
-    ``stated`` is half the bracket and two standard errors, ``error`` the difference from the exact
+    ``stated`` is twice the standard uncertainty, in which a bracket counts as an even distribution
+    and the probes by their standard error (*Guide to the expression of uncertainty in measurement*,
+    4.3.7 and 5.1.2). ``error`` the difference from the exact
     entropy. ``gradients`` counts the operations of all products and convolutions, in those of a
     gradient of the mean loss over the same images.
     """
@@ -111,8 +113,9 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
             noise = result.standard_error or 0.0
             metrics["entropy"][key] = -result.value
             metrics["standard_error"][key] = noise
-            metrics["stated"][key] = half + LIKELY * noise
-            metrics["stated_slack"][key] = ALLOWED - half - LIKELY * noise
+            uncertainty = (noise**2 + half**2 / 3.0) ** 0.5
+            metrics["stated"][key] = LIKELY * uncertainty
+            metrics["stated_slack"][key] = ALLOWED - LIKELY * uncertainty
             if layer in exact:
                 error = -result.value - renyi_entropy(exact[layer].eigenvalues, order)
                 metrics["error"][key] = error
