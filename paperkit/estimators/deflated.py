@@ -33,7 +33,7 @@ _EXACT = 5
 # Neighbouring orders whose brackets help, because the entropy falls as the order rises.
 _ORDERS = (0.5, 0.75, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0)
 # Share of the rows' summed norms that is left out; it moves an entropy by a hundredth at most.
-_DROP = 0.002
+_DROP = 0.001
 # So near the order 1 an entropy is no difference of two power sums.
 _AT_ONE = 0.01
 # Nats that a value may be off by without a word.

@@ -31,7 +31,7 @@ that :math:`Y Y^\top = Z Z^\top + E E^\top`. Write
   a bound of all eigenvalues.
 * *Rows that are left out.* Without some rows a power sum is smaller. For :math:`\alpha \le 1` it is
   so by at most the sum of their norms to the power :math:`2\alpha` (Rotfel'd 1969), for larger
-  orders by what the triangle inequality says.
+  orders by at most the sum of their squares times :math:`\alpha \lambda^{\alpha - 1}` (Klein).
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class DeflatedQuadrature:
             low = leading + rest[0]
             triangle = ((leading + uncoupled[1]) ** root + shared**root) ** (2.0 * alpha)
             high = min(triangle, leading + rest[1] + self._coupled(alpha))
-            high = (high**root + float(self.dropped.norm())) ** (2.0 * alpha)
+            lost = float(self.dropped.square().sum())
+            high += alpha * (self._largest() + lost) ** (alpha - 1.0) * lost
         # Noise of the two rules can put ends that nearly meet in the wrong order.
         low, high = min(low, high), max(low, high)
         return Estimate(value=(low + high) / 2, standard_error=rest_error, bracket=(low, high))
@@ -142,9 +143,12 @@ class DeflatedQuadrature:
         sizes = self.coupling
         if alpha <= 2.0:
             return alpha * 2.0 * float((sizes**alpha).sum())
-        largest = max(float(self.values[0]), self.rest_trace) + float(sizes[0])
         squares = 2.0 * float(sizes.square().sum())
-        return alpha * (alpha - 1.0) * largest ** (alpha - 2.0) * squares
+        return alpha * (alpha - 1.0) * self._largest() ** (alpha - 2.0) * squares
+
+    def _largest(self) -> float:
+        """Bound the largest eigenvalue from above, without the rows that were left out."""
+        return max(float(self.values[0]), self.rest_trace) + float(self.coupling[0])
 
 
 def _scaled(
