@@ -112,7 +112,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
     given = parser.parse_args(words)
     load = os.getloadavg()[0]
-    ratios = loop_ratio(epochs=1, repeats=2, images=128) if given.quick else loop_ratio(3, 11)
+    ratios = loop_ratio(epochs=1, repeats=2, images=64) if given.quick else loop_ratio(3, 11)
     seconds = study_seconds("smoke" if given.quick else "laptop")
     loop = statistics.median(ratios)
     share = seconds["two processes, a core each"] / seconds["one process, one core"]
