@@ -4,12 +4,12 @@ Run on a quiet machine with two cores at least, about ten minutes::
 
     python -m benchmarks.throughput
 
-Two bounds were set before anything was timed. Training through the library's loop takes at most 2 %
+The bounds were set before anything was timed. Training through the library's loop takes at most 2 %
 more than a bare loop of forward pass, backward pass and step on the same batches; and two processes
 with a core each finish a study of 30 runs in at most 0.6 of the time that one process with one core
-takes. One process with two cores is timed too and not judged, because what it saves depends on the
-network and not on the engine. The exit status is 1 where a bound is broken, and 2 where the machine
-was busy, so that nothing is known.
+takes. A single process with two cores is timed too and not judged, because what it saves depends on
+the network and not on the engine. The exit status is 1 where a bound is broken, and 2 where the
+machine was busy, so that nothing is known.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def loop_ratio(epochs: int, repeats: int, images: int = 1024, batch: int = 64) -
     bare(), through_the_loop()  # a first call loads what later ones find loaded
     ratios = []
     for k in range(repeats):
-        # Which comes first changes, so that a machine that slows down slows both.
+        # The order of the two changes, so that a machine that slows down slows both.
         pair = (bare, through_the_loop) if k % 2 == 0 else (through_the_loop, bare)
         seconds = {one: spent(one, time.process_time) for one in pair}
         ratios.append(seconds[through_the_loop] / seconds[bare])

@@ -176,7 +176,7 @@ def test_a_good_part_of_the_numbers_that_moved_would_be_noticed():
             moved = {round(value * (0.5 + 0.075 * k), decimals) for k in range(21)} - {value}
             noticed += [not backed(other, decimals, percent, computed) for other in moved]
     assert len(noticed) > 1000
-    # What a chapter has is dense where it prints hundreds of numbers of two decimals.
+    # Chapters that print hundreds of numbers of two decimals leave few free values.
     assert sum(noticed) > len(noticed) / 3
 
 
