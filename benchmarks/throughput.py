@@ -44,7 +44,7 @@ BUSY = 0.3
 def loop_ratio(epochs: int, repeats: int, images: int = 1024, batch: int = 64) -> list[float]:
     """Return ratios of the loop's seconds to those of a bare loop, timed in turn.
 
-    One thread computes, and the processor's seconds count. Both train the same network on the same
+    The processor's seconds count, of a single thread. Both train the same network on the same
     tensors, from the same weights.
     """
     torch.set_num_threads(1)
