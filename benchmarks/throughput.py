@@ -4,12 +4,12 @@ Run on a quiet machine with two cores at least, about ten minutes::
 
     python -m benchmarks.throughput
 
-Two bounds were set before anything was timed. Training through the library's loop takes at most 2 %
+The bounds were set before anything was timed. Training through the library's loop takes at most 2 %
 more than a bare loop of forward pass, backward pass and step on the same batches; and two processes
 with a core each finish a study of 30 runs in at most 0.6 of the time that one process with one core
-takes. One process with two cores is timed too and not judged, because what it saves depends on the
-network and not on the engine. The exit status is 1 where a bound is broken, and 2 where the machine
-was busy, so that nothing is known.
+takes. A single process with two cores is timed too and not judged, because what it saves depends on
+the network and not on the engine. The exit status is 1 where a bound is broken, and 2 where the
+machine was busy, so that nothing is known.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BUSY = 0.3
 def loop_ratio(epochs: int, repeats: int, images: int = 1024, batch: int = 64) -> list[float]:
     """Return ratios of the loop's seconds to those of a bare loop, timed in turn.
 
-    One thread computes, and the processor's seconds count. Both train the same network on the same
+    The processor's seconds count, of a single thread. Both train the same network on the same
     tensors, from the same weights.
     """
     torch.set_num_threads(1)
@@ -71,7 +71,7 @@ def loop_ratio(epochs: int, repeats: int, images: int = 1024, batch: int = 64) -
     bare(), through_the_loop()  # a first call loads what later ones find loaded
     ratios = []
     for k in range(repeats):
-        # Which comes first changes, so that a machine that slows down slows both.
+        # The order of the two changes, so that a machine that slows down slows both.
         pair = (bare, through_the_loop) if k % 2 == 0 else (through_the_loop, bare)
         seconds = {one: spent(one, time.process_time) for one in pair}
         ratios.append(seconds[through_the_loop] / seconds[bare])
@@ -112,7 +112,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="a file for the figures, as JSON")
     given = parser.parse_args(words)
     load = os.getloadavg()[0]
-    ratios = loop_ratio(epochs=1, repeats=2, images=128) if given.quick else loop_ratio(3, 11)
+    ratios = loop_ratio(epochs=1, repeats=2, images=64) if given.quick else loop_ratio(3, 11)
     seconds = study_seconds("smoke" if given.quick else "laptop")
     loop = statistics.median(ratios)
     share = seconds["two processes, a core each"] / seconds["one process, one core"]

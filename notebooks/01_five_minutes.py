@@ -232,7 +232,7 @@ plt.show()
 def slope(eigenvalues: torch.Tensor, first: int, last: int) -> float:
     """Return the logarithmic slope of a part of a spectrum."""
     part = eigenvalues[first - 1 : last].log()
-    index = torch.arange(first, first + len(part), dtype=part.dtype).log()
+    index = torch.arange(first, first + len(part), dtype=part.dtype, device=part.device).log()
     index = index - index.mean()
     return float(index @ part / (index @ index)) if len(part) > 2 else math.nan
 
@@ -266,7 +266,7 @@ table(["layer", *columns], rows, spec=".1f")
 # If $k$ images had all of the trace in equal parts, $1 / \sum_i s_i^2$ would be $k$; we call it the **effective number of images**.
 
 # %%
-bends = {name: torch.zeros(p.samples, dtype=torch.float64) for name in spectra}
+bends = {name: torch.zeros(p.samples, dtype=torch.float64, device="cpu") for name in spectra}
 for i in range(p.samples):
     one = layer_spectra(measured, (inputs[i : i + 1], targets[i : i + 1]))
     for name, s in one.items():

@@ -93,7 +93,7 @@ with tempfile.TemporaryDirectory() as store:
     assert records and len(records_of("entropy_facts", store=store)) >= len(records)
 assert "pydantic" not in sys.modules
 """
-# What a worker of a cluster does with a run whose grid is a file, on a machine without PyYAML.
+# A worker of a cluster does this with a run whose grid is a file, on a machine without PyYAML.
 WORKER = """
 import tempfile
 from pathlib import Path

@@ -9,17 +9,22 @@ from paperkit.training import train
 
 RUNS = {"smoke": 4, "laptop": 30}
 EPOCHS = {"smoke": 1, "laptop": 4}
-IMAGES, BATCH = 512, 64
+IMAGES = {"smoke": 64, "laptop": 512}
+BATCH = 64
 
 
 def grid(profile):
-    return [{"epochs": EPOCHS[profile], "seed": seed} for seed in range(RUNS.get(profile, 0))]
+    if profile not in RUNS:
+        return []
+    shared = {"images": IMAGES[profile], "epochs": EPOCHS[profile]}
+    return [{**shared, "seed": seed} for seed in range(RUNS[profile])]
 
 
 def run(configuration, context: RunContext):
     generator = torch.Generator(device="cpu").manual_seed(configuration["seed"])
-    inputs = torch.randn(IMAGES, 1, 28, 28, generator=generator, device="cpu")
-    targets = torch.randint(10, (IMAGES,), generator=generator, device="cpu")
+    images = configuration["images"]
+    inputs = torch.randn(images, 1, 28, 28, generator=generator, device="cpu")
+    targets = torch.randint(10, (images,), generator=generator, device="cpu")
     result = train(
         models.build("resnet8", in_channels=1, num_classes=10, seed=configuration["seed"]),
         Split(inputs, targets),

@@ -27,7 +27,7 @@ LONGEST = 120
 
 @dataclass
 class _Shown:
-    """What TensorBoard was told of a run, and by which state of its checkpoint.
+    """A run as TensorBoard was told of it, and the state of its checkpoint by then.
 
     Attributes
     ----------
