@@ -227,6 +227,7 @@ def ratio(g):
     return g.abs().pow(2 * alpha).sum() / g.square().sum().pow(alpha)
 
 
+# %%
 g = grad(loss)(theta)
 by_entropy = math.exp((1 - alpha) * renyi_entropy(g.square(), alpha))
 library = gradient_power_ratio(g, alpha)
@@ -247,6 +248,8 @@ print(f"R = {number(ratio(g))}, smallest possible {number(len(g) ** (1 - alpha))
 # = \mu P\, \frac{g}{\lVert g \rVert^2}
 # \qquad (\text{Rényi paper: eq. 11}) ,
 # $$ (eq-rsam-epsilon)
+#
+# By its making the loss at this place is the penalized loss, to first order:
 #
 # $$
 # L(\theta + \varepsilon) = L(\theta) + \mu P + O(\mu^2)
@@ -468,6 +471,7 @@ def lead(cells, method):
     return (low - most) / error, (high - least) / error
 
 
+# %%
 others = [m for m in table_1["methods"] if m != "RSAM"]
 tasks = [(f"{r['data']}, {r['model']}", r["cells"]) for r in table_1["rows"]]
 leads = {name: [lead(cells, m) for m in others] for name, cells in tasks}
