@@ -121,7 +121,7 @@ def test_no_two_networks_share_a_seed():
     for configuration in study.STUDY.grid("laptop"):
         key = configuration["network"], configuration["alpha"], configuration["rho"]
         assert networks.setdefault(configuration["seed"], key) == key
-    assert len(networks) == 16
+    assert len(networks) == 10
 
 
 def test_a_run_counts_its_probes_and_follows_the_radius(tmp_path):
