@@ -414,9 +414,9 @@ for method, color, line, marker in zip(shown, COLORS, LINE_STYLES, MARKERS, stri
         middle = [median(values) for values in zip(*curves, strict=True)]
         panel.semilogy(epochs, middle, marker, ls=line, color=color, lw=2, label=method)
 panels[1].axhline(0.05, color=QUIET, lw=1.2, ls=":")
-panels[1].text(epochs[0], 0.053, "SAM's usual radius", color=INK, fontsize=9, va="bottom")
+panels[1].text(epochs[-1], 0.046, "SAM's usual radius", color=INK, ha="right", va="top")
 panels[0].set(ylabel=r"length of the gradient, $\|g\|$")
-panels[1].set(ylabel=r"radius, $\mu R(g) / \|g\|$", xlabel="epoch")
+panels[1].set(ylabel=r"radius, $\mu R(g) / \|g\|$", xlabel="epoch", ylim=(0.03, None))
 panels[0].legend()
 plt.show()
 
