@@ -544,7 +544,7 @@ table(["by Table 1", "value"], rows)
 
 # %% [markdown]
 # * *RSAM improves on SGD, significantly.*
-#   In all six tasks the lead is above two errors, so the table bears it.
+#   In all six tasks with printed errors the lead is above two of them, so the table bears it.
 # * *RSAM outperforms SAM, ASAM and Eigen-SAM.*
 #   By the means it does in most rows; by more than two errors in three of six, two of six and three of five.
 # * *The margin over ASAM is modest on certain tasks.*
@@ -555,7 +555,7 @@ table(["by Table 1", "value"], rows)
 #   Three were compared, each with one setting for a data set, while RSAM has one for each network.
 #
 # Two things the table cannot say.
-# The accuracies of the released code are the best over the epochs on the test images, for every method alike.
+# The released code reports the best accuracy over the epochs on the test images.
 # And the table compares at equal epochs, at which SGD takes half the gradients.
 #
 # (rsam-checked)=
