@@ -534,7 +534,7 @@ plt.show()
 # With $\varepsilon$ held fixed the step follows $g + H\varepsilon$, and $H\varepsilon \propto Hg$ is what gradient regularisation adds, too.
 #
 # The gradient of the penalty is another vector.
-# Let $\nabla R$ be the gradient of $R$ in its argument (for $\alpha > \frac12$; at smaller $\alpha$ where no entry of $g$ is zero).
+# Let $\nabla R$ be the gradient of $R$ in its argument (for $\alpha > \frac12$; otherwise where no entry of $g$ is zero).
 # By the chain rule the penalty's gradient in $\theta$ is $H \nabla R$ times its weight, and $\nabla R$ is orthogonal to $g$, because $R$ does not change when $g$ is scaled:
 #
 # $$
