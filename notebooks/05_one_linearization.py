@@ -19,9 +19,9 @@
 #
 # **Question.** How much of the four papers can be read off one pair of tensors for each layer, $(a_l, B_l)$, and by which equations?
 #
-# **Answer.** Every measure of the network's tangent: spectra, entropies, traces, Fisher matrix, Kronecker factors; and sensitivities, with a third tensor of the pass.
+# **Answer.** Every measure of the network's tangent: spectra, entropies, traces, Fisher matrix, Kronecker factors; with the Jacobian $X_l$ of the pass, sensitivities.
 # A measure that evaluates the loss elsewhere stays outside.
-# Each equation agrees with brute force and with the library, most to 1e-12.
+# Each equation agrees with brute force and the library, most to 1e-12.
 #
 # **Time.** Reading: about 50 minutes; running: under twenty seconds on two cores.
 #
@@ -72,7 +72,7 @@ agree = checked.agree
 #
 # They all look at the same object.
 # Replace the network by its tangent at the current weights.
-# Then a pair of tensors is left of each layer: $a_l$, which holds what the layer's weights multiply, and $B_l$, which holds how the outputs answer to the layer's result.
+# Of each layer two tensors then remain: $a_l$, which holds what the layer's weights multiply, and $B_l$, which holds how the outputs answer to the layer's result.
 # We derive the measures one by one, and turn each equation into a few lines of code.
 #
 # Each result is then computed twice more, by brute force and by the library.
@@ -85,7 +85,7 @@ agree = checked.agree
 # These letters belong to this chapter alone:
 #
 # * $\gamma_h$, $\beta_h$, $m_h$, $s_h$ to {ref}`batch normalisation <one-fisher>`;
-# * $Q_i$, $M$, $\Pi$, $c_i$ to the rows of {ref}`all samples <one-igs>`: an orthonormal factor, the stacked rows, the projector on their range, a gradient's coordinates (as an index, $c$ counts outputs);
+# * $Q_i$, $M_l$, $M$, $\Pi$, $c_i$ to the rows of {ref}`all samples <one-igs>`: an orthonormal factor, the stacked rows of a layer and of all parameters, the projector on their range, a gradient's coordinates (as an index, $c$ counts outputs);
 # * $\sigma_j$ to the singular values of $X_l$, and $\kappa_l$ and $G_{ir}$ to {ref}`relative flatness <one-flatness>`;
 # * $s_{irt}$, $\Omega_l$, $\Psi_l$ and $U$ to {ref}`Kronecker factors <one-kfac>`.
 #
@@ -274,7 +274,7 @@ agree(
 # The middle factor projects on the complement of $\sqrt{p_i}$.
 # Choose a matrix $Q_i$ whose $C - 1$ rows are orthonormal and orthogonal to $\sqrt{p_i}$.
 # Then the projection is $Q_i^\top Q_i$, and $R_i = Q_i \operatorname{diag}(\sqrt{p_i})$ is a factor of $C - 1$ rows.
-# No factor has fewer, because the null vectors of $\Lambda_i$ are the multiples of $\mathbf 1$, so that its rank is $C - 1$.
+# No factor has fewer, because the null vectors of $\Lambda_i$ are the multiples of $\mathbf 1$, as every $p_{ic} > 0$, so that its rank is $C - 1$.
 #
 # Hence $K_l$ has $n(C - 1)$ rows, where $G_l$ has $d_l$.
 # The smaller of the two numbers bounds the rank, and the library writes out the smaller of the two matrices: in the stem that is $G_l$.
@@ -375,7 +375,8 @@ plt.show()
 
 # %% [markdown]
 # The first nine eigenvalues of the head stand apart.
-# They are $C - 1$, as many as the directions of the outputs that change a probability: a common shift of all logits changes none.
+# All images have nearly the same features after the pooling: the second moment of the $x_i$ that enter the head has one eigenvalue that is far larger than the others.
+# So the head's block is nearly the mean of the $\Lambda_i$ along that one direction, and this mean has $C - 1$ nonzero eigenvalues, since a common shift of all logits changes no probability.
 #
 # (one-fisher)=
 # ## All parameters, biases and normalisation included
@@ -535,7 +536,7 @@ table(["$n$", "rows of $M$", "rank", "IGS", r"$\sum_i (e^{\ell_i} - 1)$", "metho
 # * *Four in the channels between the two convolutions.* Such a channel may grow, through the scale and shift of the stem's normalisation, while the filters that read it shrink.
 # * *Four in the channels behind the sum.* Such a channel may grow, through the scale and shift of conv's normalisation, while the head's four columns that read it shrink.
 #
-# In the last eight the skip connection carries too much or too little of the channel, and the central weight of the channel's own filter makes up for it.
+# In the last eight the skip connection carries too much or too little of the channel, and the central weight of the channel's own filter makes up for it: if a channel $x$ between the convolutions becomes $2x$, for example, the skip adds $2x$ where $x$ is wanted, and the central weight takes one $x$ away.
 #
 # (one-sharing)=
 # ## Trace sharpness, with shared weights and without
@@ -604,7 +605,7 @@ table(["layer", *S], {name: [column[name] for column in S.values()] for name in 
 # ## How the outputs answer to the features, and a second reader
 #
 # The compression paper asks how the outputs answer to an activation $x_l$ that enters a layer, and measures this by the Jacobian $X_l = \partial f / \partial x_l$.
-# At each sample $X_l$ has singular values $\sigma_1 \ge \dots \ge \sigma_C$.
+# At each sample $X_l$ has singular values $\sigma_1 \ge \dots \ge \sigma_C$ ($x_l$ has at least $C$ entries here).
 # The largest is the strongest response, their product is the change of volume, and a ratio of their sums counts the directions that matter.
 # With a bar for the mean over the samples, the four measures are
 #
@@ -787,7 +788,7 @@ table(["layer", "relative flatness"], kappa, spec=".6f")
 # How far is $G_l$ from such a product?
 # Write $s_{irt} = (R_i B_{l,it})_r^\top$ for the column of $h_l$ numbers that the output side contributes, and append a 1 to $a_{l,it}$ where there is a bias.
 # Then $G_{ir} = \sum_t s_{irt}\, a_{l,it}^\top$, and $G_l$ is a mean of Kronecker products.
-# To arrive at a single one, replace the mean of the products by the product of the means:
+# To arrive at a single one, drop the terms with $t \ne t'$, and then replace the mean of the products by the product of the means:
 #
 # $$
 # \begin{aligned}
@@ -800,7 +801,7 @@ table(["layer", "relative flatness"], kappa, spec=".6f")
 # $$ (eq-one-kfac)
 #
 # This is **K-FAC** ({cite:t}`martens2015`; {cite:t}`grosse2016` for convolutions).
-# It drops the terms with $t \ne t'$, and it lets every $s$ meet every $a$ of the layer, also those of other samples and positions.
+# It lets every $s$ meet every $a$ of the layer, also those of other samples and positions.
 #
 # **EKFAC** {cite:p}`george2018` keeps the eigenvectors $U = U_\Omega \otimes U_\Psi$ of the two factors and corrects the eigenvalues.
 # It takes the diagonal of $U^\top G_l\, U$, which is $\frac1n \sum_{i,r}$ of the squared entries of $U_\Omega^\top G_{ir}\, U_\Psi$.
@@ -828,7 +829,7 @@ table(["distance from the block", "K-FAC", "EKFAC"], errors)
 
 # %% [markdown]
 # For the convolutions K-FAC is off by two thirds and by four fifths of the block, and EKFAC by somewhat less.
-# For the head both are close, because at random weights all samples have nearly the same $\Lambda_i$.
+# For the head both are close, because at random weights all samples have nearly the same $\Lambda_i$ and nearly the same features.
 #
 # The brute force for K-FAC lets every $s$ meet every $a$, one pair at a time.
 # That for EKFAC, in the folded cell, takes the diagonal of the block that automatic differentiation gives, in the library's basis.
@@ -874,9 +875,10 @@ agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
 # ## All of it in one call
 #
 # `measure(model, data)` linearizes once and computes the measures of this chapter from the pass.
-# Takeuchi's criterion is a row over $n$, and `kfac(linearization)` and `ekfac(linearization)` take the same pass.
+# Takeuchi's criterion is the row `information_geometric_sharpness` divided by $n$ ({eq}`eq-one-tic`), and `kfac(linearization)` and `ekfac(linearization)` take the same pass.
 # The last four rows are no part of the pass; they need a forward pass or one product $J\theta$ at most.
-# A row *of the network* is about all layers together, or, for the sensitivities, the volume and the dimension, about the network's own input.
+# A row *of the network* is about all layers together, or, for the sensitivities, the volume and the dimension, about the network's own input (the two rows whose names begin with `network_` are sums over layers).
+# Two rows are not derived above: `input_invariant_local_sensitivity` is the mean of $\lVert X \operatorname{diag}(x) \rVert_F^2$, with $x$ the network's input (compression paper: eq. 43), and `mean_exponential_loss` is the bound of {eq}`eq-one-igs` over $n$.
 #
 # The last column says what a value presumes, and two values can be compared only where it agrees:
 #
@@ -975,7 +977,7 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 #
 # The compression paper bounds the sensitivities by the sharpness {cite:p}`compression`.
 # The step that carries its bounds is {eq}`eq-one-sharing` for **one** position, where the gradient is an outer product: $\lVert \partial f / \partial W \rVert_F = \lVert B \rVert_F \lVert x \rVert$ (its equation 4).
-# If the layer is the only reader of $x$, then $X = BW$, and this gives
+# If the layer is the only reader of $x$, then $X = BW$, and this gives for $x \ne 0$
 #
 # $$
 # \lVert X \rVert_F \;\le\; \lVert W \rVert_2\, \lVert B \rVert_F \;=\; \frac{\lVert W \rVert_2}{\lVert x \rVert}\, \Big\lVert \frac{\partial f}{\partial W} \Big\rVert_F
@@ -1021,7 +1023,7 @@ table(columns, rows, spec=".5f")
 # Where a bound is certified, it holds.
 # Where it is not, it may hold all the same, as three rows show.
 # Equation 5, corrected, does not: with the tied gradient it is false for the convolution on real digits, with a network that nobody designed for the purpose.
-# (It is about one sample; the sides are those of the tightest.)
+# (Equation 5 is a bound for each sample; the table has the sample at which left over right is largest.)
 # The last row is not certified, because conv is not the only reader of its input.
 #
 # Equations 11 and 12 have the gradient of all parameters on their right side, and survive here.
@@ -1045,10 +1047,10 @@ table(columns, rows, spec=".5f")
 #
 # ## Exercises
 #
-# **1.** For which layers is {eq}`eq-one-sharing` with $t \ne t'$ dropped always *larger* than the double sum?
+# **1.** For which layers is {eq}`eq-one-sharing` with $t \ne t'$ dropped never smaller than the double sum?
 #
 # ````{dropdown} Solution
-# For none, in general.
+# For layers of one position the two are equal; for the others either may be larger.
 # The off-diagonal terms are $\sum_{t \ne t'} \langle B_t, B_{t'} \rangle \langle a_t, a_{t'} \rangle$, of either sign.
 # If all positions agree, $B_t = b$ and $a_t = a$, the double sum is $P^2 \lVert b \rVert^2 \lVert a \rVert^2$, which is $P$ times the other; if they cancel it is zero.
 # By the inequality of Cauchy and Schwarz the factor $P$ is the worst.

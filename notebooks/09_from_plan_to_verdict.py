@@ -19,9 +19,9 @@
 #
 # **Question.** How does a study become a verdict, through a killed run and over two machines, and who notices a wrong number on the way?
 #
-# **Answer.** Six commands lead there, and a kill loses only the runs that were under way.
-# One changed number in one record turns a verdict from *verified* to *refuted*.
-# An audit of 8 random runs of 27 meets that record with probability 0.30; told which run to repeat, it finds it at once.
+# **Answer.** Five commands lead there, a sixth audits, and a kill loses only runs under way.
+# One changed number in one record turns *verified* into *refuted*.
+# An audit of 8 random runs of 27 meets that record with probability 0.30; told which run, it finds it at once; a forged *verified* names none.
 #
 # **Time.** Reading: about 26 minutes; running: under a minute on two cores.
 #
@@ -101,7 +101,7 @@ from paperkit.statistics.intervals import sample_size
 #
 # **Computed here.** The study is `curvature_blocks` of {doc}`chapter 2 <02_curvature_objects>`, whose runs take a fraction of a second each.
 # It runs once through a kill, twelve of its runs are shared out to two machines that we pretend to have, and a sample is run again.
-# Only records of the laptop or paper profile earn verdicts, so the grid is that of the laptop at every profile of this chapter.
+# Only records of the laptop or paper profile earn verdicts, so the study's grid is the laptop's, whichever profile this page is run with.
 #
 # (plan-room)=
 # ## A room of our own
@@ -283,7 +283,7 @@ print("with the same metrics:", metrics[0] == metrics[1])
 
 # %% [markdown]
 # It would: the bytes are others.
-# The metrics are the same to the last bit, although a worker of two made the first and this notebook the second, since the same instructions ran on the same numbers.
+# The metrics are the same to the last bit, even if a worker of two made the first and this notebook the second, since on one machine and one thread the same instructions ran on the same numbers.
 #
 # (plan-merge)=
 # ## Two machines
@@ -457,7 +457,7 @@ paperkit(f"claims {CLAIM} --store nothing")
 #
 # **Are they the book's records?** The book's were made on another day, and perhaps on another processor, which adds in another order.
 # So they agree within round-off, and the study says what that means.
-# Two numbers are the same if they differ by a millionth at most, relative to the first, or if both are below $10^{-10}$.
+# Two numbers are the same if they differ by a millionth at most, relative to the first, or if both are below $10^{-10}$; an audit, below, compares by the same rule, `study.tolerance` and `study.round_off`.
 
 
 # %%
@@ -499,7 +499,7 @@ print("of the altered record:", ", ".join(disagreements(published[keys[0]], wron
 #
 # How large must the sample be?
 # Say that $b$ of $N$ records are bad, and that $m$ are drawn.
-# The draw misses all bad ones if it falls among the $N - b$ good ones, and all draws are equally likely:
+# The draw misses all bad ones if it falls among the $N - b$ good ones, and all draws are equally likely, that is without replacement and independently of which records are bad:
 #
 # $$
 # P(\text{no bad one is drawn}) = \binom{N-b}{m} \Big/ \binom{N}{m} .
@@ -529,7 +529,7 @@ paperkit(f"audit {NAME} --store nothing --seed {p.seed} --sample {p.sample}")
 # %% [markdown]
 # Without `--sample` the command draws as many as the rule says, and without `--seed` the day draws them.
 #
-# An audit is for honest changes.
+# Whoever chooses the seed could choose the draw, so an audit does not protect against its own auditor: what audits are mostly for is code that was edited.
 # When the code behind a study is edited, all of its records become stale at once, and a sample that agrees under the new code renews them all; each then says that it was renewed, when, and by which sample.
 # That happens in a committed tree alone.
 # A run that disagrees is noted in its record, and belongs to every later sample.

@@ -936,8 +936,7 @@ table(
 figure, (upper, middle, lower) = plt.subplots(3, figsize=(5.5, 9.6))
 for column, name in enumerate(("mixed policy", "second probe")):
     values = [row[column] for row in rows.values()]
-    upper.semilogy(range(len(times)), values, "os"[column] + ("-", "--")[column], label=name)
-upper.set_xticks(range(len(times)), times)
+    upper.semilogy([*map(str, times)], values, ("o-", "s--")[column], label=name)
 upper.set(xlabel="steps of gradient descent", ylabel="coefficient")
 orders = torch.tensor([0.8 + 0.0025 * j for j in range(181) if j != 80], dtype=torch.float64)
 for axes, matrix in ((middle, first), (lower, whole)):
