@@ -129,7 +129,7 @@ def test_a_run_counts_its_probes_and_follows_the_radius(tmp_path):
     assert {r.configuration["trained_by"] for r in records} == set(study.METHODS)
     for record in records:
         metrics = record.metrics
-        # 320 images are five batches: after steps 8, of the second epoch, no earlier.
+        # An epoch has five batches, so that of the fifteen steps only step 8 is a probe.
         assert metrics["probes"] == 1
         assert metrics["epochs"] == [1]
         assert metrics["radius_start"] == metrics["radius_end"] == metrics["largest_radius"]
