@@ -366,6 +366,7 @@ for name, values in eigenvalues.items():
         wider = 4 * one.standard_error
         assert low - wider <= -entropy(values, alpha) <= high + wider
         assert 15 <= one.assumptions["steps"] <= 40 and one.assumptions["reliable"]
+        assert high - low < one.standard_error
         bar = {"color": styles[name]["color"], "fmt": "o", "ms": 3, "capsize": 4}
         lower.errorbar(alpha, -one.value, wider, **bar)
 upper.set(xlabel="index of the eigenvalue", ylabel="eigenvalue")
@@ -375,9 +376,16 @@ plt.show()
 
 # %% [markdown]
 # The first nine eigenvalues of the head stand apart.
-# All images have nearly the same features after the pooling: the second moment of the $x_i$ that enter the head has one eigenvalue that is far larger than the others.
+# All images have nearly the same features after the pooling: the second moment of the $x_i$ that enter the head has one large eigenvalue, and the next is less than a fiftieth of it.
 # So the head's block is nearly the mean of the $\Lambda_i$ along that one direction, and this mean has $C - 1$ nonzero eigenvalues, since a common shift of all logits changes no probability.
-#
+
+# %% tags=["nbval-rtol=1e-6"]
+x = a["head"].squeeze(2)  # (n, k), the features
+moment = torch.linalg.eigvalsh(x.T @ x / n).flip(0)
+assert moment[1] < moment[0] / 50
+table(["eigenvalue of the second moment", "value"], {"largest": moment[0], "next": moment[1]})
+
+# %% [markdown]
 # (one-fisher)=
 # ## All parameters, biases and normalisation included
 #
@@ -523,6 +531,13 @@ for batch in (data, study.digits_batch(60, p.seed)):
     assert distance(igs / len(g), tic) < 1e-6 and rank == library.rank <= len(theta) - 33
     rows.append((len(g), library.num_rows, rank, igs, library.upper_bound, library.method))
 table(["$n$", "rows of $M$", "rank", "IGS", r"$\sum_i (e^{\ell_i} - 1)$", "method"], rows)
+
+# %%
+# Random images reach more patterns of the ReLUs than digits, so that only the 33 directions remain.
+many = 3 * torch.randn(250, *inputs.shape[1:], generator=generator_of(0), dtype=inputs.dtype)
+some_labels = torch.zeros(250, dtype=torch.int64)
+one = linearize(model, many, all_parameters=True)
+assert projected_sharpness(one, some_labels)[1] == len(theta) - 33
 
 # %% [markdown]
 # On 15 images the measure equals the bound, and on 60 the projector takes two fifths of it away.
