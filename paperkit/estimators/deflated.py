@@ -162,7 +162,7 @@ def _groups(sizes: Mapping[str, int], room: int) -> Iterator[list[str]]:
     """Yield groups of layers whose rows fit, the last layers first: their passes are short."""
     group: list[str] = []
     left = room
-    for name in reversed(sizes):
+    for name in reversed(list(sizes)):
         if group and sizes[name] > left:
             yield group
             group, left = [], room

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from paperkit import arguments, checkpoint
 from paperkit.experiments.archive import Archive
@@ -228,7 +228,7 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", float(value)
 
 
-def _is_history(history: Any) -> bool:
+def _is_history(history: Any) -> TypeGuard[list[dict[str, Any]]]:
     """Return whether a checkpoint's entry is a history of `train`; studies may keep other files."""
     return isinstance(history, list) and all(
         isinstance(epoch, Mapping) and isinstance(epoch.get("epoch"), int) for epoch in history

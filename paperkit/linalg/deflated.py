@@ -357,9 +357,13 @@ def _quadrature_of(
         probes=probes,
         steps=None,
         max_steps=max_steps,
-        targets=[lambda q, order=order: q.trace(power(order)) for order in orders],
+        targets=[partial(_power_sum, order=order) for order in orders],
         seed=seed,
     )
+
+
+def _power_sum(quadrature: SpectralQuadrature, order: float) -> Estimate:
+    return quadrature.trace(power(order))
 
 
 def _singular_values(tall: Tensor) -> Tensor:

@@ -88,6 +88,7 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
             seed=configuration["seed"],
             memory_budget=MEMORY,
         )
+    by_layer = {name: orders for name, orders in found.items() if isinstance(orders, dict)}
     gradients = counter.get_total_flops() / gradient.operations
     exact = layer_spectra(network, part, memory_budget=MEMORY) if configuration["exact"] else {}
     metrics: dict[str, Any] = {
@@ -95,18 +96,18 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
         "test_accuracy": accuracy,
         "gradients": gradients,
         "gradients_slack": GRADIENTS - gradients,
-        "layers": list(found),
+        "layers": list(by_layer),
     }
     for name in ("entropy", "stated", "standard_error", "stated_slack", "error", "within_slack"):
         metrics[name] = {}
     metrics["rest_share"] = {
         layer: by_order[0.5].assumptions.get("left_to_probes", 0.0)
-        for layer, by_order in found.items()
+        for layer, by_order in by_layer.items()
     }
     metrics["steps"] = {
-        layer: by_order[0.5].assumptions.get("steps", 0) for layer, by_order in found.items()
+        layer: by_order[0.5].assumptions.get("steps", 0) for layer, by_order in by_layer.items()
     }
-    for layer, by_order in found.items():
+    for layer, by_order in by_layer.items():
         for order, result in by_order.items():
             key = f"{layer}, {order}"
             half = 0.0 if result.bracket is None else (result.bracket[1] - result.bracket[0]) / 2
