@@ -181,7 +181,7 @@ checked.agree("eq. 2", moved_weights, brute_force=moved_inputs, library=claim.le
 # ```{prf:proof}
 # Let $Z_i \in [0, c]$ be the mean over $U$ of sample $i$'s loss on moved inputs.
 # As $\theta$ is fixed before $S$ is drawn, the $Z_i$ are independent, and each has the mean $E_U L(\mathcal D_U, \theta)$.
-# Hoeffding's lemma says $E\, e^{t (E Z_i - Z_i)} \le e^{t^2 c^2 / 8}$ for every $t$.
+# Hoeffding's lemma says $E\, e^{t (E Z_i - Z_i)} \le e^{t^2 c^2 / 8}$ for every $t > 0$.
 # By Markov's inequality their average falls short of its mean by more than $s$ with probability at most $e^{n t^2 c^2 / 8 - n t s}$.
 # The exponent is least for $t = 4s / c^2$, where it is $-2 n s^2 / c^2$.
 # Set this equal to $\log \delta$, solve for $s$, and use the hypothesis on moving.
@@ -207,7 +207,7 @@ for n in (10, 100, 1000):
 table(["n", "width of the bound", "largest probability to fail"], rows)
 
 # %% [markdown]
-# Whatever the coin, the bound fails with less than the 5 % that it was allowed.
+# For none of 99 coins does the bound fail with more than the 5 % that it was allowed; the proof covers the others.
 #
 # **A network that memorises.**
 # Now let $\theta$ see the sample.
@@ -442,7 +442,7 @@ plt.show()
 # ```{prf:proposition} The perturbation leads to relative flatness
 # :label: bounds-prop-flatness
 #
-# Let $U$ be uniform on the orthogonal matrices of size $k$, and the loss smooth in $W$.
+# Let $U$ be uniform on the orthogonal matrices of size $k$, and the loss four times continuously differentiable near $W$.
 # Then
 #
 # $$
@@ -685,7 +685,7 @@ plt.show()
 # \end{gathered}
 # $$ (eq-bounds-rise)
 #
-# and *if the neighbourhood does not depend on $S$*, {eq}`eq-bounds-mcallester` holds with this in place of the divergence.
+# and *if the neighbourhood does not depend on $S$ and the loss lies in $[0, 1]$*, {eq}`eq-bounds-mcallester` holds with this in place of the divergence.
 # ```
 #
 # ```{prf:proof}
@@ -732,14 +732,14 @@ for d in (1, 2, 5, 6, 10, 100, 1000):
 table(["d", "printed A / exact rise"], rows)
 
 # %% [markdown]
-# The printed bound has $2\sqrt{(2 L_0 + 2A + \log(2n/\delta)) / (n-1)}$, which is wider than {eq}`eq-bounds-mcallester` by more than the missing 5 %.
-# So the constant does no harm.
+# The printed bound has $2\sqrt{(2 L_0 + 2A + \log(2n/\delta)) / (n-1)}$, where {eq}`eq-bounds-mcallester` has $\sqrt{(A + \log(2n/\delta)) / 2(n-1)}$.
+# Under one root that is $8 A$ against $A / 2$, beside which the missing 5 % of $A$ do no harm.
 #
 # **Gap:** the prior.
 # $P$ is the uniform distribution around the minimum that was found *on $S$*, and {eq}`eq-bounds-mcallester` does not allow this.
 # A second memoriser shows that it matters.
 #
-# Each of $n$ samples has a weight of its own: an input is given the weight $w_i$ of its nearest sample, and the loss is $\frac12 (1 - \cos \pi (w_i - y))$.
+# Each of $n$ samples has a weight of its own, so that $d = n$: an input is given the weight $w_i$ of its nearest sample, and the loss is $\frac12 (1 - \cos \pi (w_i - y))$.
 # It is smooth and lies in $[0, 1]$.
 # The labels are fair coins again.
 # At the minimum $w_i = y_i$ the training loss is 0 and the Hessian is $\frac{\pi^2}{2n} I$: as isolated and as even as one could wish.
@@ -769,7 +769,7 @@ table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 #
 # **Gap:** $|H| > 0$.
 # A layer with more weights than the data have directions has a singular Hessian.
-# Then $|H| = 0$, the minimum is not isolated, and {prf:ref}`bounds-thm-isolated` does not speak of it.
+# Then $|H| = 0$, the minimum need not be isolated, and {prf:ref}`bounds-thm-isolated` does not speak of it.
 #
 # **By the entropy.** Theorem 3.2, with its constants Proposition C.1, replaces $\log |H|$ by the last line of {eq}`eq-bounds-chain`:
 #
@@ -778,7 +778,8 @@ table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 # \qquad (\text{paper: eqs 4, 24}) .
 # $$ (eq-bounds-entropy)
 #
-# The main text writes this as $C\, V^{2/d} \exp(-[\mathcal H_\alpha - \mathcal A] / d)$ with a positive constant $\mathcal A$, which is $d \log \operatorname{Tr} H$.
+# The main text writes this as $C\, V^{2/d} \exp(-[\mathcal H_\alpha - \mathcal A] / d)$ with a constant $\mathcal A$, which is $d \log \operatorname{Tr} H$.
+# It is called positive there, and is negative where the trace is below 1.
 # We have met all there is to say of it: the entropy enters by a factor between $d^{-1/d}$ and 1, on the side of the slack; without it, by the second term of the chain, $A$ would be about $d$ times smaller.
 # **Vacuous** is our word for a statement that may hold and does not say what it is used for ({ref}`errata <errata-vacuous-bounds>`).
 #
@@ -883,7 +884,7 @@ table(["n = d", "half the entropy", "C of the proof", "bound", "bound, C = 100"]
 
 # %% [markdown]
 # With the proof's $C$ the bound is true and above 1, below which the loss lies anyway.
-# Of the thousands under its root half the entropy is 3.1 and 3.8.
+# Under its root stands the proof's $C$ less half the entropy, 3.1 and 3.8, which are lost in it.
 # With a $C$ that is held constant, 100 here, the bound is below the loss of one half, and false.
 #
 # All of the chapter's own lines so far agree with brute force and with the library.
@@ -904,7 +905,7 @@ checked.table()
 # | the loss on moved training data bounds the population loss | on held-out data it does; there the loss itself does too |
 # | moving the weights does not lower the population loss | on average it did not, in any layer that was trained; in the last one that is convexity |
 # | the perturbation leads to the layer's spectrum | it leads to relative flatness |
-# | a larger entropy lowers the bound | at a fixed trace it goes with a larger determinant; only the slack falls, by $d^{1/d}$ at most |
+# | a larger entropy lowers the bound | averaging at a fixed trace raises entropy and determinant together; only the slack falls, by $d^{1/d}$ at most |
 #
 # None of this speaks against the entropy as a measure.
 # It says that these bounds give no reason for it, so that the reason must come from experiments, or from another theorem.
