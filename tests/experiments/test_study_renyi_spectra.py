@@ -96,17 +96,14 @@ def test_a_run_trains_a_network_and_measures_it_where_the_population_does(tmp_pa
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
-def test_the_networks_are_those_of_the_population_and_more_seeds_of_it(profile):
-    known = population_training.grid(profile)
-    grid = [population.setting_of(c) for c in spectra.STUDY.grid(profile)]
-    beyond = [c for c in grid if c not in known]
-    assert {(c["cell"], c["optimizer"]) for c in beyond} <= {("resnet", "sgd")}
-    assert all({**c, "seed": 0} in known for c in beyond)
-    if profile != "smoke":
-        pairs = {(c["cell"], c["seed"]) for c in orders.STUDY.grid(profile)}
-        for cell, seed in pairs:
-            own = [c for c in grid if (c["cell"], c["seed"]) == (cell, seed)]
-            assert {c["optimizer"] for c in own} == {"sgd", "adam"}
+def test_the_networks_are_two_of_each_population_by_either_optimizer(profile):
+    grid = spectra.STUDY.grid(profile)
+    assert all(spectra.setting_of(c) in population_training.grid(profile) for c in grid)
+    assert len({c["network"] for c in grid}) == len(grid)
+    for cell, seed in {(c["cell"], c["seed"]) for c in orders.STUDY.grid(profile)}:
+        own = [c for c in grid if (c["cell"], c["seed"]) == (cell, seed)]
+        assert [c["optimizer"] for c in own] == ["sgd", "adam"]
+        assert {c["n"] for c in own} <= set(population.SAMPLES[profile])
 
 
 # --- orders and kinds -----------------------------------------------------------------------------
@@ -211,7 +208,7 @@ def test_a_run_asks_for_thirty_networks_and_the_two_whose_spectra_are_known():
     assert found["layers"] == ["a/b"]
 
 
-def test_the_claims_select_five_populations_and_five_seeds():
+def test_the_claims_select_five_populations_and_ten_networks():
     for claim in load_claims():
         if claim.criterion.study == orders.STUDY.name:
             grid = orders.STUDY.grid(claim.profile)
@@ -220,7 +217,7 @@ def test_the_claims_select_five_populations_and_five_seeds():
         if claim.criterion.study == spectra.STUDY.name:
             grid = spectra.STUDY.grid(claim.profile)
             chosen = [c for c in grid if matches(c, claim.criterion.where)]
-            assert {c["seed"] for c in chosen} == set(range(5))
+            assert len({c["network"] for c in chosen}) == len(chosen) == 10
 
 
 def test_a_layer_by_layer_yes_or_no_is_read_as_numbers():

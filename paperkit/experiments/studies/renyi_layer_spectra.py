@@ -1,9 +1,9 @@
 """The exact Hessian spectrum of every layer of trained networks, and its kind.
 
-The networks are trained here as those of `population_training`: of each cell one by SGD and one by
-Adam, at the middle pair of learning rate and batch size and the middle weight decay. They are
-measured on the images on which `population` measures. Cells whose blocks are no Gauss–Newton blocks
-are left out, because an exact spectrum would cost a Hessian product for every weight.
+The networks are trained here as those of `population_training`: of each cell and seed one by SGD
+and one by Adam, at the middle pair of learning rate and batch size and the middle weight decay. They
+are measured on the images on which `population` measures. Cells whose blocks are no Gauss–Newton
+blocks are left out, because an exact spectrum would cost a Hessian product for every weight.
 
 The Rényi paper's Section 4.1 tells two kinds of spectra apart by eye. The rule here was written
 before any spectrum was looked at. Take the eigenvalues of at least 1 % of the largest, in
@@ -26,7 +26,7 @@ from paperkit.estimators import LayerSpectrum, layer_spectra, renyi_entropy
 from paperkit.experiments import RunContext, Study
 from paperkit.experiments.grids import grid_of
 from paperkit.experiments.studies import population_training as training
-from paperkit.experiments.studies.population import OF_TRAINING, has_learned, setting_of
+from paperkit.experiments.studies.population import OF_TRAINING, has_learned
 
 SMALL = 0.01
 """An eigenvalue counts as small below this fraction of its layer's largest."""
@@ -52,6 +52,11 @@ ALLOWED = 0.1
 # largest, which is as far as a figure goes.
 KEPT = {"optimizer": "sgd", "seed": 0}
 KEPT_DOWN_TO = 1e-6
+
+
+def setting_of(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of `population_training` that a network has."""
+    return {name: value for name, value in configuration.items() if name not in ("network", "n")}
 
 
 def key(layer: str) -> str:
