@@ -96,13 +96,13 @@ def test_a_run_trains_a_network_and_measures_it_where_the_population_does(tmp_pa
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
-def test_the_networks_are_two_of_each_population_by_either_optimizer(profile):
+def test_each_population_has_a_network_by_sgd_whose_spectra_are_known(profile):
     grid = spectra.STUDY.grid(profile)
     assert all(spectra.setting_of(c) in population_training.grid(profile) for c in grid)
     assert len({c["network"] for c in grid}) == len(grid)
     for cell, seed in {(c["cell"], c["seed"]) for c in orders.STUDY.grid(profile)}:
         own = [c for c in grid if (c["cell"], c["seed"]) == (cell, seed)]
-        assert [c["optimizer"] for c in own] == ["sgd", "adam"]
+        assert [c["optimizer"] for c in own] in (["sgd"], ["sgd", "adam"])
         assert {c["n"] for c in own} <= set(population.SAMPLES[profile])
 
 
@@ -190,7 +190,7 @@ def test_layers_whose_best_order_is_known():
     assert orders.analyse(records(rising), {"a/b": "neither"}, "all")["has_cases"] is False
 
 
-def test_a_run_asks_for_thirty_networks_and_the_two_whose_spectra_are_known():
+def test_a_run_asks_for_thirty_networks_and_the_one_whose_spectra_are_known():
     asked = []
 
     def record_of(study, network):
@@ -203,12 +203,12 @@ def test_a_run_asks_for_thirty_networks_and_the_two_whose_spectra_are_known():
     configuration = next(c for c in orders.STUDY.grid("laptop") if c["population"] == "resnet")
     found = orders.run(configuration, SimpleNamespace(record_of=record_of))
     assert (found["networks"], found["agreement"]) == (30, 1.0)
-    assert [study for study, _ in asked].count("renyi_layer_spectra") == 2
+    assert [study for study, _ in asked].count("renyi_layer_spectra") == 1
     assert all(network["cell"] == "resnet" and network["n"] == 64 for _, network in asked)
     assert found["layers"] == ["a/b"]
 
 
-def test_the_claims_select_five_populations_and_ten_networks():
+def test_the_claims_select_five_populations_and_eight_networks():
     for claim in load_claims():
         if claim.criterion.study == orders.STUDY.name:
             grid = orders.STUDY.grid(claim.profile)
@@ -217,7 +217,7 @@ def test_the_claims_select_five_populations_and_ten_networks():
         if claim.criterion.study == spectra.STUDY.name:
             grid = spectra.STUDY.grid(claim.profile)
             chosen = [c for c in grid if matches(c, claim.criterion.where)]
-            assert len({c["network"] for c in chosen}) == len(chosen) == 10
+            assert len({c["network"] for c in chosen}) == len(chosen) == 8
 
 
 def test_a_layer_by_layer_yes_or_no_is_read_as_numbers():

@@ -1,10 +1,10 @@
 """The exact Hessian spectrum of every layer of trained networks, and its kind.
 
-The networks are trained here as those of `population_training`: of each cell and seed one by SGD
-and one by Adam, at the middle pair of learning rate and batch size and the middle weight decay.
-They are measured on the images on which `population` measures. Cells whose blocks are no
-Gauss–Newton blocks are left out, because an exact spectrum would cost a Hessian product for every
-weight.
+The networks are trained here as those of `population_training`, at the middle pair of learning rate
+and batch size and the middle weight decay: of each cell and seed one by SGD, of the perceptrons one
+by Adam as well. They are measured on the images on which `population` measures. Cells whose blocks
+are no Gauss–Newton blocks are left out, because an exact spectrum would cost a Hessian product for
+every weight.
 
 The Rényi paper's Section 4.1 tells two kinds of spectra apart by eye. The rule here was written
 before any spectrum was looked at. Take the eigenvalues of at least 1 % of the largest, in
