@@ -408,6 +408,7 @@ def at_random(count, draws=100):
     return Counter(kind_of(torch.from_numpy(np.exp(row[0] - row))) for row in logs)
 
 
+# %%
 spectra = [record.metrics for record in networks if record.metrics["learned"]]
 seen, random = Counter(), Counter()
 for own in spectra:
