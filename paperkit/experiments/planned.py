@@ -35,6 +35,7 @@ _COSTS: dict[str, Callable[[Configuration], Cost]] = {
     "optimizer_tuning": partial(method_cost, part=_FOR_TRAINING),
     "population": _population_cost,
     "population_training": training_cost,
+    "renyi_layer_spectra": training_cost,
 }
 _TRIALS = {
     "optimizer_comparison": method_trial,
