@@ -19,7 +19,7 @@
 #
 # **Question.** What does the Rényi paper's algorithm return for a layer whose entropy is known, and what does it cost?
 #
-# **Answer.** As printed, it is up to 2.7 nats off at the paper's orders; repaired, by 0.03 to 3.3 nats at order ½, the more the more zeros a layer has.
+# **Answer.** As printed, it is up to 2.7 nats off at the paper's orders; repaired, by 0.03 to 3.3 at order ½, more where a layer has more zeros.
 # At order 3/2 only the noise of its probes is left, up to 0.07 nats.
 # At the paper's setting the exact spectra of all layers cost a 28th of the estimates.
 #

@@ -316,7 +316,7 @@ table(
 )
 
 # %% [markdown]
-# With $\tau$ of 0.92 to 0.95 the mean of two ranks the third better than the two do on average, and the expected gap should be a little better still.
+# With $\tau$ of 0.92 to 0.95 the mean of two ranks the third better than the two do on average, and the expected gap would be a little better still.
 # A measure may pass that as well, because it sees the run.
 #
 # (population-samples)=

@@ -28,12 +28,12 @@ def powers(*exponents):
     [
         (powers(0, 0.5, 1, 1.5, 2), "one cluster"),  # gaps all alike
         (torch.ones(6, dtype=torch.float64), "one cluster"),  # no gap at all
-        (powers(0, 0.1, 0.2, 3.2, 3.3), "clusters"),  # two of them, 3 apart and 0.1 wide inside
-        (torch.tensor([1, 1, 0.2, 0.2]).double(), "clusters"),  # two values, each twice
-        (powers(0, 1, 1.4), "neither"),  # 1 is two and a half times 0.4
-        (powers(0, 1.25, 1.65), "clusters"),  # 1.25 is more than three times 0.4
-        (powers(0, 0.8, 1.3), "one cluster"),  # 0.8 is less than twice 0.5
-        (powers(0, 3), "neither"),  # one gap has no other to be compared with
+        (powers(0, 0.1, 0.2, 3.2, 3.3), "clusters"),  # groups that are 3 apart and 0.1 wide
+        (torch.tensor([1, 1, 0.2, 0.2]).double(), "clusters"),  # values that come twice each
+        (powers(0, 1, 1.4), "neither"),  # the wider gap is two and a half times the other
+        (powers(0, 1.25, 1.65), "clusters"),  # the wider gap is more than three times the other
+        (powers(0, 0.8, 1.3), "one cluster"),  # the wider gap is less than twice the other
+        (powers(0, 3), "neither"),  # a single gap has no other to be compared with
         (powers(0, 5, 5.1, 5.2), "neither"),  # all but one lie below a hundredth
     ],
 )
@@ -50,7 +50,7 @@ def test_what_lies_below_a_hundredth_of_the_largest_decides_nothing():
 
 def test_the_shares_of_small_eigenvalues_and_of_the_largest():
     values = torch.tensor([100.0, 50, 0.9, 0.1], dtype=torch.float64)
-    # Two of four hundred are at least 1; the largest hundredth of them are the first four.
+    # The largest hundredth of four hundred are the first four, and two are at least 1.
     assert spectra.small_share(values, 400) == pytest.approx(398 / 400)
     assert spectra.top_share(values, 400) == 1.0
     assert spectra.top_share(values, 100) == pytest.approx(100 / 151)
@@ -129,7 +129,7 @@ def test_kinds_dealt_out_at_random_match_as_often_as_their_numbers_say():
     kinds = dict(zip("abcd", ("clusters", "one cluster", "one cluster", "neither"), strict=True))
     found = orders.matches(taus, kinds)
     assert (found["cases"], found["share_of_matches"]) == (3, 1.0)
-    # One of three is low and has one of three cards; two of three are high, and so are the cards.
+    # A third of the layers is low and a third of the cards says so; the others are high.
     assert found["share_by_chance"] == pytest.approx(1 / 9 + 4 / 9)
     same = orders.matches(taus, dict.fromkeys("abcd", "clusters"))
     assert same["share_of_matches"] == same["share_by_chance"] == 0.5

@@ -102,7 +102,7 @@ def analyse(records: Sequence[Record], kinds: Kinds, spectral_kind: str) -> dict
     kinds : mapping
         By layer.
     spectral_kind : str
-        One of the kinds, or :data:`ALL`.
+        Name of a kind, or :data:`ALL`.
     """
     layers = [layer for layer, kind in kinds.items() if spectral_kind in (ALL, kind)]
     if not layers or len(records) < 2:
