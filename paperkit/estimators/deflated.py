@@ -16,17 +16,22 @@ from torch import Tensor, nn
 
 from paperkit import arguments
 from paperkit.estimators.layer_results import LayerResults, layer_results
+from paperkit.estimators.plan import Gradient
 from paperkit.estimators.renyi_plan import Settings
 from paperkit.estimators.renyi_result import RenyiSharpness, from_spectrum
 from paperkit.linalg.deflated import DeflatedQuadrature, deflated_quadrature
 from paperkit.linalg.gram import gram_spectrum
 from paperkit.linalg.quadrature import Estimate
-from paperkit.linearize import LayerLinearization, linearize_in_chunks
+from paperkit.linearize import linearize_in_chunks
 from paperkit.linearize.blocks import Blocks
+from paperkit.linearize.weights import chosen_weights
 from paperkit.memory import GIBIBYTE
 from paperkit.network.batches import as_batch
 from paperkit.network.losses import LossLike
 from paperkit.network.problem import measure_of
+
+_NAME = "deflated_renyi_sharpness"
+_ADVICE = "pass a smaller rank=, fewer samples or fewer layers="
 
 # A layer with a smaller matrix than so many times the rank is measured exactly, which costs less.
 _EXACT = 5
@@ -97,8 +102,10 @@ def deflated_renyi_sharpness(
 
     Warns
     -----
+    CostWarning
+        Before the start, if the planned cost is above 5 seconds or 500 gradients.
     LeftOutWarning
-        If a layer is left out: its block is no Gauss–Newton block, or its rows do not fit.
+        If a layer is left out: its block is no Gauss–Newton block, or zero, or its rows do not fit.
 
     Raises
     ------
@@ -120,83 +127,110 @@ def deflated_renyi_sharpness(
     one = isinstance(alpha, int | float) or getattr(alpha, "ndim", 1) == 0
     orders = arguments.orders("alpha", (alpha,) if one else alpha)
     rank = arguments.integer("rank", rank, at_least=1)
+    probes = arguments.integer("probes", probes, at_least=2, because="one has no standard error")
+    max_steps = arguments.integer("max_steps", max_steps, at_least=1)
     inputs, targets = as_batch(data)
     blocks = Blocks(model, (inputs, targets), loss, layers, memory_budget=memory_budget)
-    few = blocks.linearization([name for group in blocks.groups for name in group], samples=2)
-    left_out = {name: f"the layer has no pairs ({r})" for name, r in blocks.reasons.items()}
-    rows_each = blocks.loss.hessian_factor(few.outputs[:1], targets[:1]).shape[1]
-    sizes: dict[str, int] = {}
+    readable = [name for group in blocks.groups for name in group]
+    few = blocks.linearization(readable, samples=2) if readable else None
+    left_out = {
+        name: f"it has no inputs and output Jacobians to make rows of ({block.obstacle})"
+        for name, block in blocks.remaining().items()
+    } | dict(blocks.shared())
+    if few is None:
+        return layer_results(_NAME, model, {}, [], left_out, strict=blocks.named)
+    outputs = few.outputs[:1]
+    each = blocks.loss.hessian_factor(outputs, blocks.data[1][:1]).shape[1]
+    shapes: dict[str, tuple[int, int]] = {}
     for name, layer in few.layers.items():
+        shape = len(inputs) * each, layer.num_parameters
+        size = shape[0] * shape[1] * layer.hessian_factor.element_size()
         if not layer.exact_block:
             left_out[name] = f"its Hessian block is no Gauss–Newton block ({layer.obstacle})"
-            continue
-        element = layer.hessian_factor.element_size()
-        size = len(inputs) * rows_each * layer.num_parameters * element
-        if size > memory_budget // 2:
+        elif size > memory_budget // 2:
             left_out[name] = (
                 f"its rows take {size / GIBIBYTE:.1f} GiB, and half of memory_budget holds them: "
                 f"raise it to {2 * size} or take fewer samples"
             )
-            continue
-        sizes[name] = size
+        else:
+            shapes[name] = shape
+    weight_names = {name: few.layers[name].weight_name for name in shapes}
+    groups = list(_groups(shapes, memory_budget // 2 // outputs.element_size()))
     del few
+    gradient = Gradient.of(model, (inputs, targets), loss)
+    work = sum(_work(shape, rank, probes, max_steps) for shape in shapes.values())
+    cost = len(groups) * gradient.pairs() + work / gradient.operations
+    gradient.announce(_NAME, cost, _ADVICE)
     results: dict[str, dict[float, RenyiSharpness]] = {}
-    parameters = []
-    for group in _groups(sizes, memory_budget // 2):
-        collected = _rows_of(model, (inputs, targets), loss, group, memory_budget // 4)
+    for group in groups:
+        collected = _rows_of(blocks, group, memory_budget // 4)
         for name in group:
-            rows, weight_name = collected.pop(name)
             common = {"n": len(inputs), "loss": loss, "layer": name}
-            results[name] = _of_rows(rows, orders, rank, probes, max_steps, seed, common)
-            parameters.append(weight_name)
-    chosen = {name: results[name] for name in sizes}
-    unpacked: Mapping = chosen
+            rows = collected.pop(name)
+            if bool(rows.any()):
+                results[name] = _of_rows(rows, orders, rank, probes, max_steps, seed, common)
+            else:
+                left_out[name] = "its Hessian block is zero"
+            del rows  # which the next group would not fit beside
+    measured = {name: results[name] for name in shapes if name in results}
+    unpacked: Mapping = measured
     if one:
-        unpacked = {name: by_order[orders[0]] for name, by_order in chosen.items()}
-    return layer_results(
-        "deflated_renyi_sharpness", model, unpacked, parameters, left_out, strict=blocks.named
-    )
+        unpacked = {name: by_order[orders[0]] for name, by_order in measured.items()}
+    parameters = [weight_names[name] for name in measured]
+    return layer_results(_NAME, model, unpacked, parameters, left_out, strict=blocks.named)
 
 
-def _groups(sizes: Mapping[str, int], room: int) -> Iterator[list[str]]:
+def _work(shape: tuple[int, int], rank: int, probes: int, max_steps: int) -> float:
+    """Return the most operations that the rows of a layer take, beside those that form them."""
+    small, large = sorted(shape)
+    if small <= _EXACT * rank:
+        return 2.0 * small**2 * large
+    return 2.0 * small * large * (4 * rank + 4 * probes * max_steps)
+
+
+def _groups(shapes: Mapping[str, tuple[int, int]], room: int) -> Iterator[list[str]]:
     """Yield groups of layers whose rows fit, the last layers first: their passes are short."""
     group: list[str] = []
     left = room
-    for name in reversed(list(sizes)):
-        if group and sizes[name] > left:
+    for name in reversed(list(shapes)):
+        size = math.prod(shapes[name])
+        if group and size > left:
             yield group
             group, left = [], room
         group.append(name)
-        left -= sizes[name]
+        left -= size
     if group:
         yield group
 
 
-def _rows_of(
-    model: nn.Module,
-    data: tuple[Tensor, Tensor],
-    loss: LossLike,
-    group: Sequence[str],
-    memory_budget: int,
-) -> dict[str, tuple[Tensor, str]]:
-    """Return the rows G of some layers on all samples, and the names of their weights."""
-    n = len(data[0])
-    found: dict[str, tuple[Tensor, str]] = {}
+def _rows_of(blocks: Blocks, group: Sequence[str], memory_budget: int) -> dict[str, Tensor]:
+    """Return the rows G of some layers on all samples."""
+    n = len(blocks.data[0])
+    names = {blocks.weights[name].parameter: name for name in group}
+    # A tied weight is linearized under all its names.
+    layers = [
+        name
+        for name, weight in chosen_weights(blocks.model).items()
+        if weight.obstacle is None and weight.parameter in names
+    ]
+    found: dict[str, Tensor] = {}
     start = 0
-    for chunk, _ in linearize_in_chunks(model, data, loss, group, memory_budget=memory_budget):
-        for name, layer in chunk.layers.items():
-            if not isinstance(layer, LayerLinearization) or not layer.exact_block:
+    for chunk, _ in linearize_in_chunks(
+        blocks.model, blocks.data, blocks.loss, layers, strict=False, memory_budget=memory_budget
+    ):
+        for layer in chunk.layers.values():
+            name = names[layer.weight_name]
+            if not layer.exact_block:
                 raise ValueError(
                     f"layers: {name} cannot be measured: its Hessian block is no Gauss–Newton "
                     f"block for all samples ({layer.obstacle})."
                 )
             rows = _turned(layer.rows(), chunk.num_samples)
+            each = len(rows) // chunk.num_samples
             if name not in found:
-                each = len(rows) // chunk.num_samples
-                found[name] = rows.new_empty(n * each, rows.shape[1]), layer.weight_name
-            into = found[name][0]
-            each = len(into) // n
-            torch.mul(rows, n**-0.5, out=into[start * each : start * each + len(rows)])
+                found[name] = rows.new_empty(n * each, rows.shape[1])
+            into = found[name][start * each : start * each + len(rows)]
+            torch.mul(rows, n**-0.5, out=into)
         start += chunk.num_samples
     return found
 

@@ -1,7 +1,10 @@
 """The Rényi sharpness on many samples against exact spectra of the same networks."""
 
+import warnings
+
 import pytest
 import torch
+from networks import CASES
 from torch import nn
 
 from paperkit import models
@@ -82,3 +85,61 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.training
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_networks_of_each_kind(case) -> None:
+    model, inputs, targets = case.make(n=14)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LeftOutWarning)
+        found = deflated_renyi_sharpness(model, (inputs, targets), ORDERS, rank=1, probes=16)
+    exact = renyi_sharpness(model, (inputs, targets), ORDERS, method="exact")
+    assert set(found.left_out) == case.inexact
+    assert set(found) == set(exact) - case.inexact
+    for name, by_order in found.items():
+        for order, result in by_order.items():
+            assert result.method == "deflated"
+            low, high = result.bracket
+            room = 5 * result.standard_error + 1e-6
+            assert low - room <= float(exact[name][order]) <= high + room, (name, order)
+
+
+def test_a_tied_weight_is_one_block_under_one_name() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 10)).double()
+    both = nn.ModuleDict({"net": model, "again": model[2]})
+    data = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 10
+
+    def forward(module, inputs):
+        return module["net"](inputs)
+
+    found = deflated_renyi_sharpness(both, data, 0.5, rank=1, forward=forward)
+    exact = renyi_sharpness(both, data, 0.5, method="exact", forward=forward)
+    assert list(found) == list(exact)
+
+
+def test_a_zero_block_is_left_out_in_words() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 10)).double()
+    nn.init.constant_(model[0].bias, -100.0)  # no unit is ever active
+    data = torch.rand(20, 3, dtype=torch.float64), torch.arange(20) % 10
+    with pytest.raises(
+        ValueError, match=r"^layers: [02] cannot be measured: its Hessian block is zero"
+    ):
+        deflated_renyi_sharpness(model, data, 0.5, rank=1)
+
+
+def test_a_weight_that_is_no_layers_is_named_with_the_reason() -> None:
+    class Bilinear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(5, 4, dtype=torch.float64))
+            self.head = nn.Linear(5, 10).double()
+
+        def forward(self, inputs):
+            return self.head(torch.relu(inputs @ self.matrix.T))
+
+    data = torch.rand(20, 4, dtype=torch.float64), torch.arange(20) % 10
+    with pytest.warns(LeftOutWarning, match=r"matrix \(it has no inputs and output Jacobians"):
+        found = deflated_renyi_sharpness(Bilinear(), data, 0.5, rank=1)
+    assert list(found) == ["head"]
+    with pytest.raises(ValueError, match=r"^layers: matrix cannot be measured"):
+        deflated_renyi_sharpness(Bilinear(), data, 0.5, layers=["matrix"], rank=1)

@@ -57,38 +57,42 @@ def test_the_coupling_is_bounded_without_any_probe(seed, rank, iterations) -> No
     for _ in range(iterations):
         basis = torch.linalg.qr(gram @ basis).Q
     inner = basis.T @ gram @ basis
+    # The attributes are those of the matrix over its norm.
+    unit = found.trace
     torch.testing.assert_close(
-        found.values, torch.linalg.eigvalsh(inner).flip(0), rtol=1e-9, atol=1e-12
+        unit * found.values, torch.linalg.eigvalsh(inner).flip(0), rtol=1e-9, atol=1e-12
     )
     outside = torch.eye(40).double() - basis @ basis.T
     rest = torch.linalg.eigvalsh(outside @ gram @ outside).clamp(min=0)
     coupled = outside @ gram @ basis
     shared = coupled @ torch.linalg.inv(torch.linalg.cholesky(inner)).T
     uncoupled = torch.linalg.eigvalsh(outside @ gram @ outside - shared @ shared.T).clamp(min=0)
-    for got, tall in ((found.coupling, coupled), (found.shared, shared)):
+    for got, tall in ((unit * found.coupling, coupled), (unit**0.5 * found.shared, shared)):
         torch.testing.assert_close(got, torch.linalg.svdvals(tall), rtol=1e-5, atol=1e-7)
-    assert math.isclose(found.rest_trace, float(rest.sum()), rel_tol=1e-8)
-    assert math.isclose(found.uncoupled_trace, float(uncoupled.sum()), rel_tol=1e-8)
+    assert math.isclose(unit * found.rest_trace, float(rest.sum()), rel_tol=1e-8)
+    assert math.isclose(unit * found.uncoupled_trace, float(uncoupled.sum()), rel_tol=1e-8)
     for alpha in ORDERS:
         exact = float((sigma ** (2 * alpha)).sum())
-        leading = float((found.values**alpha).sum())
+        leading = float(((unit * found.values) ** alpha).sum())
         cut = leading + float((rest**alpha).sum())
         below = leading + float((uncoupled**alpha).sum())
         if alpha < 1:
-            loss = float((found.shared ** (2 * alpha)).sum()) if alpha < 0.5 else 0.0
+            loss = unit**alpha * float((found.shared ** (2 * alpha)).sum()) if alpha < 0.5 else 0.0
             assert below - loss - 1e-9 <= exact <= cut + 1e-9
         else:
             power = 1 / (2 * alpha)
-            triangle = below**power + float((found.shared ** (2 * alpha)).sum()) ** power
+            triangle = (
+                below**power + unit**0.5 * float((found.shared ** (2 * alpha)).sum()) ** power
+            )
             assert cut - 1e-9 <= exact <= triangle ** (2 * alpha) + 1e-9
-            assert exact <= cut + found._coupled(alpha) + 1e-9
+            assert exact <= cut + unit**alpha * found._coupled(alpha) + 1e-9
 
 
 def test_two_orthogonal_rows_and_a_third_by_hand() -> None:
     """With all directions taken there is no rest, no coupling and no noise."""
     matrix = torch.tensor([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]]).double()
     found = deflated_quadrature(matrix, rank=3)
-    assert found.rest is None and found.trace == 14.0
+    assert found.rest is None and math.isclose(found.trace, 14.0, rel_tol=1e-12)
     estimate = found.power_sum(0.5)
     assert math.isclose(estimate.value, 6.0, rel_tol=1e-12)
     assert estimate.standard_error == 0.0
@@ -115,13 +119,30 @@ def test_rows_that_are_left_out_widen_the_bracket(drop) -> None:
     found = deflated_quadrature(matrix, rank=10, drop=drop)
     norms = matrix.norm(dim=1).sort().values
     count = int((norms.cumsum(0) <= drop * norms.sum()).sum())
-    torch.testing.assert_close(found.dropped, norms[: min(count, 50)])
+    torch.testing.assert_close(found.trace**0.5 * found.dropped, norms[: min(count, 50)])
     assert math.isclose(found.trace, float(sigma.square().sum()), rel_tol=1e-12)
     for alpha in ORDERS:
         exact = float((sigma ** (2 * alpha)).sum())
         estimate = found.power_sum(alpha)
         room = 5 * estimate.standard_error + 1e-9 * exact
         assert estimate.bracket[0] - room <= exact <= estimate.bracket[1] + room
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tiny_or_huge_matrix_loses_nothing(scale, dtype) -> None:
+    matrix, _ = _matrix(40, 60, 1.0)
+    found = deflated_quadrature((scale * matrix).to(dtype), rank=5, seed=1)
+    plain = deflated_quadrature(matrix.to(dtype), rank=5, seed=1)
+    ratio = float(found.power_sum(0.5)) / float(plain.power_sum(0.5))
+    assert math.isclose(ratio, scale, rel_tol=1e-3)
+
+
+def test_half_precision_is_widened() -> None:
+    matrix, _ = _matrix(40, 60, 1.0)
+    half = matrix.to(torch.bfloat16)
+    found, plain = (deflated_quadrature(m, rank=5) for m in (half, half.float()))
+    assert float(found.power_sum(0.5)) == float(plain.power_sum(0.5))
 
 
 def test_overwrite_takes_the_memory_of_the_rows() -> None:
@@ -137,7 +158,7 @@ def test_overwrite_takes_the_memory_of_the_rows() -> None:
         ({"rank": 0}, "rank=0"),
         ({"rank": 41}, "rank=41"),
         ({"rank": 5, "probes": 1}, "probes=1"),
-        ({"rank": 5, "alpha": 0.0}, "alpha=0.0"),
+        ({"rank": 5, "alpha": (0.0,)}, r"alpha"),
         ({"rank": 5, "iterations": 0}, "iterations=0"),
         ({"rank": 5, "drop": 1.0}, "drop=1.0"),
     ],

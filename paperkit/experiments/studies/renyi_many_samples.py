@@ -12,11 +12,12 @@ from typing import Any
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from paperkit import data, models
+from paperkit import data
 from paperkit.estimators import deflated_renyi_sharpness, layer_spectra, renyi_entropy
 from paperkit.estimators.plan import Gradient
 from paperkit.experiments import RunContext, Study
 from paperkit.experiments.grids import grid_of
+from paperkit.experiments.studies.population_training import build_model, load_images
 from paperkit.memory import GIBIBYTE
 from paperkit.network import get_loss
 from paperkit.training import evaluate, train
@@ -35,32 +36,18 @@ MEMORY = 7 * GIBIBYTE
 
 
 @lru_cache(maxsize=1)
-def trained(
-    dataset: str, model: str, images: int, epochs: int, batch_size: int, lr: float, seed: int
-) -> tuple[nn.Module, data.ImageData, float, float]:
+def trained(names: tuple[tuple[str, Any], ...]) -> tuple[nn.Module, data.ImageData, float, float]:
     """Train a network; return it, its images, its training loss and its test accuracy.
 
     The runs of one network come one after another and share it.
     """
-    everything = data.load(dataset, train_size=images)
-    network = models.build(
-        model,
-        in_channels=everything.shape[0],
-        num_classes=everything.num_classes,
-        input_shape=everything.shape,
-        seed=seed,
-    )
-    train(
-        network,
-        everything.train,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        progress=False,
-    )
-    on_training, on_test = evaluate(network, everything.train), evaluate(network, everything.test)
-    return network, everything, on_training.loss, on_test.accuracy
+    configuration = dict(names)
+    images = load_images(configuration)
+    network = build_model(configuration, images, configuration["seed"])
+    options = {name: configuration[name] for name in ("epochs", "batch_size", "lr", "seed")}
+    train(network, images.train, progress=False, **options)
+    on_training, on_test = evaluate(network, images.train), evaluate(network, images.test)
+    return network, images, on_training.loss, on_test.accuracy
 
 
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
@@ -73,7 +60,7 @@ def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
     gradient of the mean loss over the same images.
     """
     names = ("dataset", "model", "images", "epochs", "batch_size", "lr", "seed")
-    network, images, loss, accuracy = trained(*(configuration[name] for name in names))
+    network, images, loss, accuracy = trained(tuple((name, configuration[name]) for name in names))
     n, rank = configuration["n"], configuration["rank"]
     part = images.train.inputs[:n], images.train.targets[:n]
     gradient = Gradient.of(network.eval(), part, get_loss("cross_entropy"))
