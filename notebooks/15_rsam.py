@@ -186,7 +186,7 @@ for panel, kind in zip(panels[:, 0], kinds, strict=True):
         panel.plot(moments, [*map(fmean, values)], marker, ls=line, color=color, label=label)
     panel.set_title(kind, loc="left")
     panel.set(ylabel="entropy, order 1.2 (nats)", ylim=(2, 7.5))
-panels[0, 0].legend(ncols=2, fontsize=9)
+panels[0, 0].legend(ncols=2)
 plt.show()
 
 # %% [markdown]

@@ -51,10 +51,22 @@ def test_many_products_are_announced_before_they_start() -> None:
     assert found["0"].method == "dense"
 
 
-def test_many_gradients_of_next_to_nothing_are_not_announced() -> None:
-    model, data = wide()  # the same 4,608 gradients, in a fraction of a second
+def test_many_gradients_of_next_to_nothing_are_not_announced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The clock is set, because a busy machine takes milliseconds for what takes none.
+    monkeypatch.setattr(Gradient, "_timed", lambda *_: 1e-5)
+    model, data = wide()  # the same 4,608 gradients
     with warnings.catch_warnings():
         warnings.simplefilter("error", CostWarning)
+        found = renyi_sharpness(model, data, 0.5, layers=["0"], max_dense=4096)
+    assert found["0"].method == "dense"
+
+
+def test_many_gradients_are_announced_where_each_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gradient, "_timed", lambda *_: 2e-3)
+    model, data = wide()
+    with pytest.warns(CostWarning, match=r"planned cost about 4,608 gradients.*, 9\.2 s"):
         found = renyi_sharpness(model, data, 0.5, layers=["0"], max_dense=4096)
     assert found["0"].method == "dense"
 

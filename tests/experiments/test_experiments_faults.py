@@ -1,7 +1,8 @@
 """Studies are killed at random moments, again and again, and end as if nothing had happened.
 
-``pytest tests/experiments/test_experiments_faults.py --faults 100 --cluster`` kills a hundred times
-in every engine, and then one of two machines that Ray believes in.
+``pytest tests/experiments/test_experiments_faults.py --faults 100 --cluster -n 0
+-o faulthandler_timeout=0`` kills a hundred times in every engine, and then one of two machines that
+Ray believes in.
 """
 
 import multiprocessing
@@ -11,46 +12,45 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from paperkit.experiments import run_study
+from paperkit.experiments import run_study, studies
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.engines import ENGINES
 
 STUDY = "selftest_many"
 RUNS = 60
+STUCK = 300  # seconds
 
 
 @pytest.fixture
-def start(studies_folder):
+def start(studies_folder, root):
     """Start a process that runs the study in a store, by an engine.
 
-    The process is a fork of this one, because loading PyTorch anew would take most of the time
-    between two kills.
+    The process is a fork of a server that has loaded PyTorch, because loading it anew would take
+    most of the time between two kills. It is no fork of pytest: other tests may have begun
+    threads, as gRPC does, and a fork of a process with threads may wait for them for ever.
     """
-    fork = multiprocessing.get_context("fork")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["paperkit.experiments"])
 
     def start(store, engine):
-        driver = fork.Process(target=drive, args=(store, engine))
+        driver = server.Process(target=drive, args=(root, studies_folder, store, engine))
         driver.start()
         return driver
 
     return start
 
 
-def drive(store, engine):
-    # A fork of pytest that went on after an exception would run the other tests, too.
-    try:
-        run_study(STUDY, "paper", store, engine, progress=False)
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)  # pytest's own stream would keep it
-        os._exit(1)
-    os._exit(0)
+def drive(root, studies_folder, store, engine):
+    os.environ["PAPERKIT_ROOT"] = str(root)
+    sys.dont_write_bytecode = True
+    studies.__path__.append(str(studies_folder))
+    run_study(STUDY, "paper", store, engine, progress=False)
 
 
 def children(process):
@@ -146,6 +146,7 @@ def disturb(start, store, engine, moments, kills, places):
     while True:
         before, child = (len(starts(store)), len(finished(store))), start(store, engine)
         victims, killed, below, moment = [], [], [], ""
+        until = time.monotonic() + STUCK
         while done < kills and child.is_alive():
             if (len(starts(store)), len(finished(store))) != before:
                 time.sleep(moments.uniform(0, 0.3))
@@ -154,8 +155,10 @@ def disturb(start, store, engine, moments, kills, places):
                 killed = [kill(victim) for victim in victims or [child.pid]]
                 moment = place(store)
                 break
+            assert time.monotonic() < until, "the process does nothing"
             time.sleep(0.005)
-        child.join()
+        child.join(STUCK)
+        assert not child.is_alive(), "the process does not end"
         ended(below)
         # A driver that had ended by itself a moment before was not killed.
         if any(killed) if victims else child.exitcode == -signal.SIGKILL:
