@@ -384,7 +384,7 @@ plt.show()
 x = a["head"].squeeze(2)  # (n, k), the features
 moment = torch.linalg.eigvalsh(x.T @ x / n).flip(0)
 assert moment[1] < moment[0] / 50
-assert eigenvalues["head"][C - 2] > 30 * eigenvalues["head"][C - 1]
+assert eigenvalues["head"][C - 2] > 20 * eigenvalues["head"][C - 1]
 table(["eigenvalue of the second moment", "value"], {"largest": moment[0], "next": moment[1]})
 
 # %% [markdown]

@@ -20,7 +20,7 @@
 # **Question.** From the same weights and the same batch, what does one step of each of nine methods do, and how different are they?
 #
 # **Answer.** Six of the nine take their gradient at some $\theta + \varepsilon$, and gradient regularisation does so to first order.
-# For four of these seven $\varepsilon$ points along the gradient, and only its length differs.
+# For four of the seven $\varepsilon$ is along the gradient, and only its length differs.
 # RSAM's published $\rho$ gives 27 times SAM's radius here, and elsewhere another ratio.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on two cores.
