@@ -546,7 +546,7 @@ assert projected_sharpness(one, some_labels)[1] == len(theta) - 33
 # On 15 images the measure equals the bound, and on 60 the projector takes two fifths of it away.
 # The tolerance is 1e-6 here, because brute force inverts $F$, whose condition number is the square of that of $M$.
 #
-# These are the 33 directions that change no probability, and the cell after them writes them out.
+# These are the 33 directions that change no probability, and the cells after them write them out.
 #
 # * *Seventeen in the head.* Each of its 17 columns, the bias included, may add the same amount to all ten logits.
 # * *Eight in the filters,* one for each of the eight channels of the two convolutions.
@@ -563,6 +563,8 @@ unmoved = []
 for column in torch.eye(17, dtype=theta.dtype):  # the features and the bias
     logits = column.expand(10, 17)
     unmoved.append({"head.weight": logits[:, :16], "head.bias": logits[:, 16]})
+
+# %%
 for own in torch.eye(4, dtype=theta.dtype):  # a channel of each convolution
     grown = []
     for name, number, norm in (("stem", "norm1", model.norm1), ("conv", "norm2", model.norm2)):
@@ -578,6 +580,8 @@ for own in torch.eye(4, dtype=theta.dtype):  # a channel of each convolution
     between, behind = grown
     unmoved.append({**between, "conv.weight": -conv * own[None, :, None, None] - skip})
     unmoved.append({**behind, "conv.weight": skip, "head.weight": -head * own.repeat_interleave(4)})
+
+# %%
 zero = {name: torch.zeros_like(q) for name, q in parameters.items()}
 N = torch.stack([torch.cat([q.flatten() for q in (zero | u).values()]) for u in unmoved])
 assert (M @ N.T).norm() < 1e-12 * M.norm() * N.norm()

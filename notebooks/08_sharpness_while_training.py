@@ -273,13 +273,13 @@ table(["method", *columns], rows, spec=".2f")
 # The cell also holds the short fall of gradient descent's $\lambda_1$ against the weights before the first step, and its rise up to the edge.
 
 
-
 # %%
 def first_mean(monitor: SharpnessMonitor, until: int = 400) -> float:
     read, values = monitor.series()["hessian_top_eigenvalues"]
     return statistics.mean(v for step, v in zip(read, values, strict=True) if step <= until)
 
 
+# %%
 if p.profile != "smoke" and p.step_size == 0.1:  # another step size may not reach its edge
     peaks = [max(ratios(*one[1:])) for one in followed["gradient descent"]]
     assert all(1.05 <= peak <= 1.3 for peak in peaks)

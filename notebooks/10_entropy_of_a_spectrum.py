@@ -895,7 +895,7 @@ plt.show()
 # So the *less* even a spectrum is, the more its estimate may suffer.
 
 
-# %% tags=["nbval-rtol=1e-3"]
+# %%
 def probe_coefficient(matrix, k: int = 100) -> float:
     values, vectors = matrix.eigenvalues.abs(), matrix.eigenvectors
     diagonal = vectors.square() @ values
@@ -909,6 +909,7 @@ def on_a_sphere(matrix, k: int = 100) -> float:
     return 2 * math.sqrt(float(squares) / k) / float(values.sum())
 
 
+# %% tags=["nbval-rtol=1e-3"]
 rows = {}
 for time in times:
     key = "ReLU", "frozen", time
