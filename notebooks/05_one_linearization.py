@@ -301,6 +301,7 @@ table(["layer", "rows $h$", "columns $k$", "weights $d$", "$n(C - 1)$", "rank"],
 
 # %% [markdown]
 # The rank of the head is $n(C - 1)$, and that of the other two stays below both numbers.
+# (That the stem's 33 is the number of null directions below is chance.)
 #
 # The library has another factor $R_i$ of the same $\Lambda_i$, and so the same spectrum.
 # It comes from a Householder reflection, which stays accurate where the softmax is saturated.
@@ -383,6 +384,7 @@ plt.show()
 x = a["head"].squeeze(2)  # (n, k), the features
 moment = torch.linalg.eigvalsh(x.T @ x / n).flip(0)
 assert moment[1] < moment[0] / 50
+assert eigenvalues["head"][C - 2] > 20 * eigenvalues["head"][C - 1]
 table(["eigenvalue of the second moment", "value"], {"largest": moment[0], "next": moment[1]})
 
 # %% [markdown]
@@ -517,10 +519,11 @@ def projected_sharpness(linearization, targets: Tensor) -> tuple[Tensor, int]:
 
 
 # %% tags=["nbval-rtol=1e-6"]
-rows = []
+rows, of_batch = [], {}
 for batch in (data, study.digits_batch(60, p.seed)):
     one = linearize(model, batch[0], all_parameters=True)
     igs, rank = projected_sharpness(one, batch[1])
+    of_batch[len(batch[1])] = igs
     J_all = dense_jacobian(model, batch[0])
     g = torch.einsum("ncd,nc->nd", J_all, one.residuals(batch[1]))
     F = torch.einsum("nra,nrb->ab", *[one.hessian_factor @ J_all] * 2) / len(g)
@@ -543,7 +546,7 @@ assert projected_sharpness(one, some_labels)[1] == len(theta) - 33
 # On 15 images the measure equals the bound, and on 60 the projector takes two fifths of it away.
 # The tolerance is 1e-6 here, because brute force inverts $F$, whose condition number is the square of that of $M$.
 #
-# These are the 33 directions that change no probability.
+# These are the 33 directions that change no probability, and the cells after them write them out.
 #
 # * *Seventeen in the head.* Each of its 17 columns, the bias included, may add the same amount to all ten logits.
 # * *Eight in the filters,* one for each of the eight channels of the two convolutions.
@@ -552,7 +555,39 @@ assert projected_sharpness(one, some_labels)[1] == len(theta) - 33
 # * *Four in the channels behind the sum.* Such a channel may grow, through the scale and shift of conv's normalisation, while the head's four columns that read it shrink.
 #
 # In the last eight the skip connection carries too much or too little of the channel, and the central weight of the channel's own filter makes up for it: if a channel $x$ between the convolutions becomes $2x$, for example, the skip adds $2x$ where $x$ is wanted, and the central weight takes one $x$ away.
-#
+
+# %%
+parameters = {name: q.detach() for name, q in model.named_parameters()}
+conv, head = parameters["conv.weight"], parameters["head.weight"]
+unmoved = []
+for column in torch.eye(17, dtype=theta.dtype):  # the features and the bias
+    logits = column.expand(10, 17)
+    unmoved.append({"head.weight": logits[:, :16], "head.bias": logits[:, 16]})
+
+# %%
+for own in torch.eye(4, dtype=theta.dtype):  # a channel of each convolution
+    grown = []
+    for name, number, norm in (("stem", "norm1", model.norm1), ("conv", "norm2", model.norm2)):
+        deviation = (norm.running_var + norm.eps).sqrt()
+        scale, shift = own * norm.weight.detach(), own * norm.bias.detach()
+        filters = own[:, None, None, None] * parameters[f"{name}.weight"]
+        undone = {f"{number}.weight": -scale}
+        undone[f"{number}.bias"] = -scale * norm.running_mean / deviation
+        unmoved.append({f"{name}.weight": filters, **undone})
+        grown.append({f"{number}.weight": scale, f"{number}.bias": shift})
+    skip = torch.zeros_like(conv)  # the central weight that adds the channel once
+    skip[:, :, 1, 1] = torch.diag(own * deviation / norm.weight.detach())
+    between, behind = grown
+    unmoved.append({**between, "conv.weight": -conv * own[None, :, None, None] - skip})
+    unmoved.append({**behind, "conv.weight": skip, "head.weight": -head * own.repeat_interleave(4)})
+
+# %%
+zero = {name: torch.zeros_like(q) for name, q in parameters.items()}
+N = torch.stack([torch.cat([q.flatten() for q in (zero | u).values()]) for u in unmoved])
+assert (M @ N.T).norm() < 1e-12 * M.norm() * N.norm()
+assert len(N) == torch.linalg.matrix_rank(N) == 33
+
+# %% [markdown]
 # (one-sharing)=
 # ## Trace sharpness, with shared weights and without
 #
@@ -892,8 +927,9 @@ agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
 # `measure(model, data)` linearizes once and computes the measures of this chapter from the pass.
 # Takeuchi's criterion is the row `information_geometric_sharpness` divided by $n$ ({eq}`eq-one-tic`), and `kfac(linearization)` and `ekfac(linearization)` take the same pass.
 # The last four rows are no part of the pass; they need a forward pass or one product $J\theta$ at most.
-# A row *of the network* is about all layers together, or, for the sensitivities, the volume and the dimension, about the network's own input (the two rows whose names begin with `network_` are sums over layers).
-# Two rows are not derived above: `input_invariant_local_sensitivity` is the mean of $\lVert X \operatorname{diag}(x) \rVert_F^2$, with $x$ the network's input (compression paper: eq. 43), and `mean_exponential_loss` is the bound of {eq}`eq-one-igs` over $n$.
+# A row *of the network* is about all layers together, or, for the sensitivities, the volume and the dimension, about the network's own input (of the two rows whose names begin with `network_` the first is a sum over layers, and the second the logarithm of one).
+# Three rows are not derived above: `input_invariant_local_sensitivity` is the mean of $\lVert X \operatorname{diag}(x) \rVert_F^2$, with $x$ the network's input (compression paper: eq. 43), and `mean_exponential_loss` is the bound of {eq}`eq-one-igs` over $n$.
+# `gauss_newton_trace` is $S$ over all parameters, biases and normalisation included, and so more than the sum of the layers' rows above it.
 #
 # The last column says what a value presumes, and two values can be compared only where it agrees:
 #
@@ -939,6 +975,10 @@ by_hand = {
     "log_volume": found["stem"]["log volume"],
     "local_dimension": found["stem"]["dimension"],
     "network_maximum_local_sensitivity": sum(row["MLS"] for row in found.values()),
+    "network_log_volume": torch.stack([row["log volume"] for row in found.values()]).logsumexp(0),
+    "gauss_newton_trace": sum(block.square().sum() for block in blocks.values()) / n,
+    "fisher_rao_norm": square,
+    "information_geometric_sharpness": of_batch[n],
 }
 assert max(distance(value, report[name]) for name, value in by_hand.items()) < 1e-10
 for name, by_order in report["renyi_sharpness"].items():
@@ -980,8 +1020,8 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 
 # %% [markdown]
 # The passes are not the whole cost.
-# The Gram products {eq}`eq-one-gram` grow with the square of $n(C-1)$, and with exact spectra they are most of it.
-# They are paid once in either case, since only the entropies need them.
+# The Gram products {eq}`eq-one-gram` grow with the square of $n(C-1)$, and so does what information-geometric sharpness does with the rows of $M$.
+# Each is paid once in either case, since no other measure needs it.
 # So sharing saves most among cheap measures, and least where one of them is dear.
 # The times, beside those of other libraries, are on the {doc}`benchmarks page <../book/benchmarks>`.
 #

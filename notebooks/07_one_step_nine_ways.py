@@ -19,8 +19,8 @@
 #
 # **Question.** From the same weights and the same batch, what does one step of each of nine methods do, and how different are they?
 #
-# **Answer.** Six of nine look at some $\theta + \varepsilon$, gradient regularisation to first order; for four of these seven $\varepsilon$ is along the gradient.
-# To first order these four ascend alike, to four radii.
+# **Answer.** Six of the nine take their gradient at some $\theta + \varepsilon$, and gradient regularisation does so to first order.
+# For four of the seven $\varepsilon$ is along the gradient, and only its length differs.
 # RSAM's published $\rho$ gives 27 times SAM's radius here, and elsewhere another ratio.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on two cores.
@@ -276,7 +276,7 @@ assert torch.equal(descent.weights, steps["SGD"].weights) and steps["SGD"].closu
 #
 # The paper's text and its authors' code part here.
 # The code gives this $T$ only to tensors with "weight" in their name, and $T = 1$ to biases.
-# The most used implementation scales all tensors, with $t = 0$.
+# A widely used implementation scales all tensors, with $t = 0$.
 # In the library these are `scaled="weights"` and `scaled="all"`; the cell takes both steps, with $\rho = 0.5$.
 #
 # With $T = 1$ everywhere **ASAM is SAM**, to the last bit, since multiplying by one is exact.
@@ -409,12 +409,13 @@ table(["iterations", *columns], rows, spec=".5f")
 # (step-gr)=
 # ## Gradient regularisation
 #
-# Gradient descent itself prefers flat places.
+# Gradient descent itself avoids steep slopes.
 # To see it, look for a changed loss whose gradient flow, followed for the time $\eta$, ends where the step ends.
 # Try the flow $\dot\theta = -(g + \eta f_1)$, where $f_1(\theta)$ is an unknown correction.
 # Its solution at time $\eta$ is $\theta - \eta g - \eta^2 f_1 + \frac{\eta^2}2 H g + O(\eta^3)$.
 # For this to be the step $\theta - \eta g$ we need $f_1 = \frac12 H g = \nabla\,\frac14\lVert g\rVert^2$.
 # So descent has a penalty $\frac\eta4 \lVert\nabla L\rVert^2$ built in {cite:p}`barrett2021`.
+# It tells no flat minimum from a sharp one, since $g$ is zero in both; it acts on the way.
 #
 # Gradient regularisation adds a penalty of the same form with a weight $\mu$ of one's own.
 # Since $\nabla \lVert\nabla L\rVert^2 = 2 H g$, its step is
@@ -465,7 +466,7 @@ epsilon["GR"] = 2 * mu * g
 # \end{aligned}
 # $$ (eq-step-order)
 #
-# Rounding adds about $2.2 \cdot 10^{-16}\, \lVert g\rVert / \tau$ to both.
+# Rounding adds a few times $2.2 \cdot 10^{-16}\, \lVert g\rVert / \tau$ to both.
 # The first is the difference of gradient regularisation, and of RSAM's exact mode below; the second is Eigen-SAM's.
 # The cell computes the derivatives by nested differentiation, so nothing in the figure is fitted, and asserts both coefficients.
 
@@ -484,7 +485,7 @@ def central(u: Tensor, tau: float) -> Tensor:
 assert ((difference(unit_g, 1e-4) - D1) / 1e-4 - D2 / 2).norm() < 1e-2 * D2.norm()
 assert ((central(unit_g, 1e-2) - D1) / 1e-4 - D3 / 6).norm() < 1e-2 * D3.norm()
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Relative error of a Hessian product against the distance of the difference, both axes logarithmic. The one-sided difference falls with slope one as the distance shrinks, the central one with slope two, each on a thin predicted line, until both turn up along a dotted line of slope minus one."}, "figure": {"caption": "The error of a Hessian product from differences of gradients, relative to its length, against the distance τ. Thin lines are the predicted leading terms; dotted, one unit of round-off in g over τ, which the central difference exceeds, because a gradient is a sum of many terms. A vertical line marks the library's default.", "name": "fig-step-order"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Relative error of a Hessian product against the distance of the difference, both axes logarithmic. The one-sided difference falls with slope one as the distance shrinks, the central one with slope two, each on a thin predicted line, until both turn up along a dotted line of slope minus one."}, "figure": {"caption": "The error of a Hessian product from differences of gradients, relative to its length, against the distance τ. Thin lines are the predicted leading terms; dotted, one unit of round-off in g over τ; both differences lie some units above it, because a gradient is a sum of many terms. A vertical line marks the library's default.", "name": "fig-step-order"}}
 distances = torch.logspace(-9, -0.5, 35, dtype=torch.float64)
 figure, axes = plt.subplots(figsize=(5.5, 3.8))
 cases = (("one-sided", difference, D2 / 2, 1, "o"), ("central", central, D3 / 6, 2, "s"))
@@ -777,7 +778,7 @@ epsilon["SA-SGD"] = 0 * g
 # From there it goes back and forth for ever, at the loss $\frac12 \lambda\rho^2/(2c-1)^2 = 1/(2c(2c-1)^2)$.
 # **With the paper's $c = 2$ that is 1/36, whatever the curvature.**
 # With the released code's $c = 1$ it is 1/2.
-# From any other start $r = |\theta|$ becomes $|(1 - \frac1c)\, r - \frac\rho c|$, a map that brings any two $r$ closer by the factor $|1 - \frac1c|$, which is below one for $c > \frac12$.
+# From any other start $r = |\theta|$ becomes $|(1 - \frac1c)\, r - \frac\rho c|$, a map that brings any two $r$ closer by at least the factor $|1 - \frac1c|$, which is below one for $c > \frac12$.
 # So every start ends on this cycle, unless a step hits 0, where there is no gradient to follow.
 # The cell lets the library start at this $\theta$ and at another, for three curvatures:
 
@@ -835,7 +836,8 @@ table(["method", *columns], rows, spec=".5f")
 # %% [markdown]
 # * *Directions.* Four methods go along $g$; IGSAM, which is to follow the natural gradient, has the cosine 0.80 with it, and ASAM, which only rescales entries, 0.59.
 # * *Lengths.* From GR to SA-SAM $\lVert\varepsilon\rVert$ grows more than a hundredfold.
-#   RSAM's is not even a constant of the method, as it goes with $1/\lVert g\rVert$.
+#   Only SAM's and Eigen-SAM's are constants of the method.
+#   GR's goes with $\lVert g\rVert$ and RSAM's with $R(g)/\lVert g\rVert$: near a minimum the one vanishes and the other grows.
 #   SA-SAM's exceeds a third of $\lVert\theta\rVert$, because nothing in $\rho = \sqrt\eta$ knows the scale of $\theta$.
 # * *Costs.* Eigen-SAM's ten further gradients renew the eigenvector, every hundredth step by default.
 #   IGSAM's further forward pass is the linearization, every tenth.
@@ -944,18 +946,19 @@ table(["change along", "loss", "λ max", "Rényi", "R(g)", "IGS"], rows)
 #   For SAM's that is what $\varepsilon$ was chosen for, to first order.
 # * *The largest eigenvalue* need not rise with it.
 #   Where it is simple, it changes along a unit vector $u$ to first order by the third derivative $\nabla^3 L[v, v, u]$, and no method looks at its sign.
-# * *Eigen-SAM* chooses the side of $v$ by $g^\top v$, which has nothing to do with the side on which the curvature grows.
+# * *Eigen-SAM* chooses the side of $v$ by $g^\top v$, which does not ask on which side the curvature grows.
 #   Besides, $g$ has hardly any part along $v$ after a hundred steps: the cosine is of order $10^{-4}$, and its sign decides.
 # * *RSAM's exact direction* raises $R$ more than any method's direction does, and by a seventeenth of what the eigenvector does.
 #   It is not meant as an ascent, but is the direction of a difference of gradients; the steepest ascent of $R$ in $\theta$ is $H \nabla R$.
 # * *IGSAM's* direction raises information-geometric sharpness less than the gradient does.
-#   That sharpness nearly follows the loss here.
-#   {ref}`Chapter 5 <one-igs>` shows that it must where a certain matrix $M$ has full row rank; here $M$ has more rows than columns, so we have no such reason.
+#   Its changes are nearly in proportion to those of the loss here, but for RSAM's exact direction, where both are small.
+#   Where a certain matrix $M$ has full row rank, it is a function of the samples' losses ({ref}`chapter 5 <one-igs>`), though not of their mean.
+#   Here $M$ has more rows than columns, so not even that is given.
 #
 # (step-networks)=
 # **Ten networks.** The numbers above are those of one network on one batch.
 # So we train the same network from five seeds, on 64 and on 32 images, and go the distance 0.05 along six directions.
-# The first table has the change of the largest eigenvalue in percent, and the second sums it up.
+# The first table, which is folded, has the change of the largest eigenvalue in percent, and the second sums it up.
 # Eigen-SAM has the exact eigenvector here, so its iterations play no part.
 
 
@@ -982,7 +985,7 @@ def ascents(theta: Tensor, g: Tensor, v: Tensor, linear) -> dict[str, Tensor]:
     }
 
 
-# %% tags=["nbval-rtol=1e-5"]
+# %% tags=["hide-output", "nbval-rtol=1e-5"] mystnb={"code_prompt_show": "The ten networks, one by one", "code_prompt_hide": "The ten networks, one by one"}
 changes, others = {}, {}
 for images in (64, 32):
     for network_seed in range(p.networks):
@@ -1278,7 +1281,7 @@ assert (weights - steps["SAM"].weights).norm() < 1e-12 * (weights - theta).norm(
 # As $\alpha \to 1$ from above, $\varepsilon \to \mu\, g / \lVert g\rVert^2$: SAM with a radius that makes the first-order rise of the loss the constant $\mu$.
 # ````
 #
-# **3.** A weight and its copy: replace an entry $\theta_1$ of a linear layer's input weight by the sum of two parameters $a + b$, each starting at $\theta_1 / 2$.
+# **3.** A weight and its copy: replace a weight $\theta_1$ of a linear layer by the sum of two parameters $a + b$, each starting at $\theta_1 / 2$.
 # How does $\theta_1 = a + b$ move under the $\varepsilon$ of SAM and of ASAM (with $t = 0$), if all else is fixed and $g$ has this one entry?
 #
 # ````{dropdown} Solution

@@ -19,9 +19,9 @@
 #
 # **Question.** How sharp does training make a network, compared with the edge of stability?
 #
-# **Answer.** Gradient descent drives $\lambda_1$, the Hessian's top eigenvalue, past the edge and back: its late median is 1.01 to 1.02 edges.
-# SAM ends a tenth above its own edge, which sinks to 3.8.
-# For SAM the ratio is near one for a reason of its own, and shows no edge that limits sharpness.
+# **Answer.** Gradient descent drives the Hessian's top eigenvalue past its edge and back: over a run's second half the median is 1.01 to 1.02 times the edge.
+# SAM's is 1.09 to 1.10 times SAM's own, which sinks to 3.8; readings scatter.
+# That ratio is near one for another reason, and shows no limit.
 #
 # **Time.** Reading: about 15 minutes; running: under a minute on one core.
 #
@@ -231,20 +231,20 @@ plt.show()
 # Here they do not: $\lambda_1$ comes back to the edge, and the loss goes on falling, though no longer at each step.
 # What turns it back, this page does not ask.
 #
-# **SGD** sharpens the loss more slowly, and in these 1,200 steps stays below the edge of gradient descent.
+# **SGD** sharpens the loss more slowly, and in these 1,200 steps stays below gradient descent's edge.
 #
-# **SAM** stays far below that edge.
-# Its own one sinks as the gradient shrinks, to a fifth of $2/\eta$ at the end, and $\lambda_1$ sinks with it, about a tenth above.
+# **SAM** stays far below gradient descent's edge.
+# SAM's edge sinks as the gradient shrinks, to a fifth of $2/\eta$ at the end, and $\lambda_1$ sinks with it, about a tenth above it.
 # Which of the two follows the other, the ratio cannot say.
 #
 # One criterion for each method makes this precise.
 # The criteria were fixed before the runs of this page, after a look at runs with other settings; unlike the ledger's, they are recorded nowhere, so there is only our word for it.
-# Take the median, over the last half of a run, of $\lambda_1$ divided by the edge; the edge is $2/\eta$ for SGD, too.
+# Take the median, over the second half of a run, of $\lambda_1$ divided by the method's edge; for SGD that is gradient descent's.
 # In every run it must lie within 10 % of one for gradient descent and within 15 % of one for SAM; for SGD it must lie below one, and not below one half.
 # For SAM this tests its bouncing and no more, since a run that bounces on a quadratic meets it whatever $\lambda_1$ is.
 #
-# The table has the least and the largest of these medians over the runs, and the edge at the end, a median of the last five readings, that is of the last 100 steps, of all runs.
-# The smoke profile ends long before the edge and judges nothing.
+# The table has the least and the largest of these medians over the runs, and the method's edge at the end, a median of the last five readings, that is of the last 100 steps, of all runs.
+# The smoke profile ends long before gradient descent's edge and judges nothing.
 
 # %% tags=["nbval-rtol=0.05"]
 RANGES = {"gradient descent": (0.9, 1.1), "SGD, batches of 50": (0.5, 1.0), "SAM": (0.85, 1.15)}
@@ -264,18 +264,31 @@ for name, all_runs in followed.items():
     found = "not judged" if p.profile == "smoke" else "yes" if inside else "no"
     found += ", of its bouncing" if name == "SAM" and found == "yes" else ""
     rows.append([name, last, min(medians), max(medians), found])
-columns = ["edge at the end", "least median", "largest median", "as expected"]
+columns = ["the method's edge at the end", "least median", "largest median", "as expected"]
 table(["method", *columns], rows, spec=".2f")
 
 # %% [markdown]
-# On its way each run of gradient descent goes beyond its edge, by between a twentieth and three tenths of it, and no run of SGD reaches it.
-# The cell also holds the short fall against the weights before the first step, and the rise up to the edge.
+# On its way each run of gradient descent goes beyond gradient descent's edge, by between a twentieth and three tenths of it, and no run of SGD reaches it.
+# Over the first 400 steps SGD's $\lambda_1$ is the smaller on average, from each seed.
+# The cell also holds the short fall of gradient descent's $\lambda_1$ against the weights before the first step, and its rise up to the edge.
+
+
+# %%
+def first_mean(monitor: SharpnessMonitor, until: int = 400) -> float:
+    read, values = monitor.series()["hessian_top_eigenvalues"]
+    return statistics.mean(v for step, v in zip(read, values, strict=True) if step <= until)
+
 
 # %%
 if p.profile != "smoke" and p.step_size == 0.1:  # another step size may not reach its edge
     peaks = [max(ratios(*one[1:])) for one in followed["gradient descent"]]
     assert all(1.05 <= peak <= 1.3 for peak in peaks)
     assert all(max(ratios(*one[1:])) < 1 for one in followed["SGD, batches of 50"])
+    if p.profile == "laptop" and p.radius == 0.1:  # a longer run has more readings that scatter
+        assert all(min(ratios(*one[1:])) > 1 for one in followed["SAM"])
+    early = {name: [first_mean(monitor) for _, monitor, _ in followed[name]] for name in METHODS}
+    pairs = zip(early["SGD, batches of 50"], early["gradient descent"], strict=True)
+    assert all(sgd < descent for sgd, descent in pairs)
     for k, (_, monitor, _) in enumerate(followed["gradient descent"]):
         start = hessian_top_eigenvalues(
             network(p.seed + k), (inputs, targets), loss="half_squared_error"
@@ -286,7 +299,7 @@ if p.profile != "smoke" and p.step_size == 0.1:  # another step size may not rea
         assert values[lowest] < float(start) and read[lowest] <= 60 and rise == sorted(rise)
 
 # %% [markdown]
-# SAM's ratios lie above one, and on a quadratic they could not stay there.
+# In these runs every reading of SAM's ratio lies above one, and on a quadratic they could not stay there.
 # Along the steepest direction SAM's step multiplies by $1 - \eta (\lambda_1 + \rho \lambda_1^2 / \lVert g \rVert)$, which is below $-1$ if and only if $\lambda_1$ is above the edge.
 # So the gradient's part along that direction would grow from step to step, until the edge has risen to $\lambda_1$.
 # The excess therefore comes either from what is not quadratic in this loss, or from runs that have not settled, as $\lambda_1$ and the edge sink to the end; we have not derived it.
@@ -344,7 +357,7 @@ print("the same weights:", all(map(torch.equal, weights, 2 * [unmonitored(p.seed
 # Where does gradient descent's sharpness end?
 #
 # ````{dropdown} Solution
-# Near 30, below its edge of 40 and still rising, at a loss as small as at the end of this page's runs: sharpening slows down as the loss falls.
+# Near 30, below its edge of 40 and still rising, at a loss of about 0.03, which is below those at the end of this page's runs: sharpening slows down as the loss falls.
 # So the table's first row says "no".
 # ````
 #

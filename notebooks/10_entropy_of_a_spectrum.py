@@ -98,7 +98,7 @@ generator, checked = generator_of(p.seed), Comparisons()
 # $Z = \sum_j q_j^\alpha$ and $z_j = q_j^\alpha / Z$ are as in chapter 3.
 # The effective number of directions is $N_\alpha = e^{\mathcal H_\alpha}$.
 # The share of the negative eigenvalues by weight is $s$.
-# $A$ is a diagonal matrix of exponents, $v$ a direction, $w_l$ the share of layer $l$ in a trace, $B$ the block diagonal of $H$, and $u$ the uniform distribution.
+# $A$ is a diagonal matrix of exponents, $t$ a real number that multiplies it, $v$ a direction, $w_l$ the share of layer $l$ in a trace, $B$ the block diagonal of $H$, and $u$ the uniform distribution.
 # $\gamma$ is a shift, and $c_k$ the coefficient of a second probe.
 #
 # **Computed here.** Six networks of 272 weights are trained on real digits, averaged to 4 × 4 pixels, while the notebook runs; all arithmetic is in float64.
@@ -317,7 +317,7 @@ plt.show()
 # ```{prf:proposition} Quasi-concave at every order (ours)
 # :label: entropy-prop-quasi
 #
-# 1. For $0 < \alpha \le \infty$ and every $h$ the set $\{q : \mathcal H_\alpha(q) \ge h\}$ is convex: a mixture $t q + (1 - t)\, q'$ has at least the smaller of the two entropies.
+# 1. For $0 < \alpha \le \infty$ and every $h$ the set $\{q : \mathcal H_\alpha(q) \ge h\}$ is convex: a mixture of $q$ and $q'$, in any proportion, has at least the smaller of their two entropies.
 # 2. A symmetric quasi-concave function does not fall when $q$ is averaged by a matrix $M$ with nonnegative entries whose rows and columns add up to one.
 #    So it is largest at the uniform distribution.
 # 3. At order 2, and at $d$ shares that are all positive, the entropy has no positive second derivative in any direction whose entries add up to zero if and only if $\mathcal H_2(q) \ge \log d - \log 2$.
@@ -346,7 +346,7 @@ plt.show()
 # Part 3 says how far concavity is from the spectra that networks have.
 # At order 2 an entropy would have to be within $\log 2 = 0.69$ nats of the largest that there is.
 # In every layer of the residual network of chapter 1 it is more than 3 nats below the logarithm of the rank.
-# This matters wherever concavity was used: that the entropy on all samples is at least the mean of the entropies on two halves ({prf:ref}`five-halves`) is a theorem up to order 1, and at order 2 its proof fails on just such spectra.
+# This matters wherever concavity was used: that the entropy on all samples is at least the mean of the entropies on two halves, each weighted by its trace ({prf:ref}`five-halves`), is a theorem up to order 1, and at order 2 its proof fails on just such spectra.
 #
 # The next cell has the second derivative at any order, for {eq}`eq-entropy-second` and the figure.
 
@@ -371,8 +371,8 @@ def random_shares(d: int) -> Tensor:
 # %%
 for d in (3, 10, 40):
     for _ in range(20):
-        q, other, t = random_shares(d), random_shares(d), random_shares(2)[0]
-        mixture = t * q + (1 - t) * other
+        q, other, part = random_shares(d), random_shares(d), random_shares(2)[0]
+        mixture = part * q + (1 - part) * other
         for alpha in (0.5, 1, 2, 8, math.inf):  # part 1
             ends = entropy(q, alpha), entropy(other, alpha)
             assert entropy(mixture, alpha) > min(ends) - 1e-12
@@ -652,12 +652,18 @@ table(columns, shifts, spec=".4f")
 # {prf:ref}`cor-hessian-block` has no hypothesis about a minimum: where everything after the layer is piecewise linear and the loss convex in the outputs, the block is positive semidefinite wherever training stops, and at random weights too.
 # The residual networks of the paper are of this kind, as long as batch normalisation uses stored statistics; Appendix G.4 does not say whether it did.
 #
-# Three things lead out of the corollary, and the paper has at least two of them: GELU (its vision transformer), all layers jointly (its panels "all layers"), and perhaps the statistics of the batch, as in training mode.
-# For two of the three a short argument *proves* negative eigenvalues, under a condition on the gradient.
+# What leads out of the corollary is of three kinds.
+#
+# * *An operation behind the layer that is not piecewise linear.* The paper's vision transformer has GELU, layer normalisation and attention.
+# * *All layers jointly,* as in its panels "all layers".
+# * *The statistics of the batch,* as in training mode, if it measured in that mode.
+#
+# The first kind is tried here on GELU alone.
+# For the other two a short argument *proves* negative eigenvalues, under a condition on the gradient.
 #
 # | what leads out | negative eigenvalues are proved | and found below |
 # |---|---|---|
-# | GELU | – | in the two layers before it |
+# | an operation that is not piecewise linear | – | with GELU, in the two layers before it |
 # | statistics of the batch | in a layer before them, wherever its gradient is not zero | in the two layers before them |
 # | all layers jointly | where one hidden unit meets the condition below | in every network |
 #
@@ -689,7 +695,8 @@ table(columns, shifts, spec=".4f")
 # *All layers.*
 # In a bias-free ReLU network without normalisation, multiply the weights $w$ into one hidden unit by $e^t$, and those out of it by $e^{-t}$.
 # Now $A^2$ is one on both, and as $\langle g, A\theta \rangle = 0$ both have the same part in $\langle g, A^2 \theta \rangle$, which is $2 \langle g_w, w \rangle$.
-# **A single hidden unit with $\langle g_w, w \rangle \ge 0$, and a gradient that is not zero, shows that the joint Hessian is indefinite.**
+# **A single hidden unit with $\langle g_w, w \rangle \ge 0$, and a gradient in its weights $w$ that is not zero, shows that the joint Hessian has a negative eigenvalue.**
+# It has a positive one as well, because its trace is that of the Gauss–Newton matrix $G$ and hence not negative (exercise 3): it is indefinite.
 # No Hessian need be computed to know it.
 #
 # In both cases the proof uses the gradient, and at a critical point it is silent.
@@ -842,7 +849,7 @@ table(columns, rows)
 # The argument is sufficient, and not necessary.
 # In the first network no unit shows it after training, and the joint Hessian is indefinite all the same.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Share of the negative eigenvalues on a logarithmic axis against the steps of training. All layers jointly fall from about a third to about one per cent; the first layer with the statistics of the batch, and with GELU, fall from a quarter and more than a half to less than one per mille. A note says that the frozen ReLU layer is at zero throughout."}, "figure": {"caption": "How much of the spectrum’s weight is negative, in one network while it is trained. The frozen ReLU layers cannot be drawn on this axis: all of their eigenvalues are at least zero to within round-off, at every step.", "name": "fig-entropy-negative"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Share of the negative eigenvalues on a logarithmic axis against the steps of training. All layers jointly fall from about a third to about one per cent; the first layer with the statistics of the batch, and with GELU, fall from a quarter and more than a half to two per mille and less than half of one per mille. A note says that the frozen ReLU layer is at zero throughout."}, "figure": {"caption": "How much of the spectrum’s weight is negative, in one network while it is trained. The frozen ReLU layers cannot be drawn on this axis: all of their eigenvalues are at least zero to within round-off, at every step.", "name": "fig-entropy-negative"}}
 curves = {
     "all layers, ReLU, frozen": ("ReLU", "frozen", "all layers", "o-"),
     "layer 1, ReLU, live statistics": ("ReLU", "live", "layer 1", "s--"),
@@ -874,7 +881,7 @@ plt.show()
 #   It needs no negative eigenvalue.
 #
 # Both are multiplied by the same $\frac{\alpha}{1 - \alpha}$, so at any order near 1 the larger of the two numbers explains the explosion.
-# For random signs, {eq}`eq-est-variance` gives the second: with independent probes in numerator and denominator, and to first order in $1/\sqrt k$ and near order 1, the variance of the ratio's logarithm is twice that of one mean.
+# For probes of random signs, {eq}`eq-est-variance` gives the second: with independent probes in numerator and denominator, and to first order in $1/\sqrt k$ and near order 1, the variance of the ratio's logarithm is twice that of one mean.
 # So
 #
 # $$
@@ -882,10 +889,13 @@ plt.show()
 # $$ (eq-entropy-probe)
 #
 # where $\lVert H \rVert_F^2 = \sum_j \lambda_j^2$, and $|H|_{jj}$ is the diagonal of $|H|$.
-# It is about $2\, e^{-\mathcal H_2 / 2} / \sqrt k$: the *less* even a spectrum is, the more it suffers.
+# (The paper's probes are uniform on a sphere.
+# There the difference in brackets is $\frac{d}{d + 2} \big( \lVert H \rVert_F^2 - \frac1d (\operatorname{Tr} |H|)^2 \big)$ for $d$ weights, which changes $c_k$ by a few per cent here.)
+# It is at most $2\, e^{-\mathcal H_2 / 2} / \sqrt k$, and near that where the squares of the diagonal add up to little.
+# So the *less* even a spectrum is, the more its estimate may suffer.
 
 
-# %% tags=["nbval-rtol=1e-3"]
+# %%
 def probe_coefficient(matrix, k: int = 100) -> float:
     values, vectors = matrix.eigenvalues.abs(), matrix.eigenvectors
     diagonal = vectors.square() @ values
@@ -893,6 +903,13 @@ def probe_coefficient(matrix, k: int = 100) -> float:
     return 2 * math.sqrt(float(squares) / k) / float(values.sum())
 
 
+def on_a_sphere(matrix, k: int = 100) -> float:
+    values, d = matrix.eigenvalues.abs(), len(matrix.eigenvalues)
+    squares = d / (d + 2) * (values @ values - values.sum() ** 2 / d)
+    return 2 * math.sqrt(float(squares) / k) / float(values.sum())
+
+
+# %% tags=["nbval-rtol=1e-3"]
 rows = {}
 for time in times:
     key = "ReLU", "frozen", time
@@ -900,8 +917,13 @@ for time in times:
     policy = -math.log(1 - 2 * shares[*key, "all layers"])
     alone = -math.log(1 - 2 * shares[*key, "layer 1"])
     rows[time] = policy, probe_coefficient(whole), alone, probe_coefficient(first)
+    for matrix in (whole, first):
+        assert 1 < on_a_sphere(matrix) / probe_coefficient(matrix) < 1.1
+        most = 2 * math.exp(-entropy(matrix.eigenvalues, 2) / 2) / math.sqrt(100)
+        assert probe_coefficient(matrix) < most
 if p.steps == 300 and p.seed == 0:
     assert rows[0][0] > 10 * rows[0][1] and rows[300][1] > 2 * rows[300][0]
+    assert probe_coefficient(whole, 600) > policy > probe_coefficient(whole, 680)
 names = ["policy, all layers", "probe, all layers", "policy, layer 1", "probe, layer 1"]
 table(["steps", *names], rows, spec=".3f")
 
@@ -910,8 +932,10 @@ table(["steps", *names], rows, spec=".3f")
 # For a single layer in evaluation mode the policy has nothing to do, and the second probe alone is enough.
 # For all layers jointly the answer changes during training.
 # At random weights the policy is by far the larger of the two.
-# Training takes the negative eigenvalues away and gathers the others in few directions, so at the end the second probe is the larger, in this network, by more than a factor of two.
-# So for all layers jointly either may be the main cause, and only the two numbers tell.
+# With the 100 probes of the paper, training takes most of the negative eigenvalues away and gathers the others in few directions.
+# So at the end the second probe is the larger, in this network, by more than a factor of two.
+# But it shrinks with $1/\sqrt k$, and the policy does not: from about 640 probes on, the policy would be the larger of the two at the end as well.
+# So for all layers jointly either may be the main cause, and which one it is depends on the training and on the number of probes.
 #
 # A simulation confirms {eq}`eq-entropy-probe`: a hundred estimates at order 0.9, each from 100 probes and exact quadratic forms, so without any error of a quadrature.
 
@@ -1074,13 +1098,13 @@ checked.table()
 # The verdicts stand at the head of the chapter: those of the paper's statements, and, marked as ours, those of what we put in their place.
 # In a table of five lines:
 #
-# | the paper's words | what is true |
+# | the paper | what is true |
 # |---|---|
 # | the entropy is convex, hence largest for equal shares | it is quasi-concave, hence largest for equal shares |
 # | a larger spread has a smaller entropy | if one spectrum is an average of the other; else the order decides what spread is |
-# | negative eigenvalues are inevitable | possible, and found, in a layer before GELU and in all layers jointly; forced in a layer before statistics of the batch, wherever its gradient is not zero; impossible in a layer of a ReLU network in evaluation mode |
+# | negative eigenvalues are inevitable | possible in a layer before GELU, layer normalisation or attention, and found before GELU; possible, and found, in all layers jointly; forced in a layer before statistics of the batch, wherever its gradient is not zero; impossible in a layer of a ReLU network in evaluation mode |
 # | they cause the trouble at order 1 | two traces that do not fit do: by a mixed policy, or by a second probe |
-# | orders up to 0.9 and from 1.2 on are free of anomalies | the mixed policy adds $\frac{\alpha}{\alpha - 1} \log(1 - 2s)$ at every order |
+# | orders in $(0, 0.9)$ and $(1.2, 3]$ avoid the trouble (our reading: they are free of it) | the mixed policy adds $\frac{\alpha}{\alpha - 1} \log(1 - 2s)$ at every order |
 #
 # ## What would change our mind
 #
@@ -1104,7 +1128,7 @@ checked.table()
 # * We expected the single-unit argument to show every trained network's joint Hessian indefinite.
 #   It did so for two of three; the third is indefinite, and the argument silent.
 # * We expected the policy to be the main cause for all layers jointly.
-#   It is so early in training; at the end it is not.
+#   It is so early in training; at the end, with 100 probes, it is not.
 #
 # ## Exercises
 #
