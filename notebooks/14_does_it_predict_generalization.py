@@ -19,7 +19,7 @@
 #
 # **Question.** Do networks with a larger Rényi sharpness have a larger generalization gap, and does it tell more than what was known before?
 #
-# **Answer.** Not at our scale: at order ½ its mean over layers has a $\tau$ of 0.54, −0.00, −0.27 and 0.19 in four cells, which alone is *inconclusive*; at 3/2 it is negative on average.
+# **Answer.** Not at our scale: at order ½ its mean over layers has a $\tau$ of 0.54, −0.00, −0.27 and 0.19 in four cells, which alone is *inconclusive*; at 3/2 it falls on average.
 # The training loss reaches −0.87 to −0.98.
 # Among fifteen perceptrons that fit their data it rises with the gap.
 #
