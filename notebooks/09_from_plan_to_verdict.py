@@ -419,7 +419,7 @@ paperkit(f"study run {NAME} --store whole-uncommitted")
 paperkit(f"study publish {NAME} --store whole-uncommitted")
 
 # %% [markdown]
-# Records of uncommitted code earn no verdict, and are not published; `study run` says so before its first run, too.
+# Records of uncommitted code earn no verdict, and are not published; in a tree with uncommitted changes `study run` also warns before its first run.
 # Those of changed code keep theirs, with a mark.
 # The fingerprint covers the code that the study imports, without comments and docstrings, so a change elsewhere makes nothing stale.
 #
@@ -452,7 +452,7 @@ paperkit(f"study publish {NAME} --store committed")
 paperkit(f"claims {CLAIM} --store nothing")
 
 # %% [markdown]
-# Twelve runs were in both stores, made by different engines, and none is a conflict.
+# Twelve runs were in both stores, most of those in the killed one made by a worker, and none is a conflict.
 # The last command reads `results/` alone.
 #
 # In your own clone, commit `results/curvature_blocks.jsonl` now; `make html` shows the word on the page of the ledger and in the chapter that the claim's anchor names.
@@ -501,13 +501,14 @@ print("of the altered record:", ", ".join(disagreements(published[keys[0]], wron
 #
 # How large must the sample be?
 # Say that $b$ of $N$ records are bad, and that $m$ are drawn.
-# The draw misses all bad ones if it falls among the $N - b$ good ones, and all draws are equally likely, that is without replacement and independently of which records are bad:
+# The draw is without replacement, all draws are equally likely, and which records are bad does not enter.
+# It misses all bad ones if it falls among the $N - b$ good ones:
 #
 # $$
 # P(\text{no bad one is drawn}) = \binom{N-b}{m} \Big/ \binom{N}{m} .
 # $$ (eq-plan-sample)
 #
-# The audit takes the smallest $m$ that meets a bad one with probability 0.9 if a fifth of the records are bad.
+# The audit takes the smallest $m$ that meets a bad one with probability 0.9 if at least a fifth of the records, here six, are bad.
 
 
 # %%

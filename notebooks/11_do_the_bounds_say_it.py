@@ -307,6 +307,7 @@ for labels, n in product(("random", "true"), sizes):
     broken = [sum(slack[rho] < 0 for slack in slacks) for rho in ("0.001", "0.1", "1", "3")]
     smallest = [min(errors), max(bound["0.001"] for bound in bounds)]
     rows[labels, n] = smallest + [f"{count} of {len(slacks)}" for count in broken]
+    assert min(errors) > 2 * smallest[1]
 columns = ["least error", "largest bound, ρ = 0.001", "broken there", "ρ = 0.1", "ρ = 1", "ρ = 3"]
 table(["labels", "n", *columns], rows, spec=".3f")
 
@@ -314,11 +315,11 @@ table(["labels", "n", *columns], rows, spec=".3f")
 # The first number is the least error of the networks, the second the largest of their bounds at small moves; the others count the networks that break the bound, by more than four standard errors.
 #
 # At small moves the bound is its width, or nearly, and the width knows $n$ and $\delta$, and no label.
-# So it says the same of a network that has learned digits and of one that has learned noise, and both errors are far above it.
+# So it says the same of a network that has learned digits and of one that has learned noise, and both errors are above it, twice as large at least.
 # Classes that lie apart do not save the proposition.
 #
 # With a held-out sample in place of the training sample the bound holds at every network and every radius.
-# With the training sample it comes true where the moves are large: as long as the inputs themselves for true labels, with one exception; for random labels three times that length is not enough at all networks.
+# With the training sample it comes true where the moves are large: as long as the inputs themselves for true labels, with one exception among 18 networks (the bound itself may fail with 5 %); for random labels three times that length is still too little at 12 of 18.
 # The proposition speaks of any $\rho$; which one is enough depends on the labels.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of the error against the size of the perturbation, on a logarithmic axis. Above, random labels: the population error is a line at 0.9, the bound from held-out samples runs just above it, and the bound from training samples starts near 0.04 and climbs to the line at a perturbation of three. Below, true labels: the population error is a line near 0.1, the held-out bound runs above it and climbs with large perturbations, and the bound from training samples starts near 0.04, below the line, and crosses it at a perturbation of about one."}, "figure": {"caption": "Proposition 3.1 at trained perceptrons that recall 1,000 digits with random labels (above) and with their own (below): means over the seeds; the grey band holds the population errors (dotted: their mean). From the training sample the bound starts at the same height in both panels, below the error.", "name": "fig-bounds-trained"}}
@@ -371,7 +372,8 @@ plt.show()
 # Three things are left open.
 # An *earlier* layer's weights pass through activations, which bend the outputs one way or the other.
 # The *error* is not convex; but a bounded loss is what the bounds ask for, which the cross-entropy is not.
-# And a *single* move is not their mean: to first order a move changes the loss by $\rho \operatorname{Tr}(\nabla L^\top W U)$, the gradient being that of the test loss, which training does not bring to zero; so of $U$ and $-U$ one lowers the loss, if only $\rho$ is small.
+# And a *single* move is not their mean: to first order a move changes the loss by $\rho \operatorname{Tr}(G^\top W U)$, where $G$ is the gradient of the population loss in $W$.
+# So for almost every $U$ one of $U$ and $-U$ lowers the loss, if only $\rho$ is small, unless $W^\top G = 0$, which nothing brings about.
 #
 # The study `renyi_perturbed_test_loss` trains two perceptrons and a LeNet-5 on 2,000 digits and moves each layer's weights by matrices $U$ and $-U$, before training and after.
 # The other 3,000 digits estimate the losses.
@@ -411,21 +413,34 @@ table(["ρ", after, before, share, "single, beyond 4 s.e.", "error, beyond 4 s.e
 # Before training some layers' means fall, as the paper allows, though never the last layer's.
 #
 # A single move is another matter: the smaller the moves, the more of them lower the loss.
-# On these images they are falls; whether other images would show them, three thousand hardly tell, but the first-order term above says that some moves must.
+# On these 3,000 images the loss falls; whether it would on others, so few hardly tell.
+# But by the first-order term above some moves must lower the population loss, too, unless $W^\top G = 0$.
 # So the condition, taken word by word, is refuted with the images as the population.
-# (The criterion was changed after the runs; the first one asked for a fall beyond four standard errors, which so few images do not resolve.)
+# (The criterion was changed after the runs, with this table in view.
+# The first one, no fall beyond four standard errors, had returned *reproduced*; the fall under a small move and its standard error shrink alike, so it could hardly have failed.)
 # The proofs need the mean alone.
 #
 # The error never falls beyond chance; where the moves are small it hardly changes at all.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels, one for each network, of the mean rise of the test loss against the size of the move, both axes logarithmic. In every panel the curves of all layers are nearly straight lines that climb by about two decades for each decade of the size, from one ten-thousandth or so at 0.03 to a tenth and more at 1. The last layers' curves lie lowest, or nearly so."}, "figure": {"caption": "The mean rise of the test loss when one layer's weights are moved, after training: means over seeds and signs. Ten times the size is about a hundred times the rise, in every layer.", "name": "fig-bounds-assumption"}}
-kinds = list(dict.fromkeys(run.configuration["network"] for run in runs))
+# %%
+kinds, mean_rises = list(dict.fromkeys(run.configuration["network"] for run in runs)), {}
+for kind in kinds:
+    own = [run.metrics["mean_rise"] for run in runs if run.configuration["network"] == kind]
+    for layer in own[0]:
+        columns = zip(*([rises[layer][rho] for rho in sizes] for rises in own), strict=True)
+        mean_rises[kind, layer] = [sum(column) / len(column) for column in columns]
+small = [mean[2] / mean[0] for mean in mean_rises.values()]  # from 0.03 to 0.3
+large = {name: mean[3] / mean[1] for name, mean in mean_rises.items()}  # from 0.1 to 1
+assert (round(min(small)), round(max(small))) == (101, 126)
+assert min(large.values()) > 118 and max(large.values()) < 340
+most = sorted(large, key=large.get)[-3:]
+assert {*most} == {("LeNet-5", layer) for layer in ("conv1", "conv2", "fc1")}
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels, one for each network, of the mean rise of the test loss against the size of the move, both axes logarithmic. In every panel the curves of all layers are nearly straight lines that climb by about two decades for a decade of the size where it is small, and by somewhat more at its end, from one ten-thousandth or so at 0.03 to a tenth and more at 1. The last layers' curves lie lowest, or nearly so."}, "figure": {"caption": "The mean rise of the test loss when one layer's weights are moved, after training: means over seeds and signs. Where the moves are small, ten times the size is about a hundred times the rise (101 to 126 from 0.03 to 0.3); from 0.1 to 1 it is about 120 to 340 times, most in LeNet's first layers.", "name": "fig-bounds-assumption"}}
 figure, panels = plt.subplots(len(kinds), figsize=(5.5, 8.6), sharex=True)
 for kind, axes in zip(kinds, panels, strict=True):
-    own = [run.metrics["mean_rise"] for run in runs if run.configuration["network"] == kind]
-    for layer, marker in zip(own[0], "osD^v", strict=False):
-        values = [[rises[layer][rho] for rises in own] for rho in sizes]
-        mean = [sum(value) / len(value) for value in values]
+    own = {layer: mean for (name, layer), mean in mean_rises.items() if name == kind}
+    for (layer, mean), marker in zip(own.items(), "osD^v", strict=False):
         axes.loglog([*map(float, sizes)], mean, marker=marker, label=layer)
     axes.set(title=kind, ylabel="mean rise (nats)")
     axes.legend()
@@ -606,7 +621,7 @@ print("these lines and paperkit.bounds.renyi.determinant_chain: difference below
 # Averaging with $M_{jk} = 1/d$ makes all eigenvalues equal.
 # ```
 #
-# So in a bound that grows with the determinant, *even* spectra come out worse, at a given trace.
+# So in a bound that grows with the determinant, *averaged* spectra come out worse, at a given trace.
 # The next cell follows $\log |H|$ and the printed bound on it along a family of four eigenvalues, $(4 - 3t, t, t, t)$, all with the trace 4.
 # The bound without entropy is $4 \log 1 = 0$ for all of them, and a zero is printed as round-off.
 
@@ -764,13 +779,19 @@ for name, value, claim in zip(("C.2", "C.1"), (determinant, by_entropy), claims,
     bound = training + 2 * math.sqrt((2 * A + math.log(2 * n / delta)) / (n - 1))
     assert distance(claim.right, bound) < 1e-10 and bound < 0.4  # below ½ by 0.1
     rows[name] = (A, bound, 0.5)
+    enough = ((0.5 - training) / 2) ** 2 * (n - 1) - math.log(2 * n / delta)  # twice A for a ½
+    assert enough > 2 * 2000 * A
+z = math.pi * r  # the largest angle on the ball
+assert 0.99 < (1 - math.cos(z)) / (z**2 / 2) < 1
 table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 
 # %% [markdown]
 # Both bounds claim 0.15, and the loss is 0.5 ({ref}`errata <errata-prior>`).
+# (A cosine is no parabola, as {prf:ref}`bounds-thm-isolated` asks for.
+# But on this ball the rise is that of the parabola to within a hundredth, and it would have to be thousands of times larger to save the bound.)
 #
 # **Gap:** $|H| > 0$.
-# A layer with more weights than the data have directions has a singular Hessian.
+# A layer whose inputs span fewer dimensions than it has columns has a singular Hessian.
 # Then $|H| = 0$, the minimum need not be isolated, and {prf:ref}`bounds-thm-isolated` does not speak of it.
 #
 # **By the entropy.** Theorem 3.2, with its constants Proposition C.1, replaces $\log |H|$ by the last line of {eq}`eq-bounds-chain`:
@@ -859,7 +880,9 @@ table(["rise of the loss", "A, trace frozen"], {f"{rise:.4f}": [before]})
 # $$ (eq-bounds-constant)
 #
 # From the chain, $C = \frac d2 \log \operatorname{Tr} H + d \log \frac R\rho + \log \frac{2n}{\delta}$.
-# That is no constant, as $\operatorname{Tr} H$ depends on the data, and it is of the order of $d$, while $\frac12 \mathcal H_\alpha \le \frac12 \log d$.
+# That is no constant: it depends on the data, and it is at least $\frac12 d \log d + \log \frac{2n}{\delta}$.
+# For the ball contains the ellipsoid, so that $R^2 / \rho^2 \ge 1 / \lambda_{\min}$ with the smallest eigenvalue $\lambda_{\min}$ of $H$, and $\operatorname{Tr} H \ge d\, \lambda_{\min}$.
+# Half the entropy is at most $\frac12 \log d$, so $\frac12 (d - 1) \log d$ is left after it is subtracted, and the bound exceeds 1 for any data with $(d - 1) \log d \ge 4 (n - 1)$.
 # The second memoriser shows both sides of it.
 # The weights lie in a cube of side one, so the ball around its centre with the radius $\frac12 \sqrt n$ and a little more contains every ellipsoid that the labels may lead to: this prior is fair.
 
@@ -875,6 +898,7 @@ for n in (500, 2000):
     checked.agree(f"divergence, n = {n}", KL, brute_force=ratio, library=ratio_of_library)
     constant = 0.5 * n * float(eigenvalues.sum().log()) + n * math.log(R / rho)
     constant += math.log(2 * n / delta)
+    assert constant > 0.5 * n * math.log(n) + math.log(2 * n / delta)
     first = 0.5 * library.ellipsoid_mean(n, rho)
     proof, called = (
         first + math.sqrt((C - 0.5 * math.log(n)) / (2 * (n - 1))) for C in (constant, 100.0)
@@ -915,7 +939,7 @@ checked.table()
 # ## What would change our mind
 #
 # * *A bound in which an even spectrum helps before slack is added.* It would have to contain a quantity that falls when eigenvalues are averaged, at a fixed trace, as the largest eigenvalue does, or the sum of their squares.
-# * *A prior that is fair and near.* With a neighbourhood found on one half of the data and the loss on the other, Theorem C.2 is sound; then only the direction is left to object to.
+# * *A prior that is fair and near.* With $P$, $Q$ and $A$ from one half of the data, and $E_Q L$ of the other half on the right, equation {eq}`eq-bounds-mcallester` applies; then only the direction is left to object to.
 # * *Another reading of the constants.* If the authors meant $V$ to be chosen with the trace, the product in {eq}`eq-bounds-product` is what is constant, and the entropy is left with its factor between $d^{-1/d}$ and 1.
 #
 # ## Deviations, and what failed

@@ -55,8 +55,6 @@ ELSEWHERE: dict[tuple[str, str], Callable[[], float]] = {
     ("09_from_plan_to_verdict", "0.93"): lambda: 25 / 27,
     ("11_do_the_bounds_say_it", "1.682"): lambda: 2.9 * 2.9 * 0.2,
     ("11_do_the_bounds_say_it", "16.86"): lambda: 2.9**2 + 2.9**2 + 0.2**2,
-    # The share of a variance that five values of a setting explain by chance, among thirty gaps.
-    ("13_thirty_networks_four_times", "0.14"): lambda: 4 / 29,
     ("13_thirty_networks_four_times", "99.9 %"): lambda: 100 * _interpolates(),
     # The variance of Kendall's coefficient without a relation, 2(2N + 5) / (9N(N - 1)), N = 30.
     ("14_does_it_predict_generalization", "0.129"): lambda: math.sqrt(2 * 65 / (9 * 30 * 29)),
