@@ -20,8 +20,8 @@
 # **Question.** What does the Rényi paper's algorithm return for a layer whose entropy is known, and what does it cost?
 #
 # **Answer.** As printed it returns no number; repaired, it errs by 0.03 to 3.3 nats at order ½, more where a layer has more zeros.
-# At order 3/2 its probes' noise is left, a spread of up to 0.07.
-# Exact spectra cost a 28th of estimates by Hessian products with ten classes, and six times as much with a hundred.
+# At 3/2 its probes' noise is left, a spread of up to 0.07.
+# Exact spectra cost a 28th of estimates by Hessian products with ten classes, six times as much with a hundred.
 #
 # **Time.** Reading: about 36 minutes; running: about half a minute on one core.
 #
