@@ -427,6 +427,9 @@ for layer in shown[0.5]["layers"]:
     offset = math.log(100 / half["dimension"][layer])
     rows[layer] = *printed, offset, *index, half["printed_negative_share"][layer]
 columns = ["all slips, ½", "all slips, 3/2", "log (k/d)", "index alone, ½", "index alone, 3/2"]
+table(["layer", *columns, "indefinite $T$"], rows, spec=".2f")
+
+# %%
 if p.profile == "laptop":
     more = shown[1.5]
     furthest = sorted(rows, key=lambda layer: -abs(rows[layer][1]))[:4]
@@ -435,7 +438,6 @@ if p.profile == "laptop":
     assert sorted(abs(row[1]) < 0.25 for row in rows.values()) == 6 * [False] + 2 * [True]
     assert all(1.15 < abs(row[1]) < 2.75 for row in rows.values() if abs(row[1]) > 0.25)
     assert all(row[5] == 1 for row in rows.values())
-table(["layer", *columns, "indefinite $T$"], rows, spec=".2f")
 
 # %% [markdown]
 # Every printed $T$ has a negative eigenvalue here, so taken literally the algorithm returns no number.
@@ -506,6 +508,9 @@ for layer in smallest["layers"]:
     radau = exact + smallest["radau_error"][layer]
     estimate = exact + smallest["error"][layer]
     rows[layer] = exact, math.log(smallest["rank"][layer]), radau, estimate, math.log(d)
+table(["layer", "exact", "$\\log r$", "Radau", "estimate", "$\\log d$"], rows, spec=".2f")
+
+# %%
 if p.profile == "laptop":  # the numbers of the text
     below_rank = [row[1] - row[0] for row in rows.values()]
     below_exact = [row[0] - row[2] for row in rows.values()]
@@ -520,7 +525,6 @@ if p.profile == "laptop":  # the numbers of the text
     assert 0.8 < printed[0] < 0.85 and 2.65 < printed[1] < 2.75
     assert max(everywhere("quadrature_error", 1.5)) < 1e-3
     assert min(everywhere("spread_of_two", 0.99)) > 3
-table(["layer", "exact", "$\\log r$", "Radau", "estimate", "$\\log d$"], rows, spec=".2f")
 
 # %% [markdown]
 # In the layers that are mostly zeros the estimate is nearer to $\log d$ than to the entropy.
@@ -638,6 +642,7 @@ for layer in layers.values():
     planned = torch.tensor([plan.layer_product(layer, room=0), plan.gram(layer)])
     assert distance(planned * plan.operations, torch.tensor(counts(layer, 2))) < 1e-5
 
+# %%
 layer = layers["stage2.0.conv2"]
 rows = layer.rows()
 (N, d), P = rows.shape, sum(use.positions() for use in layer.uses)

@@ -173,17 +173,20 @@ def entropies(kind, name, order="1.2"):
     return [[r.metrics["entropy"][name][order] for r in of[m]] for m in moments]
 
 
+# %%
 rows = {(k, NAMES[n]): [*map(fmean, entropies(k, n))] for k in kinds for n in NAMES}
 for kind in kinds:
     upper, lower = rows[kind, NAMES["mean_of_squares"]], rows[kind, NAMES["batch"]]
     apart = [a - b for a, b in zip(upper, lower, strict=True)]
     rows[kind, "mean of squares less batch"] = apart
+table(["network", "entropy of", *moments], rows, spec=".2f")
+
+# %%
 if p.profile == "laptop":
     squares, values = ([rows[k, NAMES[n]] for k in kinds] for n in ("square_of_mean", "hessian"))
     assert [round(own[-1] - own[0], 2) for own in squares] == [0.20, -0.24]
     excess = [own[-1] - exact[-1] for own, exact in zip(squares, values, strict=True)]
     assert [round(one, 1) for one in excess] == [2.7, 1.6]
-table(["network", "entropy of", *moments], rows, spec=".2f")
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels, ReLU and tanh, of entropies at the start, the middle and the end of training. The entropy of the eigenvalues falls; those of the diagonal and of the mean of squares rise to between six and seven; those of the squared mean gradient and of a batch lie between, nearly level."}, "figure": {"caption": "Entropies of order 1.2 while two perceptrons train, means over four seeds. The lowest curve at the end is the Hessian's own; all others are what may stand for it.", "name": "fig-rsam-proxy"}}
 figure, panels = plt.subplots(
@@ -413,6 +416,7 @@ def spread(records, metric):
     return min(values), median(values), max(values)
 
 
+# %%
 def moves(record, name):
     return max(record.metrics["curves"][name]) / min(record.metrics["curves"][name])
 
@@ -574,6 +578,7 @@ def count(method, bound):
     return f"{sum(low > bound for low in known)} of {len(known)}"
 
 
+# %%
 rows = {f"leads {m} by more than {b} errors": [count(m, b)] for m in others for b in (0, 2)}
 gain = arithmetic["gain over SAM"]
 bars = {name: (lead(cells, "SGD"), cells) for name, cells in tasks if lead(cells, "SGD")}
