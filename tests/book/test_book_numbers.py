@@ -13,11 +13,9 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 
-from paperkit.experiments.archive import Archive
 from paperkit.experiments.paths import results_folder
 from paperkit.experiments.study import study_names
 
@@ -62,9 +60,6 @@ ELSEWHERE: dict[tuple[str, str], Callable[[], float]] = {
     ("12_estimating_it", "11.2"): lambda: _resnet18_weights() / 1e6,
     # The gap between the eigenvalues 0.8 and 0.05 of an exercise.
     ("14_does_it_predict_generalization", "2.77"): lambda: math.log(0.8 / 0.05),
-    ("15_rsam", "2.7"): lambda: _excess_entropy("relu"),
-    ("15_rsam", "87.8 %"): lambda: 100 * _accuracy("RSAM"),
-    ("15_rsam", "84.6 %"): lambda: 100 * _accuracy("RSAM, printed sign"),
 }
 
 
@@ -79,27 +74,6 @@ def _resnet18_weights() -> int:
 
     model = models.build("resnet18", in_channels=3, num_classes=10)
     return sum(weight.numel() for weight in model.parameters() if weight.ndim > 1)
-
-
-def _excess_entropy(activation: str) -> float:
-    """Return the mean entropy of the squared mean gradient less that of the Hessian, at the end."""
-    found = [
-        record.metrics["at_order_1_2"]
-        for record in Archive().records("renyi_gradient_proxy", "laptop")
-        if record.configuration.get("moment") == "end"
-        and record.configuration["activation"] == activation
-    ]
-    return fmean(one["square_of_mean"] - one["hessian"] for one in found)
-
-
-def _accuracy(trained_by: str) -> float:
-    """Return the mean test accuracy of the perceptrons that a rule trained."""
-    return fmean(
-        record.metrics["test_accuracy"]
-        for record in Archive().records("renyi_rsam_direction", "laptop")
-        if record.configuration["network"] == "perceptron"
-        and record.configuration["trained_by"] == trained_by
-    )
 
 
 def running_text(cell: str) -> Iterator[str]:
@@ -257,7 +231,7 @@ WAITING: dict[tuple[str, str], str | Path] = {
     ("what_it_costs", "has not been run on one"): ROOT / "results" / "device.json",
     ("ledger", "a study that has not been run"): "the meaning of a word, whatever is run",
     ("how_to_read_a_verdict", "that has not been run"): "the meaning of a word, whatever is run",
-    ("renyi_verdicts", "has not been compared with other optimizers"): "optimizer_comparison",
+    ("renyi_verdicts", "has not been compared with SAM and its kin"): "optimizer_comparison",
     ("13_thirty_networks_four_times", "is planned and has not been run"): "optimizer_comparison",
 }
 
