@@ -357,7 +357,7 @@ print("the same weights:", all(map(torch.equal, weights, 2 * [unmonitored(p.seed
 # Where does gradient descent's sharpness end?
 #
 # ````{dropdown} Solution
-# Near 30, below its edge of 40 and still rising, at a loss of about 0.03, which is below those at the end of this page's runs: sharpening slows down as the loss falls.
+# Near 30, below its edge of 40 and still rising, at a loss smaller than those at the end of this page's runs: sharpening slows down as the loss falls.
 # So the table's first row says "no".
 # ````
 #

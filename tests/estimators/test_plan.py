@@ -63,7 +63,9 @@ def test_many_gradients_of_next_to_nothing_are_not_announced(
     assert found["0"].method == "dense"
 
 
-def test_many_gradients_are_announced_where_each_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_gradients_are_announced_where_each_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Gradient, "_timed", lambda *_: 2e-3)
     model, data = wide()
     with pytest.warns(CostWarning, match=r"planned cost about 4,608 gradients.*, 9\.2 s"):
