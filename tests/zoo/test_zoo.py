@@ -34,8 +34,8 @@ from paperkit.estimators import (
     renyi_sharpness,
 )
 
-# What one default report may take, in gradients of a small network that are timed beside it: a
-# shared machine takes longer for both. About 20 processor seconds on a quiet core.
+# A default report may take as long as so many gradients of a small network that are timed beside it,
+# because a shared machine takes longer for both. About 20 processor seconds on a quiet core.
 REPORT_GRADIENTS = 12_000
 # Products by double backward that an exact trace may take here.
 DENSE = 1200
