@@ -34,7 +34,7 @@ from paperkit.estimators import (
     renyi_sharpness,
 )
 
-# A default report may take as long as so many gradients of a small network that are timed beside it,
+# A default report may take as long as so many gradients of a small network, timed beside it,
 # because a shared machine takes longer for both. About 20 processor seconds on a quiet core.
 REPORT_GRADIENTS = 12_000
 # Products by double backward that an exact trace may take here.
