@@ -20,7 +20,7 @@
 # **Question.** How sharp does training make a network, compared with the edge of stability?
 #
 # **Answer.** Gradient descent drives the Hessian's top eigenvalue past its edge and back: over a run's second half the median is 1.01 to 1.02 times the edge.
-# SAM's is 1.09 to 1.10 times SAM's own, which sinks to 3.8; readings scatter.
+# Under SAM it is 1.09 to 1.10 times SAM's edge, which sinks to 3.8.
 # That ratio is near one for another reason, and shows no limit.
 #
 # **Time.** Reading: about 15 minutes; running: under a minute on one core.

@@ -20,8 +20,8 @@
 # **Question.** Do networks with a larger Rényi sharpness have a larger generalization gap, and does it tell more than what was known before?
 #
 # **Answer.** Not at our scale: at order ½ its mean over layers has a $\tau$ of 0.54, −0.00, −0.27 and 0.19 in four cells, which alone is *inconclusive*; at 3/2 it falls on average.
-# The training loss reaches −0.87 to −0.98.
-# Among fifteen perceptrons that fit their data it rises with the gap.
+# The training loss has −0.87 to −0.98.
+# Among fifteen perceptrons that fit their data the mean rises with the gap.
 #
 # **Time.** Reading: about 39 minutes; running: about half a minute on one core.
 #

@@ -38,12 +38,17 @@ def start(studies_folder, root):
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["paperkit.experiments"])
 
+    drivers = []
+
     def start(store, engine):
         driver = server.Process(target=drive, args=(root, studies_folder, store, engine))
         driver.start()
+        drivers.append(driver)
         return driver
 
-    return start
+    yield start
+    for driver in drivers:
+        driver.kill()  # one that is stuck, which pytest would wait for at its end
 
 
 def drive(root, studies_folder, store, engine):
