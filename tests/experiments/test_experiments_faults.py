@@ -48,7 +48,7 @@ def start(studies_folder, root):
 
     yield start
     for driver in drivers:
-        driver.kill()  # one that is stuck, which pytest would wait for at its end
+        driver.kill()  # pytest would wait at its end for a driver that is stuck
 
 
 def drive(root, studies_folder, store, engine):
