@@ -110,7 +110,7 @@ outputs: environment
 	$(call stage,committed outputs against new runs,rm -rf $(PAPERKIT_STORE) && $(BIN) -m pytest -q -n $(THREADS) --dist loadfile --nbval notebooks -p no:cacheprovider,if the new numbers are right run make refresh and look at the change; otherwise correct the code.)
 
 browser: html
-	$(call stage,book in a browser,$(BIN) -m paperkit.cli browse,correct the pages named above.)
+	$(call stage,book in a browser,$(BIN) -m paperkit.cli browse --jobs $(THREADS),correct the pages named above.)
 
 environment: $(STAMP)
 

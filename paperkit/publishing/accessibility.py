@@ -9,7 +9,6 @@ top bar shows that it has the focus.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -79,83 +78,89 @@ def _axe() -> str:
     return (folder / "axe.min.js").read_text(encoding="utf-8")
 
 
-def broken_rules(page: Any, name: str) -> Iterator[str]:
-    """Yield a sentence for each rule of axe-core that an open page breaks.
+async def broken_rules(page: Any, name: str) -> list[str]:
+    """Return a sentence for each rule of axe-core that an open page breaks.
 
     Parameters
     ----------
-    page : playwright.sync_api.Page
+    page : playwright.async_api.Page
         Page whose mathematics is rendered.
     name : str
         Name of its file, relative to the book's folder.
 
-    Yields
-    ------
-    str
+    Returns
+    -------
+    list of str
         Rule, the number of places and the first place.
     """
-    page.evaluate(_axe())
-    page.add_style_tag(content=_STILL)
-    page.evaluate(_LIGHT)
+    await page.evaluate(_axe())
+    await page.add_style_tag(content=_STILL)
+    await page.evaluate(_LIGHT)
     rules = {rule: {"enabled": False} for rule in FOREIGN.get(name, ())}
     guidelines = {"runOnly": {"type": "tag", "values": GUIDELINES}, "rules": rules}
-    yield from _broken(page, guidelines, "")
-    page.evaluate(_DARK)
+    broken = await _broken(page, guidelines, "")
+    await page.evaluate(_DARK)
     contrast = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
-    yield from _broken(page, contrast, " in dark mode")
+    return broken + await _broken(page, contrast, " in dark mode")
 
 
-def too_wide(page: Any) -> Iterator[str]:
-    """Yield a sentence if an open page is wider than the window of a telephone.
+async def too_wide(page: Any) -> list[str]:
+    """Return a sentence if an open page is wider than the window of a telephone.
 
     Parameters
     ----------
-    page : playwright.sync_api.Page
+    page : playwright.async_api.Page
         Page whose mathematics is rendered.
 
-    Yields
-    ------
-    str
-        Width and the innermost element that sticks out.
+    Returns
+    -------
+    list of str
+        Width and the innermost element that sticks out; empty where the page fits.
     """
-    page.set_viewport_size(TELEPHONE)
-    wider = page.evaluate(_WIDER)
-    if wider is not None:
-        yield (
-            f"wider than a telephone: {wider['width']} instead of {TELEPHONE['width']} px, "
-            f"because of {wider['element']}"
-        )
+    await page.set_viewport_size(TELEPHONE)
+    wider = await page.evaluate(_WIDER)
+    if wider is None:
+        return []
+    return [
+        f"wider than a telephone: {wider['width']} instead of {TELEPHONE['width']} px, "
+        f"because of {wider['element']}"
+    ]
 
 
-def invisible_focus(page: Any) -> Iterator[str]:
-    """Yield a sentence for each button of an open page's top bar that hides the keyboard's focus.
+async def invisible_focus(page: Any) -> list[str]:
+    """Return a sentence for each button of an open page's top bar that hides the keyboard's focus.
 
     Parameters
     ----------
-    page : playwright.sync_api.Page
+    page : playwright.async_api.Page
         Page in the window of a desktop.
 
-    Yields
-    ------
-    str
+    Returns
+    -------
+    list of str
         Name of the button, and what is wrong with it.
     """
-    count = page.evaluate(_BUTTONS)
+    broken = []
+    count = await page.evaluate(_BUTTONS)
     # The first key tells the browser that this reader uses the keyboard.
-    page.keyboard.press("Tab")
+    await page.keyboard.press("Tab")
     for i in range(count):
         if i == 0:
-            page.evaluate("() => window.barButtons[0].focus()")
+            await page.evaluate("() => window.barButtons[0].focus()")
         else:
-            page.keyboard.press("Tab")
-        found = page.evaluate(_FOCUSED, i)
+            await page.keyboard.press("Tab")
+        found = await page.evaluate(_FOCUSED, i)
         if not found["reached"]:
-            yield f"the keyboard does not reach {found['name']!r} in the top bar"
+            broken.append(f"the keyboard does not reach {found['name']!r} in the top bar")
         elif not found["ring"]:
-            yield f"no ring shows that {found['name']!r} in the top bar has the focus"
+            broken.append(f"no ring shows that {found['name']!r} in the top bar has the focus")
+    return broken
 
 
-def _broken(page: Any, options: dict[str, Any], mode: str) -> Iterator[str]:
-    for found in page.evaluate(_RUN, options):
-        places = found["nodes"]
-        yield f"{found['rule']}{mode}: {found['help']}: {len(places)} times, first {places[0]}"
+async def _broken(page: Any, options: dict[str, Any], mode: str) -> list[str]:
+    violations = await page.evaluate(_RUN, options)
+    return [
+        f"{found['rule']}{mode}: {found['help']}: {len(places)} times, first {places[0]}"
+        for found in violations
+        for places in [found["nodes"]]
+    ]

@@ -1,6 +1,7 @@
 """Look at the built book in a real browser, with no network.
 
-Every page is opened in headless Chromium from a server on this machine. A page passes when its
+Every page is opened in headless Chromium from a server on this machine, a few at a time, because
+each page has a process of its own. A page passes when it is done within its time, its
 mathematics is rendered, nothing was written to the console as an error, nothing was asked of
 another host, every internal link leads somewhere, every image has alternative text, axe-core finds
 nothing against it, it fits a telephone and shows the keyboard's focus
@@ -10,6 +11,7 @@ nothing against it, it fits a telephone and shows the keyboard's focus
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import http.server
@@ -24,9 +26,13 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from paperkit.publishing import accessibility, numbering
 
-# Time after which a page that does not load counts as hanging. The time is long, so that a page
-# does not fail beside much other work on the machine.
-MILLISECONDS = 600_000
+# Time after which a page counts as hanging. The longest takes 20 s on a quiet machine, and beside
+# much other work no page may fail.
+SECONDS = 300
+# After so many pages that hang, the browser does not answer, and the rest is not tried.
+HANGING = 3
+# Pages between two lines that tell how far the check is.
+REPORTED = 50
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # The network flags keep Chromium from calling home, and the pages from reaching another host.
@@ -115,7 +121,14 @@ def find_browser() -> str | None:
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
-def inspect(html: Path, executable: str, *, screenshots: Path | None = None) -> Inspection:
+def inspect(
+    html: Path,
+    executable: str,
+    *,
+    jobs: int = 1,
+    seconds: float = SECONDS,
+    screenshots: Path | None = None,
+) -> Inspection:
     """Open every page of a built book and list what is wrong with it.
 
     Parameters
@@ -124,6 +137,10 @@ def inspect(html: Path, executable: str, *, screenshots: Path | None = None) -> 
         Folder with the pages.
     executable : str
         Path of the browser, as :func:`find_browser` returns it.
+    jobs : int, optional
+        Number of pages that are open at once.
+    seconds : float, optional
+        Time after which a page counts as hanging.
     screenshots : Path, optional
         Folder for pictures of the book's pages and chapters, light and dark.
 
@@ -132,20 +149,10 @@ def inspect(html: Path, executable: str, *, screenshots: Path | None = None) -> 
     Inspection
         Counts and problems.
     """
-    from playwright.sync_api import sync_playwright
-
-    inspection = Inspection()
-    pages: dict[str, dict[str, Any]] = {}
-    with _serve(html) as address, sync_playwright() as playwright:
-        with tempfile.TemporaryDirectory() as profile:
-            browser = playwright.chromium.launch_persistent_context(
-                profile, executable_path=executable, args=list(FLAGS), headless=True
-            )
-            for name in _list_pages(html):
-                pages[name] = _open_page(browser, address, name, inspection.problems)
-                if screenshots and name.startswith(("book/", "notebooks/")):
-                    _save_pictures(browser, f"{address}/{name}", screenshots, name)
-            browser.close()
+    with _serve(html) as address:
+        visits = asyncio.run(_visit_all(html, executable, address, jobs, seconds, screenshots))
+        inspection = Inspection(problems=[p for visit in visits.values() for p in visit.problems])
+        pages = {name: visit.facts for name, visit in visits.items() if visit.facts is not None}
         inspection.problems.extend(numbering.disagreements(pages, address))
         for name, page in pages.items():
             inspection.links += _check_links(
@@ -154,6 +161,56 @@ def inspect(html: Path, executable: str, *, screenshots: Path | None = None) -> 
     inspection.pages = len(pages)
     inspection.expressions = sum(page["mathematics"] for page in pages.values())
     return inspection
+
+
+@dataclass
+class _Visit:
+    """Facts of one page, None where it was not opened or hung, and its problems."""
+
+    facts: dict[str, Any] | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+async def _visit_all(
+    html: Path, executable: str, address: str, jobs: int, seconds: float, screenshots: Path | None
+) -> dict[str, _Visit]:
+    """Visit the book's pages in one browser, a few at a time, and return the visits in order."""
+    from playwright.async_api import async_playwright
+
+    visits = {name: _Visit() for name in _list_pages(html)}
+    waiting = iter(visits.items())
+    hanging: list[str] = []
+    done = 0
+
+    async def work(browser: Any) -> None:
+        nonlocal done
+        for name, visit in waiting:
+            if len(hanging) >= HANGING:
+                visit.problems.append(f"{name}: not opened, because the browser does not answer")
+                continue
+            page = await browser.new_page()
+            try:
+                await asyncio.wait_for(_open_page(page, address, name, visit), seconds)
+                if screenshots and name.startswith(("book/", "notebooks/")):
+                    await _save_pictures(browser, f"{address}/{name}", screenshots, name)
+            except TimeoutError:
+                hanging.append(name)
+                visit.problems.append(f"{name}: not done after {seconds:g} s")
+            finally:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(page.close(), seconds)
+            done += 1
+            if done % REPORTED == 0:
+                print(f"-- {done} of {len(visits)} pages", flush=True)
+
+    with tempfile.TemporaryDirectory() as profile:
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch_persistent_context(
+                profile, executable_path=executable, args=list(FLAGS), headless=True
+            )
+            await asyncio.gather(*(work(browser) for _ in range(jobs)))
+            await browser.close()
+    return visits
 
 
 def _list_pages(html: Path) -> list[str]:
@@ -181,11 +238,12 @@ def _serve(folder: Path) -> Iterator[str]:
             thread.join()
 
 
-def _open_page(browser: Any, address: str, name: str, problems: list[str]) -> dict[str, Any]:
-    """Open a page with every other host cut off, note its problems, and return its facts."""
-    page = browser.new_page()
-    page.set_default_timeout(MILLISECONDS)
-    page.set_viewport_size(WINDOW)
+async def _open_page(page: Any, address: str, name: str, visit: _Visit) -> None:
+    """Open a page with every other host cut off, and note its facts and its problems."""
+    problems = visit.problems
+    # The whole visit has a time, so that no single step needs one.
+    page.set_default_timeout(0)
+    await page.set_viewport_size(WINDOW)
 
     def request(request: Any) -> None:
         if not request.url.startswith((address, "data:", "blob:")):
@@ -200,16 +258,16 @@ def _open_page(browser: Any, address: str, name: str, problems: list[str]) -> di
     page.on("request", request)
     page.on("console", console)
     page.on("pageerror", lambda error: problems.append(f"{name}: script error: {error}"))
-    page.goto(f"{address}/{name}", wait_until="load")
-    facts: dict[str, Any] = page.evaluate(INSPECT) | page.evaluate(numbering.COLLECT)
+    await page.goto(f"{address}/{name}", wait_until="load")
+    facts = await page.evaluate(INSPECT) | await page.evaluate(numbering.COLLECT)
     if name.startswith(API) and facts["height"] > TALLEST:
         problems.append(f"{name}: {facts['height']} px tall, more than {TALLEST}: split the page")
+    found: list[str] = []
     if not name.startswith(LISTINGS):
-        problems.extend(f"{name}: {problem}" for problem in accessibility.broken_rules(page, name))
+        found += await accessibility.broken_rules(page, name)
         # The focus opens tooltips, whose fading axe-core would take for a lack of contrast.
-        problems.extend(f"{name}: {problem}" for problem in accessibility.invisible_focus(page))
-    problems.extend(f"{name}: {problem}" for problem in accessibility.too_wide(page))
-    page.close()
+        found += await accessibility.invisible_focus(page)
+    found += await accessibility.too_wide(page)
     for kind, sentence in (
         ("unrendered", "mathematics is not rendered"),
         ("errors", "MathJax reports an error"),
@@ -218,8 +276,9 @@ def _open_page(browser: Any, address: str, name: str, problems: list[str]) -> di
         ("cut", "code is wider than its column"),
         ("covered", "an equation runs into its number"),
     ):
-        problems.extend(f"{name}: {sentence}: {detail}" for detail in facts[kind])
-    return facts
+        found += [f"{sentence}: {detail}" for detail in facts[kind]]
+    problems.extend(f"{name}: {problem}" for problem in found)
+    visit.facts = facts
 
 
 def _check_links(
@@ -242,16 +301,16 @@ def _check_links(
     return len(internal)
 
 
-def _save_pictures(browser: Any, url: str, folder: Path, name: str) -> None:
+async def _save_pictures(browser: Any, url: str, folder: Path, name: str) -> None:
     """Save pictures of a page in light and in dark mode."""
     for mode in ("light", "dark"):
-        page = browser.new_page()
-        page.set_default_timeout(MILLISECONDS)
-        page.add_init_script(f"localStorage.setItem('mode', '{mode}')")
-        page.set_viewport_size(WINDOW)
-        page.goto(url, wait_until="load")
-        page.evaluate("async () => { await window.MathJax?.startup?.promise }")
+        page = await browser.new_page()
+        page.set_default_timeout(0)
+        await page.add_init_script(f"localStorage.setItem('mode', '{mode}')")
+        await page.set_viewport_size(WINDOW)
+        await page.goto(url, wait_until="load")
+        await page.evaluate("async () => { await window.MathJax?.startup?.promise }")
         folder.mkdir(parents=True, exist_ok=True)
         picture = folder / f"{name.replace('/', '-').removesuffix('.html')}.{mode}.png"
-        page.screenshot(path=str(picture), full_page=True)
-        page.close()
+        await page.screenshot(path=str(picture), full_page=True)
+        await page.close()

@@ -48,6 +48,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         if command in (_book, _refresh, _smoke):
             parser.add_argument("--jobs", type=int, default=1, help="chapters at a time (1)")
         if command is _browse:
+            parser.add_argument("--jobs", type=int, default=1, help="pages open at once (1)")
             parser.add_argument("--live", action="store_true", help="the book of `paperkit book`")
             parser.add_argument(
                 "--screenshots", type=Path, help="a folder for light and dark views"
@@ -206,7 +207,9 @@ def _browse(arguments: argparse.Namespace) -> int:
             raise book.BookError(f"no browser to check the book in; {remedy}")
         print(f"*** THE BOOK WAS NOT CHECKED IN A BROWSER: none is installed; {remedy}. ***")
         return 0
-    result = browser.inspect(html, executable, screenshots=arguments.screenshots)
+    result = browser.inspect(
+        html, executable, jobs=arguments.jobs, screenshots=arguments.screenshots
+    )
     print(
         f"-- {result.pages} pages, {result.expressions} expressions, "
         f"{result.links} internal links, {len(result.problems)} problems"

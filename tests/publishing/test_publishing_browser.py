@@ -1,5 +1,7 @@
 """The browser check finds each kind of broken page, and nothing on a sound one."""
 
+from pathlib import Path
+
 import pytest
 
 from paperkit.publishing.browser import Inspection, find_browser, inspect
@@ -87,7 +89,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Inspection:
     for name, (body, _) in BROKEN.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.html").write_text(OTHER.format(body))
-    return inspect(folder, str(BROWSER))
+    return inspect(folder, str(BROWSER), jobs=2)
 
 
 def test_every_page_is_opened_and_every_internal_link_followed(found: Inspection) -> None:
@@ -103,3 +105,14 @@ def test_a_broken_page_is_found(found: Inspection, name: str) -> None:
     sentence = BROKEN[name][1]
     problems = [problem for problem in found.problems if problem.startswith(f"{name}.html")]
     assert any(sentence in problem for problem in problems), found.problems
+
+
+def test_a_page_that_hangs_is_named_and_the_rest_is_not_tried_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(START)
+    for name in "bcde":
+        body = "<script>addEventListener('load', () => { for (;;); })</script>"
+        (tmp_path / f"{name}.html").write_text(OTHER.format(body))
+    found = inspect(tmp_path, str(BROWSER), seconds=5)
+    assert found.pages == 1
+    assert found.problems[:3] == [f"{name}.html: not done after 5 s" for name in "bcd"]
+    assert found.problems[3:4] == ["e.html: not opened, because the browser does not answer"]
