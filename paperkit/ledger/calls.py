@@ -102,4 +102,11 @@ def call_of(criterion: Callable[..., Any], given: tuple[str, ...]) -> type[Crite
             required = parameter.default is inspect.Parameter.empty
             fields[name] = (hints[name], ... if required else parameter.default)
     summary = (criterion.__doc__ or "").partition("\n")[0]
-    return create_model(criterion.__name__, __base__=CriterionCall, __doc__=summary, **fields)
+    return create_model(
+        criterion.__name__,
+        __base__=CriterionCall,
+        __doc__=summary,
+        # Its fields stand in no source file, and pydantic would look for one for a tenth of a second.
+        __cls_kwargs__={"use_attribute_docstrings": False},
+        **fields,
+    )
