@@ -106,7 +106,7 @@ def call_of(criterion: Callable[..., Any], given: tuple[str, ...]) -> type[Crite
         criterion.__name__,
         __base__=CriterionCall,
         __doc__=summary,
-        # Its fields stand in no source file, and pydantic would look for one for a tenth of a second.
+        # Its fields stand in no source file, and looking for one takes a tenth of a second.
         __cls_kwargs__={"use_attribute_docstrings": False},
         **fields,
     )
