@@ -90,7 +90,7 @@ types: environment
 	$(call stage,types,$(BIN) -m mypy,correct the lines named above.)
 
 unit: environment
-	$(call stage,unit tests on $(DEVICE),OMP_NUM_THREADS=$(UNIT_THREADS) $(BIN) -m pytest -q -n $(THREADS) tests,correct the code or the test named above; one test alone: $(BIN) -m pytest <its name>.)
+	$(call stage,unit tests on $(DEVICE),OMP_NUM_THREADS=$(UNIT_THREADS) $(BIN) -m pytest -q -n $(THREADS) --dist worksteal tests,correct the code or the test named above; one test alone: $(BIN) -m pytest <its name>.)
 
 foreign: environment
 	$(call stage,numerical tests under another processor's instructions,env $(FOREIGN) $(BIN) -m pytest -q -n $(THREADS) $(FOREIGN_TESTS),a threshold or a comparison rests on this processor's round-off; correct it. Again: $(FOREIGN) $(BIN) -m pytest <its name>.)

@@ -1,3 +1,5 @@
+import os
+
 from repository import (  # noqa: F401
     committed,
     edit,
@@ -7,3 +9,6 @@ from repository import (  # noqa: F401
     studies_folder,
     uncommitted,
 )
+
+# Ray runs its workers at the niceness 15, and beside other tests they would hardly get a turn.
+os.environ.update(RAY_worker_niceness="0")
