@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
@@ -15,6 +17,9 @@ settings.load_profile("paperkit")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--faults", type=int, help="how often studies are killed in the fault test (a few times)"
+    )
+    parser.addoption(
+        "--faults-record", type=Path, help="a JSON file that takes the counts of the fault test"
     )
     parser.addoption(
         "--cluster", action="store_true", help="lose one of two machines in the fault test, too"
