@@ -200,7 +200,7 @@ benchmark: environment $(BENCHMARK)/.installed
 	$(BENCHMARK)/bin/python -m benchmarks.render
 
 throughput: environment
-	env -u OMP_WAIT_POLICY $(BIN) -m benchmarks.throughput
+	env -u OMP_WAIT_POLICY $(BIN) -m benchmarks.throughput --output results/throughput.json
 
 clean:
 	rm -rf _build

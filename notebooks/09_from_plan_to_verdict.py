@@ -68,7 +68,7 @@ from paperkit.cli import main
 from paperkit.experiments import Record, provenance, run_study
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import BAD, POWER
-from paperkit.experiments.paths import claims_folder
+from paperkit.experiments.paths import claims_folder, results_folder
 from paperkit.experiments.records import key_of
 from paperkit.experiments.study import configurations, study_named
 from paperkit.plotting import COLORS, INK, MARKERS
@@ -116,6 +116,7 @@ NAME, CLAIM = "curvature_blocks", "block-labels"
 folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 room = Path(os.path.realpath(folder.name))
 published = {record.key: record for record in Archive(room).published.records(NAME)}
+faults = (results_folder() / "faults.json").read_text(encoding="utf-8")  # for the last section
 entries = (claims_folder() / "this_book.yml").read_text(encoding="utf-8").split("\n\n")
 (entry,) = [text for text in entries if text.startswith(f"- id: {CLAIM}\n")]
 
@@ -552,6 +553,37 @@ paperkit(f"audit {NAME} --store nothing --run {keys[0]}", forged)
 # So a refutation is cheap to check: the counterexample is one configuration, and one command runs it.
 # A *verified* that rests on a forged record is harder to find, because no record is named.
 # There only a larger sample helps, up to all of them: `--sample 27`.
+#
+# (plan-tried)=
+# ## A hundred kills
+#
+# One kill on this page proves little.
+# The test `tests/experiments/test_experiments_faults.py` kills again and again: a study of 60 short runs, with checkpoints, loses its driver or its workers at random moments, and is started anew each time, until a hundred kills are counted for an engine.
+# After each kill every finished record has to be whole.
+# At the end no finished run may have been begun again, each run has one record and one checkpoint, the records are those of an undisturbed study, and no other file is left.
+# Where one of these fails, so does the test, and the counts are not kept.
+# These are the counts of the long form (`--faults 100`), in `results/faults.json`; every run of the tests repeats a short one.
+
+# %%
+kept = json.loads(faults)
+WHO = ("driver", "worker")
+rows = {}
+for engine, told in kept.items():
+    if "kills" not in told:
+        continue
+    of = {who: sum(n for victim, _, n in told["places"] if victim == who) for who in WHO}
+    moments = len({moment for _, moment, _ in told["places"]})
+    rows[engine] = told["kills"], *of.values(), moments, told["begun_again"]
+    assert told["kills"] >= 100 and sum(of.values()) == told["kills"]
+lost = kept["a machine of two"]
+assert lost["finished_when_it_was_lost"] < lost["runs"]
+table(["engine", "kills", *(f"of a {who}" for who in WHO), "kinds of moments", "begun again"], rows)
+
+# %% [markdown]
+# Runs that were begun again are runs that were under way when they were killed.
+# The moments are told by what lies in the store: a file half written, a record without its checkpoint, a run with a checkpoint of its own or without.
+# An in-process study has no workers, and an engine that is not in the table has had the short form alone.
+# Besides, one of two machines that Ray believes in was lost in the middle of the study, and no record with it.
 #
 # (plan-limits)=
 # ## Deviations, and what failed
