@@ -767,7 +767,7 @@ table(["classes", *columns, "rows", "GB of a Gram matrix"], rows, spec=".2f")
 #
 # The trace is exact in all of this, and the entropy is $\frac{1}{1 - \alpha} \log (S_\alpha / S_1^\alpha)$, so a bracket of $S_\alpha$ is one of the entropy.
 # Its two ends need the power sums of $Y$ and of $Z$, from the same probes, and the singular values of $Y X^\top$, which is as narrow as $Q$.
-# The cell takes a matrix with rows and columns that decay, and for $Q$ the range of one product with its eight largest rows.
+# The cell takes a matrix with rows and columns that decay, and for $Q$ the range of one product with its first eight rows.
 
 
 # %%
