@@ -124,7 +124,6 @@ def main(words: list[str] | None = None) -> int:
     print(f"two processes against one: {share:.3f} (at most {MOST_OF_PROCESSES})")
     if given.output:
         facts = {"load": load, "quick": given.quick, "loop": ratios, "study": seconds}
-        facts["allowed"] = {"loop": MOST_OF_LOOP, "processes": MOST_OF_PROCESSES}
         facts["provenance"] = describe(tree_state(), torch.device("cpu"))
         given.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if is_busy or given.quick:

@@ -192,7 +192,8 @@ async def _visit_all(
             try:
                 await asyncio.wait_for(_open_page(page, address, name, visit), seconds)
                 if screenshots and name.startswith(("book/", "notebooks/")):
-                    await _save_pictures(browser, f"{address}/{name}", screenshots, name)
+                    pictures = _save_pictures(browser, f"{address}/{name}", screenshots, name)
+                    await asyncio.wait_for(pictures, seconds)
             except TimeoutError:
                 hanging.append(name)
                 visit.problems.append(f"{name}: not done after {seconds:g} s")
