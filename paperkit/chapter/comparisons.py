@@ -74,7 +74,6 @@ class Comparisons:
     Examples
     --------
     >>> from paperkit.chapter import Comparisons
-    >>> from paperkit.chapter import Comparisons
     >>> checked = Comparisons()
     >>> checked.agree("a half", 0.5, brute_force=1 / 2, library=0.5)
     >>> checked.table()

@@ -111,7 +111,6 @@ def table(
     Examples
     --------
     >>> from paperkit.chapter import table
-    >>> from paperkit.chapter import table
     >>> table(["layer", "rank", "trace"], {"stem": (3, 0.25), "head": (9, 1e-17)})
     layer  rank        trace
     -----  ----  -----------
@@ -160,7 +159,6 @@ def number(value: Any, spec: str = ".4f", round_off: float = ROUND_OFF) -> str:
 
     Examples
     --------
-    >>> from paperkit.chapter import number
     >>> from paperkit.chapter import number
     >>> number(0.15925), number(-3e-17), number(2.5e-7), number(1e-11, round_off=1e-10)
     ('0.1593', 'below 1e-12', '2.50e-07', 'below 1e-10')

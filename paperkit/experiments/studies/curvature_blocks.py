@@ -98,8 +98,9 @@ def compare_blocks(
             labels.append(relative_difference(hessian, relabelled))
             eigenvalues = torch.linalg.eigvalsh(hessian)
             negative.append(float(-eigenvalues[0] / eigenvalues[-1]))
-            rank = int((eigenvalues > ROUND_OFF * eigenvalues[-1]).sum())
-            slack.append(min(n * (CLASSES - 1), len(hessian)) - rank)
+            if (bound := n * (CLASSES - 1)) < len(hessian):  # no smaller block can exceed it
+                sizes = eigenvalues.abs()
+                slack.append(bound - int((sizes > ROUND_OFF * sizes.max()).sum()))
     exact = {layer for layer, obstacle in obstacles.items() if obstacle is None}
     metrics: dict[str, Any] = {
         "difference": differences,
@@ -120,9 +121,10 @@ def compare_blocks(
         metrics |= {
             "exact_difference": max(differences[layer] for layer in exact),
             "label_dependence": max(labels),
-            "rank_slack": min(slack),
             "negative_part": max(negative),
         }
+    if slack:
+        metrics["rank_slack"] = min(slack)
     if name in COVERED:
         metrics["affine_difference"] = _affine_difference(model, inputs, targets)
     return metrics

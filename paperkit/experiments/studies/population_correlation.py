@@ -84,7 +84,8 @@ def selection(records: list[Record], permutations: int) -> dict[str, Any]:
 
     ``critical`` is what the largest τ over all layers and orders exceeds in a twentieth of the
     permutations, ``critical_of_one`` that of a single layer at the order fixed beforehand, and
-    ``inflation`` their difference.
+    ``inflation`` their difference. ``by_layer`` has the same for each layer by itself, where the
+    order alone is chosen, and ``inflation_of_order`` the largest of its differences.
     """
     gap = [record.metrics["gap"] for record in records]
     tables = [record.metrics["renyi"] for record in records]
@@ -98,6 +99,16 @@ def selection(records: list[Record], permutations: int) -> dict[str, Any]:
     one = {first: tried[FIXED, first]}
     alone = permutation_test(one, gap, permutations=permutations)
     best: Any = max(test.tau, key=lambda name: test.tau[name])
+    by_layer = {}
+    for layer in tables[0][FIXED]:
+        orders = {order: tried[order, layer] for order in tables[0]}
+        chosen = permutation_test(orders, gap, permutations=permutations)
+        fixed = permutation_test({FIXED: orders[FIXED]}, gap, permutations=permutations)
+        by_layer[layer] = {
+            "tau": max(chosen.tau.values()),
+            "critical": chosen.critical,
+            "inflation": chosen.critical - fixed.critical,
+        }
     baselines = {
         name: [_number(record.metrics["measures"][name]) for record in records]
         for name in BASELINES
@@ -115,6 +126,8 @@ def selection(records: list[Record], permutations: int) -> dict[str, Any]:
     }
     return {
         "inflation": test.critical - alone.critical,
+        "by_layer": by_layer,
+        "inflation_of_order": max(found["inflation"] for found in by_layer.values()),
         "critical": test.critical,
         "critical_of_one": alone.critical,
         "largest": {"tau": test.tau[best], "order": best[0], "layer": best[1]},
