@@ -90,7 +90,8 @@ from paperkit.training import evaluate
 # The Rényi paper {cite:p}`renyi2025` says that this spread, and not the size of the curvature, tells how well a network generalizes.
 # Whether it does is a matter for later chapters.
 # Here we only look, but we look at everything: not at a few leading eigenvalues, not at a stochastic estimate, but at every eigenvalue of every layer.
-# Every value belongs to its number $n$ of images, and values at different $n$ are never compared.
+# Every value belongs to its number $n$ of images: two layers are compared only at the same $n$ and on the same images.
+# How one network's value moves with $n$ is a question of its own, and has {ref}`a section <five-samples>`.
 #
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
 # A few letters have a meaning of their own on this page: $z_j$ and $Z$ belong to a spectrum, $\rho$ is a matrix of trace one, $w'$ and $w''$ are the weights of a mean, $s_i$ is a share, and $\varepsilon$ is a small eigenvalue.
@@ -200,7 +201,7 @@ for name, s in fast.items():
 # %% [markdown]
 # ## Look
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "One panel for each layer: its eigenvalues in descending order on two logarithmic axes. Each falls by ten or more orders of magnitude, slowly at first and then as a cliff at the rank bound; most of the axis beyond it is shaded as zero in the large layers."}, "figure": {"caption": "Every eigenvalue of every layer of the kept network. Dashed: the rank bound n(C − 1), where it is smaller than the number of weights. Grey: eigenvalues that are zero. Dotted: one hundredth of the largest.", "name": "fig-five-spectra"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "One panel for each layer: its eigenvalues in descending order on two logarithmic axes. All but the first fall by ten or more orders of magnitude, slowly at first and then as a cliff at the rank bound; most of the axis beyond it is shaded as zero in the large layers."}, "figure": {"caption": "Every eigenvalue of every layer of the kept network. Dashed: the rank bound n(C − 1), where it is smaller than the number of weights. Grey: eigenvalues that are zero. Dotted: one hundredth of the largest.", "name": "fig-five-spectra"}}
 plotting.plot_layer_spectra(
     {name: s.eigenvalues for name, s in spectra.items()},
     {name: s.dimension for name, s in spectra.items()},
@@ -246,8 +247,8 @@ rows = {
 table(["layer", *columns], rows, spec=".1f")
 
 # %% [markdown]
-# The paper calls such a spectrum *heavy-tailed*, a name for a straight line here, a power of $j$ that goes on.
-# Ours are no straight lines, and this book does not use the word of them.
+# The paper calls such spectra *heavy-tailed*.
+# If $\lambda_j$ falls like $j^{-s}$, the share of eigenvalues above $x$ falls like $x^{-1/s}$, so the tail is the left end of these panels: some fifty numbers, too few to tell a power from another law.
 #
 # Two kinds of flatness meet in the figure, and they should not be mixed up.
 # The zeros in the grey region are **forced**: $n$ images with $C$ classes cannot bend the loss in more than $n(C-1)$ directions, whatever was learned.
@@ -259,7 +260,7 @@ table(["layer", *columns], rows, spec=".1f")
 # ## Which images bend the loss?
 #
 # Something else can make many of them small.
-# The block is a mean over images, $H_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$, where $J_{l,i}$ is the derivative of the outputs in the weights and $\Lambda_i = \operatorname{diag}(p_i) - p_i p_i^\top$.
+# The block is a mean over images, $H_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$, where $J_{l,i}$ is the derivative of the outputs in the weights, $p_i$ are the network's probabilities for image $i$, and $\Lambda_i = \operatorname{diag}(p_i) - p_i p_i^\top$.
 # An image of whose class the network is certain has a $p_i$ near a unit vector, and then $\Lambda_i$ is almost zero: the image has next to no say in any layer.
 #
 # The trace of a mean is the mean of the traces, so each image has a share in the trace of each layer, and the shares $s_i$ add up to one.
@@ -305,8 +306,8 @@ plt.show()
 
 # %% [markdown]
 # In every layer a handful of images, those that the network is in doubt about, bear most of the curvature.
-# By their traces, the hundred images of the table count for some ten.
-# So a small eigenvalue may tell how certain the network is of its images, and not of its geometry.
+# By their traces, the hundred images of the table count for six to twelve.
+# So a small eigenvalue may say that the network is certain of its images, and nothing about its geometry.
 # How many of them do, these shares cannot say.
 
 # %% [markdown]
@@ -434,7 +435,7 @@ plt.show()
 
 # %% [markdown]
 # (five-samples)=
-# ## Values at different $n$ are never compared
+# ## How a value moves with $n$
 #
 # The cap {eq}`eq-five-cap` contains $n$.
 # That alone would not make the entropy depend on it; a value far below its cap need not care.
@@ -630,16 +631,17 @@ table(["layer", *(f"order {order}" for order in recomputed)], rows, spec=".6f")
 # Words need a criterion before they can be checked.
 #
 # For *heavy-tailed* we have none.
-# To say that few eigenvalues are large is not enough: the powers $2^{-j}$, the lightest of tails, would pass.
-# So the ledger has no claim about tails.
+# A tail is its few largest members, and some fifty eigenvalues cannot tell one law from another.
+# So this chapter has no claim about tails.
 #
 # For *zero-dominant*, the column *small, of all* in the table above would be a criterion, and prove little.
-# A layer with many more weights than $n(C-1)$ is dominated by zeros whatever the network does, and so are the paper's: its estimates take $n = 2000$ images of $C = 10$ or 100 classes, and the wide layers of its residual networks have more than two million weights each.
+# A layer with many more weights than $n(C-1)$ is dominated by zeros whatever the network does.
+# So are the paper's, if its batch normalisation had fixed statistics, which it does not say: its estimates take $n = 2000$ images of $C = 10$ or 100 classes, and the wide layers of its residual networks have more than two million weights each.
 # The column *small, of the unforced* is the fair question, and our criterion: nine tenths of the eigenvalues in every layer, in more than half of the networks.
 # (The criterion counts the zeros of the softmax's shift among the free ones, which is kinder to the last layer by less than one percentage point and decides nothing: the first layer always has the smallest fraction.)
 #
 # The layers of one network are measured on the same images and are one trial, not eight.
-# Five networks are five trials of the seed, all on the same images, and five successes in five show no more than a share of 55 %.
+# Five networks are five trials of the seed, all on the same images, and five successes in five show, with 95 % confidence, only that the share is above 55 %.
 # That is why the claim says *more than half*, and why the same question with 50, 100 and 200 images at once is left undecided: in the first layer, with 200 images, some networks fall just below nine tenths.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two points for each layer on a logarithmic axis: the fraction of all its eigenvalues that are at least one hundredth of the largest, and the same among the eigenvalues that are not forced to be zero. All lie below a dotted line at one tenth."}, "figure": {"caption": "How much of each layer's spectrum is not near zero, in the recorded networks (mean over seeds): of all eigenvalues, and of those that are not forced to be zero. Dotted: one tenth. Below it nine tenths are near zero, as in our criterion.", "name": "fig-five-small"}}
@@ -697,7 +699,7 @@ bounds = {
 table(["order", "error of the entropy (nats)"], bounds)
 
 # %% [markdown]
-# So an order near zero does not measure the network, it measures the arithmetic.
+# So near order zero the bound guarantees nothing, and there is little to learn: the entropy tends to the logarithm of a count, that of the directions which the images allow, less the few that round-off dropped.
 # At ½ and above the error is far below every difference that we discuss.
 #
 # **The paper's two categories.**

@@ -80,7 +80,8 @@ from paperkit.models.small import build_digit_network
 # Texts do not always say which of them they mean.
 # This chapter says which is which, what each is for, and when two of them are equal.
 # One equality carries the whole book: **in a ReLU network the Hessian block of a single layer is its Gauss–Newton block, exactly.**
-# It needs no more than that everything after the layer is piecewise linear, and where the loss is convex in the outputs the block is positive semidefinite.
+# It needs two things: everything after the layer is piecewise linear, and the layer's input does not depend on the layer's own weight.
+# Where the loss is convex in the outputs, the block is positive semidefinite besides.
 # We state it, prove it, check it to the last digits of double precision, and show every way in which it fails.
 #
 # The statements are ours, so the ledger holds them to the same rule as those of the papers.
@@ -192,6 +193,8 @@ ends = ["smallest eigenvalue", "largest eigenvalue"]
 table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 
 # %% [markdown]
+# The distance of a matrix $B$ from $A$ is $\lVert A - B \rVert_F / \lVert A \rVert_F$, so the two columns divide by different norms.
+#
 # What each is for:
 #
 # * $H$ is the local shape of the loss.
@@ -254,7 +257,7 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 # ````
 #
 # Part (c) deserves a second reading.
-# At fixed weights, the Rényi sharpness of a layer of a ReLU network is **the same on true and on random labels**.
+# At fixed weights, the Rényi sharpness of a layer of a ReLU network is, under softmax cross-entropy, **the same on true and on random labels**.
 # It can only feel the labels through the weights that training made of them.
 
 
@@ -275,14 +278,14 @@ table(["network", "layers", *BLOCKS, "all parameters together"], rows)
 
 # %% [markdown]
 # The blocks agree to round-off, layer by layer.
-# The whole matrices do not: mixed derivatives $\partial^2 f / \partial W_l\, \partial W_m$ of *different* layers do not vanish, because $f$ is multilinear, not linear, in the layers together.
+# The whole matrices do not: mixed derivatives $\partial^2 f / \partial W_l\, \partial W_m$ of *different* layers do not vanish, because on each piece $f$ is linear in each layer alone (affine, with a bias), but not in all layers together.
 # The figure shows both facts for one network.
 #
 # One number survives the step to the whole matrices.
 # The diagonal of $E$ lies in the blocks, where $E$ vanishes.
 # So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table shows, although the two spectra have little else in common.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Above, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix only small positive ones. Below, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (above) they have little in common. For the block of a single layer (below) they coincide.", "name": "fig-full-and-block"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Above, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix none that is negative. Below, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (above) they have little in common. For the block of a single layer (below) they coincide.", "name": "fig-full-and-block"}}
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6))
 H_l = dense_hessian(model, inputs, targets, parameters=["3.weight"])
 G_l = dense_gauss_newton(model, inputs, parameters=["3.weight"])
@@ -446,7 +449,8 @@ table(["n", "rank", "bound on the rank", "entropy of order ½", "its cap"], rows
 
 # %% [markdown]
 # The cap stops moving where $n(C-1)$ reaches $d_l$, and the entropy goes on rising.
-# So the cap is one reason, and not the only one: by {prf:ref}`five-halves` of chapter 1, the entropy of order ½ on all samples is at least the average of those on two halves, weighted by their traces.
+# So the cap is one reason, and not the only one.
+# {prf:ref}`five-halves` of chapter 1 says how far the entropy can fall at order ½, no further than to the average of those on two halves, weighted by their traces; it does not say that it rises.
 #
 # **Values at different $n$ are not comparable.**
 
@@ -454,7 +458,8 @@ table(["n", "rank", "bound on the rank", "entropy of order ½", "its cap"], rows
 # ## This book's statements and their verdicts
 #
 # The tolerances were fixed before the records were made: 1e-12 for an identity in float64, 1 % for a counterexample.
-# Two criteria look at other numbers of these records than they did at first; the ledger marks them and says why.
+# Some criteria look at other numbers than they did at first; the ledger marks them and says why.
+# Three of the eleven covered layers have more than $n(C - 1) = 180$ weights and could break part (b) of the corollary; its claim looks at these.
 # They stand in `claims/this_book.yml`, the records in `results/curvature_blocks.jsonl`, and the {doc}`ledger <../book/ledger>` shows each with its evidence.
 # The largest difference that any covered block has shown in the records:
 
@@ -501,7 +506,7 @@ else:
 # ````{dropdown} Solution
 # The matrices are defined relative to what is called the output.
 # With $f$ after the sigmoid, $z \mapsto f$ is not piecewise linear and $H_l \ne G_l$.
-# With $f$ before the sigmoid, the loss is the convex function $\log(1 + e^{-f})$, and the proposition applies.
+# With $f$ before the sigmoid, the loss is the convex function $\log(1 + e^{-f})$ for the label 1 and $\log(1 + e^{f})$ for the label 0, and the proposition applies.
 # Cut at the logits.
 # ````
 #

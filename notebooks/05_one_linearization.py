@@ -82,7 +82,7 @@ agree = checked.agree
 # In every layer of the network below it equals the Gauss–Newton block $G_l$, by the proposition of {doc}`chapter 2 <02_curvature_objects>`, so one name serves both.
 #
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
-# These letters belong to this chapter alone:
+# These letters have a meaning of their own here:
 #
 # * $\gamma_h$, $\beta_h$, $m_h$, $s_h$ to {ref}`batch normalisation <one-fisher>`;
 # * $Q_i$, $M_l$, $M$, $\Pi$, $c_i$ to the rows of {ref}`all samples <one-igs>`: an orthonormal factor, the stacked rows of a layer and of all parameters, the projector on their range, a gradient's coordinates (as an index, $c$ counts outputs);
@@ -499,7 +499,8 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 # We therefore take two batches: ours, and one of 60 images, whose $n(C-1) = 540$ rows are too many, so that the projector matters.
 #
 # A second measure is in the same numbers.
-# Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} \widehat F)$, with the second moment of the gradients $\widehat F = \frac1n \sum_i g_i g_i^\top$ (IGS paper: eq. 9, where the second moment is called $C$).
+# Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} C)$, with the Hessian and the second moment $C$ of the gradients under the distribution of the data (IGS paper: eq. 9).
+# On a sample $C$ becomes $\widehat F = \frac1n \sum_i g_i g_i^\top$.
 # The library has $F^{+}$ in the place of $H^{-1}$ unless told otherwise, and since the trace of $F^{+} g_i g_i^\top$ is $g_i^\top F^{+} g_i$, this gives
 #
 # $$
@@ -928,7 +929,7 @@ agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
 # Takeuchi's criterion is the row `information_geometric_sharpness` divided by $n$ ({eq}`eq-one-tic`), and `kfac(linearization)` and `ekfac(linearization)` take the same pass.
 # The last four rows are no part of the pass; they need a forward pass or one product $J\theta$ at most.
 # A row *of the network* is about all layers together, or, for the sensitivities, the volume and the dimension, about the network's own input (of the two rows whose names begin with `network_` the first is a sum over layers, and the second the logarithm of one).
-# Three rows are not derived above: `input_invariant_local_sensitivity` is the mean of $\lVert X \operatorname{diag}(x) \rVert_F^2$, with $x$ the network's input (compression paper: eq. 43), and `mean_exponential_loss` is the bound of {eq}`eq-one-igs` over $n$.
+# Five rows are not derived above: `mean_loss` is $L$, `parameter_norm` the length of all layers' weights, `input_invariant_local_sensitivity` is the mean of $\lVert X \operatorname{diag}(x) \rVert_F^2$, with $x$ the network's input (compression paper: eq. 43), and `mean_exponential_loss` is the bound of {eq}`eq-one-igs` over $n$.
 # `gauss_newton_trace` is $S$ over all parameters, biases and normalisation included, and so more than the sum of the layers' rows above it.
 #
 # The last column says what a value presumes, and two values can be compared only where it agrees:

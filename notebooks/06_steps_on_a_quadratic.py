@@ -65,7 +65,8 @@ def vector(*entries: float) -> Tensor:
 # %% [markdown]
 # On a quadratic every point is as sharp as every other.
 # A method that looks for flat regions has nothing to find there, and what is left is the mechanism: two coupled numbers, a step size and a radius, that act on a linear map.
-# The edge is that of un-normalised sharpness-aware steps; SAM's ascent is normalised, and SA-SAM chooses step size and radius by itself.
+# The edge of stability, up to which a fixed step converges, is known for ascent that is not normalised.
+# SAM normalises it, and SA-SAM chooses step size and radius by itself.
 # Everything is proved, computed in float64, and compared with the library's optimizers.
 #
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
@@ -286,7 +287,7 @@ print("an exceptional start:", exception.squeeze().tolist())
 # $$ (eq-quad-on-edge)
 #
 # Farther out $r_t$ is smaller, so the step is below the edge and contracts; nearer it is above and expands.
-# No pair $(\eta, \rho)$ avoids this, but for the exceptional starts.
+# For $\eta\lambda < 2$ no choice of $\eta$ and $\rho$ avoids this; only the exceptional starts do.
 #
 # A cobweb shows it.
 # The distance follows the map $\lvert\theta_{t+1}\rvert = \big\lvert (1-u)\,\lvert\theta_t\rvert - u\rho \big\rvert$.
@@ -544,7 +545,7 @@ plt.show()
 #    With a finite $\vartheta_0$, $\eta_t \ge \min\{\eta_0, 1/(c\beta)\}$.
 # 2. No larger constant is true: on a line $\eta_t = 1/(c\beta)$ for all $t \ge 1$.
 # 3. If $L$ is a quadratic, $\eta_t \le 1/(c\lambda_d)$ for all $t \ge 1$, as long as the iterates move.
-# 4. The ratio of successive steps stays below $\vartheta_* = \frac12 (\gamma + \sqrt{\gamma^2 + 4})$, once it is: 1.01005 for $\gamma = 0.02$, 1.618 for $\gamma = 1$.
+# 4. Once the ratio of successive steps is at most $\vartheta_* = \frac12 (\gamma + \sqrt{\gamma^2 + 4})$, it stays so: 1.01005 for $\gamma = 0.02$, 1.618 for $\gamma = 1$.
 # ```
 #
 # ```{prf:proof}
@@ -666,7 +667,7 @@ print(f"largest growth a step {growth[-1]:.5f}")
 # ```{prf:theorem} SA-SAM on a quadratic
 # :label: quad-floor
 #
-# Let $c > \frac12$, $\gamma > 0$, $\vartheta_0 = \infty$.
+# Let $c > \frac12$, $\gamma > 0$, $\vartheta_0 = \infty$, and for claim 3 let $\lambda_1$ be simple.
 #
 # 1. For each eigenvector $v$ of $H$, with eigenvalue $\lambda$, SA-SAM has the two-cycle $\theta = \pm a v$,
 #
@@ -818,12 +819,12 @@ plt.show()
 # Nor can it come from an edge.
 # A constant step size has one: gradient descent and SAM leave every valley with $\beta > 2/\eta$.
 # Under SA-SAM's rule the step size follows the curvature, $\eta\beta = 1/c$ on the cycle of every valley, and the cycle is stable whatever $\beta$ is.
-# **Under this rule no quadratic valley expels the iterate.**
-# That is what {prf:ref}`quad-floor` shows.
-# On another loss the fixed height has to be compared with the depth of the valley: one that is shallower holds nothing, sharp or flat.
+# **Under this rule every quadratic valley, however sharp, has a stable cycle that holds the iterate.**
+# That is what {prf:ref}`quad-floor` proves, and on a line every start but countably many ends there.
+# On another loss the fixed height has to be compared with the depth of the valley: one that is shallower may hold nothing, sharp or flat.
 # The paper conjectures (Section 2) that its rule regularises sharpness; a quadratic is as sharp at every point as at every other, so no method could show that here, and the conjecture is untouched.
-# What remains is a large radius.
-# In a network it may do good; {prf:ref}`quad-floor` says which control to run beside it: SAM with that radius.
+# One thing that may do good in a network is the large radius, and {prf:ref}`quad-floor` says which control to run beside it: SAM with that radius.
+# Others are the bouncing where the curvature changes along a valley, and a step size that varies.
 #
 # (quad-units)=
 # ## The unit of the radius
@@ -883,7 +884,8 @@ for c in (1.0, 2.0):
 # On a line $\varepsilon = \rho\, |\theta| \operatorname{sign}(g)$.
 # If the minimum is at $\theta = 0$, this is *un-normalised*: $\theta_{t+1} = \big(1 - u (1 + \rho)\big)\, \theta_t$, which converges for $u(1 + \rho) < 2$.
 # But that is an accident of the origin.
-# With the minimum at $\theta^\star > 0$, and the same condition, there is a two-cycle between $\theta^\star + b_+$ and $\theta^\star - b_-$.
+# With the minimum at $\theta^\star > 0$, the same condition and $\rho < 1$, there is a two-cycle between $\theta^\star + b_+$ and $\theta^\star - b_-$.
+# (For $\rho \ge 1$ the formula's $b_+$ is not positive, and there is none of this kind.)
 # From $b_- = u\rho\,(\theta^\star + b_+) - (1-u)\, b_+$ and $b_+ = u\rho\,(\theta^\star - b_-) - (1-u)\, b_-$,
 #
 # $$
@@ -935,7 +937,7 @@ print(f"SAM {sam[0] / small:.2f} times what it was")
 # * *No global theorem for SA-SAM in several dimensions.* Existence of the cycles, their stability and the line are proved; that every run ends in the top one is what we saw, from every start tried and two values each of $c$ and $\gamma$.
 #   The descent of $\Psi$ needs a constant $\eta$ and $\rho$.
 # * *Full batches, no momentum, no weight decay.* With mini-batches the noise is one more reason not to settle, and the two-cycle is a cloud.
-# * *Equal eigenvalues.* Then the critical points of $\Psi$ fill spheres, and claim 2 of {prf:ref}`quad-cycle` gives the distance from the minimum, not the direction.
+# * *Equal eigenvalues.* Then the critical points of $\Psi$ fill spheres, and claim 2 of {prf:ref}`quad-cycle` gives the distance from the minimum, not the direction; of {prf:ref}`quad-floor`, claim 3 needs a simple largest one.
 # * *Flat directions.* Where $\lambda_k = 0$ nothing moves: the multiplier is 1.
 #   The theorems hold on the range of $H$.
 # * *Nothing here is about finding flat minima.* The curvature is constant.
@@ -972,13 +974,13 @@ print(f"SAM {sam[0] / small:.2f} times what it was")
 # The choice of the top eigenvector is the work of the common denominator $\lVert g \rVert$.
 # ````
 #
-# **4.** RSAM {cite:p}`renyi2025` for $\alpha > 1$ is SAM with the radius $\rho R / \lVert g \rVert$, and $R = 1$ on a line.
+# **4.** RSAM {cite:p}`renyi2025` for $\alpha > 1$ is SAM with the radius $\mu R / \lVert g \rVert$, for a weight $\mu$, and $R = 1$ on a line.
 # Find its two-cycle and when it is stable.
 #
 # ````{dropdown} Solution
-# $\theta_{t+1} = (1 - u)\,\theta_t - \eta\rho / \theta_t$.
-# A two-cycle has $(2 - u)\, a = \eta\rho/a$, so $a^2 = \eta\rho/(2 - u)$, for $u < 2$.
-# The derivative of the step there is $1 - u + \eta\rho/a^2 = 3 - 2u$.
+# $\theta_{t+1} = (1 - u)\,\theta_t - \eta\mu / \theta_t$.
+# A two-cycle has $(2 - u)\, a = \eta\mu/a$, so $a^2 = \eta\mu/(2 - u)$, for $u < 2$.
+# The derivative of the step there is $1 - u + \eta\mu/a^2 = 3 - 2u$.
 # So the cycle is stable for $1 < u < 2$ only.
 # For the small steps that one uses, $u < 1$, it is unstable: a radius that grows without bound as $g \to 0$ throws the weights out again.
 # The library's `max_radius` caps it.

@@ -79,7 +79,7 @@ from paperkit.optim import ASAM, IGSAM, RSAM, SAM, SASAM, SASGD, EigenSAM, Gradi
 # The step size is $\eta$, a radius $\rho$, the weight of a penalty $\mu$; $\alpha$ is the order of an entropy and nothing else.
 # Where a paper uses one of these letters for another thing, we rename it and say so.
 # Some letters are those of {doc}`chapter 6 <06_steps_on_a_quadratic>`: $c$ damps SA-SAM's step size, $\gamma$ the growth of it, and $\vartheta_t$ is the ratio of two successive step sizes; $\kappa$ is Eigen-SAM's weight.
-# These letters belong to this chapter alone:
+# These letters have a meaning of their own here:
 #
 # * $p$ and $q$, the exponents of a norm and of its dual;
 # * $T$ and $t$ for ASAM's scaling, and $\chi$ for a cosine in Eigen-SAM;
@@ -679,7 +679,7 @@ steps["IGSAM"] = agree("IGSAM", ours, using(IGSAM, **igsam), 1e-10)
 # $$ (eq-step-damping)
 #
 # with EKFAC's $V_l$ in the place of $F$ in the layers that it covers.
-# So as $\nu$ grows, $\varepsilon \to (\mu/\nu)\, g$: SAM without normalisation, or, to first order, gradient regularisation of weight $\mu/2\nu$.
+# So as $\nu$ grows, $\varepsilon$ tends in the layers covered to $(\mu/\nu)\, g$, an ascent that is not divided by $\lVert g \rVert$; to first order that is gradient regularisation of weight $\mu/2\nu$.
 #
 # The library has both ends, $(1 + \mu)\, g$ and $(\mu/\nu)\, g$, as controls, and the cell takes their steps.
 # The second differs from gradient regularisation in second order, so halving $\mu$ must divide the distance of the two by four.
@@ -778,7 +778,7 @@ epsilon["SA-SGD"] = 0 * g
 # From there it goes back and forth for ever, at the loss $\frac12 \lambda\rho^2/(2c-1)^2 = 1/(2c(2c-1)^2)$.
 # **With the paper's $c = 2$ that is 1/36, whatever the curvature.**
 # With the released code's $c = 1$ it is 1/2.
-# From any other start $r = |\theta|$ becomes $|(1 - \frac1c)\, r - \frac\rho c|$, a map that brings any two $r$ closer by at least the factor $|1 - \frac1c|$, which is below one for $c > \frac12$.
+# From any other start the distance $|\theta|$ becomes $|(1 - \frac1c)\, |\theta| - \frac\rho c|$, a map that brings any two distances closer by at least the factor $|1 - \frac1c|$, which is below one for $c > \frac12$.
 # So every start ends on this cycle, unless a step hits 0, where there is no gradient to follow.
 # The cell lets the library start at this $\theta$ and at another, for three curvatures:
 
@@ -948,12 +948,14 @@ table(["change along", "loss", "λ max", "Rényi", "R(g)", "IGS"], rows)
 #   Where it is simple, it changes along a unit vector $u$ to first order by the third derivative $\nabla^3 L[v, v, u]$, and no method looks at its sign.
 # * *Eigen-SAM* chooses the side of $v$ by $g^\top v$, which does not ask on which side the curvature grows.
 #   Besides, $g$ has hardly any part along $v$ after a hundred steps: the cosine is of order $10^{-4}$, and its sign decides.
+#   That is owed to our start: each step of full-batch descent multiplied this part by $1 - \eta\lambda_1$, which is near zero.
+#   With mini-batches, or at the edge of stability, $g$ may have a large part along $v$, and then the sign is no accident.
 # * *RSAM's exact direction* raises $R$ more than any method's direction does, and by a seventeenth of what the eigenvector does.
 #   It is not meant as an ascent, but is the direction of a difference of gradients; the steepest ascent of $R$ in $\theta$ is $H \nabla R$.
 # * *IGSAM's* direction raises information-geometric sharpness less than the gradient does.
-#   Its changes are nearly in proportion to those of the loss here, but for RSAM's exact direction, where both are small.
-#   Where a certain matrix $M$ has full row rank, it is a function of the samples' losses ({ref}`chapter 5 <one-igs>`), though not of their mean.
-#   Here $M$ has more rows than columns, so not even that is given.
+#   Along all directions but RSAM's exact one the change of this sharpness is nearly in proportion to that of the loss.
+#   On a batch so small that $M$, the stacked rows of {ref}`chapter 5 <one-igs>`, has full row rank, the sharpness would be a function of the samples' losses.
+#   Here $M$ has more rows than columns, so nothing forces the proportion.
 #
 # (step-networks)=
 # **Ten networks.** The numbers above are those of one network on one batch.
@@ -1178,7 +1180,7 @@ table(["method", "one", "other", "over the step", "over its departure"], rows)
 # * *IGSAM.* At our damping $\nu = 0.01$ EKFAC's step is nearly as far from the step with the exact damped matrix as it is from descent.
 #   It is as far from $(1 + \mu)\,g$, which moves the normalisations as well.
 #   Our $\nu$ is a round number, so the table below varies it.
-# * *SA-SAM and SA-SGD.* The paper's $\vartheta_0 = \infty$ lets the second step size jump to $1/2\beta$, wherever $\eta_0$ was.
+# * *SA-SAM and SA-SGD.* The paper's $\vartheta_0 = \infty$ lets the second step size jump to $1/2\beta_1$, with $\beta_1$ the local smoothness of the first step, wherever $\eta_0$ was.
 #   The release has $\vartheta_0 = 1$, and can grow by one percent a step.
 #   These are two algorithms.
 #   The row between has $\rho g$ in place of $\rho g/\lVert g\rVert$, and for $\rho$ the root of $\eta/\beta$, which then has the right units.
@@ -1212,11 +1214,11 @@ if p.samples == 64 and p.seed == 0:  # a remark of the text below
 # %% [markdown]
 # For a small $\nu$ the exact direction is far from the gradient: there the geometry is at work.
 # From there up to $\nu = 0.1$ EKFAC's step differs from the exact one by 0.9 to 1.0 of its own departure from descent.
-# So over these four decades the step depends on the approximation as much as on the idea.
+# So over these four decades what the method adds to descent depends on the approximation as much as on the idea.
 # That may look like a mistake at $\nu = 0.1$, where the cosine of the two directions is 0.97.
 # But a departure from descent is $-\eta H\varepsilon$ to first order, and $H$ weighs what is steep: of the squared length of EKFAC's $\varepsilon$ less than half a percent lies along the ten steepest directions, and this part makes more than two thirds of that of $H\varepsilon$, as the cell above asserts.
 # For a larger $\nu$ both directions turn to the gradient, as {eq}`eq-step-damping` says, and to each other.
-# That is one network and one batch; and the normalisations, which EKFAC leaves out, are in neither step.
+# That is one network and one batch; and the normalisations, which EKFAC leaves out, are in neither $\varepsilon$.
 #
 # (step-scaler)=
 # ## The same step under mixed precision

@@ -62,7 +62,7 @@ p = setup(
 
 import copy
 import math
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 
 import matplotlib.pyplot as plt
 import scipy.linalg
@@ -215,7 +215,7 @@ table(columns, {"fc": (slope, -variance / 2)}, spec=".4f")
 # (entropy-listens)=
 # ## What an order listens to
 #
-# The paper chooses between orders by what they hear: below 1 the many small eigenvalues, above 1 the few large ones (Section 4.1).
+# The paper chooses between orders by what they hear: below 1 the middle eigenvalues beside the large ones, above 1 the few large ones (Section 4.1).
 # That can be made exact.
 # Let one eigenvalue grow by a small percentage, and ask how the entropy moves.
 #
@@ -475,6 +475,7 @@ for alpha, power in powers.items():
 # %% [markdown]
 # **The power sum is no sharpness.**
 # Appendix F works with $R_\alpha = \sum_j q_j^\alpha$, which is our $Z$, and says that lowering $-\mathcal H_\alpha$ is lowering $R_\alpha$ for every order but 1 (eq. 57).
+# (It defines $R_\alpha$ for $\alpha > 1$, where that is so, and a later remark of the paper turns the direction for $\alpha < 1$; only "any fixed $\alpha \ne 1$" is the slip.)
 # Read $\mathcal H_\alpha = \frac{1}{1 - \alpha} \log R_\alpha$: for $\alpha > 1$ that is so, and for $\alpha < 1$ the sign of $1 - \alpha$ turns it round.
 # As $0 \le \mathcal H_\alpha \le \log d$, the power sum lies between $d^{1 - \alpha}$ and 1, which is Lemma F.3 and its other end.
 #
@@ -508,9 +509,11 @@ for alpha, power in powers.items():
 # In the given basis the same argument compares $B$ with its diagonal. ∎
 # ````
 #
-# The first part says what the paper's panel "all layers" mixes: how the trace is shared among the layers, and how even each layer is, weighted by its share.
+# The first part says, as far as couplings are small, what the paper's panel "all layers" mixes: how the trace is shared among the layers, and how even each layer is, weighted by its share.
 # At order 1 and above a layer with little of the trace hardly counts; below order 1 it may count for much, if it has many eigenvalues (exercise 2).
 # The second says on which side a shortcut errs: leaving out couplings can only raise the entropy, and leaving out all but the diagonal of $H$ raises it most.
+# Both need a positive semidefinite matrix, such as the Gauss–Newton matrix; the Hessian of all layers, which the paper's panel takes, is indefinite ({ref}`below <entropy-where>`).
+# With magnitudes of eigenvalues the second part may fail: $\left(\begin{smallmatrix} 1 & 1 \\ 1 & 0 \end{smallmatrix}\right)$ has a positive entropy, and its diagonal, $1$ and $0$, has none.
 # (The proxy of the paper's eq. 9 has the squares of the mean gradient's entries on its diagonal, and these are not the diagonal of $H$, so the proposition says nothing of them.)
 # The next cell looks at the Gauss–Newton matrix of a small ReLU network on digits.
 
@@ -684,7 +687,7 @@ table(columns, shifts, spec=".4f")
 # The derivative in $t$ at 0 vanishes: $\langle g(\theta), A\theta \rangle = 0$ for all $\theta$.
 # Differentiate this in $\theta$: $H A \theta + A g = 0$, which is the first equation; multiply by $v = A\theta$ for the second.
 # If $v^\top H v < 0$, there is a negative eigenvalue.
-# If it is 0 and $H$ were positive semidefinite, $H v$ would vanish, but it is $-Ag$. ∎
+# If it is 0 and $H$ were semidefinite, of either sign, $H v$ would vanish, but it is $-Ag$; so $H$ has eigenvalues of both signs. ∎
 # ```
 #
 # *Statistics of the batch.*
@@ -820,16 +823,16 @@ assert float(torch.linalg.eigvalsh(H)[0]) < 0
 
 # %%
 def downward_units(model: nn.Module) -> tuple[int, str]:
-    """Count the hidden units of the first layer that show a direction of descent."""
-    (W1, W2, _), g1 = [q.detach() for q in model.parameters()], gradients(model)[0]
+    """Count the hidden units, of both layers, that show a direction of negative curvature."""
+    W, g = [q.detach() for q in model.parameters()], gradients(model)
     H, count = dense_hessian(model, images, labels, parameters=weights), 0
-    for unit in range(8):  # weights into the unit times a factor, weights out of it divided
-        into, out = torch.zeros_like(W1), torch.zeros_like(W2)
-        into[unit], out[:, unit] = W1[unit], -W2[:, unit]
-        v = torch.cat([into.flatten(), out.flatten(), torch.zeros(80, dtype=torch.float64)])
-        product = g1[unit] @ W1[unit]
-        assert abs(v @ H @ v + 2 * product) < 1e-9 * H.norm()
-        count += int(product > 0)
+    for layer, unit in product((0, 1), range(8)):
+        v = [torch.zeros_like(matrix) for matrix in W]
+        v[layer][unit] = W[layer][unit]  # weights into the unit times a factor, those out divided
+        v[layer + 1][:, unit] = -W[layer + 1][:, unit]
+        flat, slope = torch.cat([part.flatten() for part in v]), g[layer][unit] @ W[layer][unit]
+        assert abs(flat @ H @ flat + 2 * slope) < 1e-9 * H.norm()
+        count += int(slope > 0)
     smallest = torch.linalg.eigvalsh(H)[0]
     assert count == 0 or smallest < 0
     return count, "yes" if smallest < 0 else "no"
@@ -842,7 +845,7 @@ for another in range(3):
     for time in (0, p.steps):
         descend(plain, time)
         rows[another + 1, time] = downward_units(plain)
-columns = ["network", "steps", "units that show it, of 8", "joint Hessian indefinite"]
+columns = ["network", "steps", "units that show it, of 16", "joint Hessian indefinite"]
 table(columns, rows)
 
 # %% [markdown]
@@ -881,7 +884,7 @@ plt.show()
 #   It needs no negative eigenvalue.
 #
 # Both are multiplied by the same $\frac{\alpha}{1 - \alpha}$, so at any order near 1 the larger of the two numbers explains the explosion.
-# For probes of random signs, {eq}`eq-est-variance` gives the second: with independent probes in numerator and denominator, and to first order in $1/\sqrt k$ and near order 1, the variance of the ratio's logarithm is twice that of one mean.
+# For probes of random signs, {eq}`eq-est-variance` gives the second: with independent probes in numerator and denominator, and to first order in $1/\sqrt k$ and near order 1, the variance of the ratio's logarithm is twice that of the logarithm of one mean.
 # So
 #
 # $$
@@ -889,7 +892,7 @@ plt.show()
 # $$ (eq-entropy-probe)
 #
 # where $\lVert H \rVert_F^2 = \sum_j \lambda_j^2$, and $|H|_{jj}$ is the diagonal of $|H|$.
-# (The paper's probes are uniform on a sphere.
+# (Algorithm 1's probes are uniform on a sphere; eq. 7 has random signs.
 # There the difference in brackets is $\frac{d}{d + 2} \big( \lVert H \rVert_F^2 - \frac1d (\operatorname{Tr} |H|)^2 \big)$ for $d$ weights, which changes $c_k$ by a few per cent here.)
 # It is at most $2\, e^{-\mathcal H_2 / 2} / \sqrt k$, and near that where the squares of the diagonal add up to little.
 # So the *less* even a spectrum is, the more its estimate may suffer.
@@ -929,10 +932,10 @@ table(["steps", *names], rows, spec=".3f")
 
 # %% [markdown]
 # **Which cause is it?**
-# For a single layer in evaluation mode the policy has nothing to do, and the second probe alone is enough.
+# For a single layer of such a ReLU network in evaluation mode the policy has nothing to do, and the second probe alone is enough.
 # For all layers jointly the answer changes during training.
 # At random weights the policy is by far the larger of the two.
-# With the 100 probes of the paper, training takes most of the negative eigenvalues away and gathers the others in few directions.
+# With the 100 probes of the paper, training takes most of the negative eigenvalues away and makes the spectrum less even.
 # So at the end the second probe is the larger, in this network, by more than a factor of two.
 # But it shrinks with $1/\sqrt k$, and the policy does not: from about 640 probes on, the policy would be the larger of the two at the end as well.
 # So for all layers jointly either may be the main cause, and which one it is depends on the training and on the number of probes.
@@ -956,7 +959,7 @@ table(
     spec=".3f",
 )
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels. Above, two coefficients against the steps of training: that of the policy falls from above one to below a thirtieth, that of the second probe rises from a fortieth to a fourteenth, and they cross after about a hundred steps. In the middle, the entropy of one layer against the order from 0.8 to 1.25: an exact level curve inside a grey band that opens wide at order one. Below, the same for all layers, with a second curve that shoots up left of order one and comes from below on its right."}, "figure": {"caption": "Above: the two numbers that are multiplied by α/(1 − α), for all layers of the network, frozen. Middle: layer 1 at the end of training, where no eigenvalue is negative. Below: all layers at the end. Solid: the exact entropy of |H|. Dashed: the mixed policy. Grey: plus and minus one standard deviation of an estimate whose 100 probes of the denominator are others than those of the numerator. Dotted: the ends of the orders that the paper leaves out.", "name": "fig-entropy-explosion"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels. Above, two coefficients against the steps of training: that of the policy falls from above one to below a thirtieth, that of the second probe rises from a fortieth to a fourteenth, and they cross between a hundred and three hundred steps. In the middle, the entropy of one layer against the order from 0.8 to 1.25: an exact level curve inside a grey band that opens wide at order one. Below, the same for all layers, with a second curve that shoots up left of order one and comes from below on its right."}, "figure": {"caption": "Above: the two numbers that are multiplied by α/(1 − α), for all layers of the network, frozen. Middle: layer 1 at the end of training, where no eigenvalue is negative. Below: all layers at the end. Solid: the exact entropy of |H|. Dashed: the mixed policy. Grey: plus and minus one standard deviation of an estimate whose 100 probes of the denominator are others than those of the numerator. Dotted: the ends of the orders that the paper leaves out.", "name": "fig-entropy-explosion"}}
 figure, (upper, middle, lower) = plt.subplots(3, figsize=(5.5, 9.6))
 for column, name in enumerate(("mixed policy", "second probe")):
     values = [row[column] for row in rows.values()]
@@ -1102,9 +1105,9 @@ checked.table()
 # |---|---|
 # | the entropy is convex, hence largest for equal shares | it is quasi-concave, hence largest for equal shares |
 # | a larger spread has a smaller entropy | if one spectrum is an average of the other; else the order decides what spread is |
-# | negative eigenvalues are inevitable | possible in a layer before GELU, layer normalisation or attention, and found before GELU; possible, and found, in all layers jointly; forced in a layer before statistics of the batch, wherever its gradient is not zero; impossible in a layer of a ReLU network in evaluation mode |
+# | negative eigenvalues are inevitable | possible in a layer before GELU, layer normalisation or attention, and found before GELU; possible, and found, in all layers jointly; forced in a layer before statistics of the batch, wherever its gradient is not zero; impossible in a layer of a ReLU network in evaluation mode, if the loss is convex in the outputs (the Brier loss is not, and its layers stand behind the verdict on Remark F.7) |
 # | they cause the trouble at order 1 | two traces that do not fit do: by a mixed policy, or by a second probe |
-# | orders in $(0, 0.9)$ and $(1.2, 3]$ avoid the trouble (our reading: they are free of it) | the mixed policy adds $\frac{\alpha}{\alpha - 1} \log(1 - 2s)$ at every order |
+# | orders in $(0, 0.9)$ and $(1.2, 3]$ avoid the trouble (G.4: "stable and free of anomalies"; our reading: whatever the negative eigenvalues weigh) | the mixed policy adds $\frac{\alpha}{\alpha - 1} \log(1 - 2s)$ at every order |
 #
 # ## What would change our mind
 #
@@ -1126,7 +1129,7 @@ checked.table()
 # * "Evaluation mode" is here the mode with statistics that fit the weights exactly.
 #   Running averages lag behind; for the sign of a block's eigenvalues that makes no difference.
 # * We expected the single-unit argument to show every trained network's joint Hessian indefinite.
-#   It did so for two of three; the third is indefinite, and the argument silent.
+#   It did so for two of three; the remaining one, network 1, is indefinite, and the argument silent.
 # * We expected the policy to be the main cause for all layers jointly.
 #   It is so early in training; at the end, with 100 probes, it is not.
 #

@@ -20,7 +20,7 @@
 # **Question.** Do the Rényi paper's bounds say that a network whose Hessian has a large entropy generalizes well?
 #
 # **Answer.** No: at a fixed trace the determinant, which the proofs start from, *grows* when eigenvalues are averaged, as the entropy does.
-# What falls is slack added later, by the factor $d^{1/d}$ at most.
+# The printed bound falls only by what was added later, and by the factor $d^{1/d}$ at most.
 # Besides, trained networks break Proposition 3.1, and a memoriser breaks Theorem 3.2.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on one core.
@@ -188,8 +188,9 @@ checked.agree("eq. 2", moved_weights, brute_force=moved_inputs, library=claim.le
 # ```
 #
 # The words in bold are ours.
-# The paper states the bound for the $\theta$ that training found *on* $S$, and says of the other hypothesis that it is expected to hold "for the final solution".
-# **Gap:** for such a $\theta$ the $Z_i$ are not independent, because each of them depends on the whole sample through $\theta$.
+# The paper does not say how $\theta$ and $S$ are related.
+# It speaks of "the final solution", and means the bound to explain trained networks, so we read it of a $\theta$ that was trained *on* $S$.
+# **Gap:** for such a $\theta$ sample $i$ is no fresh draw: $Z_i$ need not have the mean $E_U L(\mathcal D_U, \theta)$, and the $Z_i$ may depend on each other through $\theta$.
 #
 # With a fixed $\theta$ the statement can be checked without drawing anything.
 # Let each $Z_i$ be a coin that shows 1 with probability $z$; the chance that the bound fails is then a sum of binomial probabilities.
@@ -267,7 +268,7 @@ plt.show()
 
 # %% [markdown]
 # At $\rho = 0.001$ the claimed bound is all width, and the loss is one half.
-# So Proposition 3.1, read as printed, is refuted ({ref}`errata <errata-trained-parameters>`), and with it Theorem B.1 and Corollary B.3, which repeat it.
+# So read, Proposition 3.1 is refuted ({ref}`errata <errata-trained-parameters>`), and with it Theorem B.1 and Corollary B.3, which repeat it.
 # What stands is a statement about held-out data, and there the loss itself, without perturbation, has the same bound.
 # {ref}`The corrections <corrections>` list both versions.
 #
@@ -282,6 +283,7 @@ plt.show()
 # The loss is the error, the share of labels that are missed; it lies in $[0, 1]$.
 # The sample, a held-out sample of the same size and the population are random parts of the same 5,000 images; the population has at least 3,000, of which no network has seen one.
 # With random labels its error needs no estimate: it is $\frac9{10}$ at every network, moved or not, so that the hypothesis on moving is met.
+# (The table has the estimates all the same, and the counts take four standard errors off them, in favour of the bound; with $\frac9{10}$ itself they could only be larger.)
 #
 # With true labels we cannot know whether moving raises the population error, and need not.
 # The proof bounds $E_U L(\mathcal D_U, \theta)$, and the hypothesis then puts $L(\mathcal D, \theta)$ below that.
@@ -373,7 +375,7 @@ plt.show()
 # An *earlier* layer's weights pass through activations, which bend the outputs one way or the other.
 # The *error* is not convex; but a bounded loss is what the bounds ask for, which the cross-entropy is not.
 # And a *single* move is not their mean: to first order a move changes the loss by $\rho \operatorname{Tr}(G^\top W U)$, where $G$ is the gradient of the population loss in $W$.
-# So for almost every $U$ one of $U$ and $-U$ lowers the loss, if only $\rho$ is small, unless $W^\top G = 0$, which nothing brings about.
+# So for almost every $U$ one of $U$ and $-U$ lowers the loss, if only $\rho$ is small, unless $W^\top G = 0$, which training on another sample does not bring about.
 #
 # The study `renyi_perturbed_test_loss` trains two perceptrons and a LeNet-5 on 2,000 digits and moves each layer's weights by matrices $U$ and $-U$, before training and after.
 # The other 3,000 digits estimate the losses.
@@ -401,6 +403,8 @@ for rho in sizes:
     ]
     rows[rho] = *falls, f"{sum(single) / len(single):.0%}", *beyond
     assert falls[0] == beyond[1] == 0
+    certain = [layers(f"mean_rise{part}", rho) for part in ("", "_standard_error")]
+    assert sum(rise < 2 * error for rise, error in zip(*certain, strict=True)) <= 2
 print(len(layers("mean_rise", sizes[0])), "layers of", len(runs), "networks")
 after, before, share = "mean loss falls", "before training", "share of single moves"
 table(["ρ", after, before, share, "single, beyond 4 s.e.", "error, beyond 4 s.e."], rows)
@@ -410,6 +414,7 @@ table(["ρ", after, before, share, "single, beyond 4 s.e.", "error, beyond 4 s.e
 # The last two count the layers in which a single move lowers the loss, or the mean error falls, by more than four standard errors.
 #
 # After training the mean rises in every layer and at every size, so here the paper's expectation is met.
+# Three matrices are drawn for a layer, each with both signs, so that the first-order change cancels; hardly a rise is below two of its standard errors.
 # Before training some layers' means fall, as the paper allows, though never the last layer's.
 #
 # A single move is another matter: the smaller the moves, the more of them lower the loss.
@@ -452,8 +457,8 @@ plt.show()
 # ## Where the perturbation leads
 #
 # Perhaps Proposition 3.1 serves as a motive: it moves a layer's weights by $\rho W U$, and so invites us to look at that layer's curvature.
-# The paper concludes that the layer's *spectrum* is what matters, and sets this against {cite:t}`petzka2021`, who need traces of blocks.
-# We can compute where it leads.
+# The paper takes this as the reason to apply Theorems 3.2 and 3.3 to one layer's *spectrum*, and sets it against {cite:t}`petzka2021`, who need traces of blocks.
+# If it is read as saying that the perturbation itself leads to the spectrum, we can compute where it leads.
 # Let $H$ be the layer's Hessian, with the rows of $W$ one after the other, and $H_{ss'}$ its $k \times k$ block for the rows $s$ and $s'$.
 #
 # ```{prf:proposition} The perturbation leads to relative flatness
@@ -537,7 +542,7 @@ table(["Hessian", "entropy of order 3/2", "mean rise / ρ²"], rows, spec=".3f")
 
 # %% [markdown]
 # One spectrum, one entropy, and different rises.
-# So the step from Proposition 3.1 to the spectrum is no step: the argument, carried out, yields the measure that it was meant to replace ({ref}`errata <errata-relative-flatness>`).
+# So Proposition 3.1 gives no reason to look at the spectrum: carried out, it leads to the measure that the paper sets itself against ({ref}`errata <errata-relative-flatness>`).
 # Relative flatness sees what the entropy does not, the size of the curvature, and how it lies to the weights.
 #
 # (bounds-chain)=
@@ -604,7 +609,7 @@ print("these lines and paperkit.bounds.renyi.determinant_chain: difference below
 #
 # After its eq. 32 the paper says that a larger entropy means a smaller $\sum_j \log q_j$.
 # It has shown that a larger entropy means a smaller *upper bound* on this sum.
-# The sum itself goes the other way ({ref}`errata <errata-direction>`).
+# Where eigenvalues are averaged, the sum itself goes the other way ({ref}`errata <errata-direction>`).
 #
 # ```{prf:proposition} Averaging raises both
 # :label: bounds-prop-direction
@@ -705,6 +710,9 @@ plt.show()
 # and *if the neighbourhood does not depend on $S$ and the loss lies in $[0, 1]$*, {eq}`eq-bounds-mcallester` holds with this in place of the divergence.
 # ```
 #
+# Both can hold only if $\theta^*$ and the shape of $H$ are the same for every sample.
+# What the theorem is good for is to show which step uses which hypothesis.
+#
 # ```{prf:proof}
 # Let $Z = E_P\, e^{-(L - L_0)}$, so that $Q$ has the density $e^{-(L - L_0)} / Z$ with respect to $P$.
 # The divergence is $-E_Q[L - L_0] - \log Z$.
@@ -716,7 +724,7 @@ plt.show()
 # ```
 #
 # The paper has a formula for large $d$ in place of the exact mean, $A = \frac{d}{4 \pi e}\, V^{2/d} \pi^{1/d}\, |H|^{1/d}$.
-# It is Stirling's, without a factor $d^{1/d}$, and from $d = 6$ on it is a little too small.
+# It is Stirling's, without the factors $d^{1/d}$ and $d / (d + 2)$, which nearly cancel, and from $d = 6$ on it is a little too small.
 
 
 # %%
@@ -794,7 +802,7 @@ table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 # A layer whose inputs span fewer dimensions than it has columns has a singular Hessian.
 # Then $|H| = 0$, the minimum need not be isolated, and {prf:ref}`bounds-thm-isolated` does not speak of it.
 #
-# **By the entropy.** Theorem 3.2, with its constants Proposition C.1, replaces $\log |H|$ by the last line of {eq}`eq-bounds-chain`:
+# **By the entropy.** Theorem 3.2 (Proposition C.1 is the same with its constants) replaces $\log |H|$ by the last line of {eq}`eq-bounds-chain`:
 #
 # $$
 # A = \frac{d}{4\pi e}\, V^{2/d} \pi^{1/d}\, \operatorname{Tr}(H)\; e^{-\mathcal H_\alpha / d}
@@ -930,8 +938,8 @@ checked.table()
 # |---|---|
 # | the loss on moved training data bounds the population loss | on held-out data it does; there the loss itself does too |
 # | moving the weights does not lower the population loss | on average it did not, in any layer that was trained; in the last one that is convexity |
-# | the perturbation leads to the layer's spectrum | it leads to relative flatness |
-# | a larger entropy lowers the bound | averaging at a fixed trace raises entropy and determinant together; only the slack falls, by $d^{1/d}$ at most |
+# | the perturbation leads to the layer's spectrum (our reading) | it leads to relative flatness |
+# | a larger entropy lowers the bound | averaging at a fixed trace raises entropy and determinant together; the printed term falls, by the factor $d^{1/d}$ at most, because its slack falls by more than the determinant rises |
 #
 # None of this speaks against the entropy as a measure.
 # It says that these bounds give no reason for it, so that the reason must come from experiments, or from another theorem.
@@ -978,8 +986,9 @@ checked.table()
 # **3. The step that fails.** Where does the proof of {prf:ref}`bounds-prop-hoeffding` break for the first memoriser?
 #
 # ````{dropdown} Solution
-# For small $\rho$ every $Z_i$ is 0, while a fresh draw with the same $\theta$ would have the mean $\frac12$.
-# The $Z_i$ are functions of $\theta$, hence of all samples; the lemma was applied to each with $\theta$ held fixed, and their joint distribution is not a product.
+# For small $\rho$ every $Z_i$ is 0.
+# As constants they are even independent; but their mean is 0, while a fresh draw with the same $\theta$ has the mean $\frac12$.
+# The proof's step that each has the mean $E_U L(\mathcal D_U, \theta)$ is what breaks.
 # ````
 #
 # **4. Convolutions.** Show that a matrix that acts on the *channels* of a convolution's input, alike at all positions, does amount to a change of its kernel.
