@@ -2,6 +2,7 @@ r"""Information-geometric regularisation: a perturbation along the natural gradi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -180,6 +181,9 @@ class IGSAM(WrappedOptimizer):
         ------
         ValueError
             If the inputs do not fit the model, or need more memory than the budget.
+        RuntimeError
+            If the factors of the first time have no eigenvalues to round-off. Later the factors of
+            the time before stay, with a warning.
         """
         linearization = linearize(
             _unwrap(self.model),
@@ -187,6 +191,20 @@ class IGSAM(WrappedOptimizer):
             self.loss,
             memory_budget=self.memory_budget,
         )
+        try:
+            renewed = ekfac(linearization)
+        except torch.linalg.LinAlgError as error:
+            # LAPACK gives up on some matrices that are nearly empty, as those of dead units are.
+            what = (
+                "the eigenvalues of IGSAM's factors did not converge, as happens where nearly all "
+                "units of a layer are dead or a value is not finite"
+            )
+            if not self._kept_factors:
+                raise RuntimeError(f"{what}: lower lr=, or check the inputs.") from error
+            warnings.warn(
+                f"{what}; the factors of the time before stay.", RuntimeWarning, stacklevel=2
+            )
+            return
         self._kept_factors = {
             name: {
                 "parameter_shapes": {key: list(s) for key, s in f.parameter_shapes.items()},
@@ -195,7 +213,7 @@ class IGSAM(WrappedOptimizer):
                 "eigenvalues": f.eigenvalues,
                 "transposed": f.transposed,
             }
-            for name, f in ekfac(linearization).items()
+            for name, f in renewed.items()
         }
 
     def _natural_gradient(self, gradient: dict[int, Tensor]) -> dict[int, Tensor]:

@@ -503,3 +503,24 @@ def test_options_of_igsam_out_of_range_are_refused_by_name(options, argument) ->
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=argument):
         IGSAM(model.parameters(), model, rho=0.1, **{"damping": 0.1, **options})
+
+
+def test_igsam_keeps_its_factors_where_new_ones_have_no_eigenvalues(monkeypatch):
+    model, _ = smooth_network()
+    optimizer = IGSAM(model.parameters(), model, rho=0.1, damping=0.1, lr=0.1)
+    inputs = torch.ones(2, 3, dtype=torch.float64)
+    optimizer.renew_factors(inputs)
+    before = optimizer.factors
+
+    def gives_up(linearization):
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr("paperkit.optim.igsam.ekfac", gives_up)
+    with pytest.warns(RuntimeWarning, match="the factors of the time before stay"):
+        optimizer.renew_factors(2 * inputs)
+    after = optimizer.factors
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[n].eigenvalues, before[n].eigenvalues) for n in before)
+    fresh = IGSAM(model.parameters(), model, rho=0.1, damping=0.1, lr=0.1)
+    with pytest.raises(RuntimeError, match="units of a layer are dead or a value is not finite"):
+        fresh.renew_factors(inputs)
