@@ -181,16 +181,20 @@ def gradient_of(model: nn.Module) -> Tensor:
 MEASURES = ["mean_loss", "hessian_top_eigenvalues"]
 
 
+def drawn(batch: int | None, draws: torch.Generator) -> Tensor | slice:
+    if batch is None:
+        return slice(None)
+    # Drawn on the CPU, because a seed then means the same batches on every device.
+    return torch.randint(500, (batch,), generator=draws, device="cpu").to(p.device)
+
+
 def train(seed: int, rho: float = 0.0, batch: int | None = None, **options: Any) -> tuple:
     model, draws = network(seed), generator_of(seed)
     optimizer = SAM(model, rho=rho, lr=eta)
     monitor = SharpnessMonitor(model, (inputs, targets), MEASURES, "half_squared_error", **options)
     edges = []
     for _ in range(p.steps):
-        chosen = slice(None)
-        if batch is not None:  # drawn on the CPU: a seed means the same batches on every device
-            chosen = torch.randint(500, (batch,), generator=draws, device="cpu").to(p.device)
-        take_step(model, optimizer, chosen)
+        take_step(model, optimizer, drawn(batch, draws))
         if monitor.step() is not None:
             edges.append(edge(eta, rho, gradient_of(model)))
     return model, monitor, edges
@@ -284,8 +288,7 @@ def turns(model: nn.Module, rho: float = 0.0, batch: int | None = None) -> list[
     optimizer = SAM(model, rho=rho, lr=eta)
     for _ in range(101):
         gradients.append(gradient_of(model))
-        chosen = torch.arange(500) if batch is None else torch.randint(500, (batch,), generator=draws)
-        take_step(model, optimizer, chosen.to(p.device))
+        take_step(model, optimizer, drawn(batch, draws))
     return [float(torch.cosine_similarity(g, h, dim=0)) for g, h in pairwise(gradients)]
 
 

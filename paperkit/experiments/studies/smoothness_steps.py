@@ -406,7 +406,7 @@ def _radius_units(loss: str, dimension: int, unit: float, seed: int) -> dict[str
 
 
 def _two_cycle(dimension: int, damping: float, seed: int) -> dict[str, float]:
-    r"""How far the end on a quadratic is from the cycle :math:`\pm a v` of the steepest eigenvector.
+    r"""Distance of the end on a quadratic from the cycle of the steepest eigenvector.
 
     The largest of three: the error of the loss relative to :math:`1/(2c(2c-1)^2)`, 1/36 as printed,
     and, relative to the last point's length, its part off the eigenvector and its sum with the
