@@ -23,7 +23,7 @@
 # Under SAM it is 1.09 to 1.10 times SAM's edge, which sinks to 3.8.
 # On a quadratic SAM's bouncing alone would bring that ratio to one, so it shows no limit.
 #
-# **Time.** Reading: about 15 minutes; running: under a minute on one core.
+# **Time.** Reading: about 16 minutes; running: a little over a minute on one core.
 #
 # **You need:** {doc}`chapter 6 <06_steps_on_a_quadratic>`, its theorem of the edge in particular.
 #
