@@ -90,7 +90,7 @@ measured = run_study("population", *asked, device=p.device)
 # |---|---|---|
 # | the networks to compare | Rényi, Section 5.1, Appendix G.3.1 | {ref}`population-trained` |
 # | the gap | Rényi, Section 5.1 | {ref}`population-gaps` |
-# | rate and batch scaled together converge alike | Rényi, Appendix G.3.1 | {ref}`population-moves` |
+# | rate and batch scaled together converge comparably | Rényi, Appendix G.3.1 | {ref}`population-moves` |
 
 # %% [markdown]
 # (population-trained)=
@@ -218,7 +218,7 @@ plt.show()
 
 # %% [markdown]
 # The picture is plain, and it is not what one might expect.
-# The paper speaks of networks that all fit their data, some of which generalize worse.
+# One may have expected networks that all fit their data, some of which generalize worse.
 # Here the gap measures how far training went.
 # At first the training loss is near that of the test images, and there is no gap yet; at the end it is near zero, and the gap is the whole test loss.
 # The test loss itself moves less, as the table says.
@@ -341,8 +341,8 @@ if p.profile == "laptop":  # SGD trains further
 # %% [markdown]
 # Beside this yardstick the weight decay's share is clear in `mlp` and `vit` (p below 0.01), that of rate and batch hardly in `mlp` (0.03), and nothing is in the other two cells.
 #
-# That a larger batch lowers the training loss with one optimizer and raises it with the other is at odds with a sentence of the paper: learning rate and batch size scaled together, it says, make networks "converge alike".
-# We took this to mean that the final training accuracies of the three pairs lie within one percentage point.
+# That a larger batch lowers the training loss with one optimizer and raises it with the other is at odds with a sentence of the paper: learning rate and batch size scaled together, it says, yield "comparable convergence after the same number of epochs".
+# We took *comparable* to mean that the final training accuracies of the three pairs lie within one percentage point.
 # Of forty settings five do so, all of them perceptrons trained by SGD, which fit their images completely; the verdict at the head is computed from these.
 # (In four of the others one of the three networks learned nothing.)
 #
@@ -379,7 +379,8 @@ table(header, rows)
 
 # %% [markdown]
 # Chance is small in this cell, a seventh of what the settings do.
-# So how well could a measure rank the gaps of one seed that knew all about the setting, and nothing about the run?
+# Suppose a measure knew everything that the setting decides, and nothing of the single run.
+# How well could it rank the gaps of one seed?
 # A little better than another seed does, because the other seed's gaps have chance of their own, and the settings' expected gaps have none.
 # The mean of two seeds has less of it than one seed, so we let it rank the third.
 
