@@ -25,24 +25,39 @@ from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import Record
 from paperkit.experiments.session import Session
 from paperkit.experiments.study import Study, require_profile, study_named
-from paperkit.statistics.intervals import prediction_interval, sample_size
+from paperkit.statistics.intervals import (
+    PREDICTION,
+    prediction_interval,
+    sample_size,
+    two_sided_interval,
+)
 
 BAD, POWER = 0.2, 0.9
 """Share of bad records that a sample is to meet, and the least probability that it does."""
+
+SEEDS = 3
+"""Least number of recorded seeds whose spread can judge another value of a trained run."""
+
+TOGETHER = 5
+"""Least number of runs whose differences are judged together where there are fewer seeds."""
 
 _DISAGREED = "disagreed"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of one run: what was recorded, what the audit found, and what was allowed."""
+    """One metric of one run: what was recorded, what the audit found, and what was allowed.
+
+    ``agrees`` is None where nothing can be said: the run was trained, its value is another one, and
+    there are too few recorded seeds, and too few runs in the sample, to tell how much that means.
+    """
 
     key: str
     metric: str
     recorded: Any
     audited: Any
     allowed: str
-    agrees: bool
+    agrees: bool | None
 
 
 @dataclass(frozen=True)
@@ -72,8 +87,14 @@ class Audit:
 
     @property
     def agrees(self) -> bool:
-        """Whether every metric of the sample agreed."""
+        """Whether every metric of the sample agreed; one that cannot be judged did not."""
         return all(comparison.agrees for comparison in self.comparisons)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing disagreed, and something could not be judged."""
+        found = {comparison.agrees for comparison in self.comparisons}
+        return None in found and False not in found
 
     @property
     def passed(self) -> bool:
@@ -95,7 +116,10 @@ def audit(
     """Run a random sample of a study's published records again and compare.
 
     A deterministic study's metrics must agree within its ``tolerance``; those of a trained one
-    must lie in the 99 % prediction interval of the recorded seeds of the same configuration.
+    must lie in the 99 % prediction interval of the recorded seeds of the same configuration. Of a
+    configuration with fewer than three seeds no single value can be judged, because a trained
+    network is another one on another processor; then the mean difference between what is recorded
+    and what is found, over five runs of the sample or more, must have 0 in its 99 % interval.
     The stale records of the profile are renewed if the sample agrees and the code is committed.
 
     Parameters
@@ -143,6 +167,7 @@ def audit(
         for record in drawn:
             again = session.perform(study, record.configuration)
             comparisons.extend(_compare(study, record, again, audited))
+    comparisons = _judged_together(comparisons)
     outcome = Audit(
         study.name, seed, tuple(r.key for r in drawn), tuple(comparisons), len(stale), 0
     )
@@ -152,7 +177,7 @@ def audit(
     note = {"date": provenance.now(), "commit": tree.commit, "seed": seed, "sample": outcome.sample}
     with archive.published.lock(study.name):
         if not outcome.agrees:
-            wrong = {comparison.key for comparison in comparisons if not comparison.agrees}
+            wrong = {c.key for c in comparisons if c.agrees is False}
             archive.published.add(_disagreeing(r, note) for r in drawn if r.key in wrong)
             return outcome
         archive.published.forget(study.name)
@@ -206,14 +231,35 @@ def _compare(
     for metric in sorted(old.keys() | new.keys()):
         before, after = old.get(metric), new.get(metric)
         allowed = f"{study.tolerance:g} relative"
-        agrees = _equal(study, before, after)
+        agrees: bool | None = _equal(study, before, after)
         if not agrees and study.trained and _is_number(before) and _is_number(after):
             recorded_values = [sibling.get(metric) for sibling in siblings]
             values = [value for value in recorded_values if _is_number(value)]
-            low, high = prediction_interval(values)
-            allowed = f"{low:.6g} to {high:.6g}, 99 % over {len(values)} seeds"
-            agrees = low <= after <= high
+            if len(values) < SEEDS:
+                allowed = f"unknown, because it needs {SEEDS} seeds or {TOGETHER} runs"
+                agrees = None
+            else:
+                low, high = prediction_interval(values)
+                allowed = f"{low:.6g} to {high:.6g}, 99 % over {len(values)} seeds"
+                agrees = low <= after <= high
         yield Comparison(recorded.key, metric, before, after, allowed, agrees)
+
+
+def _judged_together(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Judge what is undecided by the mean difference of its metric over the sample."""
+    found = list(comparisons)
+    for metric in {c.metric for c in comparisons if c.agrees is None}:
+        own = [c for c in comparisons if c.metric == metric]
+        pairs = [(c.recorded, c.audited) for c in own]
+        changes = [b - a for a, b in pairs if _is_number(a) and _is_number(b)]
+        if len(changes) < TOGETHER:
+            continue
+        low, high = two_sided_interval(changes, PREDICTION)
+        allowed = f"a mean change of {low:.3g} to {high:.3g}, 99 % over {len(changes)} runs, with 0"
+        for place, comparison in enumerate(found):
+            if comparison.metric == metric and comparison.agrees is None:
+                found[place] = replace(comparison, allowed=allowed, agrees=low <= 0.0 <= high)
+    return found
 
 
 def _equal(study: Study, before: Any, after: Any) -> bool:

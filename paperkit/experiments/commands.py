@@ -242,6 +242,8 @@ def _audit(arguments: argparse.Namespace) -> int:
                 f"{comparison.audited}, allowed {comparison.allowed}"
             )
     word = "agree" if outcome.agrees else "do NOT agree"
+    if outcome.undecided:
+        word = "do not disagree, but not all can be compared"
     drawn = "repeated" if arguments.run else f"drawn with seed {outcome.seed}"
     runs = f"{len(outcome.sample)} run{'s' * (len(outcome.sample) != 1)}"
     print(

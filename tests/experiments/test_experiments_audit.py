@@ -3,7 +3,7 @@ import pytest
 from paperkit.cli import main
 from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive
-from paperkit.experiments.audit import audit
+from paperkit.experiments.audit import Comparison, _judged_together, audit
 from paperkit.experiments.fingerprint import fingerprint
 from paperkit.experiments.study import study_named
 
@@ -129,6 +129,42 @@ def test_a_trained_value_may_move_within_the_spread_across_seeds(published, stor
     assert moved.audited != moved.recorded and "99 % over 3 seeds" in moved.allowed
     edit("selftest_training.py", "+ 0.01", "+ 100")
     assert not audit("selftest_training", sample=3, store=store, progress=False).agrees
+
+
+def test_where_seeds_are_few_the_runs_of_the_sample_are_judged_together():
+    def comparisons(changes, agrees=None):
+        return [
+            Comparison(str(k), "loss", 1.0 + k, 1.0 + k + change, "unknown", agrees)
+            for k, change in enumerate(changes)
+        ]
+
+    scattered = [0.3, -0.2, 0.1, -0.4, 0.25]
+    assert {c.agrees for c in _judged_together(comparisons(scattered))} == {True}
+    shifted = [0.3, 0.2, 0.31, 0.24, 0.25]
+    judged = _judged_together(comparisons(shifted))
+    assert {c.agrees for c in judged} == {False}
+    # Mean 0.26, standard error 0.02025; Student's t at 99 % with four degrees of freedom is 4.604.
+    assert judged[0].allowed == "a mean change of 0.167 to 0.353, 99 % over 5 runs, with 0"
+    assert {c.agrees for c in _judged_together(comparisons(shifted[:4]))} == {None}
+    # A run that agrees to the digit counts among the changes, and stays as it is.
+    mixed = [*comparisons(scattered[:4]), *comparisons([0.0], agrees=True)]
+    assert {c.agrees for c in _judged_together(mixed)} == {True}
+
+
+def test_one_run_of_one_seed_that_moved_is_not_judged(published, store, edit, capsys):
+    path = Archive().published.path("selftest_training")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text(lines[0], encoding="utf-8")
+    edit(
+        "selftest_training.py", '"total": state["total"], "s', '"total": state["total"] + 0.01, "s'
+    )
+    found = audit("selftest_training", store=store, progress=False)
+    assert found.undecided and not found.agrees and found.renewed == 0
+    assert "disagreed" not in path.read_text(encoding="utf-8")
+    assert main(["audit", "selftest_training", "--store", str(store)]) == 1
+    printed = capsys.readouterr().out
+    assert "allowed unknown, because it needs 3 seeds or 5 runs" in printed
+    assert "do not disagree, but not all can be compared" in printed
 
 
 def test_a_metric_that_appears_or_changes_its_word_disagrees(published, store, edit):
