@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from paperkit.data import load
 from paperkit.experiments import Record
 from paperkit.experiments.studies import optimizer_comparison, optimizer_tuning
 from paperkit.experiments.studies._methods import METHODS
@@ -118,3 +119,15 @@ def test_every_claim_of_the_comparison_has_all_seeds_on_both_sides():
         grid = optimizer_comparison.grid(claim.profile)
         for side in (claim.criterion.larger, claim.criterion.smaller):
             assert len({c["seed"] for c in grid if matches(c, side.where)}) == 5
+
+
+def test_a_network_that_has_died_is_measured_as_far_as_it_can_be():
+    images = load("digits", device="cpu")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 10))
+    alive = optimizer_comparison.at_the_end(model, images, 8)
+    assert set(alive["renyi_mean"]) == {"0_5", "1_5"} and "renyi_mean" not in alive["missing"]
+    with torch.no_grad():
+        model[1].bias.fill_(-1e3)  # no unit is ever on
+    dead = optimizer_comparison.at_the_end(model, images, 8)
+    assert dead["renyi_mean"] == {} and "1" in dead["missing"]["renyi_mean"]
+    assert math.isfinite(dead["measures"]["mean_loss"]["value"])

@@ -83,23 +83,29 @@ def best(records: list[Record]) -> Record:
 
 
 def at_the_end(model: nn.Module, images: data.ImageData, n: int) -> dict[str, Any]:
-    """Return the measures of a trained network on its first n training images."""
+    """Return the measures of a trained network on its first n training images.
+
+    Where a layer's block is zero, as in a network whose units have died, there is no entropy.
+    """
     model = model.double()
     batch = images.train.inputs[:n].double(), images.train.targets[:n]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CostWarning)
         report = measure(model, batch, MEASURES, strict=False)
     spectra = layer_spectra(model, batch)
-    sharpness = {
-        order: fmean(-renyi_entropy(spectrum.eigenvalues, alpha) for spectrum in spectra.values())
-        for order, alpha in (("0_5", 0.5), ("1_5", 1.5))
-    }
+    missing, sharpness = dict(report.missing), {}
+    if zero := [name for name, spectrum in spectra.items() if not len(spectrum.eigenvalues)]:
+        missing["renyi_mean"] = f"the blocks of {', '.join(zero)} are zero."
+    else:
+        for order, alpha in (("0_5", 0.5), ("1_5", 1.5)):
+            entropies = [renyi_entropy(s.eigenvalues, alpha) for s in spectra.values()]
+            sharpness[order] = -fmean(entropies)
     whole = {
         name: result.metrics()
         for name, result in report.results.items()
         if isinstance(result, Measurement)
     }
-    return {"renyi_mean": sharpness, "measures": whole, "missing": dict(report.missing)}
+    return {"renyi_mean": sharpness, "measures": whole, "missing": missing}
 
 
 def run(configuration: dict[str, Any], context: RunContext) -> dict[str, Any]:
