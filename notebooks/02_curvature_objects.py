@@ -223,7 +223,7 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 # 3. the loss depends on the parameters only through $f$, in which it is twice differentiable.
 #
 # Then for almost every $W_l$ the Hessian block $H_l$ equals the Gauss–Newton block $G_l = \frac1n \sum_i J_{l,i}^\top \Lambda_i J_{l,i}$ with $J_{l,i} = \partial f_i / \partial \operatorname{vec} W_l$.
-# The same holds for the bias $b_l$, and for the scale and the shift of normalisation by frozen statistics.
+# The same holds for the bias $b_l$ and for the shift of a normalisation by frozen statistics, and for its scale if no input of the normalisation depends on that scale.
 # ````
 #
 # ````{prf:proof}
@@ -234,7 +234,7 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 # Off them $f_i$ is affine in a neighbourhood, so $\nabla^2_{W_l} f_{ic} = 0$ and $J_{l,i}$ is constant there.
 # By 3, equation {eq}`eq-two-parts` applies to the block, and its second part vanishes.
 # A bias enters $z_l$ by addition.
-# Scale and shift of frozen normalisation enter affinely, and everything after them is piecewise linear as well. ∎
+# So does the shift of a frozen normalisation; its scale enters affinely where its input does not depend on it, and everything after is piecewise linear as well. ∎
 # ````
 #
 # Nothing here asks the samples to be independent: $f_i$ may depend on other samples too, if it does so piecewise linearly.
@@ -431,8 +431,9 @@ print(f"largest error, relative to the largest eigenvalue: {number(error)}")
 # ## How it depends on the number of samples
 #
 # By part (b) of the corollary the rank of a block is at most $\min(n(C-1), d_l)$.
-# So is the number of eigenvalues that an entropy can spread over: it is capped at the logarithm of that number, and the cap moves with $n$.
-# The entropy below is the library's, the rank that of the dense Hessian, which could break the bound if the corollary were wrong.
+# An entropy is at most the logarithm of the number of eigenvalues that are not zero, hence at most $\log \min(n(C-1), d_l)$, a cap that moves with $n$.
+# The entropy below is the library's, the rank that of the dense Hessian.
+# In the rows $n = 2$ and $n = 5$ it could break the bound if the corollary were wrong; from $n = 10$ on the bound is $d_l$, and no matrix could.
 
 # %% tags=["nbval-rtol=1e-6"]
 rows = []
@@ -444,12 +445,13 @@ for count in (2, 5, 10, 20, 50):
     assert rank <= bound
     result = renyi_sharpness(model, batch, 0.5, layers=["3"])["3"]
     cap = torch.tensor(float(bound)).log()
+    assert float(cap) + float(result) > 1
     rows.append((count, rank, bound, -float(result), cap))
 table(["n", "rank", "bound on the rank", "entropy of order ½", "its cap"], rows, spec=".6f")
 
 # %% [markdown]
 # The cap stops moving where $n(C-1)$ reaches $d_l$, and the entropy goes on rising.
-# So the cap is one reason, and not the only one.
+# So the cap does not explain the rise: no row comes nearer to it than a nat, and the entropy goes on rising where the cap stands still.
 # {prf:ref}`five-halves` of chapter 1 says how far the entropy can fall at order ½, no further than to the average of those on two halves, weighted by their traces; it does not say that it rises.
 #
 # **Values at different $n$ are not comparable.**

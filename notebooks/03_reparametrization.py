@@ -84,7 +84,7 @@ for record in records["reparametrization"] + records["reparametrization_digits"]
 # Multiply the first layer of a ReLU network by ten and divide the last by ten.
 # Without biases the network computes what it computed before, on every input; its Hessian does not survive the operation.
 # The trace of one layer's block falls a hundredfold, that of another rises a hundredfold, and whoever measures sharpness by a trace has learnt something about the units in which the weights are written.
-# Dinh et al. {cite:p}`dinh2017` made this an argument against all sharpness.
+# Dinh et al. {cite:p}`dinh2017` made this an argument against the measures of sharpness then in use.
 # The Rényi paper {cite:p}`renyi2025` answers it by dividing the size out: normalise each layer's spectrum, and keep its shape.
 #
 # Its Proposition 2.2 says which changes leave that shape alone.
@@ -305,7 +305,7 @@ _ = axes[1].legend()
 # ```
 #
 # So we need not compute Hessians to know what to expect: we look at $T_l$ and ask whether it is a multiple of a rotation.
-# What is a theorem about *all* $H$ leaves a loophole for a particular one; the experiments say that networks do not use it.
+# What is a theorem about *all* $H$ leaves a loophole for a particular one; the networks measured here do not use it.
 
 # %% [markdown]
 # (prop-2-2)=
@@ -387,7 +387,7 @@ table(columns, rows, spec=".6f")
 # Each hidden unit may take its own: multiply the row of $W_1$ that feeds the unit by $c$, divide the column of $W_2$ that leaves it.
 # With $D = \operatorname{diag}(c_1, c_2, \dots)$ that is $W_1 \mapsto D W_1$ and $W_2 \mapsto W_2 D^{-1}$; the function is the same for every $\theta$.
 # Now $T_1 = D \otimes I$ is a multiple of a rotation only if all the $c_i$ are equal, and then we are back at one factor a layer.
-# {prf:ref}`reparam-conformal` predicts a change; here it is.
+# {prf:ref}`reparam-conformal` no longer protects the entropy, and here it changes.
 
 # %%
 rows = {}
@@ -492,7 +492,7 @@ table(["ε", "scale", *columns], rows, spec=".2e", round_off=1e-10)
 #
 # Where a normalisation with $\epsilon = 0$ ends the branch, the branch returns the same whatever the factor of the stream, so that $s$ must be $1$.
 # With that, the branch's weights are free, by the previous section; without it, nothing that is done to them helps.
-# (The residual networks that the paper measures have such normalisations, with a small $\epsilon > 0$, so for them this holds approximately.)
+# (The residual networks that the paper measures have such normalisations, with a small $\epsilon > 0$. For them this holds approximately if the statistics are those of the batch; if they are frozen, only where they are scaled along, as in exercise 5. The paper does not say which it used.)
 
 # %%
 model, rows = study.random_problem("relu_residual", p.seed).model, {}

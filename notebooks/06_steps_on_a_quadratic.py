@@ -20,7 +20,7 @@
 # **Question.** Where does each sharpness-aware method end on a quadratic, and how far from the minimum?
 #
 # **Answer.** Gradient descent and its regularised form converge below a curve, the edge of stability.
-# SAM, from almost every start, ends in a two-cycle that lies *on* it.
+# Below gradient descent's edge SAM ends, from almost every start, in a two-cycle that lies *on* SAM's own.
 # SA-SAM, with the paper's constants, ends on it too, at a loss of 1/36 in any valley (proved on a line, seen in more dimensions).
 #
 # **Time.** Reading: about 45 minutes; running: under twenty seconds on two cores.
@@ -815,8 +815,9 @@ plt.show()
 # The lower panel is the chapter in one picture.
 # SAM's height tells sharp from flat.
 # SA-SAM's does not: whatever the curvature, it hovers at 1/36, and looks from 4/9.
-# A preference for flat valleys cannot come from that height.
-# Nor can it come from an edge.
+# On a quadratic no preference for flat valleys comes from that height.
+# Nor, once it has settled, does it come from an edge.
+# (On the way $\eta_t$ may pass $2/\beta$; what that does in a valley of limited depth is not settled here.)
 # A constant step size has one: gradient descent and SAM leave every valley with $\beta > 2/\eta$.
 # Under SA-SAM's rule the step size follows the curvature, $\eta\beta = 1/c$ on the cycle of every valley, and the cycle is stable whatever $\beta$ is.
 # **Under this rule every quadratic valley, however sharp, has a stable cycle that holds the iterate.**
@@ -897,13 +898,14 @@ for c in (1.0, 2.0):
 #
 # **Eigen-SAM** {cite:p}`luo2024` turns the ascent towards the top eigenvector $v_1$, with a weight $\kappa$ (its `alpha`): $\varepsilon \propto \hat g + \kappa\, \operatorname{sign}(g^\top v_1)\, \big(v_1 - (v_1^\top \hat g)\, \hat g\big)$, $\hat g = g / \lVert g \rVert$.
 # On SAM's final cycle $\hat g = \pm v_1$, and the addition vanishes: the same cycle, the same height.
-# What changes is the way there.
+# What changes is the way there, and for a large $\kappa$ whether the cycle is stable.
 # Close to it, the part of $\hat g$ across $v_1$ is multiplied by $1 - \kappa$, and so is the ascent's part of {eq}`eq-quad-multiplier`:
 #
 # $$
 # m_{1k} = 1 - u s - (1 - \kappa)(2 - u)\, s^2 .
 # $$ (eq-quad-eigen)
 #
+# For $\kappa \le 1$ the cycle is stable as SAM's is; for $\kappa > 1 + u / ((2 - u)\, s)$ the multiplier is above one, and Eigen-SAM leaves it.
 # And the other cycles are saddles no more.
 # At $v_j$ the smallest component of $g$ along $v_1$ is answered by an ascent of size $\rho\kappa / \sqrt{1 + \kappa^2}$: one step does what takes SAM many.
 

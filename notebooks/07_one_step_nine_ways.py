@@ -168,7 +168,7 @@ vector_to_parameters(theta.clone(), model.parameters())
 # From here on every step starts at this $\theta$.
 # To hold a step of ours against the library, `agree` lets the library's optimizer step from the same weights on the same batch.
 # It asserts that the result is ours, up to 1e-12 of the step's *length* unless another tolerance is named.
-# The length of $\theta$ is two hundred times as large, and would make a weaker test.
+# The length of $\theta$ is up to two hundred times as large, and would make a weaker test.
 #
 # The cell also computes the Hessian $H$, with its eigenvalues, by differentiating twice; `v_top` is its top eigenvector.
 
@@ -915,7 +915,7 @@ plt.show()
 # ## What does each direction raise?
 #
 # Each method means to lower a sharpness, by first going where it is large.
-# SAM and ASAM mean the rise of the loss in a ball, gradient regularisation the length of the gradient; Eigen-SAM, RSAM and IGSAM have a curvature in mind.
+# SAM and ASAM mean the rise of the loss in a ball, gradient regularisation the length of the gradient; Eigen-SAM and RSAM have a curvature in mind, IGSAM the gradient's length in the Fisher metric.
 # Does the curvature rise on their way?
 #
 # Let all directions go to the same length, 0.05.
@@ -1039,7 +1039,8 @@ if p.networks == 5:  # the numbers of the text below
 # * *Along ASAM's direction* it falls in four of the five on 64 images, and rises in four of the five on 32.
 #
 # So the loss is higher at the end of every such ascent, and the curvature need not be: the sign of its change depends on the method, the network and the batch.
-# Whether the number of images matters beyond chance, five seeds of one small network leave open.
+# On 64 images and on 32 a seed has the same initial weights, and the 32 images are among the 64.
+# Five such pairs of one small network, not planned as a test, are a hint and no more that the number of images matters.
 #
 # The same ten networks bear on two questions that were left open.
 # Do five power iterations find the eigenvector $v$?

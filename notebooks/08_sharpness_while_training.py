@@ -20,7 +20,7 @@
 # **Question.** How sharp does training make a network, compared with the edge of stability?
 #
 # **Answer.** Gradient descent drives the Hessian's top eigenvalue past its edge and back: over a run's second half the median is 1.01 to 1.02 times the edge.
-# Under SAM it is 1.09 to 1.10 times SAM's edge, which sinks to 3.8.
+# Under SAM it is 1.09 to 1.10 times SAM's edge, which sinks to a fifth of gradient descent's.
 # On a quadratic SAM's bouncing alone would bring that ratio to one, so it shows no limit.
 #
 # **Time.** Reading: about 16 minutes; running: a little over a minute on one core.
@@ -303,10 +303,11 @@ table(["method", "least median cosine", "largest"], rows, spec=".1f")
 
 # %% [markdown]
 # All three bounce.
-# Gradient descent, on its edge, does so along one direction: neighbouring gradients are opposite.
-# SAM's point against each other, too, but are not opposite, so it is not on the two-cycle along one direction; it bounces over several.
+# Gradient descent's neighbouring gradients are opposite, as they would be along one direction.
+# SAM's point against each other, too, but are not opposite: a part of its gradient does not turn, so it is not on the two-cycle of one direction.
+# Over how many directions the rest bounces, this cosine cannot say.
 #
-# On its way each run of gradient descent goes beyond gradient descent's edge, by between a twentieth and three tenths of it, and no run of SGD reaches it.
+# On its way the largest reading of each run of gradient descent lies beyond gradient descent's edge, by between a twentieth and three tenths of it, and no reading of an SGD run reaches it.
 # Over the first 400 steps SGD's $\lambda_1$ is the smaller on average, from each seed.
 # The cell also holds the short fall of gradient descent's $\lambda_1$ against the weights before the first step, and its rise up to the edge.
 
