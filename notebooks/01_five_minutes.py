@@ -88,7 +88,8 @@ from paperkit.training import evaluate
 # Then ask of each layer one question: is its curvature *spread* over many directions, or *gathered* in a few?
 #
 # The Rényi paper {cite:p}`renyi2025` says that this spread, and not the size of the curvature, tells how well a network generalizes.
-# (It uses the word the other way round: its *spread* is how far eigenvalues differ from one another, so that a large spread is a small entropy. Here curvature is spread when it is even.)
+# (It uses the word the other way round: its *spread* is how far eigenvalues differ from one another, so that a large spread is a small entropy.)
+# Here curvature is spread when it is even.
 # Whether it does is a matter for later chapters.
 # Here we only look, but we look at everything: not at a few leading eigenvalues, not at a stochastic estimate, but at every eigenvalue of every layer.
 # Every value belongs to its number $n$ of images: two layers are compared only at the same $n$ and on the same images.

@@ -20,7 +20,7 @@
 # **Question.** Which changes of the parameters leave the shape of a layer's Hessian spectrum alone, and which do not?
 #
 # **Answer.** One factor for each layer does, as the paper's Proposition 2.2 says.
-# A factor for each unit does not: in our records an entropy moves by as much as 74 % while the network computes the same; that of all layers jointly by as much as 28 % even under one factor for each.
+# A factor for each unit does not: in our records it moves an entropy by up to 74 %, and that of all layers jointly moves by up to 28 % even under one factor for each.
 # For linear changes {prf:ref}`reparam-conformal` says which.
 #
 # **Time.** Reading: about 45 minutes; running: about a quarter of a minute on one core, and a little over a minute when every record has to be made.
@@ -492,7 +492,9 @@ table(["ε", "scale", *columns], rows, spec=".2e", round_off=1e-10)
 #
 # Where a normalisation with $\epsilon = 0$ ends the branch, the branch returns the same whatever the factor of the stream, so that $s$ must be $1$.
 # With that, the branch's weights are free, by the previous section; without it, nothing that is done to them helps.
-# (The residual networks that the paper measures have such normalisations, with a small $\epsilon > 0$. For them this holds approximately if the statistics are those of the batch; if they are frozen, only where they are scaled along, as in exercise 5. The paper does not say which it used.)
+# The residual networks that the paper measures have such normalisations, with a small $\epsilon > 0$.
+# For them this holds approximately if the statistics are those of the batch; if they are frozen, only where they are scaled along, as in exercise 5.
+# The paper does not say which it used.
 
 # %%
 model, rows = study.random_problem("relu_residual", p.seed).model, {}

@@ -566,6 +566,8 @@ for m in (15, 40):
     curves[m] = [without_noise(values, m).value for values in longer]
 assert max(entropies) - min(entropies) < 1e-12
 assert all(curve == sorted(curve) for curve in curves.values())
+
+# %%
 free = {}  # the bias that each layer's nonzero eigenvalues have by themselves
 for name, values in layers.items():
     alone = values[values > 0]

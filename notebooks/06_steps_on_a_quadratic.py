@@ -20,7 +20,7 @@
 # **Question.** Where does each sharpness-aware method end on a quadratic, and how far from the minimum?
 #
 # **Answer.** Gradient descent and its regularised form converge below a curve, the edge of stability.
-# Below gradient descent's edge SAM ends, from almost every start, in a two-cycle that lies *on* SAM's own.
+# SAM, for $\eta < 2/\beta$, ends almost always in a two-cycle *on* it.
 # SA-SAM, with the paper's constants, ends on it too, at a loss of 1/36 in any valley (proved on a line, seen in more dimensions).
 #
 # **Time.** Reading: about 45 minutes; running: under twenty seconds on two cores.

@@ -20,7 +20,7 @@
 # **Question.** Do the Rényi paper's bounds say that a network whose Hessian has a large entropy generalizes well?
 #
 # **Answer.** No: at a fixed trace the determinant, which the proofs start from, *grows* when eigenvalues are averaged, as the entropy does.
-# The printed bound falls only by what was added later, and by the factor $d^{1/d}$ at most.
+# The printed bound falls by later slack, by the factor $d^{1/d}$ at most.
 # Besides, trained networks break Proposition 3.1, and a memoriser breaks Theorem 3.2.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on one core.

@@ -22,13 +22,13 @@ DECIDED = {
 }
 each_claim = pytest.mark.parametrize("name", DECIDED)
 
-# Three cells cannot decide what holds in more than half of all; the same records from nine could.
+# Claims on more than half of all cells are not decided by three; by nine they would be.
 TOO_FEW_CELLS = {
     "renyi-order-above-one-for-uniform",
     "renyi-order-matches-small-networks",
     "renyi-orders-robust",
 }
-# One run took an hour, and no second one was made.
+# A run takes an hour, and no second one was made.
 ONE_RUN = {"many-samples-gradients"}
 
 
