@@ -29,7 +29,9 @@ class AuthorYearLabels(BaseLabelStyle):
 
 
 def _label(entry: Entry) -> str:
-    names = [" ".join([*p.prelast_names, *p.last_names]) for p in entry.persons["author"]]
+    # Rich names are without the braces and accents of TeX, which a name of an institution has.
+    parts = [[*p.rich_prelast_names, *p.rich_last_names] for p in entry.persons["author"]]
+    names = [" ".join(map(str, own)) for own in parts]
     authors = " and ".join(names) if len(names) <= 2 else f"{names[0]} et al."
     return f"{authors}, {entry.fields['year']}"
 
