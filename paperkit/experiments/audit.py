@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any, TypeGuard
 
 import torch
@@ -39,7 +40,10 @@ SEEDS = 3
 """Least number of recorded seeds whose spread can judge another value of a trained run."""
 
 TOGETHER = 5
-"""Least number of runs whose differences are judged together where there are fewer seeds."""
+"""Least number of runs whose changes are judged together where there are fewer seeds."""
+
+MARGIN = 0.1
+"""Largest mean change that counts as none, in deviations of the recorded runs of the study."""
 
 _DISAGREED = "disagreed"
 
@@ -118,8 +122,9 @@ def audit(
     A deterministic study's metrics must agree within its ``tolerance``; those of a trained one
     must lie in the 99 % prediction interval of the recorded seeds of the same configuration. Of a
     configuration with fewer than three seeds no single value can be judged, because a trained
-    network is another one on another processor; then the mean difference between what is recorded
-    and what is found, over five runs of the sample or more, must have 0 in its 99 % interval.
+    network is another one on another processor; then the mean change from what is recorded to what
+    is found is judged, over five runs of the sample or more. Its 99 % interval must hold 0 and be
+    within a tenth of the deviation of the study's recorded runs; a wider one decides nothing.
     The stale records of the profile are renewed if the sample agrees and the code is committed.
 
     Parameters
@@ -167,7 +172,7 @@ def audit(
         for record in drawn:
             again = session.perform(study, record.configuration)
             comparisons.extend(_compare(study, record, again, audited))
-    comparisons = _judged_together(comparisons)
+    comparisons = _judged_together(comparisons, audited)
     outcome = Audit(
         study.name, seed, tuple(r.key for r in drawn), tuple(comparisons), len(stale), 0
     )
@@ -245,21 +250,27 @@ def _compare(
         yield Comparison(recorded.key, metric, before, after, allowed, agrees)
 
 
-def _judged_together(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Judge what is undecided by the mean difference of its metric over the sample."""
-    found = list(comparisons)
+def _judged_together(
+    comparisons: Sequence[Comparison], records: Sequence[Record]
+) -> list[Comparison]:
+    """Judge what is undecided by the mean change of its metric over the sample."""
+    judged: dict[str, dict[str, Any]] = {}
     for metric in {c.metric for c in comparisons if c.agrees is None}:
-        own = [c for c in comparisons if c.metric == metric]
-        pairs = [(c.recorded, c.audited) for c in own]
+        pairs = [(c.recorded, c.audited) for c in comparisons if c.metric == metric]
         changes = [b - a for a, b in pairs if _is_number(a) and _is_number(b)]
-        if len(changes) < TOGETHER:
+        known = [dict(_flat(record.metrics)).get(metric) for record in records]
+        values = [value for value in known if _is_number(value)]
+        if min(len(changes), len(values)) < TOGETHER:
             continue
-        low, high = two_sided_interval(changes, PREDICTION)
-        allowed = f"a mean change of {low:.3g} to {high:.3g}, 99 % over {len(changes)} runs, with 0"
-        for place, comparison in enumerate(found):
-            if comparison.metric == metric and comparison.agrees is None:
-                found[place] = replace(comparison, allowed=allowed, agrees=low <= 0.0 <= high)
-    return found
+        (low, high), margin = two_sided_interval(changes, PREDICTION), MARGIN * stdev(values)
+        is_shifted, is_known = not low <= 0.0 <= high, -margin <= low and high <= margin
+        agrees = False if is_shifted else True if is_known else None
+        allowed = (
+            f"a mean change whose 99 % interval holds 0 and is within ±{margin:.3g}; it is "
+            f"{low:.3g} to {high:.3g} over {len(changes)} runs"
+        )
+        judged[metric] = {"allowed": allowed, "agrees": agrees}
+    return [replace(c, **judged.get(c.metric, {})) if c.agrees is None else c for c in comparisons]
 
 
 def _equal(study: Study, before: Any, after: Any) -> bool:

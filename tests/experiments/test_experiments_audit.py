@@ -5,6 +5,7 @@ from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import Comparison, _judged_together, audit
 from paperkit.experiments.fingerprint import fingerprint
+from paperkit.experiments.records import Record
 from paperkit.experiments.study import study_named
 
 pytestmark = pytest.mark.usefixtures("studies_folder")
@@ -138,17 +139,28 @@ def test_where_seeds_are_few_the_runs_of_the_sample_are_judged_together():
             for k, change in enumerate(changes)
         ]
 
+    # The recorded runs 0, 10, …, 90 deviate by 30.28, so a mean change within ±3.03 is none.
+    records = [Record("s", "laptop", {"seed": k}, {"loss": 10.0 * k}, {}) for k in range(10)]
+
+    def judged(changes, known=records):
+        return _judged_together(comparisons(changes), known)
+
     scattered = [0.3, -0.2, 0.1, -0.4, 0.25]
-    assert {c.agrees for c in _judged_together(comparisons(scattered))} == {True}
+    assert {c.agrees for c in judged(scattered)} == {True}
     shifted = [0.3, 0.2, 0.31, 0.24, 0.25]
-    judged = _judged_together(comparisons(shifted))
-    assert {c.agrees for c in judged} == {False}
+    assert {c.agrees for c in judged(shifted)} == {False}
     # Mean 0.26, standard error 0.02025; Student's t at 99 % with four degrees of freedom is 4.604.
-    assert judged[0].allowed == "a mean change of 0.167 to 0.353, 99 % over 5 runs, with 0"
-    assert {c.agrees for c in _judged_together(comparisons(shifted[:4]))} == {None}
+    assert judged(shifted)[0].allowed == (
+        "a mean change whose 99 % interval holds 0 and is within ±3.03; it is 0.167 to 0.353 over "
+        "5 runs"
+    )
+    # An interval that would hide a change of the size of the runs' own differences decides nothing.
+    assert {c.agrees for c in judged([20 * change for change in scattered])} == {None}
+    assert {c.agrees for c in judged(shifted[:4])} == {c.agrees for c in judged(shifted, [])}
+    assert {c.agrees for c in judged(shifted[:4])} == {None}
     # A run that agrees to the digit counts among the changes, and stays as it is.
     mixed = [*comparisons(scattered[:4]), *comparisons([0.0], agrees=True)]
-    assert {c.agrees for c in _judged_together(mixed)} == {True}
+    assert {c.agrees for c in _judged_together(mixed, records)} == {True}
 
 
 def test_one_run_of_one_seed_that_moved_is_not_judged(published, store, edit, capsys):
