@@ -854,13 +854,22 @@ if p.profile == "laptop":
     assert all(2 * large["standard_error"][name] < 0.02 for name in wide)
     assert all(large["steps"][name.removesuffix(", 0.5")] == 80 for name in wide)
     assert round(large["gradients"]) == 80
+    past = [
+        abs(r.metrics["error"][name]) - stated
+        for r in many
+        for name, stated in r.metrics["stated"].items()
+        if name in r.metrics["error"]
+    ]
+    assert sum(over > 1e-6 for over in past) == 2 and len(past) == 80
+    assert round(max(past), 3) == 0.007
     exactly = [sum(v == 0 for v in r.metrics["steps"].values()) for r in many]
     assert sorted(exactly) == [1, 1, 8]
 
 # %% [markdown]
 # Each entry is that of the worst layer, in nats, and the gradients are those of the same images, for all layers together; a dash stands where the exact value is not known.
 #
-# On 200 images every error lies within what is stated.
+# On 200 images two of eighty errors are larger than what is stated, both at order ½, by 0.007 nats at most.
+# Twice a standard uncertainty is meant to be exceeded now and then, once in twenty by a normal error; within half the bracket and five standard errors all of them lie, which is the claim at the head.
 # On 2,000 images all twenty layers together, of which twelve need the method, take 80 gradients, where we had allowed 150.
 # At order 3/2 nothing is left to ask for.
 # At order ½ we had asked for 0.02 nats, and nine of the twenty layers state more, up to 0.029; the verdict at the head says so.
