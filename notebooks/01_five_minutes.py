@@ -255,7 +255,7 @@ table(["layer", *columns], rows, spec=".1f")
 # Two kinds of flatness meet in the figure, and they should not be mixed up.
 # Beyond the dashed line zeros are **forced**: $n$ images with $C$ classes cannot bend the loss in more than $n(C-1)$ directions, whatever was learned.
 # The small eigenvalues to the left of the dashed line are **found**: no count forces them to be small.
-# Between the end of the curve and the dashed line stand a few dozen in each large layer that are allowed, and too small for double precision to tell from zero; they are counted as zero.
+# Between the end of the curve and the dashed line stand dozens in each large layer, up to about a hundred, that are allowed, and too small for double precision to tell from zero; they are counted as zero.
 # (The last layer has a few forced zeros more: adding one vector to all its rows shifts all outputs alike, and the softmax does not see it.)
 
 # %% [markdown]
