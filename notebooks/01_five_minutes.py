@@ -411,7 +411,7 @@ for name, by_order in sharpness.items():
 # ````
 #
 # The cap is proved, and has no badge: our eigenvalues come from a matrix of $n(C-1)$ rows, so no record of them could break it.
-# What a record can break is the rank bound of a *dense* Hessian: the cell after the first table tries on this network, and a verdict of chapter 2 on others.
+# What a record can break is the rank bound of a *dense* Hessian: the cell after the first table tries on this network, and {ref}`chapter 2 <dependence-on-n>` on others.
 #
 # The proof shows what an order does: it replaces the weights $q_j$ by $z_j \propto q_j^\alpha$, which favour the small ones for $\alpha < 1$ and the large ones for $\alpha > 1$.
 # So an order below 1 listens to the many small eigenvalues, an order above 1 to the few large ones.
@@ -447,8 +447,8 @@ plt.show()
 # ````{prf:proposition} Whole and halves
 # :label: five-halves
 #
-# *Ours.* Let $n$ samples be split into two halves, $H_l'$ and $H_l''$ the blocks measured on each, and $w' = \operatorname{Tr} H_l' / (\operatorname{Tr} H_l' + \operatorname{Tr} H_l'')$, $w'' = 1 - w'$.
-# If both blocks are positive semidefinite, then for $0 < \alpha \le 1$
+# *Ours.* Let $n$ samples, which do not interact in the model, be split into two halves of the same size, $H_l'$ and $H_l''$ the blocks measured on each, and $w' = \operatorname{Tr} H_l' / (\operatorname{Tr} H_l' + \operatorname{Tr} H_l'')$, $w'' = 1 - w'$.
+# If both blocks are positive semidefinite and not zero, then for $0 < \alpha \le 1$
 #
 # $$
 # \mathcal H_\alpha(H_l) \;\ge\; w'\, \mathcal H_\alpha(H_l') + w''\, \mathcal H_\alpha(H_l'').
@@ -456,7 +456,7 @@ plt.show()
 # ````
 #
 # ````{prf:proof}
-# The loss is a mean over samples, so $H_l = \frac12 (H_l' + H_l'')$.
+# The loss is a mean over samples and the halves are equally large, so $H_l = \frac12 (H_l' + H_l'')$.
 # Divided by its trace it is $\rho = w' \rho' + w'' \rho''$, where $\rho'$ and $\rho''$ are the halves divided by theirs.
 # For $\alpha < 1$ the function $x^\alpha$ is concave, hence so is $\rho \mapsto \operatorname{Tr} \rho^\alpha$ (Peierls and Klein: in the eigenbasis $v_j$ of $\rho$, Jensen gives $\langle v_j, \rho' v_j \rangle^\alpha \ge \langle v_j, \rho'^\alpha v_j \rangle$, and likewise for $\rho''$).
 # The logarithm is concave and increasing, and $1/(1-\alpha)$ positive, so $\mathcal H_\alpha$ is concave in $\rho$.
@@ -503,8 +503,8 @@ panels[1].set_xlabel("images $n$")
 plt.show()
 
 # %% [markdown]
-# At order ½ every curve rises.
-# At order 3/2 five of the eight layers fall from 25 images to 50, so growth is no rule there.
+# At order ½ every curve of this network rises; of the five recorded networks one falls in one layer, the first, from 50 images to 100.
+# At order 3/2 five of the eight layers fall from 25 images to 50, so growth is no rule at all.
 # The ladder is nested, and its images are the first of the training set, for this network and for those of the records.
 # The interval of the verdict is over networks that were trained with other seeds; how much another draw of images would move it, the record does not say.
 #
@@ -712,7 +712,8 @@ table(["order", "error of the entropy (nats)"], bounds)
 
 # %% [markdown]
 # So near order zero the bound guarantees nothing, and there is little to learn: the entropy tends to the logarithm of a count, that of the directions which the images allow, less the few that round-off dropped.
-# At ½ and above the error is far below every difference that we discuss.
+# From ½ to ¾ the error is far below every difference that we discuss.
+# Above 1 it is smaller still, because there $|x^\alpha - y^\alpha| \le \alpha\, |x - y|$ on $[0, 1]$: a lost eigenvalue costs its own size and no root of it.
 #
 # **The paper's two categories.**
 # It sorts layers into *multi-cluster* and *uniform* spectra, and chooses the order by category.

@@ -78,9 +78,10 @@ from paperkit.plotting import COLORS, INK, landing_record
 #
 # How much that matters depends on the spectrum.
 # {ref}`The table of recorded layers <est-recorded>` has one small network.
+# (Of five that were trained alike it has the smallest entropies at order ½.)
 # There, at order ½, 15 steps overrate every layer, the wide convolutions by far more than the narrow layers.
 # The last layer, whose exact entropy is the second largest of eight, comes out fifth; the seven convolutions keep their order, in which size and entropy happen to agree.
-# The paper compares one layer of many models, in which that number is the same; what the error does to such a comparison is not decided here.
+# The paper compares one layer of many models, which all have the same number of weights in it; what the error does to such a comparison is not decided here.
 # At the paper's other order, 3/2, 15 steps are enough in every layer of this network.
 #
 # Every matrix here has a spectrum that we know, chosen or recorded, so every estimate can be held against the truth.
@@ -89,7 +90,7 @@ from paperkit.plotting import COLORS, INK, landing_record
 # Some letters belong to this chapter alone.
 # Lanczos's are $\alpha_j$ and $\beta_j$, the entries of the matrix $T$, $q_j$, its basis vectors, and $\theta_j$ and $s_j$, the eigenvalues and eigenvectors of $T$.
 # A measure on the line is $\mu$, and $w_j$ are the weights of a rule.
-# The two sums of probe $i$ are $N_i$ and $D_i$, $P$ is a polynomial in one proof and a projector {ref}`at the end <est-traces>`, and $A$ is any symmetric matrix.
+# The two sums of probe $i$ are $N_i = d \sum_j w_{ij}\, \theta_{ij}^\alpha$ and $D_i = d \sum_j w_{ij}\, \theta_{ij}$, $P$ is a polynomial in one proof and a projector {ref}`at the end <est-traces>`, and $A$ is any symmetric matrix.
 # An $\alpha$ without an index is the order of an entropy, as everywhere.
 #
 # **Computed here.** Nothing is trained; one record of chapter 1 is read, and all arithmetic is in float64.
@@ -459,7 +460,7 @@ plt.show()
 # (est-cover)=
 # ### With probes
 #
-# Both errors together must cover the truth.
+# Both errors together must make an interval that covers the truth.
 # Over many seeds, the exact entropy should lie between the bracket's ends, widened by three standard errors, in all but a few runs in a thousand.
 # The bracket is what does it: without it, five steps at order ½ miss more often than not.
 
@@ -543,10 +544,10 @@ table(["layer", *columns], rows, spec=spec, round_off=1e-6)
 # %% [markdown]
 # **Where there are many more zeros the bias is larger**, up to more than two nats in the largest layer; that the zeros themselves do it, the experiment below shows on one spectrum.
 # An entropy does not see zeros.
-# But the weights of a rule sum to $d$, and most of that sum belongs to the node that stands for the zeros, which is not at zero.
+# But the weights of a rule sum to 1 whatever the matrix is, and most of that sum belongs to the node that stands for the zeros, which is not at zero.
 # So $d$ enters a comparison between layers.
 # The exact entropies of these layers span less than one nat, and the estimates more than three.
-# The last layer, fc, has the second largest entropy of all, and the estimate puts it behind three convolutions that have more weights.
+# The last layer, fc, has the second largest entropy of all, and three convolutions whose exact entropy is smaller overtake it; they have more weights.
 #
 # More steps help, but slowly: in the largest layer even 100 leave a bias of more than twice the standard error.
 # At order 3/2, the paper's other one, nothing is wrong: $t^{3/2}$ is flat at zero, so it does not matter much where a node near zero stands.
@@ -706,7 +707,7 @@ table([*columns, "reliable"], rows)
 # %% [markdown]
 # The ends are free of noise, the standard error is that of 100 probes on the sphere, and the flag compares the two.
 # The flag goes by the bracket and not by the order, so it would call a small order reliable for a matrix of full rank and enough steps.
-# So at the smallest orders of the paper's grid, from $10^{-4}$ on, the *value* is close to $\log d$ for a layer with many zeros, and what is left to differ between models of one layer is where the lowest node stands.
+# So at the smallest orders of the paper's grid, from $10^{-4}$ on, the *value* is close to $\log d$ for a layer with many zeros, and what is left to differ between models of one layer is mostly where the lowest node stands beside the mean eigenvalue, $\operatorname{Tr} H / d$.
 #
 # (est-traces)=
 # ## Traces, at equal numbers of products
@@ -798,7 +799,7 @@ pairs = top_eigenpairs(H, 3)
 assert bool(pairs.converged.all())
 assert float((pairs.eigenvalues - eigenvalues[:3]).abs().max()) < 1e-6
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Density of eigenvalues of two clusters, one wide around zero and one narrow around two, on a logarithmic scale, with a band of three standard errors; the exact broadened density lies within the band."}, "figure": {"caption": "Spectral density from 20 probes and 40 steps, with a band of three standard errors, and the exact one, both broadened by a Gaussian of width 0.1. A bulk of 950 eigenvalues around 0, negative ones among them, and 50 around 2.", "name": "fig-est-density"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Density of eigenvalues of two clusters, one wide around zero and one narrow around two, on a logarithmic scale, with a band of three standard errors; the exact broadened density lies within the band but for the left flank, where it leaves it at a few points."}, "figure": {"caption": "Spectral density from 20 probes and 40 steps, with a band of three standard errors, and the exact one, both broadened by a Gaussian of width 0.1. A bulk of 950 eigenvalues around 0, negative ones among them, and 50 around 2.", "name": "fig-est-density"}}
 generator = generator_of(1)
 bulk = 0.5 * torch.randn(950, generator=generator, dtype=torch.float64)
 cluster = 2 + 0.1 * torch.randn(50, generator=generator, dtype=torch.float64)
@@ -834,6 +835,8 @@ plt.show()
 #   {doc}`Chapter 2 <02_curvature_objects>` says when a layer's Hessian has no negative eigenvalue.
 # * *The bracket is for the probes at hand.* It does not contain the statistical error, and it is computed in floating point: nodes are known to round-off of the *largest* eigenvalue, so a power $t^\alpha$ of a zero eigenvalue is known to about $10^{-16\alpha}$.
 #   Nodes below ten units of round-off are set to zero.
+# * *The band of the density* is three standard errors of 20 probes.
+#   In a tail few of them see anything, and their error is underrated: on the left flank the exact curve leaves the band at a few points.
 # * *XTrace's error estimate* comes from samples that are not independent.
 #   It has the right order of magnitude, no more.
 # * *In a multiple of the identity* random signs are exact, and Hutch++ is not: its sketch destroys the constant length of the probes.
