@@ -499,8 +499,8 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 # We therefore take two batches: ours, and one of 60 images, whose $n(C-1) = 540$ rows are too many, so that the projector matters.
 #
 # A second measure is in the same numbers.
-# Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} C)$, with the Hessian and the second moment $C$ of the gradients under the distribution of the data (IGS paper: eq. 9).
-# On a sample $C$ becomes $\widehat F = \frac1n \sum_i g_i g_i^\top$.
+# Takeuchi's criterion is $\frac1n \operatorname{Tr}(H^{-1} C_g)$, with the Hessian and the second moment $C_g$ of the gradients under the distribution of the data (IGS paper, eq. 9, where it is $C$).
+# On a sample $C_g$ becomes $\widehat F = \frac1n \sum_i g_i g_i^\top$.
 # The library has $F^{+}$ in the place of $H^{-1}$ unless told otherwise, and since the trace of $F^{+} g_i g_i^\top$ is $g_i^\top F^{+} g_i$, this gives
 #
 # $$
@@ -1089,7 +1089,7 @@ table(["over the right side of eq. 5, tied", "least of all images", "largest"], 
 # Where a bound is certified, it holds.
 # Where it is not, it may hold all the same, as three rows show.
 # The second inequality of equation 5, corrected, does not: with the tied gradient $\lVert X \rVert_F$ exceeds the right side at every image, in a network that nobody designed for the purpose.
-# (Equation 5 is a bound for each sample; the first table has the sample at which left over right is largest.)
+# (Equation 5 is a bound for each sample; the first table has the sample at which left minus right is largest.)
 # The paper's two ends, with $\lVert X \rVert_2$ on the left, hold at all of these images, if only just, and so do equations 11 and 12.
 # That the ends too can fail is shown by Exercise 2, with two pixels; the {ref}`errata <errata-tied-weights>` have the correction.
 #

@@ -67,7 +67,7 @@ def vector(*entries: float) -> Tensor:
 # A method that looks for flat regions has nothing to find there, and what is left is the mechanism: two coupled numbers, a step size and a radius, that act on a linear map.
 # The edge of stability, up to which a fixed step converges, is known for ascent that is not normalised.
 # SAM normalises it, and SA-SAM chooses step size and radius by itself.
-# Everything is proved, computed in float64, and compared with the library's optimizers.
+# Each theorem is proved, and what is only observed is said to be so; all is computed in float64, and compared with the library's optimizers.
 #
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`.
 # Throughout,
@@ -78,7 +78,7 @@ def vector(*entries: float) -> Tensor:
 # $$
 #
 # Some letters belong to this chapter and the next: $c$ damps SA-SAM's step size (`damping`), $\gamma$ the growth of it (`delta`, the paper's $\delta$), and $\vartheta_t$ is the ratio of two successive step sizes.
-# This chapter alone writes $\Phi$ for SAM's penalised loss and $\Psi$ for the function that its bouncing descends, $r$ for the strength of an un-normalised ascent, $u = \eta\lambda$ for a step in units of the inverse curvature, $s$ for a ratio of two eigenvalues, and $\pm a$ for the points of a two-cycle.
+# This chapter alone writes $\Phi$ for SAM's penalised loss and $\Psi$ for the function that its bouncing descends, $r$ for the strength of an un-normalised ascent, $u = \eta\lambda$ for a step in units of the inverse curvature, $w$ for a step of $z$, $s$ for a ratio of two eigenvalues, and $\pm a$ for the points of a two-cycle.
 #
 # **Computed here.** Nothing is trained and no record is read; all arithmetic is in float64.
 # Two computations of the same numbers must agree to 1e-12.
@@ -395,19 +395,20 @@ plt.show()
 #
 #    It has $\lvert m_{jk} \rvert < 1$ if and only if $s < 1$.
 #    So the cycle along the *top* eigenvector is stable, and every other one is a saddle.
+# 4. Almost every start, in the sense of volume, ends in the top cycle.
 # ```
 #
 # ````{prf:proof}
-# *1.* Put $d = -\nabla\Psi(z_t)$.
+# *1.* Put $w = -\nabla\Psi(z_t)$.
 # The first part of $\Psi$ is quadratic, and $-\lVert Hz \rVert$ is concave, so it lies below its tangent at $z_t$:
 #
 # $$
-# \Psi(z_t + d) \le \Psi(z_t) + \nabla\Psi(z_t)^\top d + \tfrac12\, d^\top (2I - \eta H)\, d
-# = \Psi(z_t) - \tfrac\eta2\, d^\top H d .
+# \Psi(z_t + w) \le \Psi(z_t) + \nabla\Psi(z_t)^\top w + \tfrac12\, w^\top (2I - \eta H)\, w
+# = \Psi(z_t) - \tfrac\eta2\, w^\top H w .
 # $$
 #
 # *2.* $\Psi$ is bounded below, and large far out, because $2I - \eta H$ is positive definite.
-# So the $z_t$ are bounded, $\Psi(z_t)$ converges, and the sum of all $d_t^\top H d_t$ is finite.
+# So the $z_t$ are bounded, $\Psi(z_t)$ converges, and the sum of all $w_t^\top H w_t$ is finite.
 # Hence $\nabla\Psi(z_t) \to 0$ and $z_{t+1} - z_t \to 0$.
 # The origin is no limit point: near it $\lVert\nabla\Psi(z)\rVert \ge \eta\rho\lambda_d - 2 \lVert z \rVert$, since $\lVert H^2 z \rVert \ge \lambda_d \lVert Hz \rVert$.
 # So every limit point is critical:
@@ -426,10 +427,23 @@ plt.show()
 # So across, $z_k \mapsto -(1 - \eta\lambda_k)\, z_k + \eta\rho\lambda_k^2\, z_k / (\lambda_j a_j)$, and $\eta\rho/(\lambda_j a_j) = (2 - u)/\lambda_j^2$.
 # In $\theta$ the sign is turned, which is {eq}`eq-quad-multiplier`.
 # It is below 1, decreases in $s > 0$, and is $-1$ at $s = 1$.
+#
+# *4.* For $d = 1$ this is {prf:ref}`quad-line`.
+# Let $d \ge 2$.
+# Whoever ends elsewhere either hits 0, or comes so near to a saddle that the start of what follows lies in the saddle's local stable manifold, which has a lower dimension because one multiplier is larger than 1 in size and none is equal to 1.
+# Both are sets of volume zero, and so is the set of starts that reach them in $k$ steps, if the step is a local diffeomorphism outside a set of volume zero.
+# Off 0 the step is analytic; with $\hat g = Hz / \lVert Hz \rVert$ its Jacobian is, but for the sign,
+#
+# $$
+# (I - \eta H) - \frac{\eta\rho}{\lVert Hz \rVert}\, H\, (I - \hat g \hat g^\top)\, H .
+# $$
+#
+# Near 0 the second part is large, and it has the kernel of multiples of $z$.
+# So the determinant is, to leading order, a number that is not zero times $\lVert Hz \rVert^{-(d-1)}\, z^\top (I - \eta H)\, z / \lVert z \rVert^2$, and as the eigenvalues are distinct, $I - \eta H$ is not zero, and the determinant not zero everywhere.
+# An analytic function that is not zero everywhere is zero on a set of volume zero. ∎
 # ````
 #
-# A trajectory ends on a saddle only from its stable manifold, which has a lower dimension.
-# {cite:t}`bartlett2023` prove that most starts reach the top cycle, and at which rate.
+# {cite:t}`bartlett2023` say at which rate the top cycle is reached.
 # The function $\Psi$ needs no condition but $\eta\beta < 2$, and its values at the critical points, $-\frac12 \eta\rho\, \lambda_j a_j$, order the cycles: the top one is the lowest.
 
 # %%
@@ -455,7 +469,7 @@ assert distance((-0.5 * eta * rho * spectrum * a)[:1].expand(p.starts), Psi[-1])
 print(f"{p.starts} starts of {p.starts} end in the cycle on the top eigenvector")
 
 # %% [markdown]
-# For the multipliers we differentiate the step itself at each cycle, in the basis of eigenvectors; a minus sign brings $\theta$ back to the side it came from.
+# For the multipliers we differentiate the step itself at each cycle, in the basis of eigenvectors; the diagonal is $1 - u$, of $\theta$, where $\lvert\theta\rvert$ has $u - 1$.
 
 # %% tags=["nbval-rtol=1e-6"]
 formula, measured = torch.zeros(5, 5).double(), torch.zeros(5, 5).double()
@@ -541,7 +555,7 @@ plt.show()
 #
 # Let the gradient be $\beta$-Lipschitz (no quadratic is needed), whatever direction the steps follow.
 #
-# 1. $\eta_t \ge \dfrac{1}{c\beta}$ for all $t \ge 1$.
+# 1. $\eta_t \ge \dfrac{1}{c\beta}$ for all $t \ge 1$, as long as the weights move.
 #    With a finite $\vartheta_0$, $\eta_t \ge \min\{\eta_0, 1/(c\beta)\}$.
 # 2. No larger constant is true: on a line $\eta_t = 1/(c\beta)$ for all $t \ge 1$.
 # 3. If $L$ is a quadratic, $\eta_t \le 1/(c\lambda_d)$ for all $t \ge 1$, as long as the iterates move.
@@ -761,7 +775,7 @@ table(["on a line, λ = 3", *columns], rows, spec=".5f")
 # That is what the ascent adds at the minimum, where SA-SAM never is.
 # On the cycle the slope comes on top, $\rho\, \lVert g \rVert$: for $c = 2$ the two make $5/12$, not $1/4$.
 #
-# Two more statements are true only up to starts of measure zero.
+# Two more statements have exceptions, whatever may be true of almost all starts (on a line that is {prf:ref}`quad-floor`; in more dimensions it is not proved).
 # "SA-SAM does not converge on a quadratic": it does, if its first step ends on one of the exceptional points of {prf:ref}`quad-line`.
 # "It locks on the *top* eigenvector": a start without a component there stays on another one, at the same loss.
 # Both exceptions run:
@@ -820,7 +834,7 @@ plt.show()
 # (On the way $\eta_t$ may pass $2/\beta$; what that does in a valley of limited depth is not settled here.)
 # A constant step size has one: gradient descent and SAM leave every valley with $\beta > 2/\eta$.
 # Under SA-SAM's rule the step size follows the curvature, $\eta\beta = 1/c$ on the cycle of every valley, and the cycle is stable whatever $\beta$ is.
-# **Under this rule every quadratic valley, however sharp, has a stable cycle that holds the iterate.**
+# **Under this rule every quadratic valley with a simple largest eigenvalue, however sharp, has a stable cycle, which holds iterates near it.**
 # That is what {prf:ref}`quad-floor` proves, and on a line every start but countably many ends there.
 # On another loss the fixed height has to be compared with the depth of the valley: one that is shallower may hold nothing, sharp or flat.
 # The paper conjectures (Section 2) that its rule regularises sharpness; a quadratic is as sharp at every point as at every other, so no method could show that here, and the conjecture is untouched.

@@ -544,7 +544,7 @@ plt.show()
 # g^\top \nabla R(g) = 0 .
 # $$ (eq-step-rsam-exact)
 #
-# With $\varepsilon$ held fixed, it takes $\varepsilon = -\mu \operatorname{sign}(1-\alpha)\, \nabla R(g)$ to follow this gradient.
+# With $\varepsilon$ held fixed, $\varepsilon = -\mu \operatorname{sign}(1-\alpha)\, \nabla R(g)$ follows this gradient to first order, and where $H$ is invertible no other does.
 # So the printed $\varepsilon$ is *orthogonal* to the one whose step would descend the right side of equation 12 (see the {ref}`errata <errata-held-fixed>`).
 # The library's `mode="exact"` follows {eq}`eq-step-rsam-exact`, with a difference as in {eq}`eq-step-difference` for the product.
 
@@ -679,7 +679,7 @@ steps["IGSAM"] = agree("IGSAM", ours, using(IGSAM, **igsam), 1e-10)
 # $$ (eq-step-damping)
 #
 # with EKFAC's $V_l$ in the place of $F$ in the layers that it covers.
-# So as $\nu$ grows, $\varepsilon$ tends in the layers covered to $(\mu/\nu)\, g$, an ascent that is not divided by $\lVert g \rVert$; to first order that is gradient regularisation of weight $\mu/2\nu$.
+# So as $\nu$ grows, $\varepsilon$ tends in the layers covered to $(\mu/\nu)\, g$, an ascent that is not divided by $\lVert g \rVert$; to first order that is gradient regularisation of weight $\mu/(2\nu)$.
 #
 # The library has both ends, $(1 + \mu)\, g$ and $(\mu/\nu)\, g$, as controls, and the cell takes their steps.
 # The second differs from gradient regularisation in second order, so halving $\mu$ must divide the distance of the two by four.
@@ -948,7 +948,7 @@ table(["change along", "loss", "λ max", "Rényi", "R(g)", "IGS"], rows)
 #   Where it is simple, it changes along a unit vector $u$ to first order by the third derivative $\nabla^3 L[v, v, u]$, and no method looks at its sign.
 # * *Eigen-SAM* chooses the side of $v$ by $g^\top v$, which does not ask on which side the curvature grows.
 #   Besides, $g$ has hardly any part along $v$ after a hundred steps: the cosine is of order $10^{-4}$, and its sign decides.
-#   That is owed to our start: each step of full-batch descent multiplied this part by $1 - \eta\lambda_1$, which is near zero.
+#   That is owed to our start: $\lambda_1$ has grown to about $1/\eta$, so that a step of full-batch descent removes this part nearly whole, and what is left is what the change of the Hessian and of its eigenvector puts back.
 #   With mini-batches, or at the edge of stability, $g$ may have a large part along $v$, and then the sign is no accident.
 # * *RSAM's exact direction* raises $R$ more than any method's direction does, and by a seventeenth of what the eigenvector does.
 #   It is not meant as an ascent, but is the direction of a difference of gradients; the steepest ascent of $R$ in $\theta$ is $H \nabla R$.
@@ -1292,7 +1292,7 @@ assert (weights - steps["SAM"].weights).norm() < 1e-12 * (weights - theta).norm(
 # With the copy the gradient is $(g, g)$.
 # SAM moves each by $\rho / \sqrt 2$, the sum by $\sqrt 2\,\rho$.
 # ASAM moves each by $\rho\, (\theta_1/2)^2 |g| / (\sqrt 2\, |\theta_1 g| / 2) = \rho |\theta_1| / (2\sqrt2)$, the sum by $\rho|\theta_1| / \sqrt 2$.
-# ASAM is invariant to scalings of layers, and not to other changes of parameters.
+# ASAM (with $t = 0$, and all tensors scaled) does not see scalings and changes of sign of single weights, nor their permutation; other linear changes of the parameters, such as this one, it does see in general.
 # ````
 #
 # **4.** Where the loss is $\frac12\theta^\top H\theta$, show that SAM of the right radius, gradient regularisation of the right weight and IGSAM's control $(\mu/\nu) g$ take the same step.

@@ -426,7 +426,7 @@ plt.show()
 # Averaging is a *partial* order: of two spectra, as a rule, neither is an average of the other.
 # Inside the hexagon every order agrees that the entropy is larger.
 # Between two of the curves one order calls a spectrum more even than ours, and the other less.
-# So "the larger the spread, the smaller the entropy", in the paper's abstract, is true of averages, and elsewhere it is the order that says what spread is.
+# So "the larger the spread, the smaller the entropy", in the paper's abstract, is true of averages; of two other spectra all orders may agree which is the more even one, or one order may call even what another calls uneven.
 #
 # How often is that so between networks?
 # The records have five trained networks, so ten pairs in each of eight layers.
@@ -1104,7 +1104,7 @@ checked.table()
 # | the paper | what is true |
 # |---|---|
 # | the entropy is convex, hence largest for equal shares | it is quasi-concave, hence largest for equal shares |
-# | a larger spread has a smaller entropy | if one spectrum is an average of the other; else the order decides what spread is |
+# | a larger spread has a smaller entropy | if one spectrum is an average of the other; else orders may disagree about which is spread |
 # | negative eigenvalues are inevitable | possible in a layer before GELU, layer normalisation or attention, and found before GELU; possible, and found, in all layers jointly; forced in a layer before statistics of the batch, wherever its gradient is not zero; impossible in a layer of a ReLU network in evaluation mode, if the loss is convex in the outputs (the Brier loss is not, and its layers stand behind the verdict on Remark F.7) |
 # | they cause the trouble at order 1 | two traces that do not fit do: by a mixed policy, or by a second probe |
 # | orders in $(0, 0.9)$ and $(1.2, 3]$ avoid the trouble (G.4: "stable and free of anomalies"; our reading: whatever the negative eigenvalues weigh) | the mixed policy adds $\frac{\alpha}{\alpha - 1} \log(1 - 2s)$ at every order |

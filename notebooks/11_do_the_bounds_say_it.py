@@ -20,7 +20,7 @@
 # **Question.** Do the Rényi paper's bounds say that a network whose Hessian has a large entropy generalizes well?
 #
 # **Answer.** No: at a fixed trace the determinant, which the proofs start from, *grows* when eigenvalues are averaged, as the entropy does.
-# The printed bound falls by later slack, by the factor $d^{1/d}$ at most.
+# Theorem 3.2's printed term falls by later slack, by the factor $d^{1/d}$ at most; Theorem 3.3's numerator, by one part in $d$.
 # Besides, trained networks break Proposition 3.1, and a memoriser breaks Theorem 3.2.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on one core.
@@ -321,7 +321,7 @@ table(["labels", "n", *columns], rows, spec=".3f")
 # Classes that lie apart do not save the proposition.
 #
 # With a held-out sample in place of the training sample the bound holds at every network and every radius.
-# With the training sample it comes true where the moves are large: as long as the inputs themselves for true labels, with one exception among 18 networks (the bound itself may fail with 5 %); for random labels three times that length is still too little at 12 of 18.
+# With the training sample it comes true where the moves are large: as long as the inputs themselves for true labels, with one exception among 18 networks; for random labels three times that length is still too little at 12 of 18.
 # The proposition speaks of any $\rho$; which one is enough depends on the labels.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of the error against the size of the perturbation, on a logarithmic axis. Above, random labels: the population error is a line at 0.9, the bound from held-out samples runs just above it, and the bound from training samples starts near 0.04 and climbs to the line at a perturbation of three. Below, true labels: the population error is a line near 0.1, the held-out bound runs above it and climbs with large perturbations, and the bound from training samples starts near 0.04, below the line, and crosses it at a perturbation of about one."}, "figure": {"caption": "Proposition 3.1 at trained perceptrons that recall 1,000 digits with random labels (above) and with their own (below): means over the seeds; the grey band holds the population errors (dotted: their mean). From the training sample the bound starts at the same height in both panels, below the error.", "name": "fig-bounds-trained"}}
@@ -375,7 +375,7 @@ plt.show()
 # An *earlier* layer's weights pass through activations, which bend the outputs one way or the other.
 # The *error* is not convex; but a bounded loss is what the bounds ask for, which the cross-entropy is not.
 # And a *single* move is not their mean: to first order a move changes the loss by $\rho \operatorname{Tr}(G^\top W U)$, where $G$ is the gradient of the population loss in $W$.
-# So for almost every $U$ one of $U$ and $-U$ lowers the loss, if only $\rho$ is small, unless $W^\top G = 0$, which training on another sample does not bring about.
+# So for almost every $U$ one of $U$ and $-U$ lowers the loss, if only $\rho$ is small and $k \ne 2$, unless $W^\top G = 0$, which training on another sample does not bring about.
 #
 # The study `renyi_perturbed_test_loss` trains two perceptrons and a LeNet-5 on 2,000 digits and moves each layer's weights by matrices $U$ and $-U$, before training and after.
 # The other 3,000 digits estimate the losses.
@@ -650,7 +650,7 @@ table(["t", "entropy", "log det", "d log(Tr/d)", "sharper", "printed"], rows, sp
 # (bounds-vacuity)=
 # ### The entropy hardly enters
 #
-# In the bounds below $\log |H|$ stands in the form $|H|^{1/d}$.
+# In Theorem 3.2 below $\log |H|$ stands in the form $|H|^{1/d}$.
 # With the last line of {eq}`eq-bounds-chain` this becomes $\operatorname{Tr}(H)\, e^{-\mathcal H_\alpha / d}$.
 # An entropy lies between 0 and $\log d$, so the factor lies between $d^{-1/d}$ and 1.
 # For a layer of $d = 10^6$ weights, $d^{1/d} - 1 = 1.4 \cdot 10^{-5}$: from the most uneven spectrum to the most even one, the bound's term moves by a hundred-thousandth.
