@@ -761,7 +761,7 @@ if p.profile == "laptop":
 # %% [markdown]
 # A more even spectrum has the smaller sharpness; if the paper is right, it has the smaller gap, and the excess of the sharpness, given the trace, is positive.
 # Among perceptrons it is, at both orders; among residual networks it is negative at order ½, and in the other cells no side can be told.
-# So the sentence about a fixed trace holds in one of four cells and fails in another; a verdict that takes all networks, of any trace, is *not reproduced*.
+# So the sentence about a fixed trace holds in one of four cells and fails in another; a verdict that takes all networks, of any trace, is *not supported*.
 #
 # (predict-seeds)=
 # ## Another seed
