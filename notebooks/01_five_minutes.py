@@ -166,7 +166,7 @@ plt.show()
 # One forward pass and $C$ backward passes give the spectra of all layers.
 #
 # Small eigenvalues drown in the noise of single precision, so we measure in double.
-# How many of the smallest are lost in the round-off of double precision depends on the processor, so the table says how many there can be.
+# Some of the smallest are lost in the round-off of double precision all the same, and how many depends on the processor; so the column *rank bound* says how many can be nonzero, and not how many were found.
 
 # %%
 inputs, targets = precise.train.inputs[: p.samples], precise.train.targets[: p.samples]
@@ -225,7 +225,7 @@ plt.show()
 
 # %% [markdown]
 # Read one panel of the first figure from left to right.
-# Few directions carry most of the curvature: five of them between three quarters and nineteen twentieths, depending on the layer.
+# Few directions carry most of the curvature: five of them between 74 and 95 per cent, depending on the layer.
 # Then comes a long slope, which bends: it is steeper, the further one goes.
 # Then a cliff, and after it nothing that round-off would let us see.
 # The slopes of fitted lines show the bend (the second range ends where a spectrum does).
@@ -256,7 +256,7 @@ table(["layer", *columns], rows, spec=".1f")
 # Beyond the dashed line zeros are **forced**: $n$ images with $C$ classes cannot bend the loss in more than $n(C-1)$ directions, whatever was learned.
 # The small eigenvalues to the left of the dashed line are **found**: no count forces them to be small.
 # Between the end of the curve and the dashed line stand dozens in each large layer, up to about a hundred, that are allowed, and too small for double precision to tell from zero; they are counted as zero.
-# (The last layer has a few forced zeros more: adding one vector to all its rows shifts all outputs alike, and the softmax does not see it.)
+# (The last layer has 64 forced zeros more, one for each of its inputs: adding one vector to all its rows shifts all outputs alike, and the softmax does not see it.)
 
 # %% [markdown]
 # (five-images)=
@@ -442,7 +442,8 @@ plt.show()
 #
 # The cap {eq}`eq-five-cap` contains $n$.
 # That alone would not make the entropy depend on it; a value far below its cap need not care.
-# But it does care, and for the orders up to 1 there is a reason.
+# But it does care.
+# For the orders up to 1 one thing can be proved, a lower bound by the halves, which makes growth plausible and does not imply it.
 #
 # ````{prf:proposition} Whole and halves
 # :label: five-halves
@@ -653,7 +654,7 @@ table(["layer", *(f"order {order}" for order in recomputed)], rows, spec=".6f")
 # (The criterion counts the zeros of the softmax's shift among the free ones, which is kinder to the last layer by less than one percentage point and decides nothing: the first layer always has the smallest fraction.)
 #
 # The layers of one network are measured on the same images and are one trial, not eight.
-# Five networks are five trials of the seed, all on the same images, and five successes in five show, with 95 % confidence, only that the share is above 55 %.
+# Five networks are five trials of the seed, all on the same images, and five successes in five show, with 95 % confidence, only that the share is above 54 %.
 # That is why the claim says *more than half*, and why the same question with 50, 100 and 200 images at once is left undecided: in the first layer, with 200 images, some networks fall just below nine tenths.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two points for each layer on a logarithmic axis: the fraction of all its eigenvalues that are at least one hundredth of the largest, and the same among the eigenvalues that are not forced to be zero. All lie below a dotted line at one tenth."}, "figure": {"caption": "How much of each layer's spectrum is not near zero, in the recorded networks (mean over seeds): of all eigenvalues, and of those that are not forced to be zero. Dotted: one tenth. Below it nine tenths are near zero, as in our criterion.", "name": "fig-five-small"}}

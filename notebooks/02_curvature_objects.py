@@ -202,7 +202,7 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 # * $H$ is the local shape of the loss.
 #   Sharpness in the sense of the Rényi paper is a function of $H$, and the local smoothness of SA-SAM is what $H$ does to the last step.
 # * $G$ is, for the squared loss, the part of $H$ that survives at zero residual.
-#   Under cross-entropy it goes to zero there as well, at the same order as the rest.
+#   Under cross-entropy it goes to zero there as well: $\Lambda_i$ and the residual both vanish like the probability that is still missing, which takes ever larger outputs.
 #   The flatness of the compression paper, its equation (3), is the trace of $G$ for the squared loss.
 # * $F$ measures how the model's distribution moves.
 #   Information-geometric sharpness is built on it.
@@ -399,7 +399,7 @@ table(["layer", "‖H − G‖ / ‖H‖", "what the library found"], rows)
 # $$ (eq-pairs)
 #
 # Here, at last, the samples must not interact.
-# If $f_i$ depended on the pre-activations of other samples, the sum would run over their pairs as well.
+# If $f_i$ depended on the pre-activations of other samples, the sum would run over their pairs as well, with $n^2$ blocks in place of $n$.
 # And one backward pass, from $\sum_i f_{ic}$, gives the row $c$ of all samples at once only if each pre-activation feeds the outputs of its own sample alone; otherwise it takes $nC$ passes in place of $C$.
 #
 # With a factor $R_i^\top R_i = \Lambda_i$ of $C - 1$ rows, stack all $R_i J_{l,i} / \sqrt n$ into one matrix $M_l$ of $n(C-1)$ rows.
@@ -466,7 +466,8 @@ columns = ["n", "rank", "bound on the rank", "rank with tanh", "entropy of order
 table(columns, rows, spec=".4f")
 
 # %% [markdown]
-# The cap stops moving where $n(C-1)$ reaches $d_l$, and the entropy goes on rising, so the cap does not explain the rise.
+# From $n = 20$ on the cap stands still and the entropy goes on rising, so that the bound $n(C-1)$ does not explain the rise.
+# The rank itself still rises there, so a growing rank may; in chapter 1's first layer the cap is $\log d_l$ at every $n$, and the entropy grows as well.
 # {prf:ref}`five-halves` of chapter 1 says how far the entropy can fall at order ½, no further than to the average of those on two halves, weighted by their traces; it does not say that it rises.
 #
 # **Values at different $n$ are not comparable.**

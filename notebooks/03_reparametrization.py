@@ -347,13 +347,15 @@ _ = axes[1].legend()
 # All eigenvalues are multiplied by one positive number, so the $q_j$ stay.
 # ````
 #
-# Equation 52, the step before, has the exponent $+2$ in our copy of the paper; {ref}`the errata <errata-equation-52>` list it, to be confirmed.
+# In our copy of the paper no minus can be made out before the exponent of equation 52, the step before; {ref}`the errata <errata-equation-52>` list it, to be confirmed.
 #
 # **A step that the paper does not write out.** Its eq. 51 says that the loss is equal at $\theta$ and at $\tilde\theta$, and infers eq. 52.
 # Read as an identity in $\theta$, as it may well be meant, eq. 51 can be differentiated, and nothing is missing.
 # Read at one $\theta$ alone it would not suffice, since from the equality of two values nothing follows for derivatives; so the proof above says *for every* $V$.
 #
 # **How far it reaches.**
+# The proof used two things only: the factor is positive, and multiplying $W_l$ by $c_l$ multiplies $f$ by $c_l$, whatever the other weights are.
+# Each item drops or widens one of them.
 #
 # * *Every order*, $\alpha = 1$ included, which the paper's statement leaves out.
 # * *Any sign of the eigenvalues.* The factor is positive, so it does not matter which convention for negative ones is used.
@@ -402,6 +404,7 @@ table(["weight", "entropy of order ½ before", "after, same function"], rows)
 
 # %% [markdown]
 # The title of the paper's proposition and of its Appendix E, "reparametrization invariance", has to be read as *invariance under one factor for each layer*.
+# (Rotations and maps $D \otimes I$ together generate every invertible linear map, and a function of the spectrum does not see rotations.)
 # A measure that is to survive node-wise scaling, and to see more than how many eigenvalues have which sign, needs to know more than the Hessian's spectrum.
 # For diagonal changes the Hessian itself would do, because the spectrum of $H_{ij} / \sqrt{H_{ii} H_{jj}}$ does not notice them; but a rotation changes that.
 # The information-geometric sharpness {cite:p}`igs2022` is built for that: it pairs the gradients with the Fisher matrix, and what $T$ does to the one it undoes to the other.
@@ -459,7 +462,7 @@ table(["layer", "change for the weights", "for weights and bias"], rows)
 # Scaling the weights is *the same as* leaving them and dividing $\epsilon$ by $c^2$.
 # With $\epsilon = 0$ the network does not notice at all: $f$ has degree $0$ in $W_l$, each factor is free of the others, and {eq}`eq-reparam-layer` holds with no condition on the product.
 # With $\epsilon > 0$ the symmetry is broken by an amount that is a matter of $\epsilon / c^2 v$: harmless for large weights, not for weights that weight decay has made small.
-# At PyTorch's default, $\epsilon = 10^{-5}$, that is little: in the records, with the weights of a layer divided by 20, the worst of ten runs has moved an entropy by about a thousandth of its value.
+# At PyTorch's default, $\epsilon = 10^{-5}$, that is little: in the records, with the weights of a layer divided by 20, the worst of five runs has moved an entropy by about a thousandth of its value.
 # *Exactly* invariant is refuted there, and a measurement would hardly notice.
 # At $\epsilon = 10^{-2}$, a thousand times the default, the change is more than a hundred times larger, and can be seen.
 # Node-wise factors are free too, and change the entropy as before.
@@ -827,8 +830,8 @@ _ = fig.colorbar(
 # ````{dropdown} Solution
 # The block becomes $H_l + \omega_l I$.
 # With $\tilde\omega_l = \omega_l / c_l^2$ it is divided by $c_l^2$ as a whole, and the penalty is unchanged too, since $\tilde\omega_l \lVert c_l W_l \rVert^2 = \omega_l \lVert W_l \rVert^2$.
-# One common $\omega$ does not respect it: weight decay chooses a point on the orbit of the symmetry, for ReLU layers one where all $\lVert W_l \rVert$ are equal.
-# That is why a measure that depends on the point still sees something systematic in trained networks.
+# One common $\omega$ does not respect it: weight decay chooses a point on the orbit of the symmetry, for ReLU layers, at a minimum, one where all $\lVert W_l \rVert$ are equal.
+# That is one reason why a measure that depends on the point still sees something systematic in trained networks; the start is another, because without decay gradient flow keeps $\lVert W_l \rVert^2 - \lVert W_k \rVert^2$.
 # ````
 #
 # **5. Frozen statistics.** In evaluation mode batch normalisation is $(z - m)/\sqrt{s + \epsilon}$ with constants $m$ and $s$.

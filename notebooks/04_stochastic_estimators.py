@@ -20,7 +20,7 @@
 # **Question.** How wrong is an entropy that is estimated from products with random vectors?
 #
 # **Answer.** A standard error sees the scatter of the probes, not the error of the quadrature, which no number of probes removes.
-# In one recorded network the second is the larger: 15 steps at order ½ err by 0.04 to 2.4 nats.
+# In one recorded network the second is the larger: 15 steps at order ½ err by up to 0.04 to 2.4 nats, depending on the layer.
 # Two rules enclose what infinitely many steps give with the same probes.
 #
 # **Time.** Reading: about 40 minutes; running: under half a minute on two cores.
@@ -68,7 +68,7 @@ from paperkit.plotting import COLORS, INK, landing_record
 # %% [markdown]
 # A Hessian of a million parameters cannot be written down, but it can be multiplied with a vector for the price of two or three gradients.
 # What the Rényi paper {cite:p}`renyi2025` measures comes from such products: 15 of them for each of 100 random vectors.
-# The number that comes out has two errors, which have nothing to do with each other.
+# The number that comes out has two errors, of different kinds.
 # The *probes* are random, and their error can be estimated from the sample.
 # For a trace it has mean zero, and falls like one over the square root of the number $k$ of probes.
 # An entropy is the logarithm of a ratio of traces, so it has a bias besides; but that is of order $1/k$, and soon small beside the scatter.
@@ -78,11 +78,7 @@ from paperkit.plotting import COLORS, INK, landing_record
 #
 # How much that matters depends on the spectrum.
 # {ref}`The table of recorded layers <est-recorded>` has one small network.
-# (Of five that were trained alike it has the smallest entropies at order ½.)
-# There, at order ½, 15 steps overrate every layer, the wide convolutions by far more than the narrow layers.
-# The last layer, whose exact entropy is the second largest of eight, comes out fifth; the seven convolutions keep their order, in which size and entropy happen to agree.
-# The paper compares one layer of many models, which all have the same number of weights in it; what the error does to such a comparison is not decided here.
-# At the paper's other order, 3/2, 15 steps are enough in every layer of this network.
+# There, at order ½, 15 steps overrate every layer, by up to more than two nats, and change the order of the layers; at the paper's other order, 3/2, they are enough.
 #
 # Every matrix here has a spectrum that we know, chosen or recorded, so every estimate can be held against the truth.
 #
@@ -346,6 +342,7 @@ table(["order", "exact", "estimate", "standard error", "lower end", "upper end"]
 #
 # The shift is the same for every model of one layer, so no rank correlation of the paper feels it.
 # Values, and comparisons between layers, do.
+# This is about the algorithm as printed: the released code has random signs and reorthogonalizes ({doc}`chapter 12 <12_estimating_it>`), so the shift need not be in the paper's values.
 
 # %%
 N = quadrature.gauss.integrate(lambda t: t**0.5)
@@ -410,6 +407,7 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 #
 # So the two rules enclose what infinitely many steps would give, *for the same probes*.
 # To see the quadrature alone, use a trick: for a **diagonal** matrix, every sign vector has the same measure, weight one on each eigenvalue, so the probes make no noise at all.
+# For $\alpha < 1$ it shows an upper bound on the bias that many random probes leave: each probe's rule gives at most $\int P\, d\mu_v$, where $P \ge f$ is the interpolant of {prf:ref}`est-sides` for the mean measure, and in the mean over probes that is what the trick returns.
 
 
 # %% tags=["nbval-rtol=1e-6"]
@@ -548,6 +546,9 @@ table(["layer", *columns], rows, spec=spec, round_off=1e-6)
 # So $d$ enters a comparison between layers.
 # The exact entropies of these layers span less than one nat, and the estimates more than three.
 # The last layer, fc, has the second largest entropy of all, and three convolutions whose exact entropy is smaller overtake it; they have more weights.
+# The seven convolutions keep their order, in which size and entropy happen to agree.
+# (Of five networks that were trained alike this one has the smallest entropies at order ½.)
+# The paper compares one layer of many models, which all have the same number of weights in it; what the error does to such a comparison is not decided here.
 #
 # More steps help, but slowly: in the largest layer even 100 leave a bias of more than twice the standard error.
 # At order 3/2, the paper's other one, nothing is wrong: $t^{3/2}$ is flat at zero, so it does not matter much where a node near zero stands.
@@ -870,7 +871,7 @@ plt.show()
 # **4.** Why is the Gauss rule too large for $\operatorname{Tr} H^{1/2}$ whatever $m$, although more steps must come closer?
 #
 # ````{dropdown} Solution
-# All even derivatives of $t^{1/2}$ are negative on $t > 0$, so {prf:ref}`est-sides` gives the same sign for every $m$.
+# All even derivatives of $t^{1/2}$, from the second on, are negative on $t > 0$, so {prf:ref}`est-sides` gives the same sign for every $m$.
 # For each probe the estimates approach $v^\top H^{1/2} v$ from above.
 # ````
 #

@@ -277,7 +277,7 @@ agree(
 # No factor has fewer, because the null vectors of $\Lambda_i$ are the multiples of $\mathbf 1$, as every $p_{ic} > 0$, so that its rank is $C - 1$.
 #
 # Hence $K_l$ has $n(C - 1)$ rows, where $G_l$ has $d_l$.
-# The smaller of the two numbers bounds the rank, and the library writes out the smaller of the two matrices: in the stem that is $G_l$.
+# The smaller of the two numbers bounds the rank, and the library writes out the smaller of the two matrices: in the stem that is $G_l$ (its report says *gram* of both).
 # The cell builds $K_l$ in every layer; its brute force diagonalises the Hessian.
 
 # %%
@@ -1045,7 +1045,8 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 # From it equation 11 makes a bound on the $\mathrm{MLS}$, with the sharpness $S$ of all parameters on the right side.
 # Equation 12 does so for the sum of the $\mathrm{MLS}$ of all layers, and counts convolutions among them.
 #
-# A convolution breaks the equality in the middle: terms of different positions can cancel in the gradient, so the right side may be too small.
+# A convolution breaks the equality in the middle in two ways, so that the right side may be too small.
+# A patch holds a part of $x$ only, so that even with a copy of the weight at each position the gradient is too short; and with one weight for all, positions can cancel in the gradient (or add, as here on average).
 # What holds there has $A_l$ for $W_l$, and $\lVert B_l \rVert_F \lVert x_l \rVert$ for the gradient.
 # The mean square of that is the last column of {ref}`the table of traces <one-sharing>`.
 #

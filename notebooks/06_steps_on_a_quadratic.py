@@ -383,7 +383,7 @@ plt.show()
 # ```{prf:theorem} SAM on a quadratic
 # :label: quad-cycle
 #
-# Let $\eta\beta < 2$ and $\rho > 0$, and let the eigenvalues be distinct.
+# Let $0 < \eta\beta < 2$ and $\rho > 0$, and let the eigenvalues be distinct.
 #
 # 1. $\Psi(z_{t+1}) \le \Psi(z_t) - \frac\eta2\, \nabla\Psi(z_t)^\top H\, \nabla\Psi(z_t)$ wherever $z_t \ne 0$.
 # 2. Every trajectory that does not hit 0 exactly converges to a two-cycle $\theta = \pm a_j v_j$ with $a_j = \dfrac{\eta\lambda_j\rho}{2 - \eta\lambda_j}$.
@@ -430,7 +430,8 @@ plt.show()
 #
 # *4.* For $d = 1$ this is {prf:ref}`quad-line`.
 # Let $d \ge 2$.
-# Whoever ends elsewhere either hits 0, or comes so near to a saddle that the start of what follows lies in the saddle's local stable manifold, which has a lower dimension because one multiplier is larger than 1 in size and none is equal to 1.
+# Whoever ends elsewhere either hits 0, or comes so near to a saddle that the start of what follows lies in the saddle's local stable manifold, which has a lower dimension because one multiplier is larger than 1 in size and none has the size 1.
+# (Multipliers may be zero, so this is the theorem for maps that need not be invertible.)
 # Both are sets of volume zero, and so is the set of starts that reach them in $k$ steps, if the step is a local diffeomorphism outside a set of volume zero.
 # Off 0 the step is analytic; with $\hat g = Hz / \lVert Hz \rVert$ its Jacobian is, but for the sign,
 #
@@ -439,11 +440,11 @@ plt.show()
 # $$
 #
 # Near 0 the second part is large, and it has the kernel of multiples of $z$.
-# So the determinant is, to leading order, a number that is not zero times $\lVert Hz \rVert^{-(d-1)}\, z^\top (I - \eta H)\, z / \lVert z \rVert^2$, and as the eigenvalues are distinct, $I - \eta H$ is not zero, and the determinant not zero everywhere.
-# An analytic function that is not zero everywhere is zero on a set of volume zero. ∎
+# So the determinant is, to leading order, $(-\eta\rho)^{d-1} \det(H)^2\, \lVert Hz \rVert^{-(d+1)}\, z^\top (I - \eta H)\, z$ where this is not zero; as the eigenvalues are distinct, $I - \eta H$ is not zero, and so the determinant is not zero everywhere.
+# Space without the origin is connected, because $d \ge 2$, and an analytic function that is not zero everywhere on it is zero on a set of volume zero. ∎
 # ````
 #
-# {cite:t}`bartlett2023` say at which rate the top cycle is reached.
+# That most random starts end in the top cycle is {cite:t}`bartlett2023`'s result, with bounds on the rate; the proof here covers every $\eta < 2/\beta$ and gives no rate.
 # The function $\Psi$ needs no condition but $\eta\beta < 2$, and its values at the critical points, $-\frac12 \eta\rho\, \lambda_j a_j$, order the cycles: the top one is the lowest.
 
 # %%
@@ -857,7 +858,7 @@ plt.show()
 # So the floor is 1/36 of whatever the scaled loss is measured in: in the unit of the original one, $1/(36\xi)$.
 #
 # A radius with the right unit is easily had, and is a variant of ours.
-# Take *un-normalised* ascent, whose strength has the unit of a step size, and the mean $\sqrt{\eta_t/\beta}$ of two quantities that have it.
+# Take *un-normalised* ascent, whose strength has the unit of a step size, and the geometric mean $\sqrt{\eta_t/\beta}$ of two quantities that have it.
 # (The paper refers for its radius to a theorem of {cite:t}`andriushchenko2022`, whose text we did not have; the variant is no reading of it.)
 # With $\beta_t$ for $\beta$, and $\beta_t = 1/(c\eta_t)$ where the first branch decides,
 #
@@ -953,7 +954,8 @@ print(f"SAM {sam[0] / small:.2f} times what it was")
 # * *No global theorem for SA-SAM in several dimensions.* Existence of the cycles, their stability and the line are proved; that every run ends in the top one is what we saw, from every start tried and two values each of $c$ and $\gamma$.
 #   The descent of $\Psi$ needs a constant $\eta$ and $\rho$.
 # * *Full batches, no momentum, no weight decay.* With mini-batches the noise is one more reason not to settle, and the two-cycle is a cloud.
-# * *Equal eigenvalues.* Then the critical points of $\Psi$ fill spheres, and claim 2 of {prf:ref}`quad-cycle` gives the distance from the minimum, not the direction; of {prf:ref}`quad-floor`, claim 3 needs a simple largest one.
+# * *Equal eigenvalues.* A step multiplies the component in each eigenspace by a number, so that its direction never changes but for the sign.
+#   With the directions of the start's components for the $v_j$, {prf:ref}`quad-cycle` holds on their span; against rotations within an eigenspace a cycle is only neutral; of {prf:ref}`quad-floor`, claim 3 needs a simple largest one.
 # * *Flat directions.* Where $\lambda_k = 0$ nothing moves: the multiplier is 1.
 #   The theorems hold on the range of $H$.
 # * *Nothing here is about finding flat minima.* The curvature is constant.
@@ -1005,5 +1007,5 @@ print(f"SAM {sam[0] / small:.2f} times what it was")
 # ## How to cite
 #
 # Cite the book as `CITATION.cff` says, and {prf:ref}`quad-floor` as "SA-SAM's floor, chapter on steps on a quadratic".
-# The two-cycle of SAM in several dimensions belongs to {cite:t}`bartlett2023`; the modified edge to {cite:t}`agarwala2023`; the step-size rule to {cite:t}`malitsky2020`, and its use in SAM to {cite:t}`sasam2024`.
+# The two-cycle of SAM in several dimensions, and that most starts end in it, belong to {cite:t}`bartlett2023`; the modified edge to {cite:t}`agarwala2023`; the step-size rule to {cite:t}`malitsky2020`, and its use in SAM to {cite:t}`sasam2024`.
 # The descent of $\Psi$ for all $\eta\beta < 2$ is proved here; we make no claim that nobody did it before.

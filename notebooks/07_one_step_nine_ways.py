@@ -1215,7 +1215,7 @@ if p.samples == 64 and p.seed == 0:  # a remark of the text below
 # %% [markdown]
 # For a small $\nu$ the exact direction is far from the gradient: there the geometry is at work.
 # From there up to $\nu = 0.1$ EKFAC's step differs from the exact one by 0.9 to 1.0 of its own departure from descent.
-# So over these four decades what the method adds to descent depends on the approximation as much as on the idea.
+# So over these four decades what the method adds to descent is not what the idea asks for; whether it is smaller or points elsewhere, this ratio does not say.
 # That may look like a mistake at $\nu = 0.1$, where the cosine of the two directions is 0.97.
 # But a departure from descent is $-\eta H\varepsilon$ to first order, and $H$ weighs what is steep: of the squared length of EKFAC's $\varepsilon$ less than half a percent lies along the ten steepest directions, and this part makes more than two thirds of that of $H\varepsilon$, as the cell above asserts.
 # For a larger $\nu$ both directions turn to the gradient, as {eq}`eq-step-damping` says, and to each other.

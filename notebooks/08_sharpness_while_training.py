@@ -174,6 +174,7 @@ def gradient_of(model: nn.Module) -> Tensor:
 # %% [markdown]
 # A monitor takes two lines: one builds it, and `monitor.step()` is called after each step.
 # Every 20 steps it reads the loss and $\lambda_1$ on all 500 digits, at the weights after the step.
+# (Twenty is even, so that where a run bounces the readings are of one side; from one step to the next SAM's edge may change by some hundredths of itself.)
 # The search for $\lambda_1$ goes on from where the last one ended, which saves Hessian products.
 # At the same weights we note the edge.
 
@@ -313,8 +314,9 @@ table(["method", "cosine", "half-sum", "cosine of half-sums"], rows)
 # %% [markdown]
 # All three bounce.
 # Gradient descent's neighbouring gradients are opposite, as they would be along one direction.
-# SAM's point against each other, too, but are not opposite: their half-sum has a third of a gradient's length or more, and hardly turns from step to step.
-# So a part of its gradient does not bounce, and it is not on the two-cycle of one direction.
+# SAM's point against each other, too, but are not opposite: their half-sum has three to four tenths of a gradient's length, and hardly turns from step to step.
+# So it is not on the two-cycle of a quadratic; a gradient that has not yet died out and a third derivative along the bounce would both look like this.
+# The row of SGD warns: below the edge a step multiplies by $1 - \eta\lambda_1$, which is negative for $\lambda_1 > 1/\eta$, so that noise alone makes neighbours point against each other; a negative cosine is no sign of an edge.
 # Over how many directions the rest bounces, this cosine cannot say.
 #
 # On its way the largest reading of each run of gradient descent lies beyond gradient descent's edge, by between a twentieth and three tenths of it, and no reading of an SGD run reaches it.
