@@ -986,7 +986,8 @@ plt.show()
 # The policy does the same to every network: it adds a positive number below order 1 and a negative one above.
 # Near 1 it drowns all else, and ranks networks by their negative share $s$, in one order on the left of 1 and in the opposite order on the right.
 # So a rank correlation with the generalization gap would tend to that of $s$ with the gap, from one side with its sign and from the other with the opposite one: it would change its sign there, if $s$ and the gap are correlated at all.
-# The second probe ranks networks at random, so there the correlation would fall to zero on both sides.
+# The second probe ranks networks at random; where the same probes serve all orders, it ranks them in the opposite order on the other side, so that one such panel changes its sign, too, by a correlation of the size of chance.
+# What tells the two apart is whether the values near 1 come back with other probes.
 # The paper's panels leave out just the orders that would show it.
 #
 # With one policy and common probes there is nothing to explain: the entropy is smooth at 1, and the paper's two intervals can be joined.
@@ -1114,7 +1115,7 @@ checked.table()
 # * *The paper's own Hessians.*
 #   If their negative shares were known, for each layer and mode of measurement, {eq}`eq-entropy-explosion` would tell what the mixed policy did to them, and {eq}`eq-entropy-probe` what the second probe did.
 # * *Correlations near order 1.*
-#   A change of sign there would convict the policy, and a fall to zero the second probe.
+#   A change of sign there that comes back with other probes would convict the policy, and one that does not, the second probe.
 # * *A reason for scale not to matter.*
 #   The three networks show that equal entropies do not force equal gaps.
 #   A theorem about those networks that training finds could still say so of them.

@@ -20,7 +20,7 @@
 # **Question.** Do the Rényi paper's bounds say that a network whose Hessian has a large entropy generalizes well?
 #
 # **Answer.** No: at a fixed trace the determinant, which the proofs start from, *grows* when eigenvalues are averaged, as the entropy does.
-# Theorem 3.2's printed term falls by later slack, by the factor $d^{1/d}$ at most; Theorem 3.3's numerator, by one part in $d$.
+# What falls is later slack: Theorem 3.2's term by the factor $d^{1/d}$ at most, Theorem 3.3's radicand by one part in $d$.
 # Besides, trained networks break Proposition 3.1, and a memoriser breaks Theorem 3.2.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on one core.
@@ -707,10 +707,11 @@ plt.show()
 # \end{gathered}
 # $$ (eq-bounds-rise)
 #
-# and *if the neighbourhood does not depend on $S$ and the loss lies in $[0, 1]$*, {eq}`eq-bounds-mcallester` holds with this in place of the divergence.
+# and *if neither the neighbourhood nor the rest of the network depends on $S$ and the loss lies in $[0, 1]$*, {eq}`eq-bounds-mcallester` holds with this in place of the divergence.
 # ```
 #
 # Both can hold only if $\theta^*$ and the shape of $H$ are the same for every sample.
+# The paper applies its bounds to one layer of a network whose other layers were trained on $S$, too: a prior on this layer alone then does not meet what {eq}`eq-bounds-mcallester` asks, a loss that is a fixed function of the layer's weights and of a sample.
 # What the theorem is good for is to show which step uses which hypothesis.
 #
 # ```{prf:proof}
@@ -858,7 +859,7 @@ table(["rise of the loss", "A, trace frozen"], {f"{rise:.4f}": [before]})
 # :label: bounds-thm-ellipsoid
 #
 # Let the loss lie **in $[0, 1]$**, let $H$ be positive definite, and $L(S, \theta^* + \Delta) \le L(S, \theta^*) + \frac12 \Delta^\top H \Delta + r$ on the ellipsoid.
-# Let a ball of radius $R$ that does **not depend on $S$** contain the ellipsoid, and let $L(\mathcal D, \theta^*) \le E_Q L(\mathcal D, \theta)$.
+# Let a ball of radius $R$ that does **not depend on $S$**, no more than the rest of the network, contain the ellipsoid, and let $L(\mathcal D, \theta^*) \le E_Q L(\mathcal D, \theta)$.
 # Then with probability at least $1 - \delta$
 #
 # $$
@@ -892,7 +893,8 @@ table(["rise of the loss", "A, trace frozen"], {f"{rise:.4f}": [before]})
 # For the ball contains the ellipsoid, so that $R^2 / \rho^2 \ge 1 / \lambda_{\min}$ with the smallest eigenvalue $\lambda_{\min}$ of $H$, and $\operatorname{Tr} H \ge d\, \lambda_{\min}$.
 # Half the entropy is at most $\frac12 \log d$, so $\frac12 (d - 1) \log d$ is left after it is subtracted, and the bound exceeds 1 for any data with $(d - 1) \log d \ge 4 (n - 1)$.
 # The second memoriser shows both sides of it.
-# The weights lie in a cube of side one, so the ball around its centre with the radius $\frac12 \sqrt n$ and a little more contains every ellipsoid that the labels may lead to: this prior is fair.
+# The weights lie in a cube of side one, so the ball around its centre with the radius $\frac12 \sqrt n$ and a little more contains every ellipsoid that the labels may lead to.
+# Given the inputs this prior is fair, although the network looks up the nearest of them: the labels are then $n$ independent coins, the loss is a fixed function of the weights and the labels, and its mean is one half at all weights, like the population loss; the proof of {eq}`eq-bounds-mcallester` needs no more.
 
 # %%
 rho, rows = 0.01, {}

@@ -19,7 +19,7 @@
 #
 # **Question.** What does the Rényi paper's algorithm return for a layer whose entropy is known, and what does it cost?
 #
-# **Answer.** As printed it returns no number; repaired, it errs by 0.03 to 3.3 nats at order ½, more where a layer has more zeros.
+# **Answer.** As printed it returns no number; repaired, on 64 images it errs by 0.03 to 3.3 nats at order ½, more where a layer has more zeros.
 # At 3/2 its probes' noise is left, a spread of up to 0.07.
 # Exact spectra cost a 28th of estimates by Hessian products with ten classes, six times as much with a hundred.
 #
@@ -325,7 +325,7 @@ rows["error with the chapter's seed"], rows["draws as far off, of 2,000"] = [own
 table(["of 2,000 estimates of the first layer", "nats"], rows, spec=".3f")
 
 # %% [markdown]
-# The standard error is right, and the draw is a freak of this chapter's seed: of two thousand hardly one is as far off.
+# The standard error is right, and the draw is a freak of this chapter's seed: hardly one of two thousand is as far off.
 # Two eigenvalues hold nine tenths of that layer's trace, so the estimate hangs on the squares of two components, in the mean over a hundred probes, and with this seed these means are low.
 #
 # (estimating-layers)=
@@ -404,7 +404,7 @@ plt.show()
 # The curves dive through the band around order 1, and at 3/2 they lie decades below it.
 # From there on fifteen steps are more than enough, and the probes are the whole error.
 #
-# So the paper's setting has the wrong proportion on both sides of 1.
+# On 64 images, then, the paper's setting has the wrong proportion on both sides of 1.
 # Below it the steps are too few, and probes are wasted.
 # Above it the probes are the whole error, and steps are wasted: at order 2 two steps are exact, and the other thirteen could have been probes.
 #
