@@ -19,9 +19,9 @@
 #
 # **Question.** When is the Hessian block of a layer equal to its Gauss–Newton block, and what does that buy?
 #
-# **Answer.** In a ReLU network that uses no weight twice in depth, almost everywhere: to 1e-12 in all records of such.
+# **Answer.** In a ReLU network that uses no weight twice in depth, almost everywhere: to 1e-12 in our records.
 # Under cross-entropy its rank is at most $\min(n(C-1), d_l)$, and labels do not matter.
-# The whole Hessian is *not* the Gauss–Newton matrix; tanh, GELU, layer normalisation or statistics of the batch after a layer end it.
+# The whole Hessian is *not* the Gauss–Newton matrix; tanh, GELU, layer or batch statistics after a layer end it.
 #
 # **Time.** Reading: about 25 minutes; running: under a minute on two cores.
 #
@@ -440,7 +440,7 @@ print(f"largest error, relative to the largest eigenvalue: {number(error)}")
 # The ranks are those of dense Hessians, and the entropy is the library's, of the ReLU network.
 
 
-# %% tags=["nbval-rtol=1e-6"]
+# %%
 def of_twelve(activation):
     torch.manual_seed(p.seed)
     first, second, last = (torch.nn.Linear(*size) for size in ((64, 12), (12, 12), (12, C)))
@@ -453,6 +453,7 @@ def rank_of_block(network, batch):
     return int(torch.linalg.matrix_rank(block, hermitian=True))
 
 
+# %% tags=["nbval-rtol=1e-6"]
 covered, other = of_twelve(torch.nn.ReLU()), of_twelve(torch.nn.Tanh())
 rows = []
 for count in (2, 5, 10, 20, 50):

@@ -20,7 +20,7 @@
 # **Question.** How wrong is an entropy that is estimated from products with random vectors?
 #
 # **Answer.** A standard error sees the scatter of the probes, not the error of the quadrature, which no number of probes removes.
-# In one recorded network the second is the larger: 15 steps at order ½ err by up to 0.04 to 2.4 nats, depending on the layer.
+# In one recorded network the second is the larger: 15 steps at order ½ err by up to 2.4 nats.
 # Two rules enclose what infinitely many steps give with the same probes.
 #
 # **Time.** Reading: about 40 minutes; running: under half a minute on two cores.

@@ -20,8 +20,8 @@
 # **Question.** How sharp does training make a network, compared with the edge of stability?
 #
 # **Answer.** Gradient descent drives the Hessian's top eigenvalue past its edge and back: over a run's second half the median is 1.01 to 1.02 times the edge.
-# Under SAM it is 1.09 to 1.10 times SAM's edge, which sinks to a fifth of gradient descent's.
-# For SAM bouncing alone gives a ratio of one on a quadratic, so it shows no limit.
+# Under SAM it is 1.09 to 1.10 times SAM's edge, which sinks to a fifth of that.
+# SAM's bouncing alone gives a ratio of one on a quadratic, so it shows no limit.
 #
 # **Time.** Reading: about 16 minutes; running: a little over a minute on one core.
 #
@@ -285,7 +285,7 @@ table(["method", *columns], rows, spec=".2f")
 # Medians over the steps, least and largest of the runs:
 
 
-# %% tags=["nbval-rtol=0.25"]
+# %%
 def turns(model: nn.Module, rho: float = 0.0, batch: int | None = None) -> list[float]:
     """Return medians: the cosine of neighbours, their half-sum's length, and its own cosine."""
     model, draws, gradients = copy.deepcopy(model), generator_of(p.seed), []
@@ -300,6 +300,7 @@ def turns(model: nn.Module, rho: float = 0.0, batch: int | None = None) -> list[
     return [statistics.median(values) for values in (cosines, lengths, steady)]
 
 
+# %% tags=["nbval-rtol=0.25"]
 rows = {}
 for name, options in METHODS.items():
     found = zip(*(turns(model, **options) for model, *_ in followed[name]), strict=True)

@@ -20,7 +20,7 @@
 # **Question.** Do the Rényi paper's bounds say that a network whose Hessian has a large entropy generalizes well?
 #
 # **Answer.** No: at a fixed trace the determinant, which the proofs start from, *grows* when eigenvalues are averaged, as the entropy does.
-# What falls is later slack: Theorem 3.2's term by the factor $d^{1/d}$ at most, Theorem 3.3's radicand by one part in $d$.
+# What falls is later slack, in Theorem 3.2 by the factor $d^{1/d}$ at most.
 # Besides, trained networks break Proposition 3.1, and a memoriser breaks Theorem 3.2.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on one core.

@@ -19,11 +19,11 @@
 #
 # **Question.** What does the Rényi paper's algorithm return for a layer whose entropy is known, and what does it cost?
 #
-# **Answer.** As printed it returns no number; repaired, on 64 images it errs by 0.03 to 3.3 nats at order ½, more where a layer has more zeros.
+# **Answer.** As printed it returns no number; repaired, on 64 images it errs by 0.03 to 3.3 nats at order ½, more with more zeros.
 # At 3/2 its probes' noise is left, a spread of up to 0.07.
 # Exact spectra cost a 28th of estimates by Hessian products with ten classes, six times as much with a hundred.
 #
-# **Time.** Reading: about 43 minutes; running: about half a minute on one core.
+# **Time.** Reading: about 50 minutes; running: about half a minute on one core.
 #
 # **You need:** Lanczos's method and its quadrature, from {doc}`chapter 4 <04_stochastic_estimators>`; the entropy of a spectrum, from {doc}`chapter 10 <10_entropy_of_a_spectrum>`.
 

@@ -19,9 +19,9 @@
 #
 # **Question.** Do networks with a larger Rényi sharpness have a larger generalization gap, and does it tell more than what was known before?
 #
-# **Answer.** Not in general, at our scale: at order ½ its mean over layers has a $\tau$ of 0.54, −0.00, −0.27 and 0.19 in four cells, which alone is *inconclusive*; at 3/2 it falls on average.
+# **Answer.** Not in general, at our scale: at order ½ its mean over layers has a $\tau$ of 0.54, −0.00, −0.27 and 0.19 in four cells, and at 3/2 it falls on average.
 # The training loss has −0.87 to −0.98.
-# Among perceptrons more is left of it, given the training loss, than normal variables would leave, in each of three seeds.
+# Given that loss, perceptrons alone keep more of it than chance would leave.
 #
 # **Time.** Reading: about 39 minutes; running: about half a minute on one core.
 #
