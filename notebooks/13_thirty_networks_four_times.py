@@ -58,8 +58,9 @@ import matplotlib.pyplot as plt
 
 from paperkit import models
 from paperkit.experiments import records_of, run_study
-from paperkit.ledger.criteria import by_unit, select, value_of
-from paperkit.plotting import INK, QUIET, plot_curves
+from paperkit.experiments.studies.population import has_learned
+from paperkit.ledger.criteria import select, value_of
+from paperkit.plotting import INK, plot_curves
 from paperkit.statistics import kendall_tau
 from paperkit.statistics.intervals import two_sided_interval
 
@@ -473,65 +474,92 @@ compared = run_study("optimizer_comparison", *asked, device=p.device)
 methods = list(dict.fromkeys(setting_of(compared, "method")))
 
 
-def seeds_of(cell, method, budget, metric="test_accuracy"):
-    """Return a metric of each seed; a step of two gradients has the same runs in both budgets."""
+def runs_of(cell, method, budget):
+    """Return the runs by seed; a step of two gradients has the same ones in both budgets."""
     own = select(compared, {"cell": cell, "method": method})
     budgets = setting_of(own, "budget")
     chosen = select(own, {"budget": budget if budget in budgets else "epochs"})
-    return by_unit(chosen, metric, "seed")
+    return {r.configuration["seed"]: r for r in chosen}
 
 
-def beside_sgd(cell, method, budget):
-    """Return a method's mean accuracy, its mean lead over SGD and the lead's interval, in %."""
-    own, sgd = (seeds_of(cell, one, budget) for one in (method, "SGD"))
-    leads = [100 * (own[seed] - sgd[seed]) for seed in sorted(own)]
-    return 100 * fmean(own.values()), fmean(leads), *two_sided_interval(leads)
+def lead_over_sgd(cell, method, budget, *, learned=False):
+    """Return the mean of the paired differences in test accuracy, in points, and its interval."""
+    own, sgd = (runs_of(cell, one, budget) for one in (method, "SGD"))
+    pairs = [(own[seed], sgd[seed]) for seed in sorted(own)]
+    if learned:
+        pairs = [
+            pair for pair in pairs if all(has_learned(r.metrics["train_loss"], 10) for r in pair)
+        ]
+    leads = [100 * (value_of(a, "test_accuracy") - value_of(b, "test_accuracy")) for a, b in pairs]
+    return (fmean(leads), *two_sided_interval(leads)) if leads else None
 
 
 # %%
-found = {
-    (cell, budget): {method: beside_sgd(cell, method, budget) for method in methods}
-    for cell in cells_of(compared)
-    for budget in ("epochs", "gradients")
-}
-
-
-def shown(mean, lead, low, high):
-    known = math.isfinite(low) and high > low  # not for one seed, and not for SGD itself
-    return f"{mean:.2f}", f"{lead:+.2f} ({low:+.2f} to {high:+.2f})" if known else ""
+def shown(found):
+    if found is None:
+        return ""
+    lead, low, high = found
+    interval = f" ({low:+.2f} to {high:+.2f})" if math.isfinite(low) else ""
+    return f"{lead:+.2f}{interval}"
 
 
 rows = {}
 for cell in cells_of(compared):
     for method in methods:
-        budgets = (found[cell, budget][method] for budget in ("epochs", "gradients"))
-        rows[cell, method] = [text for one in budgets for text in shown(*one)]
+        rows[cell, method] = []
+        for budget in ("epochs", "gradients"):
+            accuracies = [
+                value_of(r, "test_accuracy") for r in runs_of(cell, method, budget).values()
+            ]
+            lead = "" if method == "SGD" else shown(lead_over_sgd(cell, method, budget))
+            rows[cell, method] += [f"{100 * fmean(accuracies):.2f}", lead]
 header = ["cell", "method", "equal epochs", "lead over SGD", "equal gradients", "lead over SGD "]
 table(header, rows)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "ALT13"}, "figure": {"caption": "Leads over SGD in test accuracy, means of five seeds with 95 % intervals of the paired differences: filled circles at equal epochs, open ones at equal gradients.", "name": "fig-population-optimizers"}}
-rivals = [method for method in methods if method != "SGD"]
+# %% tags=["hide-input"] mystnb={"image": {"alt": "ALT13"}, "figure": {"caption": "Test accuracy of each of the five networks: filled circles at equal epochs, open ones at equal gradients. Arrows at the left edge with a number stand for networks that are farther left.", "name": "fig-population-optimizers"}}
 figure, panels = plt.subplots(
-    1, len(cells_of(compared)), figsize=(5.5, 0.6 + 0.3 * len(rivals)), sharey=True, squeeze=False
+    1, len(cells_of(compared)), figsize=(5.5, 0.6 + 0.34 * len(methods)), sharey=True, squeeze=False
 )
 for panel, cell in zip(panels[0], cells_of(compared), strict=True):
-    panel.axvline(0, color=QUIET, lw=0.8)
-    for budget, shift, fill in (("epochs", -0.17, INK), ("gradients", 0.17, "white")):
-        for place, method in enumerate(rivals):
-            _, lead, low, high = found[cell, budget][method]
-            if math.isfinite(low):
-                panel.plot([low, high], [place + shift] * 2, "-", color=INK, lw=1)
-            panel.plot([lead], [place + shift], "o", color=INK, mfc=fill, ms=4)
-    panel.set(title=cell, xlabel="lead over SGD (points)")
-    panel.grid(visible=False, axis="y")
-panels[0, 0].set_yticks(range(len(rivals)), rivals)
+    best = max(100 * value_of(r, "test_accuracy") for r in select(compared, {"cell": cell}))
+    edge = best - 8
+    for budget, shift, fill in (("epochs", -0.2, INK), ("gradients", 0.2, "white")):
+        for place, method in enumerate(methods):
+            found = [
+                100 * value_of(r, "test_accuracy") for r in runs_of(cell, method, budget).values()
+            ]
+            inside = [one for one in found if one > edge]
+            panel.plot(inside, [place + shift] * len(inside), "o", color=INK, mfc=fill, ms=4)
+            if len(inside) < len(found):
+                panel.plot([edge], [place + shift], "<", color=INK, mfc=fill, ms=4)
+                panel.annotate(
+                    f" {len(found) - len(inside)}", (edge + 0.2, place + shift), va="center"
+                )
+    panel.set(title=cell, xlabel="test accuracy (%)", xlim=(edge - 0.4, best + 0.4))
+panels[0, 0].set_yticks(range(len(methods)), methods)
 panels[0, 0].invert_yaxis()
 plt.show()
 
 # %% [markdown]
 # TEXT1
-#
-# What the networks are like at the end, at equal epochs, means over the seeds:
+
+# %%
+rows = {}
+for cell in cells_of(compared):
+    for method in methods:
+        rows[cell, method] = []
+        for budget in ("epochs", "gradients"):
+            own = runs_of(cell, method, budget).values()
+            failed = sum(not has_learned(r.metrics["train_loss"], 10) for r in own)
+            lead = None if method == "SGD" else lead_over_sgd(cell, method, budget, learned=True)
+            rows[cell, method] += [failed, shown(lead)]
+    if not any(row[0] + row[2] for (one, _), row in rows.items() if one == cell):
+        rows = {name: row for name, row in rows.items() if name[0] != cell}  # as in the first table
+header = ["cell", "method", "failed, epochs", "lead", "failed, gradients", "lead "]
+table(header, rows)
+
+# %% [markdown]
+# TEXT3
 
 # %%
 ends = {
@@ -542,14 +570,16 @@ ends = {
     "measures.hessian_trace": "trace of the Hessian",
     "measures.information_geometric_sharpness": "information-geometric",
 }
-rows = {
-    (cell, method): [fmean(seeds_of(cell, method, "epochs", one).values()) for one in ends]
-    for cell in cells_of(compared)
-    for method in methods
-}
+rows = {}
+for cell in cells_of(compared):
+    for method in methods:
+        own = [r for r in runs_of(cell, method, "epochs").values()]
+        own = [r for r in own if has_learned(r.metrics["train_loss"], 10)]
+        if own:
+            rows[cell, method] = [fmean(value_of(r, one) for r in own) for one in ends]
 table(["cell", "method", *ends.values()], rows, spec=".3g")
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "ALTCURVES"}, "figure": {"caption": "Training loss of six methods at equal epochs, means over five seeds, recorded while the weights move.", "name": "fig-population-curves"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "ALTCURVES"}, "figure": {"caption": "Training loss of six methods at equal epochs, recorded while the weights move: the middle one of five networks at each epoch.", "name": "fig-population-curves"}}
 SHOWN = [m for m in ("SGD", "Adam", "SAM", "RSAM", "SA-SAM", "IGSAM") if m in methods]
 figure, panels = plt.subplots(
     len(cells_of(compared)), 1, figsize=(5.5, 2.3 * len(cells_of(compared))), squeeze=False
@@ -557,9 +587,10 @@ figure, panels = plt.subplots(
 for panel, cell in zip(panels[:, 0], cells_of(compared), strict=True):
     curves = {}
     for method in SHOWN:
-        own = select(compared, {"cell": cell, "method": method, "budget": "epochs"})
-        epochs = zip(*(r.metrics["curve"] for r in own), strict=True)
-        curves[method] = [fmean(losses) for losses in epochs]
+        epochs = zip(
+            *(r.metrics["curve"] for r in runs_of(cell, method, "epochs").values()), strict=True
+        )
+        curves[method] = [median(losses) for losses in epochs]
     plot_curves(panel, range(1, 1 + len(curves["SGD"])), curves)
     panel.set(yscale="log", ylabel="training loss (nats)")
     panel.set_title(cell, loc="left")
