@@ -51,7 +51,7 @@ p = setup(
 
 import math
 import random
-from itertools import combinations
+from itertools import combinations, product
 from statistics import fmean, median, variance
 
 import matplotlib.pyplot as plt
@@ -482,14 +482,18 @@ def runs_of(cell, method, budget):
     return {r.configuration["seed"]: r for r in chosen}
 
 
+def has_succeeded(record):
+    """Return whether a network ended at finite weights and better than a uniform prediction."""
+    own = record.metrics
+    return not own["diverged"] and has_learned(own["train_loss"], 10)
+
+
 def lead_over_sgd(cell, method, budget, *, learned=False):
     """Return the mean of the paired differences in test accuracy, in points, and its interval."""
     own, sgd = (runs_of(cell, one, budget) for one in (method, "SGD"))
     pairs = [(own[seed], sgd[seed]) for seed in sorted(own)]
     if learned:
-        pairs = [
-            pair for pair in pairs if all(has_learned(r.metrics["train_loss"], 10) for r in pair)
-        ]
+        pairs = [pair for pair in pairs if all(map(has_succeeded, pair))]
     leads = [100 * (value_of(a, "test_accuracy") - value_of(b, "test_accuracy")) for a, b in pairs]
     return (fmean(leads), *two_sided_interval(leads)) if leads else None
 
@@ -543,19 +547,22 @@ plt.show()
 # %% [markdown]
 # TEXT1
 
+
 # %%
+def failures(cell, method, budget):
+    return sum(not has_succeeded(r) for r in runs_of(cell, method, budget).values())
+
+
 rows = {}
-for cell in cells_of(compared):
-    for method in methods:
-        rows[cell, method] = []
-        for budget in ("epochs", "gradients"):
-            own = runs_of(cell, method, budget).values()
-            failed = sum(not has_learned(r.metrics["train_loss"], 10) for r in own)
-            lead = None if method == "SGD" else lead_over_sgd(cell, method, budget, learned=True)
-            rows[cell, method] += [failed, shown(lead)]
-    if not any(row[0] + row[2] for (one, _), row in rows.items() if one == cell):
-        rows = {name: row for name, row in rows.items() if name[0] != cell}  # as in the first table
-header = ["cell", "method", "failed, epochs", "lead", "failed, gradients", "lead "]
+for cell, method in product(cells_of(compared), methods):
+    failed = [failures(cell, one, b) for one in (method, "SGD") for b in ("epochs", "gradients")]
+    if any(failed):  # else the leads are those of the first table
+        leads = [
+            shown(lead_over_sgd(cell, method, budget, learned=True)) if method != "SGD" else ""
+            for budget in ("epochs", "gradients")
+        ]
+        rows[cell, method] = failed[0], leads[0], failed[1], leads[1]
+header = ["cell", "method", "failed, equal epochs", "lead", "failed, equal gradients", "lead "]
 table(header, rows)
 
 # %% [markdown]
@@ -573,8 +580,7 @@ ends = {
 rows = {}
 for cell in cells_of(compared):
     for method in methods:
-        own = [r for r in runs_of(cell, method, "epochs").values()]
-        own = [r for r in own if has_learned(r.metrics["train_loss"], 10)]
+        own = [r for r in runs_of(cell, method, "epochs").values() if has_succeeded(r)]
         if own:
             rows[cell, method] = [fmean(value_of(r, one) for r in own) for one in ends]
 table(["cell", "method", *ends.values()], rows, spec=".3g")
@@ -592,7 +598,7 @@ for panel, cell in zip(panels[:, 0], cells_of(compared), strict=True):
         )
         curves[method] = [median(losses) for losses in epochs]
     plot_curves(panel, range(1, 1 + len(curves["SGD"])), curves)
-    panel.set(yscale="log", ylabel="training loss (nats)")
+    panel.set(yscale="log", ylabel="training loss (nats)", ylim=(None, 5))
     panel.set_title(cell, loc="left")
 panels[-1, 0].set_xlabel("epoch")
 plt.show()

@@ -231,8 +231,6 @@ WAITING: dict[tuple[str, str], str | Path] = {
     ("what_it_costs", "has not been run on one"): ROOT / "results" / "device.json",
     ("ledger", "a study that has not been run"): "the meaning of a word, whatever is run",
     ("how_to_read_a_verdict", "that has not been run"): "the meaning of a word, whatever is run",
-    ("renyi_verdicts", "`optimizer_comparison` is under way"): "optimizer_comparison",
-    ("13_thirty_networks_four_times", "is under way, and shown"): "optimizer_comparison",
 }
 
 
