@@ -654,7 +654,7 @@ table(["layer", *(f"order {order}" for order in recomputed)], rows, spec=".6f")
 # (The criterion counts the zeros of the softmax's shift among the free ones, which is kinder to the last layer by less than one percentage point and decides nothing: the first layer always has the smallest fraction.)
 #
 # The layers of one network are measured on the same images and are one trial, not eight.
-# Five networks are five trials of the seed, all on the same images, and five successes in five show, with 95 % confidence, only that the share is above 54 %.
+# Five networks are five trials of the seed, all on the same images, and five successes in five show, with 95 % confidence, only that the share is above 0.549.
 # That is why the claim says *more than half*, and why the same question with 50, 100 and 200 images at once is left undecided: in the first layer, with 200 images, some networks fall just below nine tenths.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two points for each layer on a logarithmic axis: the fraction of all its eigenvalues that are at least one hundredth of the largest, and the same among the eigenvalues that are not forced to be zero. All lie below a dotted line at one tenth."}, "figure": {"caption": "How much of each layer's spectrum is not near zero, in the recorded networks (mean over seeds): of all eigenvalues, and of those that are not forced to be zero. Dotted: one tenth. Below it nine tenths are near zero, as in our criterion.", "name": "fig-five-small"}}

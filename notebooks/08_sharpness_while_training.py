@@ -20,7 +20,7 @@
 # **Question.** How sharp does training make a network, compared with the edge of stability?
 #
 # **Answer.** Gradient descent drives the Hessian's top eigenvalue past its edge and back: over a run's second half the median is 1.01 to 1.02 times the edge.
-# Under SAM it is 1.09 to 1.10 times SAM's edge, which sinks to a fifth of that.
+# Under SAM it is 1.09 to 1.10 times SAM's, which sinks to a fifth of that.
 # On a quadratic its bouncing alone gives one, so it shows no limit.
 #
 # **Time.** Reading: about 16 minutes; running: a little over a minute on one core.

@@ -638,6 +638,7 @@ def with_error(values):
     return f"{mean:.2f}" if math.isinf(error) else f"{mean:.2f} ± {error:.2f}"
 
 
+# %%
 tasks_here = list(dict.fromkeys(r.configuration["cell"] for r in compared))
 tried = {r.configuration["method"] for r in compared}
 rows = {}
@@ -679,7 +680,7 @@ table(["RSAM's lead over", "both cells", *tasks_here], rows)
 # Among perceptrons alone its mean is the largest of the five, by less than an interval; among the networks of the VGG kind that learned, {ref}`it is behind SGD <population-optimizers>`.
 # Twice the epochs do as much for SGD.
 #
-# SAM with RSAM's radius gives RSAM's accuracy in each of the ten networks, as it must up to round-off, for orders above 1.
+# SAM with RSAM's radius gives RSAM's accuracy in each of the ten networks, as {eq}`eq-rsam-radius` says it must, up to round-off.
 # And what the paper says of its plain epochs is *reproduced*: without one, all five networks of the VGG kind die, and with one, one of five.
 #
 # (rsam-checked)=
