@@ -703,7 +703,7 @@ table(["of the run", "value"], rows)
 #   The paper's, at 200 epochs, presumably do, though it does not say so.
 # * *A vision transformer and a perceptron.* The transformer stands for the paper's; the perceptron is ours, because it is cheap enough for three seeds.
 # * *The trials of the seventeen methods* were made before IGSAM was mended where LAPACK finds no eigenvalues, and their records renewed after ten of them, run again on another processor, had agreed.
-#   Of twenty more nineteen agree; one that explodes ends at a finite loss in the record and at an infinite one there.
+#   Of twenty more nineteen end alike; one that explodes ends at a finite loss in the record and at an infinite one there, and whether the losses of all agree in the mean, twenty are too few to tell.
 # * *Four networks learned nothing.* The rule that leaves them out was written after they had stopped a first run of the study, and before any claim on their cell was judged.
 #
 # ## Exercises

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import stdev
+from statistics import NormalDist, quantiles, stdev
 from typing import Any, TypeGuard
 
 import torch
@@ -43,7 +43,8 @@ TOGETHER = 5
 """Least number of runs whose changes are judged together where there are fewer seeds."""
 
 MARGIN = 0.1
-"""Largest mean change that counts as none, in deviations of the recorded runs of the study."""
+"""Largest mean change that counts as none, in deviations of the recorded runs of the study, where
+one that explodes counts for no more than another."""
 
 _DISAGREED = "disagreed"
 
@@ -124,7 +125,8 @@ def audit(
     configuration with fewer than three seeds no single value can be judged, because a trained
     network is another one on another processor; then the mean change from what is recorded to what
     is found is judged, over five runs of the sample or more. Its 99 % interval must hold 0 and be
-    within a tenth of the deviation of the study's recorded runs; a wider one decides nothing.
+    within a tenth of the deviation of the study's recorded runs, or of what their middle half says
+    of it, if that is less; a wider one decides nothing.
     The stale records of the profile are renewed if the sample agrees and the code is committed.
 
     Parameters
@@ -262,7 +264,7 @@ def _judged_together(
         values = [value for value in known if _is_number(value)]
         if min(len(changes), len(values)) < TOGETHER:
             continue
-        (low, high), margin = two_sided_interval(changes, PREDICTION), MARGIN * stdev(values)
+        (low, high), margin = two_sided_interval(changes, PREDICTION), MARGIN * _deviation(values)
         is_shifted, is_known = not low <= 0.0 <= high, -margin <= low and high <= margin
         agrees = False if is_shifted else True if is_known else None
         allowed = (
@@ -271,6 +273,12 @@ def _judged_together(
         )
         judged[metric] = {"allowed": allowed, "agrees": agrees}
     return [replace(c, **judged.get(c.metric, {})) if c.agrees is None else c for c in comparisons]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Return the deviation, or that of normal values with the same middle half, if it is less."""
+    low, _, high = quantiles(values, n=4)
+    return min(stdev(values), (high - low) / (2 * NormalDist().inv_cdf(0.75)))
 
 
 def _equal(study: Study, before: Any, after: Any) -> bool:
