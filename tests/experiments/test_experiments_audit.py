@@ -156,7 +156,7 @@ def test_where_seeds_are_few_the_runs_of_the_sample_are_judged_together():
     )
     # An interval that would hide a change of the size of the runs' own differences decides nothing.
     assert {c.agrees for c in judged([20 * change for change in scattered])} == {None}
-    # One recorded run that explodes makes no room for the others.
+    # A recorded run that explodes makes no room for the others.
     exploded = [*records, Record("s", "laptop", {"seed": 10}, {"loss": 1e34}, {})]
     assert {c.agrees for c in judged([20 * change for change in scattered], exploded)} == {None}
     assert {c.agrees for c in judged(shifted[:4])} == {c.agrees for c in judged(shifted, [])}
