@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ import torch
 from paperkit.experiments import run_study, studies
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.engines import ENGINES
+from paperkit.experiments.errand import _FOLDER
 from paperkit.experiments.provenance import describe, tree_state
 
 STUDY = "selftest_many"
@@ -58,6 +60,7 @@ def start(studies_folder, root):
 
 def drive(root, studies_folder, store, engine):
     os.environ["PAPERKIT_ROOT"] = str(root)
+    os.environ["SELFTEST_LOG"] = str(store / "log")
     sys.dont_write_bytecode = True
     studies.__path__.append(str(studies_folder))
     run_study(STUDY, "paper", store, engine, progress=False)
@@ -142,14 +145,19 @@ def finished(store):
     return {path.name: path.read_bytes() for path in (store / "records" / STUDY).glob("*.json")}
 
 
-def place(store):
-    """Say what a store tells of the moment at which it is looked at."""
-    if any(store.rglob("*.partial")):
+def folders_of_runs():
+    """List the stores of single runs on this machine, which Ray's workers have."""
+    return {p for p in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*") if p.suffix != ".lock"}
+
+
+def place(*stores):
+    """Say what stores tell of the moment at which they are looked at."""
+    if any(path for store in stores for path in store.rglob("*.partial")):
         return "a file half written"
-    unfinished = {path.stem for path in (store / "unfinished" / STUDY).glob("*.json")}
-    if any(f"{key}.json" in finished(store) for key in unfinished):
+    unfinished = {p for store in stores for p in (store / "unfinished" / STUDY).glob("*.json")}
+    if any(path.name in finished(path.parents[2]) for path in unfinished):
         return "a record written and its checkpoint not put away"
-    if any((store / "unfinished" / STUDY / f"{key}.pt").is_file() for key in unfinished):
+    if any(path.with_suffix(".pt").is_file() for path in unfinished):
         return "a run with a checkpoint"
     return "a run without a checkpoint yet" if unfinished else "no run in this store"
 
@@ -162,7 +170,9 @@ def disturb(start, store, engine, moments, kills, places):
     """
     working, states, done = Archive(store).working, [], 0
     while True:
-        before, child = (len(starts(store)), len(finished(store))), start(store, engine)
+        # What an earlier kill has left there says nothing of the next one's moment.
+        left, before = folders_of_runs(), (len(starts(store)), len(finished(store)))
+        child = start(store, engine)
         victims, killed, below, moment = [], [], [], ""
         until = time.monotonic() + STUCK
         while done < kills and child.is_alive():
@@ -171,7 +181,7 @@ def disturb(start, store, engine, moments, kills, places):
                 victims = moments.choice([True, False]) and workers(child.pid, engine)
                 below = descendants(child.pid)
                 killed = [kill(victim) for victim in victims or [child.pid]]
-                moment = place(store)
+                moment = place(store, *(folders_of_runs() - left))
                 break
             assert time.monotonic() < until, "the process does nothing"
             time.sleep(0.005)
@@ -190,6 +200,7 @@ def disturb(start, store, engine, moments, kills, places):
             break
         assert child.exitcode == -signal.SIGKILL, "the process ended by itself; see its traceback"
     begun, last = starts(store), finished(store)
+    assert set(begun) == set(range(RUNS))
     for at, seeds, records in states:
         assert not seeds.intersection(begun[at:])
         assert records.items() <= last.items()
