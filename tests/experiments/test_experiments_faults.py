@@ -152,14 +152,24 @@ def folders_of_runs():
 
 def place(*stores):
     """Say what stores tell of the moment at which they are looked at."""
-    if any(path for store in stores for path in store.rglob("*.partial")):
+    paths = {path for store in stores for path in files_of(store)}
+    if any(path.suffix == ".partial" for path in paths):
         return "a file half written"
-    unfinished = {p for store in stores for p in (store / "unfinished" / STUDY).glob("*.json")}
-    if any(path.name in finished(path.parents[2]) for path in unfinished):
+    unfinished = [path for path in paths if path.parts[-3] == "unfinished"]
+    begun = [path for path in unfinished if path.suffix == ".json"]
+    if any(path.parents[2] / "records" / STUDY / path.name in paths for path in begun):
         return "a record written and its checkpoint not put away"
-    if any(path.with_suffix(".pt").is_file() for path in unfinished):
+    if any(path.with_suffix(".pt") in paths for path in begun):
         return "a run with a checkpoint"
-    return "a run without a checkpoint yet" if unfinished else "no run in this store"
+    return "a run without a checkpoint yet" if begun else "no run in this store"
+
+
+def files_of(store):
+    """List the files of a store; a worker that lives on may remove its own while we look."""
+    try:
+        return list(store.rglob("*"))
+    except FileNotFoundError:
+        return []
 
 
 def disturb(start, store, engine, moments, kills, places):
