@@ -199,7 +199,7 @@ benchmark: environment $(BENCHMARK)/.installed
 	$(BENCHMARK)/bin/python -m benchmarks.render
 
 throughput: environment
-	env -u OMP_WAIT_POLICY $(BIN) -m benchmarks.throughput
+	env -u OMP_WAIT_POLICY MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 $(BIN) -m benchmarks.throughput --output results/throughput.json
 
 clean:
 	rm -rf _build

@@ -65,7 +65,6 @@ p = setup(
         "laptop": {**mnist5k_training.SETTINGS["laptop"], "samples": 100, "dense": 1000},
     },
     allowed="dataset model images epochs samples seed".split(),
-    gpu=True,
 )
 
 import copy
@@ -525,8 +524,8 @@ plt.show()
 
 # %%
 study_profile = "smoke" if p.profile == "smoke" else "laptop"
-trained = run_study("mnist5k_training", study_profile, p.store)
-records = run_study("mnist5k_spectra", study_profile, p.store)
+trained = run_study("mnist5k_training", study_profile, p.store, device=p.device)
+records = run_study("mnist5k_spectra", study_profile, p.store, device=p.device)
 per_n = {}
 for record in records:
     per_n.setdefault(record.configuration["n"], []).append(record)

@@ -31,7 +31,7 @@
 profile = "laptop"  # smoke or laptop
 seed = 0  # draws the weights and the images
 samples = None  # images; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; None: the repository's own
 
 # %% tags=["remove-input"]
@@ -121,8 +121,8 @@ from paperkit.models.small import build_digit_network
 # The next cell computes both parts from their definitions, for a network of two hidden layers, and compares their sum with the Hessian that automatic differentiation gives.
 
 # %%
-model = build_digit_network("ReLU MLP", p.seed)
-inputs, targets = study.digits_batch(p.samples, p.seed)
+model = build_digit_network("ReLU MLP", p.seed).to(p.device)
+inputs, targets = (part.to(p.device) for part in study.digits_batch(p.samples, p.seed))
 n, C = len(inputs), study.CLASSES
 
 J = dense_jacobian(model, inputs)  # (n, C, d)
@@ -177,7 +177,7 @@ print(f"size of E relative to H: {number(E.norm() / H.norm())}")
 # %%
 F = torch.zeros_like(G)
 for y in range(C):
-    g = torch.einsum("icd,ic->id", J, prob - torch.eye(C, dtype=J.dtype)[y])  # (n, d)
+    g = torch.einsum("icd,ic->id", J, prob - torch.eye(C, device=p.device).to(J)[y])  # (n, d)
     F += torch.einsum("i,ia,ib->ab", prob[:, y], g, g) / n
 
 F_hat = dense_empirical_fisher(model, inputs, targets)
@@ -294,8 +294,10 @@ H_l = dense_hessian(model, inputs, targets, parameters=["3.weight"])
 G_l = dense_gauss_newton(model, inputs, parameters=["3.weight"])
 pairs = ((upper, "all parameters", H, G), (lower, "weights of the second layer", H_l, G_l))
 for axes, title, hessian, gauss_newton in pairs:
-    axes.plot(torch.linalg.eigvalsh(hessian).flip(0), lw=4, alpha=0.45, label="Hessian")
-    axes.plot(torch.linalg.eigvalsh(gauss_newton).flip(0), "k--", lw=1.2, label="Gauss–Newton")
+    axes.plot(torch.linalg.eigvalsh(hessian).flip(0).cpu(), lw=4, alpha=0.45, label="Hessian")
+    axes.plot(
+        torch.linalg.eigvalsh(gauss_newton).flip(0).cpu(), "k--", lw=1.2, label="Gauss–Newton"
+    )
     axes.set(title=title, xlabel="index of the eigenvalue", ylabel="eigenvalue")
     axes.set_yscale("symlog", linthresh=1e-3)
     axes.legend()
@@ -328,7 +330,7 @@ class Gated(torch.nn.Module):
 
 
 torch.manual_seed(0)
-layers = linearize(Gated().double(), inputs).layers
+layers = linearize(Gated().double().to(p.device), inputs).layers
 rows = {name: (layer.exact_block, layer.obstacle) for name, layer in layers.items()}
 table(["layer", "exact block", "what the library found"], rows)
 
@@ -371,7 +373,7 @@ class Centred(torch.nn.Module):
 torch.manual_seed(0)
 first, head = torch.nn.Linear(64, 8), torch.nn.Linear(8, C)
 parts = torch.nn.Flatten(), first, Centred(), torch.nn.ReLU(), head
-centred = torch.nn.Sequential(*parts).double()
+centred = torch.nn.Sequential(*parts).double().to(p.device)
 
 rows = {}
 for name, obstacle in study.decisions(centred, inputs).items():
@@ -414,7 +416,7 @@ a, B = use.inputs, use.output_jacobian  # (n, inputs), (n, C, outputs)
 J_l = torch.einsum("ico,ik->icok", B, a).flatten(2)
 R = layer.hessian_factor  # (n, C − 1, C)
 M = (R @ J_l).flatten(0, 1) / n**0.5
-eigenvalues = torch.linalg.eigvalsh(M @ M.T).flip(0)
+eigenvalues = torch.linalg.eigvalsh(M @ M.T).flip(0).cpu()
 
 spectrum = layer.spectrum()
 assert torch.allclose(spectrum.eigenvalues, eigenvalues[: spectrum.rank], rtol=1e-8, atol=1e-14)
@@ -424,7 +426,8 @@ print(spectrum)
 # Against the dense Hessian from automatic differentiation, eigenvalue by eigenvalue:
 
 # %%
-dense = torch.linalg.eigvalsh(dense_hessian(model, inputs, targets, parameters=["3.weight"]))
+block = dense_hessian(model, inputs, targets, parameters=["3.weight"])
+dense = torch.linalg.eigvalsh(block).cpu()
 error = float((dense.flip(0)[: spectrum.rank] - spectrum.eigenvalues).abs().max() / dense[-1])
 assert error < 1e-8
 print(f"largest error, relative to the largest eigenvalue: {number(error)}")
@@ -445,7 +448,7 @@ def of_twelve(activation):
     torch.manual_seed(p.seed)
     first, second, last = (torch.nn.Linear(*size) for size in ((64, 12), (12, 12), (12, C)))
     parts = torch.nn.Flatten(), first, activation, second, activation, last
-    return torch.nn.Sequential(*parts).double()
+    return torch.nn.Sequential(*parts).double().to(p.device)
 
 
 def rank_of_block(network, batch):
@@ -457,7 +460,7 @@ def rank_of_block(network, batch):
 covered, other = of_twelve(torch.nn.ReLU()), of_twelve(torch.nn.Tanh())
 rows = []
 for count in (2, 5, 10, 20, 50):
-    batch = study.digits_batch(count, p.seed)
+    batch = [part.to(p.device) for part in study.digits_batch(count, p.seed)]
     bound = min(count * (C - 1), 144)
     ranks = [rank_of_block(network, batch) for network in (covered, other)]
     assert ranks[0] <= bound and (ranks[1] > bound) == (count <= 10)

@@ -30,7 +30,7 @@
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the networks and the batches of the live cells
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; None: the repository's own
 engine = "in-process"  # who runs what is missing of the studies
 
@@ -76,7 +76,7 @@ from paperkit.models.small import BatchStandardization
 from paperkit.plotting import HEAT
 
 STUDIES = ("entropy_facts", "reparametrization", "reparametrization_digits")
-records = {name: run_study(name, p.profile, p.store, p.engine) for name in STUDIES}
+records = {name: run_study(name, p.profile, p.store, p.engine, device=p.device) for name in STUDIES}
 by_case: dict[str, list] = {}
 for record in records["reparametrization"] + records["reparametrization_digits"]:
     by_case.setdefault(record.configuration["case"], []).append(record.metrics)
@@ -138,7 +138,7 @@ def renyi(eigenvalues: Tensor, alpha: float) -> float:
 
 
 generator = torch.Generator(device="cpu").manual_seed(p.seed)
-both_signs = torch.randn(50, generator=generator, dtype=torch.float64, device="cpu")
+both_signs = torch.randn(50, generator=generator, dtype=torch.float64).to(p.device)
 for alpha in (0.25, 0.5, 1, 1.5, 2):
     assert abs(renyi(both_signs, alpha) - renyi_entropy(both_signs, alpha)) < 1e-12
 print("these lines and paperkit.estimators.renyi_entropy: difference below 1e-12")
@@ -152,8 +152,15 @@ print("these lines and paperkit.estimators.renyi_entropy: difference below 1e-12
 # What that means for a network, the next figure shows for one layer of a small ReLU network.
 # It is measured at three points of parameter space, at which the network computes the same function: as it was drawn at random; with one factor for each layer, $3$, $\frac12$ and $\frac23$; and with a factor for each hidden unit, $3$ and $\frac13$ in turn, which is taken out again where the unit's output is read.
 
+
 # %%
-problem = study.random_problem("relu", p.seed)
+def random_problem(name: str, *options: float) -> study.Problem:
+    drawn = study.random_problem(name, p.seed, *options)
+    parts = drawn.model, drawn.inputs, drawn.targets
+    return study.Problem(*(part.to(p.device) for part in parts))
+
+
+problem = random_problem("relu")
 network, batch = problem.model, (problem.inputs, problem.targets)
 layers, factors = symmetries.weight_names(network), (3.0, 1 / 2, 2 / 3)
 scaled = symmetries.rescale(network, symmetries.layerwise(network, factors))
@@ -176,7 +183,7 @@ for moved in (scaled, nodewise):
 fig, axes = plt.subplots(2, figsize=(5.5, 6.4), sharex=True)
 points = {"as drawn": network, "layer-wise factors": scaled, "node-wise factors": nodewise}
 for (title, model), style in zip(points.items(), ("-", "o", "s"), strict=True):
-    eigenvalues = study.spectrum(block(model, layers[1])).flip(0)
+    eigenvalues = study.spectrum(block(model, layers[1])).flip(0).cpu()
     eigenvalues = eigenvalues[eigenvalues > 0]
     label = f"{title}, $\\mathcal{{H}}_{{1/2}}$ = {renyi(eigenvalues, 0.5):.2f}"
     j = range(1, len(eigenvalues) + 1)
@@ -242,7 +249,7 @@ _ = axes[1].set_xlabel("index $j$")
 
 # %%
 d = 1000
-e1, e2, uniform = torch.zeros(3, d, dtype=torch.float64, device="cpu")
+e1, e2, uniform = torch.zeros(3, d, dtype=torch.float64, device=p.device)
 e1[0], e2[1], uniform[:] = 1.0, 1.0, 1.0 / d
 
 
@@ -436,7 +443,7 @@ assert abs(joint[1] / joint[0] - 1) > 0.01
 # Hence a rule that this book keeps: *a layer is its weights*, without the bias.
 
 # %%
-model = study.random_problem("relu_bias", p.seed).model
+model = random_problem("relu_bias").model
 moved = symmetries.rescale(model, symmetries.layerwise_with_biases(model, factors))
 assert (moved(batch[0]) - model(batch[0])).abs().max() < 1e-12
 rows = {}
@@ -479,7 +486,7 @@ def compare(before: nn.Module, after: nn.Module) -> tuple[float, float]:
 
 rows, columns = {}, ["change of the outputs", "of a layer's entropy"]
 for epsilon in (0.0, 1e-5, 1e-3, 1e-2):
-    model = study.random_problem("relu_norm", p.seed, epsilon).model
+    model = random_problem("relu_norm", epsilon).model
     for c in (3.0, 0.3, 0.05):
         scales = symmetries.layerwise(model, [c, 1, 1])
         rows[epsilon, c] = values = compare(model, symmetries.rescale(model, scales))
@@ -501,7 +508,7 @@ table(["ε", "scale", *columns], rows, spec=".2e", round_off=1e-10)
 # The paper does not say which it used.
 
 # %%
-model, rows = study.random_problem("relu_residual", p.seed).model, {}
+model, rows = random_problem("relu_residual").model, {}
 for text in ("3 1/2 2 1/3", "3 1/2 1 2/3"):
     scales = symmetries.layerwise(model, study.parse_factors(text))
     rows[text] = values = compare(model, symmetries.rescale(model, scales))
@@ -509,7 +516,7 @@ for text in ("3 1/2 2 1/3", "3 1/2 1 2/3"):
 table(["trunk, branch, branch, trunk", *columns], rows, spec=".2e", round_off=1e-10)
 
 # %%
-model, rows = study.random_problem("relu_residual", p.seed).model, {}
+model, rows = random_problem("relu_residual").model, {}
 model[1].branch.append(BatchStandardization(epsilon=0.0))
 for text in ("1 3 1/2 1", "2 3 1/2 1/2", "2 1 1 1/2"):
     scales = symmetries.layerwise(model, study.parse_factors(text))
@@ -545,7 +552,7 @@ class Knob(nn.Module):
         return nn.functional.gelu(self.running * t) / self.running
 
 
-gelu = study.random_problem("gelu", p.seed).model
+gelu = random_problem("gelu").model
 turned = nn.Sequential(gelu[0], Knob(2.0), gelu[2], Knob(2.0), gelu[4])
 halved = symmetries.rescale(gelu, symmetries.layerwise(gelu, (2.0, 1.0, 0.5)))
 for name, c in zip(layers, (2.0, 1.0, 0.5), strict=True):
@@ -564,7 +571,7 @@ print("scaling the weights is turning the knob: difference below 1e-12")
 # %% tags=["hide-input"]
 factors_c, curves = 2.0 ** np.linspace(-1, 1, p.points), {}
 for name in ("gelu", "tanh", "relu", "leaky_relu"):
-    problem_a = study.random_problem(name, p.seed)
+    problem_a = random_problem(name)
     start, curves[name] = study.measure(problem_a), []
     for c in factors_c:
         scales = symmetries.layerwise(problem_a.model, [c, 1, 1 / c])

@@ -33,7 +33,7 @@
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the eigenvectors; the probes have the seeds 0, 1, 2, …
 repeats = None  # repetitions of an experiment; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; None: the repository's own
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
@@ -64,6 +64,8 @@ from paperkit.linalg.rules import gauss_rule
 from paperkit.linalg.spectral_functions import power, t_log_t
 from paperkit.linalg.traces import hutch_plus_plus, hutchinson, krylov_deflation, xtrace
 from paperkit.plotting import COLORS, INK, landing_record
+
+real = {"dtype": torch.float64, "device": p.device}
 
 # %% [markdown]
 # A Hessian of a million parameters cannot be written down, but it can be multiplied with a vector for the price of two or three gradients.
@@ -111,15 +113,14 @@ from paperkit.plotting import COLORS, INK, landing_record
 
 # %% tags=["nbval-rtol=1e-6"]
 d = 1000
-eigenvalues = torch.arange(1, d + 1, dtype=torch.float64) ** -1.5
+eigenvalues = torch.arange(1, d + 1, **real) ** -1.5
 
 
 def matrix_with(eigenvalues: Tensor) -> Tensor:
     """Return a matrix with these eigenvalues and random eigenvectors."""
-    normal = torch.randn(
-        len(eigenvalues), len(eigenvalues), generator=generator_of(p.seed), dtype=torch.float64
-    )
-    vectors = torch.linalg.qr(normal).Q
+    size = len(eigenvalues)
+    normal = torch.randn(size, size, generator=generator_of(p.seed), dtype=torch.float64)
+    vectors = torch.linalg.qr(normal.to(p.device)).Q
     return (vectors * eigenvalues) @ vectors.T
 
 
@@ -151,8 +152,9 @@ table(["order", "exact entropy"], exact)
 # Take them all, and both equations are finite sums.
 
 # %%
-A = matrix_with(torch.linspace(-1, 2, 10, dtype=torch.float64))
-bits = torch.arange(2**10).unsqueeze(1) >> torch.arange(10) & 1
+A = matrix_with(torch.linspace(-1, 2, 10, **real))
+numbers, places = (torch.arange(count, device=p.device) for count in (2**10, 10))
+bits = numbers.unsqueeze(1) >> places & 1
 signs = 2.0 * bits.double() - 1
 samples = ((signs @ A) * signs).sum(dim=1)
 variance = 2 * (A.square().sum() - A.diagonal().square().sum())
@@ -160,7 +162,7 @@ variance = 2 * (A.square().sum() - A.diagonal().square().sum())
 assert torch.isclose(samples.mean(), A.trace(), rtol=1e-12)
 assert torch.isclose(samples.var(unbiased=False), variance, rtol=1e-12)
 
-probes = draw_probes(50, 10, generator_of(7))
+probes = draw_probes(50, 10, generator_of(7), device=p.device)
 assert math.isclose(hutchinson(A, 50, seed=7).value, float(((probes @ A) * probes).sum(1).mean()))
 
 # %% [markdown]
@@ -190,7 +192,7 @@ assert math.isclose(hutchinson(A, 50, seed=7).value, float(((probes @ A) * probe
 def lanczos_matrix(H: Tensor, v: Tensor, m: int) -> Tensor:
     """Return the m × m tridiagonal matrix of one starting vector."""
     basis = [v / v.norm()]
-    T = torch.zeros(m, m, dtype=v.dtype)
+    T = v.new_zeros(m, m)
     for j in range(m):
         image = H @ basis[-1]
         T[j, j] = basis[-1] @ image
@@ -203,7 +205,7 @@ def lanczos_matrix(H: Tensor, v: Tensor, m: int) -> Tensor:
     return T
 
 
-v = draw_probes(1, d, generator_of(0))
+v = draw_probes(1, d, generator_of(0), device=p.device)
 T = lanczos_matrix(H, v[0], 15)
 found = lanczos(H, v, 15)
 assert torch.allclose(found.matrices()[0], T, rtol=0, atol=1e-10)
@@ -238,8 +240,8 @@ for degree in range(2 * m + 1):
     vector = H @ vector
 
 library = gauss_rule(lanczos(H, v, m))
-assert torch.allclose(library.nodes[0], theta, atol=1e-12)
-assert torch.allclose(library.weights[0], d * w, rtol=1e-8)
+assert torch.allclose(library.nodes[0], theta.cpu(), atol=1e-12)
+assert torch.allclose(library.weights[0], d * w.cpu(), rtol=1e-8)
 
 # %% [markdown]
 # To see what a rule does, add the weights up from left to right.
@@ -256,7 +258,8 @@ def staircase(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 u = torch.linalg.eigh(H)
-of_measure = staircase(u.eigenvalues, (u.eigenvectors.T @ v[0]).square() / d)
+masses = (u.eigenvectors.T @ v[0]).square() / d
+of_measure = staircase(u.eigenvalues.cpu(), masses.cpu())
 
 # %%
 of_rules = {}
@@ -306,7 +309,7 @@ plt.show()
 def estimate(H: Tensor, alpha: float, k: int = 100, m: int = 15) -> float:
     """Return the Rényi entropy of a positive semidefinite matrix, estimated."""
     numerator = denominator = 0.0
-    for v in draw_probes(k, len(H), generator_of(0)):
+    for v in draw_probes(k, len(H), generator_of(0), device=p.device):
         theta, s = torch.linalg.eigh(lanczos_matrix(H, v, m))
         w = len(H) * s[0].square()
         numerator += float((w * theta**alpha).sum()) / k
@@ -414,7 +417,7 @@ assert abs(float(as_printed) - library[0.5].value - math.log(100 / d)) < 1e-10
 def on_diagonal(values: Tensor, m: int, **options):
     """Return the rules of m steps on the diagonal matrix of these values."""
     size = len(values)
-    D = FunctionOperator(values.mul, size, positive_semidefinite=True)
+    D = FunctionOperator(values.mul, size, device=values.device, positive_semidefinite=True)
     return stochastic_lanczos_quadrature(D, steps=m, **options)
 
 
@@ -463,7 +466,7 @@ plt.show()
 # The bracket is what does it: without it, five steps at order ½ miss more often than not.
 
 # %% tags=["nbval-rtol=1e-6"]
-small = torch.arange(1, 201, dtype=torch.float64) ** -1.5
+small = torch.arange(1, 201, **real) ** -1.5
 M, truth = matrix_with(small), renyi_entropy(small, 0.5)
 inside = {"with the bracket": 0, "without": 0}
 for run in range(p.repeats):
@@ -492,14 +495,14 @@ def slope(values: Tensor, first: int, last: int) -> float | None:
     """Return the slope of log λ against log j; None if there are too few."""
     if int((values > 0).sum()) < last:
         return None
-    x = torch.arange(first, last + 1, dtype=torch.float64).log()
+    x = torch.arange(first, last + 1, **real).log()
     x = x - x.mean()
     return float((x @ values[first - 1 : last].log()) / (x @ x))
 
 
 recorded, layers, rows = landing_record(p.store).metrics, {}, {}
 for name in recorded["layers"]:
-    nonzero = torch.tensor(recorded["eigenvalues"][name], dtype=torch.float64)
+    nonzero = torch.tensor(recorded["eigenvalues"][name], **real)
     zeros = nonzero.new_zeros(recorded["dimension"][name] - len(nonzero))
     layers[name] = torch.cat([nonzero, zeros])
     steep, steeper = slope(layers[name], 1, 50), slope(layers[name], 100, 400)
@@ -656,7 +659,8 @@ for alpha in (0.5, 0.9, 0.99, 1.1, 1.5):
         common.append(renyi_entropy_estimate(q, alpha).value)
         trace, own = (float(x.trace(power(1))) for x in (other, q))
         independent.append(common[-1] - alpha / (1 - alpha) * math.log(trace / own))
-    spread = [float(torch.tensor(values).std()) for values in (common, independent)]
+    sets = (torch.tensor(values, device=p.device) for values in (common, independent))
+    spread = [float(values.std()) for values in sets]
     rows.append((alpha, *spread, spread[1] / spread[0]))
 assert all(row[3] > 1 for row in rows) and rows[2][2] > renyi_entropy(small, 0.99)
 table(["order", "spread, common probes", "spread, second probe", "ratio"], rows, spec=".3f")
@@ -692,7 +696,7 @@ assert abs(shannon.value - renyi_entropy_estimate(quadrature, 1.0001).value) < 1
 # The Radau rule has a node at 0, so its end of the bracket is not fooled in the same way, and the width of the bracket gives the failure away.
 
 # %% tags=["nbval-rtol=1e-5"]
-singular = torch.cat([torch.linspace(0.001, 1, 50), torch.zeros(d - 50)]).double()
+singular = torch.cat([torch.linspace(0.001, 1, 50, **real), torch.zeros(d - 50, **real)])
 random = on_diagonal(singular, 15, probes=100, distribution="sphere")
 rows = []
 for alpha in (0.0001, 0.1, 0.3, 0.5, 1.5):
@@ -734,8 +738,8 @@ table([*columns, "reliable"], rows)
 # XTrace by its definition, and against the library:
 
 # %%
-k, A = 6, matrix_with(torch.linspace(-0.5, 3, 40, dtype=torch.float64) ** 3)
-probes = draw_probes(k, 40, generator_of(1), distribution="sphere")
+k, A = 6, matrix_with(torch.linspace(-0.5, 3, 40, **real) ** 3)
+probes = draw_probes(k, 40, generator_of(1), distribution="sphere", device=p.device)
 samples = []
 for i in range(k):
     others = torch.cat([probes[:i], probes[i + 1 :]])
@@ -759,7 +763,7 @@ errors = {name: [] for name in METHODS}
 for name, method in METHODS.items():
     for products in (12, 24, 60):
         runs = [float(method(M, products, seed=run)) for run in range(p.repeats)]
-        relative = torch.tensor(runs, dtype=torch.float64) / small.sum() - 1
+        relative = torch.tensor(runs, **real) / small.sum() - 1
         errors[name].append(100 * relative.square().mean().sqrt())
 assert all(x < h for x, h in zip(errors["XTrace"], errors["Hutchinson"], strict=True))
 table(["error in percent", "12 products", "24 products", "60 products"], errors, spec=".3f")
@@ -773,11 +777,11 @@ table(["error in percent", "12 products", "24 products", "60 products"], errors,
 # An error from $r$ repetitions has itself a noise of about one part in $\sqrt{2r}$, which stands in the last column:
 
 # %% tags=["nbval-rtol=1e-5"]
-flat = matrix_with(torch.linspace(-1, 1, 200, dtype=torch.float64))
+flat = matrix_with(torch.linspace(-1, 1, 200, **real))
 spread = {}
 for name, method in METHODS.items():
-    runs = [method(flat, 60, seed=run) for run in range(p.repeats)]
-    spread[name] = float(torch.tensor([float(run) for run in runs]).square().mean().sqrt())
+    runs = [float(method(flat, 60, seed=run)) for run in range(p.repeats)]
+    spread[name] = float(torch.tensor(runs, device=p.device).square().mean().sqrt())
 noise = 1 / math.sqrt(2 * p.repeats)
 least = min(spread.values())
 assert spread["Hutchinson"] * (1 - 2 * noise) < least * (1 + 2 * noise)
@@ -798,14 +802,14 @@ table(["60 products", "error of a trace that is 0", "± "], rows, spec=".2f")
 # %%
 pairs = top_eigenpairs(H, 3)
 assert bool(pairs.converged.all())
-assert float((pairs.eigenvalues - eigenvalues[:3]).abs().max()) < 1e-6
+assert float((pairs.eigenvalues - eigenvalues[:3].cpu()).abs().max()) < 1e-6
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Density of eigenvalues of two clusters, one wide around zero and one narrow around two, on a logarithmic scale, with a band of three standard errors; the exact broadened density lies within the band but for the left flank, where it leaves it at a few points."}, "figure": {"caption": "Spectral density from 20 probes and 40 steps, with a band of three standard errors, and the exact one, both broadened by a Gaussian of width 0.1. A bulk of 950 eigenvalues around 0, negative ones among them, and 50 around 2.", "name": "fig-est-density"}}
 generator = generator_of(1)
 bulk = 0.5 * torch.randn(950, generator=generator, dtype=torch.float64)
 cluster = 2 + 0.1 * torch.randn(50, generator=generator, dtype=torch.float64)
-both = torch.cat([bulk, cluster])
-grid = torch.linspace(-2.5, 3, 221, dtype=torch.float64)
+both = torch.cat([bulk, cluster]).to(p.device)
+grid = torch.linspace(-2.5, 3, 221, **real)
 B = matrix_with(both)
 rules = stochastic_lanczos_quadrature(B, probes=20, steps=40)
 density = spectral_density(rules, grid, 0.1)
@@ -814,6 +818,7 @@ exact_density = (-0.5 * ((grid[:, None] - both) / 0.1) ** 2).exp().mean(1) / (
 )
 figure, axes = plt.subplots(figsize=(5.5, 3.4))
 low, high = (density.value + sign * 3 * density.standard_error for sign in (-1, 1))
+grid, exact_density = grid.cpu(), exact_density.cpu()
 axes.fill_between(grid, low.clamp(min=1e-4), high, alpha=0.35, label="three standard errors")
 axes.plot(grid, density.value, label="estimate")
 axes.plot(grid, exact_density, "k:", lw=1.2, label="exact")

@@ -33,7 +33,7 @@
 profile = "laptop"  # smoke or laptop
 seed = 0  # draws the weights and the images
 samples = None  # images; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; this chapter makes none
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
@@ -65,6 +65,7 @@ from paperkit.models.untied import operator_matrix, untie
 
 checked = Comparisons()
 agree = checked.agree
+real = {"dtype": torch.float64, "device": p.device}
 
 # %% [markdown]
 # The four papers of this book measure different things: eigenvalues of a Hessian block, lengths of gradients in a curved metric, traces, singular values of a Jacobian.
@@ -182,8 +183,8 @@ plt.show()
 # The brute force differentiates every output by itself.
 
 # %%
-model = build_digit_network("residual, frozen batch norm", p.seed)
-data = inputs, targets = study.digits_batch(p.samples, p.seed)
+model = build_digit_network("residual, frozen batch norm", p.seed).to(p.device)
+data = inputs, targets = study.digits_batch(p.samples, p.seed, p.device)
 linearization = linearize(model, inputs, input_jacobians=True, all_parameters=True)
 
 layers, n, C = linearization.layers, *linearization.outputs.shape
@@ -233,7 +234,7 @@ def gauss_newton_product(name: str, V: Tensor) -> Tensor:
 
 
 H = {name: dense_hessian(model, *data, parameters=[f"{name}.weight"]) for name in layers}
-V = {name: draw_probes(3, W[name].numel(), generator_of(0)) for name in layers}
+V = {k: draw_probes(3, w.numel(), generator_of(0), device=p.device) for k, w in W.items()}
 shaped = {name: V[name].view(-1, *layers[name].weight_shape) for name in layers}
 agree(
     "Gauss–Newton block times a vector",
@@ -360,7 +361,7 @@ grid = [step / 20 for step in range(2, 81)]
 estimates = estimators.renyi_sharpness(model, data, orders, method="lanczos", probes=100)
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.2))
 for name, values in eigenvalues.items():
-    upper.semilogy(range(1, len(values) + 1), values, label=name, **styles[name])
+    upper.semilogy(range(1, len(values) + 1), values.cpu(), label=name, **styles[name])
     lower.plot(grid, [float(entropy(values, alpha)) for alpha in grid], **styles[name])
     for alpha, one in estimates[name].items():
         low, high = one.bracket
@@ -446,7 +447,7 @@ agree("Jacobian in every parameter", blocks, brute_force=brute_force, library=li
 M = (R @ torch.cat([blocks[name] for name in names], dim=2)).flatten(0, 1) / n**0.5
 F = dense_gauss_newton(model, inputs)
 theta = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-identity = torch.eye(len(theta), dtype=theta.dtype)
+identity = torch.eye(len(theta), **real)
 operator = FisherOperator(model, data)
 agree("Fisher matrix of all parameters", M.T @ M, brute_force=F, library=operator(identity))
 
@@ -521,7 +522,7 @@ def projected_sharpness(linearization, targets: Tensor) -> tuple[Tensor, int]:
 
 # %% tags=["nbval-rtol=1e-6"]
 rows, of_batch = [], {}
-for batch in (data, study.digits_batch(60, p.seed)):
+for batch in (data, study.digits_batch(60, p.seed, p.device)):
     one = linearize(model, batch[0], all_parameters=True)
     igs, rank = projected_sharpness(one, batch[1])
     of_batch[len(batch[1])] = igs
@@ -538,8 +539,9 @@ table(["$n$", "rows of $M$", "rank", "IGS", r"$\sum_i (e^{\ell_i} - 1)$", "metho
 
 # %%
 # Random images reach more patterns of the ReLUs than digits, so that only the 33 directions remain.
-many = 3 * torch.randn(250, *inputs.shape[1:], generator=generator_of(0), dtype=inputs.dtype)
-some_labels = torch.zeros(250, dtype=torch.int64)
+drawn = torch.randn(250, *inputs.shape[1:], generator=generator_of(0), dtype=inputs.dtype)
+many = 3 * drawn.to(p.device)
+some_labels = torch.zeros(250, dtype=torch.int64, device=p.device)
 one = linearize(model, many, all_parameters=True)
 assert projected_sharpness(one, some_labels)[1] == len(theta) - 33
 
@@ -561,12 +563,12 @@ assert projected_sharpness(one, some_labels)[1] == len(theta) - 33
 parameters = {name: q.detach() for name, q in model.named_parameters()}
 conv, head = parameters["conv.weight"], parameters["head.weight"]
 unmoved = []
-for column in torch.eye(17, dtype=theta.dtype):  # the features and the bias
+for column in torch.eye(17, **real):  # the features and the bias
     logits = column.expand(10, 17)
     unmoved.append({"head.weight": logits[:, :16], "head.bias": logits[:, 16]})
 
 # %%
-for own in torch.eye(4, dtype=theta.dtype):  # a channel of each convolution
+for own in torch.eye(4, **real):  # a channel of each convolution
     grown = []
     for name, number, norm in (("stem", "norm1", model.norm1), ("conv", "norm2", model.norm2)):
         deviation = (norm.running_var + norm.eps).sqrt()
@@ -729,7 +731,7 @@ figure, axes = plt.subplots(figsize=(5.5, 3.8))
 for (name, marker), color in zip(
     {"stem": "o", "conv": "s", "head": "^"}.items(), plotting.COLORS, strict=False
 ):
-    whole, part = (torch.linalg.matrix_norm(v[name], ord=2) for v in (X, through_layer))
+    whole, part = (torch.linalg.matrix_norm(v[name], ord=2).cpu() for v in (X, through_layer))
     axes.plot(whole, part, marker, ms=5, color=color, mfc="none", label=name)
 ends = axes.get_xlim()
 axes.plot(ends, ends, color="0.5", lw=1, ls=":", zorder=0)
@@ -894,7 +896,7 @@ def every_pair(name: str) -> Tensor:
     patches = a[name].mT.flatten(0, 1)
     if use.module.bias is not None:
         patches = functional.pad(patches, (0, 1), value=1.0)
-    total = torch.zeros(())
+    total = torch.zeros((), device=p.device)
     for own in s:  # the columns of one sample, with the patches of all
         pairs = torch.einsum("ih,jk->ijhk", own, patches).flatten(2)
         total = total + (pairs.mT @ pairs).sum(dim=0)
@@ -1059,7 +1061,8 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 # `certified` says that the theorem applies, and `holds` that the left side is not above the right.
 
 # %% tags=["nbval-rtol=1e-6"]
-networks = {"dense": build_digit_network("ReLU MLP", p.seed), "convolution": model}
+dense_network = build_digit_network("ReLU MLP", p.seed).to(p.device)
+networks = {"dense": dense_network, "convolution": model}
 rows = {}
 for kind, sharing in (("dense", "tied"), ("convolution", "tied"), ("convolution", "operator")):
     terms = compression.compression_terms(networks[kind], data)

@@ -33,7 +33,7 @@
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the starting points and one basis
 starts = None  # starting points of the runs in five dimensions; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; this chapter makes none
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
@@ -57,9 +57,11 @@ from paperkit.linalg.probes import generator_of
 from paperkit.optim import ASAM, SAM, SASAM, SASGD, EigenSAM, GradientRegularization
 from paperkit.plotting import COLORS, INK, QUIET
 
+real = {"dtype": torch.float64, "device": p.device}
+
 
 def vector(*entries: float) -> Tensor:
-    return torch.tensor(entries, dtype=torch.float64)
+    return torch.tensor(entries, **real)
 
 
 # %% [markdown]
@@ -265,7 +267,7 @@ print("after 50 steps:", [round(value, 4) for value in points[-1].tolist()])
 # %%
 eta, rho, steps = 0.5, 0.3, 400
 u = vector(0.05, 0.5, 1, 1.5, 1.95)[:, None]
-line = torch.eye(1, dtype=torch.float64)
+line = torch.eye(1, **real)
 points = run(line, torch.full_like(u, 1.1), steps, u, normalised(rho)).squeeze(2)  # λ = 1, η = u
 cycle = (u * rho / (2 - u)).squeeze(1)
 # What is left of the start: 0.95⁴⁰⁰ = 1e-9.
@@ -296,7 +298,7 @@ print("an exceptional start:", exception.squeeze().tolist())
 # The graph of un-normalised ascent is itself a ray; unless it is the diagonal, it meets the diagonal at the minimum alone.
 
 # %%
-curves, orbits, grid = {}, {}, torch.linspace(0, 7.4, 400, dtype=torch.float64)
+curves, orbits, grid = {}, {}, torch.linspace(0, 7.4, 400, **real)
 for u, begins in ((0.5, (5.0, 7.0)), (1.4, (5.0,))):  # λ = 1 and ρ = 1
     curves[u] = ((1 - u) * grid - u).abs()
     for start in begins:
@@ -310,12 +312,12 @@ assert all(abs(orbits[u, 5.0][-1] - u / (2 - u)) < 1e-2 for u in curves)
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two cobwebs with the present distance on the horizontal axis and the next one on the vertical axis. Above, a step of one half: the graph falls from one half to zero at the distance one, then rises with slope one half. A staircase from five lands on the falling branch and closes in on its crossing with the diagonal at one third; a dotted one from seven goes over three and one to zero. Below, a step of 1.4: the graph rises with slope 0.4 from 1.4, and a staircase from five closes in on its crossing with the diagonal at 2.33."}, "figure": {"caption": "SAM on a line, for $\\lambda = \\rho = 1$: each distance to the minimum (horizontal) and the next one (vertical). Solid staircases start at 5 and end where the graph crosses the diagonal, in the two-cycle. The dotted one is the exceptional start 7, which meets the zero of the graph. Dashed: the diagonal.", "name": "fig-quad-cobweb"}}
 figure, panels = plt.subplots(2, figsize=(5.5, 6.6), sharex=True)
 for axes, (u, graph) in zip(panels, curves.items(), strict=True):
-    axes.plot(grid, grid, color=QUIET, ls="--", lw=1)
-    axes.plot(grid, graph, color=INK, ls="-", lw=1.6)
+    axes.plot(grid.cpu(), grid.cpu(), color=QUIET, ls="--", lw=1)
+    axes.plot(grid.cpu(), graph.cpu(), color=INK, ls="-", lw=1.6)
     for (own, start), path in orbits.items():
         if own == u:
-            corners = path.repeat_interleave(2)
-            heights = torch.cat([vector(0), corners[2:]])
+            corners = path.cpu().repeat_interleave(2)
+            heights = [0, *corners[2:]]
             exceptional = start == 7.0
             color, style = (COLORS[2], ":") if exceptional else (COLORS[1], "-")
             axes.plot(corners[:-1], heights, color=color, ls=style, lw=1.3 + exceptional)
@@ -333,18 +335,18 @@ plt.show()
 # %%
 dots = []
 for k in (0.0, 0.4, 1.0, 2.5, 8.0):  # rλ = k ηλ
-    u = torch.linspace(0.15, 2.25, 15, dtype=torch.float64)
+    u = torch.linspace(0.15, 2.25, 15, **real)
     u = u[k * u < 4.2]
     shrank = run(torch.diag(u), torch.ones_like(u), 200, 1.0, proportional(k))[-1].abs() < 1
     assert torch.equal(shrank, u + k * u**2 < 2)  # the theorem, with λ = u and η = 1
-    dots.append((u, k * u, shrank))
+    dots.append((u.cpu(), k * u.cpu(), shrank.cpu()))
 ascents = {
     u: 1 / run(line, vector(5), 16, u, normalised(1.0)).abs().squeeze(1) for u in (0.5, 0.8, 1.4)
 }
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Above: the plane of step times curvature and ascent times curvature. A falling curve from the top left to the point two, zero separates a shaded stable region from the rest. Filled dots of converged runs lie below it and hollow ones of diverged runs above. A square lies inside, at one half and 0.71, a triangle on the curve at one, one. Below: three curves of SAM's effective ascent against the step, which start from one point near zero and settle on three dashed horizontal lines, the two higher ones after damped oscillations."}, "figure": {"caption": "The edge of stability. Above: un-normalised ascent converges in the shaded region, in units of the inverse curvature; each dot is one eigenvalue of a run of gradient regularisation (filled: the coordinate shrank). The square and the triangle are a variant of SA-SAM that comes at the end of this chapter. Below: the ascent that SAM takes, in the same units, moves on to the edge for each step size and stays there.", "name": "fig-quad-edge"}}
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.8))
-grid = torch.linspace(0.01, 2, 400, dtype=torch.float64)
+grid = torch.linspace(0.01, 2, 400, device="cpu")
 upper.fill_between(grid, 2 / grid - 1, color="#cfd4dc", alpha=0.6, linewidth=0)
 upper.plot(grid, 2 / grid - 1, color=INK, label="edge")
 for u, ascent, shrank in dots:
@@ -355,7 +357,7 @@ for c, marker in ((2, "s"), (1, "^")):
 upper.set(xlim=(0, 2.4), ylim=(-0.15, 4.4))
 upper.set(xlabel="step $\\eta\\lambda$", ylabel="ascent $r\\lambda$")
 for u, ascent in ascents.items():
-    lower.plot(ascent, marker="o", ms=3, label=f"{u}")
+    lower.plot(ascent.cpu(), marker="o", ms=3, label=f"{u}")
     lower.axhline((2 - u) / u, color=QUIET, ls="--", lw=1)
 lower.set(xlabel="step $t$", ylabel="ascent of SAM, $r_t \\lambda$", ylim=(0, 5.4))
 upper.legend(loc="upper right", bbox_to_anchor=(1.02, 0.9))
@@ -449,7 +451,8 @@ plt.show()
 
 # %%
 spectrum = vector(10, 7, 4, 2, 1)
-draw = torch.randn(5 + p.starts, 5, generator=generator_of(p.seed), dtype=torch.float64)
+generator, shape = generator_of(p.seed), (5 + p.starts, 5)
+draw = torch.randn(shape, generator=generator, dtype=torch.float64).to(p.device)
 basis, starting_points = torch.linalg.qr(draw[:5]).Q, draw[5:]
 H = basis * spectrum @ basis.T
 eta, rho, steps = 0.15, 0.2, 300
@@ -457,7 +460,7 @@ points = run(H, starting_points, steps, eta, normalised(rho))  # (steps + 1, sta
 library, _ = follow_quadratic(lambda w: SAM(w, rho=rho, lr=eta), H, starting_points[0], 60)
 assert distance(points[:61, 0], library) < 1e-9
 
-z = points * (-1.0) ** torch.arange(steps + 1)[:, None, None]
+z = points * (-1.0) ** torch.arange(steps + 1, device=p.device)[:, None, None]
 Psi = (z**2).sum(2) - 0.5 * eta * ((z @ H) * z).sum(2) - eta * rho * (z @ H).norm(dim=2)
 d = z.diff(dim=0)
 assert (Psi[1:] <= Psi[:-1] - 0.5 * eta * ((d @ H) * d).sum(2) + 1e-13).all()
@@ -473,10 +476,10 @@ print(f"{p.starts} starts of {p.starts} end in the cycle on the top eigenvector"
 # For the multipliers we differentiate the step itself at each cycle, in the basis of eigenvectors; the diagonal is $1 - u$, of $\theta$, where $\lvert\theta\rvert$ has $u - 1$.
 
 # %% tags=["nbval-rtol=1e-6"]
-formula, measured = torch.zeros(5, 5).double(), torch.zeros(5, 5).double()
+formula, measured = torch.zeros(2, 5, 5, **real)
 H = torch.diag(spectrum)
 for j in range(5):
-    at = a[j] * torch.eye(5, dtype=torch.float64)[j]
+    at = a[j] * torch.eye(5, **real)[j]
     measured[j] = jacrev(lambda theta: run(H, theta, 1, eta, normalised(rho))[1])(at).diagonal()
     u, s = eta * spectrum[j], spectrum / spectrum[j]
     formula[j] = 1 - u * s - (2 - u) * s**2
@@ -497,21 +500,22 @@ table(["cycle on the eigenvalue", *(f"along {name}" for name in names)], rows)
 # %%
 H, eta, rho = torch.diag(vector(2, 4)), 0.35, 0.4
 points = run(H, vector(1.5, 0.01), 60, eta, normalised(rho))
-z = points * (-1.0) ** torch.arange(61)[:, None]
+z = points * (-1.0) ** torch.arange(61, device=p.device)[:, None]
 a = [eta * value * rho / (2 - eta * value) for value in (2, 4)]
 assert (z[-1] - vector(0, a[1])).norm() < 1e-12
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two contour plots of the same trajectory in two dimensions. Above, contours of the loss are ellipses; the points zigzag from the right towards the minimum and end on two circles, above and below it on the vertical axis, the sharp direction. Below, contours of another function with two wells on the vertical axis, circled, and two saddles on the horizontal one, crossed; with every second point reflected, the path first runs along the horizontal axis to a saddle and then turns up into the upper well."}, "figure": {"caption": "Sixty steps of SAM with $\\lambda = 4$ (vertical) and 2 (horizontal). Above: the trajectory on the contours of the loss; circles mark the two-cycle in which it ends. Below: the same points with every second one reflected, on the contours of $\\Psi$. Now it is plain descent: first to a saddle (cross), which is the two-cycle on the flat direction, then up into a well (circle), the one on the sharp direction.", "name": "fig-quad-cycle"}}
-axis = torch.linspace(-1.15, 1.15, 161, dtype=torch.float64)
+axis = torch.linspace(-1.15, 1.15, 161, **real)
 x, y = torch.meshgrid(1.5 * axis, axis, indexing="xy")
 mesh = torch.stack([x, y], dim=2)
 loss = 0.5 * ((mesh @ H) * mesh).sum(2)
 Psi = (mesh**2).sum(2) - eta * (loss + rho * (mesh @ H).norm(dim=2))
 figure, panels = plt.subplots(2, figsize=(5.5, 7.6), sharex=True)
 shown = (points, loss, "$\\theta_t$ on the loss"), (z, Psi, "$z_t$ on $\\Psi$")
+x, y = x.cpu(), y.cpu()
 for axes, (path, height, title) in zip(panels, shown, strict=True):
-    axes.contour(x, y, height, levels=18, colors="#b4bac4", linewidths=0.8, linestyles="solid")
-    axes.plot(*path.T, color=COLORS[0], lw=0.9, ls="-", marker="o", ms=3)
+    axes.contour(x, y, height.cpu(), levels=18, colors="#b4bac4", linewidths=0.8, linestyles="-")
+    axes.plot(*path.T.cpu(), color=COLORS[0], lw=0.9, ls="-", marker="o", ms=3)
     axes.set(title=title, ylabel="sharp direction", aspect="equal")
     axes.grid(visible=False)
     axes.plot([0, 0], [a[1], -a[1]], "o", ms=11, mfc="none", mew=2, color=COLORS[2], ls="none")
@@ -811,10 +815,10 @@ for make in (adaptive(SAM, rho=0.3, lr=0.1), adaptive(SASAM, full_batch=True)):
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Above: distance to the minimum against the step, on a logarithmic axis. Gradient descent and gradient regularisation fall without end; SAM and SA-SAM fall a little and stay on a level near one fifth and one eighth. Below: loss of the two-cycle against the curvature on two logarithmic axes. SAM's rises with the cube of the curvature and then faster, to a dotted vertical line. The two curves of SA-SAM are horizontal, at one half and at one thirty-sixth. Dots of measured runs lie on the curves."}, "figure": {"caption": "Above: distance to the minimum on $H = \\mathrm{diag}(4, 1)$, for step size 0.2 (SA-SAM chooses its own), $\\rho = 0.3$, $r = 0.2$. Below: the loss of the final two-cycle against the curvature; curves are the theorems, dots are runs of the library after 40 steps. For SAM $\\eta = 0.1$ and $\\rho = 0.3$, and the dotted line is gradient descent's edge.", "name": "fig-quad-distance"}}
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.8))
 for (name, path), style in zip(paths.items(), (":", "--", "-", "-."), strict=True):
-    upper.semilogy(path.norm(dim=1), label=name, ls=style)
+    upper.semilogy(path.norm(dim=1).cpu(), label=name, ls=style)
 upper.set(xlabel="step $t$", ylabel="distance to the minimum", ylim=(1e-9, 3))
 upper.legend(loc="lower left")
-grid = torch.logspace(-0.5, math.log10(19.7), 200, dtype=torch.float64)
+grid = torch.logspace(-0.5, math.log10(19.7), 200, dtype=torch.float64, device="cpu")
 a = 0.1 * grid * 0.3 / (2 - 0.1 * grid)
 lower.loglog(grid, 0.5 * grid * a**2, color=COLORS[2], ls="-")
 lower.text(2.6, 8e-4, "SAM", color=INK)

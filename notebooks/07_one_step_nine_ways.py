@@ -33,7 +33,7 @@
 profile = "laptop"  # smoke or laptop
 seed = 0  # draws the weights and the images
 samples = None  # images; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; this chapter makes none
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
@@ -66,6 +66,8 @@ from paperkit.curvature import dense_gauss_newton
 from paperkit.experiments.studies import curvature_blocks as study
 from paperkit.linearize import linearize
 from paperkit.optim import ASAM, IGSAM, RSAM, SAM, SASAM, SASGD, EigenSAM, GradientRegularization
+
+real = {"dtype": torch.float64, "device": p.device}
 
 # %% [markdown]
 # A sharpness-aware method looks at the loss somewhere else before it moves.
@@ -114,14 +116,14 @@ from paperkit.optim import ASAM, IGSAM, RSAM, SAM, SASAM, SASGD, EigenSAM, Gradi
 
 # %%
 def network_and_batch(samples: int, seed: int):
-    inputs, targets = study.digits_batch(samples, seed)
+    inputs, targets = study.digits_batch(samples, seed, p.device)
     torch.manual_seed(seed)
     layers = {"stem": nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False)}
     layers |= {"norm1": nn.BatchNorm2d(4), "tanh1": nn.Tanh()}
     layers |= {"conv": nn.Conv2d(4, 4, 2, stride=2, bias=False)}
     layers |= {"norm2": nn.BatchNorm2d(4), "tanh2": nn.Tanh()}
     layers |= {"flat": nn.Flatten(), "head": nn.Linear(16, 10)}
-    model = nn.Sequential(OrderedDict(layers)).double()
+    model = nn.Sequential(OrderedDict(layers)).double().to(p.device)
     model(inputs)  # in training mode: the normalisations meet their statistics
     return model.eval(), inputs, targets
 
@@ -195,7 +197,7 @@ def using(kind, **options):
 # %% tags=["nbval-rtol=1e-6"]
 def hessian(loss, theta: Tensor) -> Tensor:
     product = lambda v: jvp(grad(loss), (theta,), (v,))[1]  # noqa: E731
-    return vmap(product)(torch.eye(len(theta), dtype=theta.dtype))
+    return vmap(product)(torch.eye(len(theta), **real))
 
 
 g, H = gradient(theta), hessian(loss, theta)
@@ -350,7 +352,7 @@ def power_iterations(gradient, theta: Tensor) -> Tensor:
     """Return v after five iterations from the library's random start."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     shapes = [q.shape for q in model.parameters()]
-    draws = [torch.randn(shape, generator=generator) for shape in shapes]
+    draws = [torch.randn(shape, generator=generator).to(p.device) for shape in shapes]
     v = parameters_to_vector(draws).double()
     for _ in range(5):
         v = v / v.norm()
@@ -486,15 +488,16 @@ assert ((difference(unit_g, 1e-4) - D1) / 1e-4 - D2 / 2).norm() < 1e-2 * D2.norm
 assert ((central(unit_g, 1e-2) - D1) / 1e-4 - D3 / 6).norm() < 1e-2 * D3.norm()
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Relative error of a Hessian product against the distance of the difference, both axes logarithmic. The one-sided difference falls with slope one as the distance shrinks, the central one with slope two, each on a thin predicted line, until both turn up along a dotted line of slope minus one."}, "figure": {"caption": "The error of a Hessian product from differences of gradients, relative to its length, against the distance τ. Thin lines are the predicted leading terms; dotted, one unit of round-off in g over τ; both differences lie some units above it, because a gradient is a sum of many terms. A vertical line marks the library's default.", "name": "fig-step-order"}}
-distances = torch.logspace(-9, -0.5, 35, dtype=torch.float64)
+distances = torch.logspace(-9, -0.5, 35, dtype=torch.float64, device="cpu")
+size = float(D1.norm())
 figure, axes = plt.subplots(figsize=(5.5, 3.8))
 cases = (("one-sided", difference, D2 / 2, 1, "o"), ("central", central, D3 / 6, 2, "s"))
 for (label, rule, leading, order, marker), color in zip(cases, plotting.COLORS[:3:2], strict=True):
     errors = [distance(D1, rule(unit_g, float(t))) for t in distances]
     axes.loglog(distances, errors, marker, ms=4, color=color, label=label)
-    predicted = distances**order * leading.norm() / D1.norm()
+    predicted = distances**order * float(leading.norm()) / size
     axes.loglog(distances, predicted, "-", lw=1, color=color)
-floor = round_off * g.norm() / D1.norm() / distances
+floor = round_off * float(g.norm()) / size / distances
 axes.loglog(distances, floor, ":", color=plotting.QUIET, label="round-off / τ")
 axes.axvline(tau, color=plotting.QUIET, lw=1)
 axes.set(xlabel="distance τ", ylabel="relative error of Hg", ylim=(1e-13, 10))
@@ -785,11 +788,11 @@ epsilon["SA-SGD"] = 0 * g
 
 # %%
 def parabola(curvature: float, c: float, floor: float) -> None:
-    point = torch.tensor([1 / math.sqrt(c * curvature) / (2 * c - 1)], dtype=torch.float64)
-    hessian = torch.tensor([[curvature]], dtype=torch.float64)
+    point = torch.tensor([1 / math.sqrt(c * curvature) / (2 * c - 1)], **real)
+    hessian = torch.tensor([[curvature]], **real)
     adaptive = lambda w: SASAM(w, eta0=1 / (c * curvature), damping=c)  # noqa: E731
     points, _ = follow_quadratic(adaptive, hessian, point, 5)
-    signs = torch.tensor([1, -1, 1, -1, 1, -1])[:, None]
+    signs = torch.tensor([1, -1, 1, -1, 1, -1], device=p.device)[:, None]
     assert (points - signs * point).abs().max() < 1e-13 * point
     assert (curvature / 2 * points**2 - floor).abs().max() < 1e-13
     points, _ = follow_quadratic(adaptive, hessian, 7.3 * point, 50)  # from somewhere else
@@ -823,10 +826,8 @@ for name in nine:
     entry = taken.optimizer.log[-1]
     logged = [entry.perturbation_norm, entry.cosine, entry.regularizer]
     rise = float(g @ e) / (2 if name == "GR" else 1)  # μ‖g‖² = ½ gᵀ(2μg)
-    ours = torch.tensor([float(e.norm()), cosine(e, g), rise], dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.tensor(logged, dtype=torch.float64), ours, rtol=1e-10, atol=0, equal_nan=True
-    )
+    ours = [float(e.norm()), cosine(e, g), rise]
+    torch.testing.assert_close(logged, ours, rtol=1e-10, atol=0, equal_nan=True)
     logged = [value or 0 for value in logged]  # a zero that is exact, and no round-off
     length = (taken.weights - theta).norm()
     rows[name] = *logged, length, taken.closures, taken.evaluations, taken.forwards
@@ -860,7 +861,7 @@ assert [k for k in nine if lengths[k] == 0] == ["SGD", "SA-SGD"]
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels. Above: arrows from the origin in the plane of the gradient and the top eigenvector. SAM, GR, RSAM and SA-SAM reach one on the horizontal axis. Eigen-SAM points about eleven degrees upwards and reaches the dotted circle of radius one. IGSAM and ASAM lie on the horizontal axis within two percent and end at 0.8 and 0.6. Below: dots on a logarithmic axis give the lengths, from 0.018 for GR over about 0.05 for IGSAM, SAM and Eigen-SAM and 0.52 for ASAM to 1.3 for RSAM and 2.6 for SA-SAM; SGD and SA-SGD stay where they are."}, "figure": {"caption": "The nine perturbations. Above: their directions, projected on the plane of the gradient (horizontal) and the top eigenvector (vertical); an arrow that lies in the plane ends on the dotted circle. Below: their lengths, on a logarithmic axis.", "name": "fig-step-plane"}}
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6.8))
-angle = torch.linspace(-0.2, 0.5, 100)
+angle = torch.linspace(-0.2, 0.5, 100, device="cpu")
 upper.plot(angle.cos(), angle.sin(), color=plotting.QUIET, ls=":", lw=1)
 shifts = {"SAM": 6, "Eigen-SAM": 9, "IGSAM": -15, "ASAM": -15}
 for (name, shift), color in zip(shifts.items(), plotting.COLORS, strict=False):
@@ -897,7 +898,7 @@ assert abs(cosine(epsilon["RSAM, exact"], g)) < 1e-13
 # %% tags=["hide-input"] mystnb={"image": {"alt": "A matrix of cosines between nine directions. The gradient, SAM with p = 3 and Eigen-SAM are close to each other; the two forms of ASAM are close to each other and at about 0.6 to the gradient; the exact direction of RSAM and the top eigenvector are at right angles to the gradient."}, "figure": {"caption": "The cosines between the perturbations; the stronger the colour, the larger the absolute value. The first row stands for SAM, GR, RSAM and SA-SAM alike. The last row is no method, but the top eigenvector of the Hessian, in the direction in which the loss rises.", "name": "fig-step-cosines"}}
 names = [name.split(":")[0] for name in directions]
 figure, axes = plt.subplots(figsize=(5.5, 4.8))
-axes.imshow(cosines.abs(), cmap=plotting.HEAT, vmin=0, vmax=1, aspect="auto")
+axes.imshow(cosines.abs().cpu(), cmap=plotting.HEAT, vmin=0, vmax=1, aspect="auto")
 for i, row in enumerate(cosines.tolist()):
     for j, value in enumerate(row):
         text, color = f"{round(value, 2) + 0.0:.2f}", "white" if abs(value) > 0.5 else "black"
@@ -931,7 +932,7 @@ def sharpnesses(theta: Tensor) -> Tensor:
     igs = estimators.information_geometric_sharpness(network, (inputs, targets))
     renyi = -estimators.renyi_entropy(values, alpha)
     found = [loss(theta), values[-1], renyi, ratio(gradient(theta)), igs]
-    return torch.tensor([float(x) for x in found], dtype=theta.dtype)
+    return torch.tensor([float(x) for x in found], **real)
 
 
 here, rows = sharpnesses(theta), {}
@@ -1008,7 +1009,8 @@ table(["images", "seed", *found], changes, spec=".2f")
 # %% tags=["nbval-rtol=1e-5"]
 rows = {}
 for images in (64, 32):
-    own = torch.tensor([row for k, row in changes.items() if k[0] == images])
+    own = [row for key, row in changes.items() if key[0] == images]
+    own = torch.tensor(own, device=p.device)
     for name, column in zip(found, own.T, strict=True):
         spread = column.std(correction=min(1, len(column) - 1))
         falls = f"{int((column < 0).sum())} of {len(column)}"
@@ -1019,14 +1021,14 @@ table(["images", "change in percent along", *columns], rows, spec=".2f")
 
 # %%
 if p.networks == 5:  # the numbers of the text below
-    every = torch.tensor(list(changes.values()))
+    every = torch.tensor(list(changes.values()), device=p.device)
     assert [round(float(x), 1) for x in (every.min(), every.max())] == [-3.4, 5.7]
     falling = (every < 0).sum(dim=0)
     assert falling.min() > 0 and falling.max() < len(every)
     along = dict(zip(found, every.view(2, 5, -1).permute(2, 0, 1), strict=True))
     means, deviations = along["g"].mean(dim=1), along["g"].std(dim=1)
-    assert (means - torch.tensor([0.1, 1.1])).abs().max() < 0.06
-    assert (deviations - torch.tensor([0.8, 0.7])).abs().max() < 0.06
+    assert (means - torch.tensor([0.1, 1.1], device=p.device)).abs().max() < 0.06
+    assert (deviations - torch.tensor([0.8, 0.7], device=p.device)).abs().max() < 0.06
     assert bool((along["g"][1] > 0).all())
     assert (along["ASAM"][0] < 0).sum() == (along["ASAM"][1] > 0).sum() == 4
 
@@ -1069,7 +1071,7 @@ def rise(epsilon: Tensor) -> float:
     return float(loss(theta + epsilon) - loss(theta))
 
 
-lengths = torch.logspace(-2.3, 0.6, 40, dtype=torch.float64)
+lengths = torch.logspace(-2.3, 0.6, 40, **real)
 curves = {"g": g} | {k: epsilon[k] for k in ("ASAM", "Eigen-SAM", "IGSAM", "RSAM, exact")}
 curves["top eigenvector"] = uphill
 rises = {name: [rise(x * d / d.norm()) for x in lengths] for name, d in curves.items()}
@@ -1083,7 +1085,7 @@ offsets = {"Eigen-SAM": (-4, 16)} | dict.fromkeys(("IGSAM", "ASAM", "RSAM, exact
 styles = [*zip(plotting.COLORS, plotting.LINE_STYLES, strict=True)]
 styles.append((plotting.QUIET, (0, (8, 3))))  # of the eigenvector, which is no method
 for (name, curve), (color, line) in zip(rises.items(), styles, strict=True):
-    axes.loglog(lengths, curve, color=color, ls=line, label=name)
+    axes.loglog(lengths.cpu(), curve, color=color, ls=line, label=name)
     for method in marked[name]:
         axes.plot(*marks[method], "o", ms=5, color=color)
         shift = offsets.get(method, (-4, 5))
@@ -1112,7 +1114,8 @@ def at(epsilon: Tensor) -> Tensor:
 
 
 names = [name for name, q in model.named_parameters() for _ in range(q.numel())]
-covered = torch.tensor([name.rpartition(".")[0] in linear.layers for name in names])
+covered = [name.rpartition(".")[0] in linear.layers for name in names]
+covered = torch.tensor(covered, device=p.device)
 F, top = dense_gauss_newton(model, inputs)[covered][:, covered], tilted(v_top, unit_g)
 F_eigenvalues, F_basis = torch.linalg.eigh(F)
 
@@ -1235,7 +1238,7 @@ if p.samples == 64 and p.seed == 0:  # a remark of the text below
 # %%
 network = deepcopy(model)
 optimizer = SAM(network.parameters(), rho=rho, lr=eta)
-scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+scaler = torch.amp.GradScaler(p.device.type, init_scale=1024.0)
 
 
 def scaled() -> None:

@@ -52,7 +52,6 @@ p = setup(
     },
     allowed=["seed", "runs", "steps", "step_size", "radius"],
     threads=1,
-    gpu=True,
 )
 
 import copy
@@ -186,7 +185,7 @@ def drawn(batch: int | None, draws: torch.Generator) -> Tensor | slice:
     if batch is None:
         return slice(None)
     # Drawn on the CPU, because a seed then means the same batches on every device.
-    return torch.randint(500, (batch,), generator=draws, device="cpu").to(p.device)
+    return torch.randint(500, (batch,), generator=draws).to(p.device)
 
 
 def train(seed: int, rho: float = 0.0, batch: int | None = None, **options: Any) -> tuple:

@@ -31,7 +31,7 @@
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the networks, the spectra and the probes
 steps = None  # steps of training; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; None: the repository's own
 
 # %% tags=["remove-input"]
@@ -83,6 +83,7 @@ from paperkit.experiments import records_of
 from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.plotting import COLORS, INK, QUIET, landing_record
 
+real = {"dtype": torch.float64, "device": p.device}
 generator, checked = generator_of(p.seed), Comparisons()
 
 # %% [markdown]
@@ -177,7 +178,7 @@ def entropy(eigenvalues: Tensor, alpha: float) -> float:
 
 recorded = landing_record(p.store).metrics
 spectra = {
-    name: torch.tensor([x for x in values if x], dtype=torch.float64)
+    name: torch.tensor([x for x in values if x], **real)
     for name, values in recorded["eigenvalues"].items()
 }
 fc = spectra["fc"]
@@ -274,7 +275,7 @@ for alpha in (0.5, 1.5):
     (gradient,) = torch.autograd.grad((power - alpha * sum_) / (1 - alpha), logs)
     moved = torch.empty_like(fc)
     for j in range(len(fc)):
-        change = 1e-4 * (torch.arange(len(fc)) == j).double()
+        change = 1e-4 * (torch.arange(len(fc), device=p.device) == j).double()
         up, down = (renyi_entropy(fc * (sign * change).exp(), alpha) for sign in (1, -1))
         moved[j] = (up - down) / 2e-4
     pulls_here = {"brute_force": gradient, "library": moved, "tolerance": 1e-6}
@@ -294,7 +295,7 @@ for at, name in limits.items():
 upper.set_xticks([0, 1 / 3, 0.5, 0.6, 2 / 3, 0.8, 1], ["0", "½", "1", "3/2", "2", "4", "∞"])
 upper.set(xlabel="order $\\alpha$", ylabel="entropy (nats)")
 for alpha, name in ((0.25, "¼"), (0.5, "½"), (1, "1"), (2, "2")):
-    sizes = pulls[alpha].abs()
+    sizes = pulls[alpha].abs().cpu()
     lower.semilogx(range(1, len(fc) + 1), (sizes / sizes.sum()).cumsum(0), label=f"order {name}")
 lower.set(xlabel="index of the eigenvalue", ylabel="weight of the pulls up to it")
 lower.legend()
@@ -357,14 +358,14 @@ def largest_bend(q: Tensor, alpha: float) -> tuple[float, Tensor]:
     Z, slope = (q**alpha).sum(), q ** (alpha - 1)
     second = -alpha * torch.diag(q ** (alpha - 2)) / Z
     second += alpha**2 / (alpha - 1) * slope.outer(slope) / Z**2
-    ones = torch.ones(len(q), 1, dtype=q.dtype)
+    ones = q.new_ones(len(q), 1)
     basis = torch.linalg.qr(ones, mode="complete").Q[:, 1:]  # orthogonal to the ones
     bends, vectors = torch.linalg.eigh(basis.T @ second @ basis)
     return float(bends[-1]), basis @ vectors[:, -1]
 
 
 def random_shares(d: int) -> Tensor:
-    draws = torch.rand(d, generator=generator, dtype=torch.float64) ** 3 + 1e-3
+    draws = torch.rand(d, generator=generator, dtype=torch.float64).to(p.device) ** 3 + 1e-3
     return draws / draws.sum()
 
 
@@ -384,10 +385,10 @@ for d in (3, 10, 40):
 assert all(entropy(values, 0) - entropy(values, 2) > 3 for values in spectra.values())
 
 # %%
-corners = torch.tensor([[-0.5, 0.0], [0.5, 0.0], [0.0, 0.75**0.5]], dtype=torch.float64)
+corners = torch.tensor([[-0.5, 0.0], [0.5, 0.0], [0.0, 0.75**0.5]], **real)
 side = 150
 lattice = [(i, j, side - i - j) for i in range(side + 1) for j in range(side + 1 - i)]
-triples = torch.tensor(lattice, dtype=torch.float64) / side
+triples = torch.tensor(lattice, **real) / side
 plane = (triples @ corners).T  # where each spectrum is drawn
 fields = {
     0.5: 2 * triples.sqrt().sum(1).log(),
@@ -395,10 +396,12 @@ fields = {
     2: -triples.square().sum(1).log(),
     math.inf: -triples.amax(1).log(),
 }
-point = torch.tensor([0.62, 0.30, 0.08], dtype=torch.float64)
+point = torch.tensor([0.62, 0.30, 0.08], **real)
 hexagon = torch.stack([point[list(order)] for order in permutations(range(3))]) @ corners
 around = hexagon - corners.mean(0)
 hexagon = hexagon[torch.atan2(around[:, 1], around[:, 0]).argsort()]
+corners, hexagon, plane = corners.cpu(), hexagon.cpu(), plane.cpu()
+fields = {alpha: field.cpu() for alpha, field in fields.items()}
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two triangles whose corners are spectra with one eigenvalue. Above, five curves through the six permutations of one point: a hexagon, and around it closed convex curves of orders one half, one, two and infinity, which touch it at its corners. Below, level lines of order two: circles around the centre, with three shaded regions at the corners outside of one of them."}, "figure": {"caption": "Spectra of three eigenvalues: the corners have one that is not zero, the centre has three equal ones. Above: spectra with the same entropy as (0.62, 0.30, 0.08), marked with its permutations, at four orders. Each curve bounds a convex set, and all contain the hexagon of its averages; between the curves the orders disagree. Below: level lines of order 2, which is not concave in the shaded corners.", "name": "fig-entropy-simplex"}}
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 8.6))
@@ -461,9 +464,9 @@ print(f"{turned} of {pairs} pairs are ranked differently by the orders ½ and 3/
 # A rotation of the coordinates changes neither trace, and a positive factor cancels.
 
 # %%
-factor = torch.randn(8, 8, generator=generator, dtype=torch.float64)
-H = factor @ factor.T + 0.1 * torch.eye(8, dtype=torch.float64)
-root = torch.from_numpy(scipy.linalg.sqrtm(H.numpy()))
+factor = torch.randn(8, 8, generator=generator, dtype=torch.float64).to(p.device)
+H = factor @ factor.T + 0.1 * torch.eye(8, **real)
+root = torch.tensor(scipy.linalg.sqrtm(H.cpu().numpy()), **real)
 assert distance(H, root @ root) < 1e-12
 powers = {0.5: root, 1.5: H @ root, 2.0: H @ H}
 for alpha, power in powers.items():
@@ -520,7 +523,7 @@ for alpha, power in powers.items():
 
 # %%
 digits = load("digits", dtype=torch.float64, seed=p.seed)
-images, labels = digits.train.inputs[:60], digits.train.targets[:60]
+images, labels = (x[:60].to(p.device) for x in (digits.train.inputs, digits.train.targets))
 
 
 class Standardize(nn.Module):
@@ -541,7 +544,7 @@ def network(activation=nn.ReLU, norm=nn.Identity, another: int = 0) -> nn.Module
     ends = ((16, 8), (8, 8), (8, 10))
     first, second, third = (nn.Linear(*pair, bias=False) for pair in ends)
     body = [first, norm(), activation(), second, norm(), activation(), third]
-    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *body).double()
+    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), *body).double().to(p.device)
 
 
 # %%
@@ -559,9 +562,8 @@ for alpha in (0.5, 1, 2):
     assert whole < pinched < diagonal
     assert math.isclose(library.pinching(G, sizes, alpha).right, pinched, rel_tol=1e-6)
     rows[alpha] = whole, pinched, diagonal
-layers = torch.stack(
-    [torch.tensor(entropy(torch.linalg.eigvalsh(b).clamp(min=0), 1)) for b in blocks]
-)
+alone = [entropy(torch.linalg.eigvalsh(block).clamp(min=0), 1) for block in blocks]
+layers = torch.tensor(alone, **real)
 chained = float(-(w * w.log()).sum() + (w * layers).sum())
 assert math.isclose(chained, rows[1][1], rel_tol=1e-6)
 table(["order", "all weights", "blocks of layers", "diagonal"], rows, spec=".3f")
@@ -604,7 +606,7 @@ def mixed(eigenvalues: Tensor, alpha: float) -> float:
 
 
 # %%
-example, rows = torch.tensor([4.0, 2.0, 1.0, -1.0], dtype=torch.float64), {}
+example, rows = torch.tensor([4.0, 2.0, 1.0, -1.0], **real), {}
 for alpha in (0.5, 0.8, 0.99, 1.01, 1.3, 2.0):
     absolute = entropy(example, alpha)
     added = -alpha / (1 - alpha) * math.log(1 - 2 * negative_share(example))
@@ -616,7 +618,7 @@ for alpha in (0.5, 0.8, 0.99, 1.01, 1.3, 2.0):
     clamped, shifted = entropy(example.clamp(min=0), alpha), entropy(example + 1, alpha)
     assert distance(clamped, renyi_entropy(example, alpha, policy="clamp")) < 1e-12
     rows[alpha] = absolute, clamped, shifted, mixed(example, alpha)
-beyond = torch.tensor([1.0, -4.0], dtype=torch.float64)  # s is 4/5
+beyond = torch.tensor([1.0, -4.0], **real)  # s is 4/5
 assert math.isclose(mixed(beyond, 2.0), -math.log(17 / 9)) and math.isnan(mixed(beyond, 1.5))
 table(["order", "|H|", "clamped", "shifted", "mixed"], rows, spec=".3f")
 
@@ -815,7 +817,7 @@ live = kept["ReLU", "live", times[-1]]
 W, g = live[2].weight.detach(), gradients(live)[0]
 H = dense_hessian(live, images, labels, parameters=weights[:1])
 for unit in range(8):  # multiply one unit's weights
-    A = (torch.arange(8) == unit).double().repeat_interleave(16)
+    A = (torch.arange(8, device=p.device) == unit).double().repeat_interleave(16)
     v = A * W.flatten()
     assert distance(-A * g.flatten(), H @ v) < 1e-9 and abs(v @ H @ v) < 1e-9 * H.norm()
 assert float(torch.linalg.eigvalsh(H)[0]) < 0
@@ -945,8 +947,8 @@ table(["steps", *names], rows, spec=".3f")
 # %% tags=["nbval-rtol=1e-3"]
 alpha, k, repeats = 0.9, 100, 100
 values, vectors = whole.eigenvalues.abs(), whole.eigenvectors
-probes = draw_probes(2 * k * repeats, len(values), generator_of(p.seed + 1))
-squares = (probes @ vectors).square()
+signs = draw_probes(2 * k * repeats, len(values), generator_of(p.seed + 1), device=p.device)
+squares = (signs @ vectors).square()
 N, D = ((squares @ f).reshape(2, repeats, k).mean(-1) for f in (values**alpha, values))
 common = (N[0].log() - alpha * D[0].log()) / (1 - alpha)
 second = (N[0].log() - alpha * D[1].log()) / (1 - alpha)  # denominator from other probes
@@ -965,15 +967,14 @@ for column, name in enumerate(("mixed policy", "second probe")):
     values = [row[column] for row in rows.values()]
     upper.semilogy([*map(str, times)], values, ("o-", "s--")[column], label=name)
 upper.set(xlabel="steps of gradient descent", ylabel="coefficient")
-orders = torch.tensor([0.8 + 0.0025 * j for j in range(181) if j != 80], dtype=torch.float64)
+orders = torch.tensor([0.8 + 0.0025 * j for j in range(181) if j != 80], **real).cpu()
 for axes, matrix in ((middle, first), (lower, whole)):
-    exact = torch.tensor([entropy(matrix.eigenvalues, a) for a in orders.tolist()])
+    exact = orders.new_tensor([entropy(matrix.eigenvalues, a) for a in orders.tolist()])
     width = probe_coefficient(matrix) * orders / (1 - orders).abs()
     grey = axes.fill_between(orders, exact - width, exact + width, color="0.85", lw=0)
     axes.plot(orders, exact, color=INK)
     axes.set(ylim=(0, 5.8), xlabel="order $\\alpha$", ylabel="entropy (nats)")
-    for end in (0.9, 1.2):
-        axes.axvline(end, color=QUIET, lw=1, ls=":")
+    axes.vlines((0.9, 1.2), 0, 5.8, color=QUIET, lw=1, ls=":")
 for side in (orders < 1, orders > 1):
     values = [mixed(whole.eigenvalues, a) for a in orders[side].tolist()]
     (dashed,) = lower.plot(orders[side], values, "--", color=COLORS[2])
@@ -1031,8 +1032,9 @@ assert distance(three["trained"](images), three["same function"](images)) < 1e-1
 def gap(model: nn.Module) -> tuple[float, float]:
     """Return the training loss, and by how much the loss on the test images exceeds it."""
     loss = half_squared_error(model(images), goals)
-    unseen = one_hot(digits.test.targets, 10).double()
-    return float(loss), float(half_squared_error(model(digits.test.inputs), unseen) - loss)
+    unseen, classes = digits.test.inputs.to(p.device), digits.test.targets.to(p.device)
+    on_test = half_squared_error(model(unseen), one_hot(classes, 10).double())
+    return float(loss), float(on_test - loss)
 
 
 data, rows, first_layers = ((images, goals), "half_squared_error"), {}, {}
@@ -1075,14 +1077,14 @@ def rise(model: nn.Module, lengths: Tensor) -> list[float]:
     return rises
 
 
-lengths = torch.linspace(0, 0.05, 41, dtype=torch.float64)
+lengths = torch.linspace(0, 0.05, 41, **real)
 rises = {name: rise(model, lengths) for name, model in three.items()}
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels for three networks. Above, the sorted eigenvalues of the first layer on logarithmic axes: three curves of the same shape, one above the other. Below, the rise of the loss along the steepest direction of the first layer: almost flat for the trained network, a little steeper for three times the outputs, and very steep for the same function in other units."}, "figure": {"caption": "Three networks with equal entropies of every layer at every order. Above: the spectrum of the first layer. Below: the rise of the loss when the first layer’s weights move along its steepest direction, averaged over the two ways to go.", "name": "fig-entropy-scale"}}
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 7.0))
 for (name, spectrum), style in zip(first_layers.items(), ("-", "--", "-."), strict=True):
     upper.loglog(range(1, 1 + len(spectrum)), spectrum, style, label=name)
-    lower.plot(lengths, rises[name], style, label=name)
+    lower.plot(lengths.cpu(), rises[name], style, label=name)
 upper.set(xlabel="index $j$", ylabel="eigenvalue")
 lower.set(xlabel="length of the step", ylabel="rise of the loss")
 upper.legend()

@@ -31,7 +31,7 @@
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the network, the spectra, the sample and its labels
 samples = None  # samples that are memorised; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; this chapter makes none
 
 # %% tags=["remove-input"]
@@ -76,11 +76,12 @@ from paperkit.experiments import records_of
 from paperkit.linalg.probes import generator_of
 from paperkit.plotting import INK
 
+real = {"dtype": torch.float64, "device": p.device}
 generator, checked = generator_of(p.seed), Comparisons()
 
 
 def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(p.device)
 
 
 # %% [markdown]
@@ -138,11 +139,12 @@ def normal(*shape: int) -> Tensor:
 # A verdict in the folded list has the size of the misfit.
 
 # %%
-network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(**real)
 for parameter in network.parameters():
     parameter.data = normal(*parameter.shape)
-inputs, targets = normal(30, 3), torch.arange(30, device="cpu") % 2
-W, bias, U = network[0].weight.detach(), network[0].bias, library.haar_matrices(3, 1, p.seed)[0]
+inputs, targets = normal(30, 3), torch.arange(30, device=p.device) % 2
+W, bias = network[0].weight.detach(), network[0].bias
+U = library.haar_matrices(3, 1, p.seed)[0].to(p.device)
 
 
 def loss_at(weight: Tensor) -> Tensor:
@@ -230,11 +232,12 @@ table(["n", "width of the bound", "largest probability to fail"], rows)
 
 # %%
 def draw(n: int) -> tuple[Tensor, Tensor]:
-    return normal(n, 10), torch.randint(2, (n,), generator=generator, device="cpu")
+    return normal(n, 10), torch.randint(2, (n,), generator=generator).to(p.device)
 
 
 (memory, labels), held_out = draw(p.samples), draw(p.samples)
-biases, rotations = -0.5 * memory.square().sum(dim=1), library.haar_matrices(10, 10, p.seed)
+biases = -0.5 * memory.square().sum(dim=1)
+rotations = library.haar_matrices(10, 10, p.seed).to(p.device)
 
 
 def moved_loss(data: tuple[Tensor, Tensor], rho: float) -> float:
@@ -494,8 +497,8 @@ plt.show()
 
 # %%
 def signed_permutations(k: int) -> Tensor:
-    identity = torch.eye(k, dtype=torch.float64, device="cpu")
-    signs = [torch.tensor(s, dtype=torch.float64) for s in product((-1.0, 1.0), repeat=k)]
+    identity = torch.eye(k, **real)
+    signs = [torch.tensor(s, **real) for s in product((-1.0, 1.0), repeat=k)]
     return torch.stack(
         [s[:, None] * identity[list(o)] for o in permutations(range(k)) for s in signs]
     )
@@ -503,7 +506,7 @@ def signed_permutations(k: int) -> Tensor:
 
 def relative_flatness(W: Tensor, H: Tensor) -> Tensor:
     h, k = W.shape
-    traces = torch.einsum("sitj,ij->st", H.reshape(h, k, h, k), torch.eye(k, dtype=H.dtype))
+    traces = torch.einsum("sitj,ij->st", H.reshape(h, k, h, k), torch.eye(k, **real))
     return (W @ W.T * traces).sum()
 
 
@@ -530,7 +533,7 @@ table(["ρ", "mean rise / ρ²", "κ / 2k", "difference"], rows, spec=".6f")
 # Turn the eigenvectors, keep the eigenvalues, and look.
 
 # %%
-turns = library.haar_matrices(len(H), 4, p.seed)
+turns = library.haar_matrices(len(H), 4, p.seed).to(p.device)
 rows = {"as it is": H} | {f"basis {i + 1}": turn @ H @ turn.T for i, turn in enumerate(turns)}
 rows = {
     name: (renyi_entropy(torch.linalg.eigvalsh(M), 1.5), float(relative_flatness(W, M)) / 6)
@@ -599,7 +602,7 @@ for alpha in (0.25, 0.5, 1.5, 2.0, 3.0):
         eigenvalues = normal(d).exp() ** 2
         ours = torch.stack(chain(eigenvalues, alpha))
         steps = library.determinant_chain(eigenvalues, alpha)
-        theirs = torch.tensor([steps[0].left, *(s.right for s in steps)], dtype=torch.float64)
+        theirs = torch.tensor([steps[0].left, *(s.right for s in steps)], **real)
         assert distance(theirs, ours) < 1e-12 and (ours.diff() > 0).all()
 print("these lines and paperkit.bounds.renyi.determinant_chain: difference below 1e-12")
 
@@ -633,15 +636,15 @@ print("these lines and paperkit.bounds.renyi.determinant_chain: difference below
 
 # %%
 def family(t: float) -> Tensor:
-    return torch.tensor([4 - 3 * t, t, t, t], dtype=torch.float64)
+    return torch.tensor([4 - 3 * t, t, t, t], **real)
 
 
 curves = []
 for step in range(61):
     t = 10 ** (-step / 30)  # from 1, equal eigenvalues, to 0.01
     curves.append((renyi_entropy(family(t), 0.5), *map(float, chain(family(t), 0.5))))
-columns = [torch.tensor(column) for column in zip(*curves, strict=True)]
-signs = [(column.diff() > 0).tolist() for column in (columns[0], columns[1], columns[-1])]
+columns = [*zip(*curves, strict=True)]
+signs = [[after > before for before, after in pairwise(columns[i])] for i in (0, 1, -1)]
 assert not any(signs[0] + signs[1]) and all(signs[2])  # entropy and log det fall, printed rises
 rows = {t: (renyi_entropy(family(t), 0.5), *chain(family(t), 0.5)) for t in (1.0, 0.3, 0.05)}
 table(["t", "entropy", "log det", "d log(Tr/d)", "sharper", "printed"], rows, spec=".3f")
@@ -774,11 +777,11 @@ table(["d", "printed A / exact rise"], rows)
 # As $1 - \cos z \le z^2 / 2$, the posterior's training loss is at most $\pi^2 r^2 / 4n$.
 
 # %%
-few = torch.arange(6, dtype=torch.float64) % 2  # the labels, and the weights that recall them
+few = torch.arange(6, **real) % 2  # the labels, and the weights that recall them
 H = torch.func.hessian(lambda w: (1 - (math.pi * (w - few)).cos()).mean() / 2)(few)
-assert distance(math.pi**2 / 12 * torch.eye(6, dtype=torch.float64), H) < 1e-12
+assert distance(math.pi**2 / 12 * torch.eye(6, **real), H) < 1e-12
 n, r, alpha, rows = 2000, 0.1, 0.5, {}
-eigenvalues = torch.full((n,), math.pi**2 / (2 * n), dtype=torch.float64)
+eigenvalues = torch.full((n,), math.pi**2 / (2 * n), **real)
 training, log_volume = (math.pi * r) ** 2 / (4 * n), log_ball(n) + n * math.log(r)
 determinant, *_, by_entropy = map(float, chain(eigenvalues, alpha))
 point = (0.5, training, 0.0, eigenvalues, log_volume, n, delta)
@@ -899,7 +902,7 @@ table(["rise of the loss", "A, trace frozen"], {f"{rise:.4f}": [before]})
 # %%
 rho, rows = 0.01, {}
 for n in (500, 2000):
-    eigenvalues = torch.full((n,), math.pi**2 / (2 * n), dtype=torch.float64)
+    eigenvalues = torch.full((n,), math.pi**2 / (2 * n), **real)
     R = 0.5 * math.sqrt(n) + rho / math.sqrt(float(eigenvalues[0]))
     KL = n * math.log(R / rho) + 0.5 * float(eigenvalues.log().sum())
     volumes = log_ball(n) + n * math.log(R), log_ball(n) + n * math.log(rho)

@@ -31,7 +31,7 @@
 profile = "laptop"  # smoke or laptop
 seed = 0  # draws the matrices and the probes
 images = None  # on which a kept network is measured live; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; None: the repository's own
 
 # %% tags=["remove-input"]
@@ -84,7 +84,7 @@ from paperkit.linearize.costs import layer_groups
 from paperkit.network import get_loss
 from paperkit.plotting import INK, QUIET, layer_styles
 
-records = run_study("renyi_quadrature_error", p.profile, p.store)
+real = {"dtype": torch.float64, "device": p.device}
 
 # %% [markdown]
 # The Rényi paper {cite:p}`renyi2025` never sees the spectrum that it takes the entropy of.
@@ -146,7 +146,8 @@ def algorithm_1(
 ):
     """Return an entropy from k probes and m steps; each of the last keywords brings a slip back."""
     d, generator = len(H), generator_of(seed)
-    v, g = (draw_probes(k, d, generator, distribution="sphere") / d**0.5 for _ in range(2))
+    unit = {"distribution": "sphere", "device": p.device}
+    v, g = (draw_probes(k, d, generator, **unit) / d**0.5 for _ in range(2))
     found = lanczos(H, v, m)
     beta = found.off_diagonal  # β_2, …, β_(m+1)
     if early:
@@ -170,13 +171,13 @@ def matrix_with(eigenvalues: Tensor) -> Tensor:
     """Return a matrix with these eigenvalues, and zeros, and random eigenvectors."""
     size = 2 * len(eigenvalues)
     normal = torch.randn(size, size, generator=generator_of(p.seed), dtype=torch.float64)
-    vectors = torch.linalg.qr(normal).Q[:, : len(eigenvalues)]
+    vectors = torch.linalg.qr(normal.to(p.device)).Q[:, : len(eigenvalues)]
     return (vectors * eigenvalues) @ vectors.T
 
 
-falling = torch.arange(1, 201, dtype=torch.float64) ** -1.5
+falling = torch.arange(1, 201, **real) ** -1.5
 H = matrix_with(falling)
-indefinite = matrix_with(falling * torch.tensor([1, -1]).repeat(100))
+indefinite = matrix_with(falling * torch.tensor([1, -1], device=p.device).repeat(100))
 
 # %% tags=["nbval-rtol=1e-5"]
 slips = {
@@ -268,7 +269,7 @@ assert abs(renyi_entropy(falling, 1e-6) - math.log(200)) < 1e-3
 
 # %%
 setting, path = mnist5k_spectra.kept_checkpoint("laptop", p.store)
-digits = mnist5k_training.load_images(setting, dtype=torch.float64)
+digits = mnist5k_training.load_images(setting, p.device, torch.float64)
 network = mnist5k_training.load_trained(setting, path, digits)
 some = digits.train.inputs[: p.images], digits.train.targets[: p.images]
 
@@ -276,7 +277,7 @@ rows = linearize(network, some[0]).layers["conv1"].rows()
 block = rows.T @ rows / p.images
 values, vectors = torch.linalg.eigh(block)
 zero = values < 1e-10 * values[-1]
-probes = draw_probes(5, len(block), generator_of(p.seed), distribution="sphere")
+probes = draw_probes(5, len(block), generator_of(p.seed), distribution="sphere").to(block)
 z = probes @ vectors
 few = torch.cat([z[:, ~zero], z[:, zero].norm(dim=1, keepdim=True)], dim=1)
 spectrum = torch.cat([values[~zero], values.new_zeros(1)])
@@ -311,7 +312,8 @@ table(["layer", *columns], rows, spec=".3f")
 # %% tags=["nbval-rtol=1e-3"]
 generator, many = generator_of(p.seed + 1), []
 for _ in range(2000):
-    squares = (draw_probes(100, len(block), generator) @ vectors).square().mean(dim=0)
+    drawn = draw_probes(100, len(block), generator, device=p.device)
+    squares = (drawn @ vectors).square().mean(dim=0)
     A, B = squares @ values.clamp(min=0) ** 1.5, squares @ values.clamp(min=0)
     many.append(float(-2 * (A.log() - 1.5 * B.log())))
 off = [estimate + truth["conv1"][1.5].value for estimate in many]  # a sharpness is −entropy
@@ -338,6 +340,9 @@ table(["of 2,000 estimates of the first layer", "nats"], rows, spec=".3f")
 
 
 # %%
+records = run_study("renyi_quadrature_error", p.profile, p.store, device=p.device)
+
+
 def of_network(record):
     return record.configuration["model"], record.configuration["seed"]
 
@@ -582,8 +587,9 @@ table(["$s$", *(f"order {a}" if a != "Shannon" else a for a in names)], rows)
 # It has to pass through all that lies behind the layer, so it costs more in front than at the end.
 
 # %%
-resnet = models.build("resnet18", in_channels=3, num_classes=10).eval()
-image, label = torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long)
+resnet = models.build("resnet18", in_channels=3, num_classes=10).eval().to(p.device)
+image = torch.zeros(1, 3, 32, 32, device=p.device)
+label = torch.zeros(1, dtype=torch.long, device=p.device)
 weights = {name: w for name, w in resnet.named_parameters() if w.ndim > 1}
 
 
@@ -647,13 +653,14 @@ def counts(layer, n, C=10):
     return min(4 * N * d + rows / 16, 4 * n * P * (d + C * out)), 2 * a * a * b + 6 * a**3 + rows
 
 
-two = torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long)
+two = image.repeat(2, 1, 1, 1), label.repeat(2)
 pairs = operations(lambda: linearize(resnet, two[0])) / (2 * one_gradient)
 layers = linearize(resnet, two[0]).layers
 plan = Gradient.of(resnet, two, get_loss("cross_entropy"))
 for layer in layers.values():
-    planned = torch.tensor([plan.layer_product(layer, room=0), plan.gram(layer)])
-    assert distance(planned * plan.operations, torch.tensor(counts(layer, 2))) < 1e-5
+    planned = torch.tensor([plan.layer_product(layer, room=0), plan.gram(layer)], **real)
+    counted = torch.tensor(counts(layer, 2), **real)
+    assert distance(planned * plan.operations, counted) < 1e-5
 
 # %%
 layer = layers["stage2.0.conv2"]
@@ -673,7 +680,7 @@ for name, layer in layers.items():
     one, everything = (count / (2000 * one_gradient) for count in counts(layer, 2000))
     theirs = [100 * 16 * each for each in product[f"{name}.weight"]]
     ways[name] = *theirs, 100 * 15 * one, everything
-groups = layer_groups(resnet, torch.zeros(2000, 3, 32, 32), memory_budget=16 * 2**30)
+groups = layer_groups(resnet, image.repeat(2000, 1, 1, 1), memory_budget=16 * 2**30)
 
 # %% tags=["nbval-rtol=1e-6"]
 chosen = ["conv1", "stage1.0.conv1", "stage2.0.conv2", "stage3.0.conv2", "stage4.1.conv2", "fc"]
@@ -792,8 +799,9 @@ def entropy_from(total: float, alpha: float) -> float:
     return (math.log(total) - alpha * math.log(power_sum(M, 1))) / (1 - alpha)
 
 
-M = torch.randn(120, 150, generator=generator_of(p.seed), dtype=torch.float64)
-M = torch.arange(1, 121)[:, None] ** -0.8 * M * torch.arange(1, 151) ** -0.5
+M = torch.randn(120, 150, generator=generator_of(p.seed), dtype=torch.float64).to(p.device)
+i, j = (torch.arange(1, size + 1, device=p.device) for size in M.shape)
+M = i[:, None] ** -0.8 * M * j**-0.5
 Q = torch.linalg.qr(M @ M[:8].T).Q
 X = Q.T @ M
 Y = M - Q @ X
@@ -830,7 +838,7 @@ table(["order", "lower end", "exact", "upper end", "eight directions alone"], ro
 # An error is *stated* as twice a standard uncertainty, the root of the sum of two squares {cite:p}`gum2008`: the standard error, and the deviation of an even distribution over the bracket, its width over $\sqrt{12}$.
 
 # %%
-many = run_study("renyi_many_samples", p.profile, p.store)
+many = run_study("renyi_many_samples", p.profile, p.store, device=p.device)
 
 
 def worst(values, alpha):
@@ -891,13 +899,13 @@ if p.profile == "laptop":
 # %%
 torch.manual_seed(p.seed)
 sizes = ((9, 8), (8, 7), (7, 4))
-linear = [nn.Linear(*size, bias=False).double() for size in sizes]
+linear = [nn.Linear(*size, bias=False).to(**real) for size in sizes]
 original = nn.Sequential(linear[0], nn.ReLU(), linear[1], nn.ReLU(), linear[2])
 scaled = copy.deepcopy(original)
 for layer, factor in zip(scaled[::2], (4.0, 0.5, 0.5), strict=True):
     layer.weight.data.mul_(factor)
-inputs = torch.randn(30, 9, dtype=torch.float64)
-labels = torch.arange(30) % 4
+inputs = torch.randn(30, 9, dtype=torch.float64, device="cpu").to(p.device)
+labels = torch.arange(30, device=p.device) % 4
 assert distance(original(inputs), scaled(inputs)) < 1e-12
 
 names = [name for name, _ in original.named_parameters()]

@@ -57,7 +57,6 @@ p = setup(
     {"smoke": {"samples": 8}, "laptop": {"samples": 64}, "paper": {"samples": 2000}},
     allowed=["engine"],
     threads=1,
-    gpu=True,
 )
 
 import math

@@ -62,7 +62,6 @@ p = setup(
     },
     allowed=["permutations", "engine"],
     threads=1,
-    gpu=True,
 )
 
 import math

@@ -30,7 +30,7 @@
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke or laptop
 steps = None  # steps of the live runs; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; None: the repository's own
 engine = "in-process"  # who runs what is missing of the studies
 
@@ -140,7 +140,7 @@ CONTROLS = ("RSAM, exact", "RSAM, as SAM", "RSAM, one layer", "RSAM, from the st
 # The second term is negative for every $\alpha$: noise makes the squares less equal than the variances are.
 
 # %%
-proxies = run_study("renyi_gradient_proxy", *asked)
+proxies = run_study("renyi_gradient_proxy", *asked, device=p.device)
 draws = [r for r in proxies if r.configuration["fact"] == "Gaussian draw"]
 rows = {}
 for alpha in sorted({r.configuration["alpha"] for r in draws}):
@@ -383,7 +383,7 @@ table(["sign", "steps that look up", "that look down", "first loss", "last loss"
 # The test accuracy does, in the networks of the study that is described below:
 
 # %%
-measured = run_study("renyi_rsam_direction", *asked)
+measured = run_study("renyi_rsam_direction", *asked, device=p.device)
 groups = {}
 for record in measured:
     key = record.configuration["network"], record.configuration["trained_by"]
@@ -575,7 +575,8 @@ table(["task", *others], {name: [*map(shown_lead, own)] for name, own in leads.i
 
 # %%
 arithmetic = {
-    r.configuration["fact"]: r.metrics for r in run_study("renyi_published", *asked)
+    r.configuration["fact"]: r.metrics
+    for r in run_study("renyi_published", *asked, device=p.device)
 }  # of the two readings the upper one, which comes last
 
 
@@ -624,7 +625,7 @@ table(["by Table 1", "value"], rows)
 # The first row of Table 1 is the paper's ResNet-20 on CIFAR-10; the two columns beside it are ours, at equal epochs.
 
 # %%
-compared = run_study("optimizer_comparison", *asked)
+compared = run_study("optimizer_comparison", *asked, device=p.device)
 
 
 def accuracies(method, budget="epochs", **where):

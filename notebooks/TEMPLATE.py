@@ -31,7 +31,7 @@
 profile = "laptop"  # smoke, laptop or paper
 seed = 0  # draws the eigenvalues
 samples = None  # eigenvalues; None: the profile's own number
-device = "cpu"  # where to compute: this chapter has small matrices and stays on the CPU
+device = "cpu"  # cpu or cuda; auto: a GPU where there is one
 store = None  # folder for new records; this chapter makes none
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}

@@ -321,14 +321,6 @@ def test_a_chapter_offers_the_profiles_that_it_has_settings_for(source):
     assert len(set(settings)) == len(settings)
 
 
-@pytest.mark.usefixtures("own_process")
-def test_a_chapter_of_small_matrices_takes_the_processor_and_refuses_a_gpu():
-    assert chapter.setup({"device": "auto"}, {"laptop": {}}).device == torch.device("cpu")
-    assert chapter.setup({"device": "cpu"}, {"laptop": {}}, gpu=True).device.type == "cpu"
-    with pytest.raises(ValueError, match="device='meta' is nothing for this chapter"):
-        chapter.setup({"device": torch.device("meta")}, {"laptop": {}})
-
-
 @each_chapter
 def test_a_chapters_head_has_question_answer_time_and_what_one_needs(source):
     title, *parts = read_source(source).cells[0].source.split("\n\n")

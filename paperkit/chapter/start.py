@@ -22,7 +22,6 @@ def setup(
     allowed: Iterable[str] = (),
     *,
     threads: int | None = None,
-    gpu: bool = False,
 ) -> SimpleNamespace:
     """Resolve a chapter's parameters, set the figures' style, and seed what draws at random.
 
@@ -42,9 +41,6 @@ def setup(
     threads : int, optional
         Threads of PyTorch. On small matrices, sharing the work costs more than it saves, so a
         chapter that has nothing else takes 1. None leaves the number as it is.
-    gpu : bool
-        Whether the chapter can compute on a GPU. If not, ``device="auto"`` is the CPU, and another
-        device is refused.
 
     Returns
     -------
@@ -55,8 +51,7 @@ def setup(
     Raises
     ------
     ValueError
-        If a name is no parameter, the profile, engine or device does not exist, or the chapter
-        does not compute on the device.
+        If a name is no parameter, or the profile, engine or device does not exist.
     TypeError
         If a value has the wrong type.
 
@@ -73,15 +68,7 @@ def setup(
     own = arguments.strings("allowed", allowed, "a list of names of parameters")
     if threads is not None:
         threads = arguments.integer("threads", threads, at_least=1)
-    gpu = arguments.flag("gpu", gpu)
     parameters = resolve(namespace, profiles, [*OF_EVERY_CHAPTER, *own])
-    if not gpu and namespace.get("device") in (None, "auto"):
-        parameters.device = torch.device("cpu")
-    if not gpu and parameters.device.type != "cpu":
-        raise ValueError(
-            f"device='{parameters.device}' is nothing for this chapter, whose small matrices are "
-            "computed on the CPU: leave device at 'cpu'."
-        )
     book_style()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -26,14 +26,26 @@ from paperkit.experiments.study import RunContext, Study, study_named
 class _RunContext(RunContext):
     """The context of a run in a session, which notes the records that the run was given."""
 
-    device: torch.device
     store: Path
     checkpoint: Path
     progress: bool
+    _device: torch.device
     _study: Study = field(repr=False)
     _inputs: Session = field(repr=False)
     _watch: provenance.Stopwatch = field(repr=False)
     _given: dict[str, Record] = field(repr=False)
+    _asked: list[torch.device] = field(repr=False, default_factory=list)
+
+    @property
+    @override
+    def device(self) -> torch.device:  # type: ignore[override]
+        self._asked.append(self._device)
+        return self._device
+
+    @property
+    def computed_on(self) -> torch.device:
+        """The device where the run computed: a run that never asked for one is on the CPU."""
+        return self._asked[0] if self._asked else torch.device("cpu")
 
     @override
     def record_of(self, study: str, configuration: Configuration) -> Record:
@@ -160,10 +172,10 @@ class Session:
         provenance.reset_peak_memory(self.device)
         watch = provenance.Stopwatch()
         context = _RunContext(
-            self.device,
             self.archive.working.folder,
             checkpoint,
             self.progress,
+            self.device,
             study,
             self.inputs or self,
             watch,
@@ -180,10 +192,10 @@ class Session:
             configuration,
             metrics,
             {
-                **provenance.describe(self.tree, self.device),
+                **provenance.describe(self.tree, context.computed_on),
                 "dirty": _any_dirty(self.tree.dirty, given),
                 "seconds": round(watch.seconds, 3),
-                "peak_memory": provenance.peak_memory(self.device),
+                "peak_memory": provenance.peak_memory(context.computed_on),
                 "date": provenance.now(),
                 "fingerprint": code,
                 "inputs": {other.key: other.study for other in given.values()},

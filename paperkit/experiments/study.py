@@ -26,7 +26,8 @@ class RunContext(ABC):
     Attributes
     ----------
     device : torch.device
-        Where to compute.
+        Where to compute. A run that does not ask for it computes on the CPU, and its record says
+        so.
     store : Path
         The working store.
     checkpoint : Path

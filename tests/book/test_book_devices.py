@@ -1,10 +1,12 @@
-"""Chapters that take a GPU name the device of every tensor that they make.
+"""Chapters compute on the device that they are given.
 
-A chapter's cells run at the smoke profile under the rule that no tensor is made without a device;
-on a machine with CUDA the same cells run there. The verdicts at a chapter's head make no tensors of
-the chapter's and are left out.
+A chapter's cells run at the smoke profile on a processor that plays two devices, where no tensor is
+made without a device, and none of the accelerator's meets one of the processor's; on a machine with
+CUDA the same cells run there. The verdicts at a chapter's head make no tensors of the chapter's and
+are left out.
 """
 
+import ast
 import re
 import subprocess
 import sys
@@ -15,24 +17,21 @@ import pytest
 from paperkit.publishing.notebooks import chapters, read_source
 
 ROOT = Path(__file__).parents[2]
-GPU = re.compile(r"^\s*gpu=True,$", re.M)
 # A chapter that does not import PyTorch hands the device to its studies, and makes no tensors.
 TORCH = re.compile(r"^import torch$", re.M)
-SOURCES = [
-    one
-    for one in chapters(ROOT / "notebooks")
-    if GPU.search(one.read_text("utf-8")) and TORCH.search(one.read_text("utf-8"))
-]
+CHAPTERS = chapters(ROOT / "notebooks")
+SOURCES = [one for one in CHAPTERS if TORCH.search(one.read_text("utf-8"))]
 SCRIPT = """
+import contextlib
 import matplotlib
 matplotlib.use("agg")
 import torch
-from tests.explicit_devices import ExplicitDevices
+from tests.two_devices import TwoDevices
 namespace = {{"__name__": "__main__"}}
-with ExplicitDevices():
+with {rule}():
     for cell in {cells!r}:
         exec(compile(cell, cell.partition(chr(10))[0], "exec"), namespace)
-assert namespace["p"].device.type == {device!r}
+assert namespace["p"].device == torch.device({device!r})
 """
 
 
@@ -50,13 +49,23 @@ def cells_of(source: Path, store: Path, device: str) -> list[str]:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_a_chapter_on_a_gpu_names_the_device_of_every_tensor(source, tmp_path, device):
-    cells = cells_of(source, tmp_path / "store", device.type)
-    script = SCRIPT.format(cells=cells, device=device.type)
+def test_a_chapter_computes_on_the_device_that_it_is_given(source, tmp_path, device):
+    name, rule = (
+        ("cuda", "contextlib.nullcontext") if device.type == "cuda" else ("cpu:0", "TwoDevices")
+    )
+    script = SCRIPT.format(cells=cells_of(source, tmp_path / "store", name), device=name, rule=rule)
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_some_chapter_takes_a_gpu_and_some_does_not():
-    assert 2 <= len(SOURCES) < len(chapters(ROOT / "notebooks"))
+@pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapters_studies_run_on_the_device_that_it_is_given(source):
+    cells = [c.source for c in read_source(source).cells if c.cell_type == "code"]
+    calls = [node for cell in cells for node in ast.walk(ast.parse(cell)) if is_a_study(node)]
+    named = [ast.unparse(k.value) for call in calls for k in call.keywords if k.arg == "device"]
+    assert named == ["p.device"] * len(calls)
+
+
+def is_a_study(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "run_study"

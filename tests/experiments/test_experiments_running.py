@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 
 from paperkit.experiments import archive, records_of, run_study
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.records import key_of
+from paperkit.experiments.session import Session
 from paperkit.experiments.study import Study, study_named, study_names
 
 CHILD = """
@@ -383,3 +385,16 @@ def test_a_run_killed_while_it_is_put_away_is_whole_afterwards(
     starts = {"before the record": ["0", "4"], "before the checkpoint": ["0"]}
     assert [line[-1] for line in log()] == starts[moment]  # nothing that was done is done again
     assert litter(store) == []
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_record_names_the_device_that_its_run_asked_for(asks, store, committed):
+    def run(configuration, context):
+        return {"asked": str(context.device) if asks else "nothing"}
+
+    study = Study("of_a_device", "Where?", lambda profile: [{"seed": 0}], run)
+    # A study that makes its tensors on the CPU must not pass for one of a GPU.
+    session = Session(Archive(store), "smoke", torch.device("meta"))
+    record = session.record(study, {"seed": 0})
+    assert record.metrics["asked"] == ("meta" if asks else "nothing")
+    assert record.provenance["device"].split(" ")[0] == ("meta" if asks else "cpu")
