@@ -21,9 +21,9 @@
 #
 # **Answer.** Nearly all eigenvalues are small: on 100 images, 90 % or more of those that can be nonzero lie below 1 % of the layer's largest, in each of five networks.
 # The entropy keeps how evenly they are spread, and not their size.
-# At order ½ its mean over layers grows with the number of images.
+# At order ½ it grew with the number of images, from 50 to 200.
 #
-# **Time.** Reading: about 30 minutes; running: about two minutes on two cores, most of them training.
+# **Time.** Reading: about 35 minutes; running: about two minutes on two cores, most of them training.
 #
 # **You need:** the gradient of a loss, and what an eigenvalue is.
 
@@ -88,8 +88,8 @@ from paperkit.training import evaluate
 #
 # The Rényi paper {cite:p}`renyi2025` says that this spread, and not the size of the curvature, tells how well a network generalizes.
 # (It uses the word the other way round: its *spread* is how far eigenvalues differ from one another, so that a large spread is a small entropy.)
-# Here curvature is spread when it is even.
-# Whether it does is a matter for later chapters.
+# In this book curvature is called spread when it is even.
+# Whether that tells how well a network generalizes is a matter for later chapters.
 # Here we only look, but we look at everything: not at a few leading eigenvalues, not at a stochastic estimate, but at every eigenvalue of every layer.
 # Every value belongs to its number $n$ of images: two layers are compared only at the same $n$ and on the same images.
 # How one network's value moves with $n$ is a question of its own, and has {ref}`a section <five-samples>`.
@@ -160,9 +160,10 @@ plt.show()
 # The loss is the mean over the first $n$ training images.
 # The last convolution has tens of thousands of weights, and its Hessian block more than a billion entries.
 # None of them is ever written down.
-# In a ReLU network the block is a Gauss–Newton matrix, exactly, and shares its nonzero eigenvalues with a small Gram matrix of $n(C-1)$ rows, where $C$ is the number of classes; {ref}`chapter 2 <chapter-curvature>` proves it.
+# Our network has batch normalisation; we measure in evaluation mode, where its statistics are constants.
+# In a ReLU network of this kind the block is a Gauss–Newton matrix, exactly, for almost all weights, and shares its nonzero eigenvalues with a small Gram matrix of $n(C-1)$ rows, where $C$ is the number of classes; {ref}`chapter 2 <chapter-curvature>` proves it.
 # So no layer has more than $\min\{n(C-1),\, d_l\}$ nonzero eigenvalues, its **rank bound**.
-# One forward pass and $C$ backward passes give the spectra of all layers.
+# One forward pass, $C$ backward passes and one small eigenvalue problem for each layer give all the spectra.
 #
 # Small eigenvalues drown in the noise of single precision, so we measure in double.
 # Some of the smallest are lost in the round-off of double precision all the same, and how many depends on the processor; so the column *rank bound* says how many can be nonzero, and not how many were found.
@@ -214,7 +215,7 @@ plt.show()
 # The same numbers once more, in the way a physicist would look at them: every eigenvalue is a line of an emission spectrum.
 # Flat directions are on the left, steep ones on the right.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "One strip for each layer. Each eigenvalue is a vertical line at its place on a logarithmic axis: a dense continuum of faint lines of small eigenvalues on the left, a few separate strong lines of large ones on the right. The rightmost stretch, with a few lines in each strip, is shaded; the title says what share of the trace they carry."}, "figure": {"caption": "The spectra as line spectra: one line for every nonzero eigenvalue of every layer, the stronger the larger. Shaded are the fewest directions that carry nine tenths of the trace of all blocks.", "name": "fig-five-lines"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "One strip for each layer. Each eigenvalue is a vertical line at its place on a logarithmic axis: a dense continuum of faint lines of small eigenvalues on the left, a few separate strong lines of large ones on the right. The rightmost stretch, with a few lines in each strip, is shaded; the title says what share of the trace they carry."}, "figure": {"caption": "The spectra as line spectra: one line for every nonzero eigenvalue of every layer, the stronger the larger. Shaded is the range of eigenvalues in which the fewest directions lie that carry nine tenths of the trace of all blocks together; a layer may have none there.", "name": "fig-five-lines"}}
 plotting.landing_figure(
     {name: s.eigenvalues.tolist() for name, s in spectra.items()},
     {name: s.dimension for name, s in spectra.items()},
@@ -227,6 +228,7 @@ plt.show()
 # Few directions carry most of the curvature: five of them between 74 and 95 per cent, depending on the layer.
 # Then comes a long slope, which bends: it is steeper, the further one goes.
 # Then a cliff, and after it nothing that round-off would let us see.
+# (The first layer's curve ends because it has only 144 weights.)
 # The slopes of fitted lines show the bend (the second range ends where a spectrum does).
 
 
@@ -249,7 +251,7 @@ table(["layer", *columns], rows, spec=".1f")
 
 # %% [markdown]
 # The paper calls such spectra *heavy-tailed*.
-# If $\lambda_j$ falls like $j^{-s}$, the share of eigenvalues above $x$ falls like $x^{-1/s}$, so the tail is the left end of these panels: some fifty numbers, too few to tell a power from another law.
+# If $\lambda_j$ falls like $j^{-s}$, the share of eigenvalues above $x$ falls like $x^{-1/s}$, so the tail is the left end of these panels: some fifty numbers.
 #
 # Two kinds of flatness meet in the figure, and they should not be mixed up.
 # Beyond the dashed line zeros are **forced**: $n$ images with $C$ classes cannot bend the loss in more than $n(C-1)$ directions, whatever was learned.
@@ -307,7 +309,7 @@ axes.legend(loc="lower left")
 plt.show()
 
 # %% [markdown]
-# In every layer a handful of images, those that the network is in doubt about, bear most of the curvature.
+# In every layer of this network a handful of images, those that it is in doubt about, bear most of the curvature.
 # By their traces, the hundred images of the table count for six to twelve.
 # So a small eigenvalue may say that the network is certain of its images, and nothing about its geometry.
 # How many of them do, these shares cannot say.
@@ -458,8 +460,11 @@ plt.show()
 # ````{prf:proof}
 # The loss is a mean over samples and the halves are equally large, so $H_l = \frac12 (H_l' + H_l'')$.
 # Divided by its trace it is $\rho = w' \rho' + w'' \rho''$, where $\rho'$ and $\rho''$ are the halves divided by theirs.
-# For $\alpha < 1$ the function $x^\alpha$ is concave, hence so is $\rho \mapsto \operatorname{Tr} \rho^\alpha$ (Peierls and Klein: in the eigenbasis $v_j$ of $\rho$, Jensen gives $\langle v_j, \rho' v_j \rangle^\alpha \ge \langle v_j, \rho'^\alpha v_j \rangle$, and likewise for $\rho''$).
-# The logarithm is concave and increasing, and $1/(1-\alpha)$ positive, so $\mathcal H_\alpha$ is concave in $\rho$.
+# Let $v_j$ be the eigenvectors of $\rho$, and $\alpha < 1$, so that $x^\alpha$ is concave.
+# Then $\operatorname{Tr} \rho^\alpha = \sum_j \langle v_j, \rho v_j \rangle^\alpha$ is at least $w' \sum_j \langle v_j, \rho' v_j \rangle^\alpha + w'' \sum_j \langle v_j, \rho'' v_j \rangle^\alpha$.
+# The number $\langle v_j, \rho' v_j \rangle$ is a mean of the eigenvalues of $\rho'$, so by Jensen its power is at least $\langle v_j, \rho'^\alpha v_j \rangle$, and the sum of these over $j$ is $\operatorname{Tr} \rho'^\alpha$.
+# With the same for $\rho''$ we have $\operatorname{Tr} \rho^\alpha \ge w' \operatorname{Tr} \rho'^\alpha + w'' \operatorname{Tr} \rho''^\alpha$.
+# The logarithm is increasing and concave, and $1/(1-\alpha)$ positive, which gives the claim.
 # For $\alpha = 1$ take the limit. ∎
 # ````
 #
@@ -643,7 +648,8 @@ table(["layer", *(f"order {order}" for order in recomputed)], rows, spec=".6f")
 # Words need a criterion before they can be checked.
 #
 # For *heavy-tailed* we have none.
-# A tail is its few largest members, and some fifty eigenvalues cannot tell one law from another.
+# A tail is its few largest members.
+# We know of no test that would tell a power from, say, a lognormal law by some fifty eigenvalues of one matrix, which are no independent draws.
 # So this chapter has no claim about tails.
 #
 # For *zero-dominant*, the column *small, of all* in the table above would be a criterion, and prove little.
@@ -711,9 +717,9 @@ bounds = {
 table(["order", "error of the entropy (nats)"], bounds)
 
 # %% [markdown]
-# So near order zero the bound guarantees nothing, and there is little to learn: the entropy tends to the logarithm of a count, that of the directions which the images allow, less the few that round-off dropped.
+# So at order 0.1 the bound guarantees less than one nat, and nearer to zero still less, where there is little to learn: the entropy tends to the logarithm of a count, that of the directions which the images allow, less the few that round-off dropped.
 # From ½ to ¾ the error is far below every difference that we discuss.
-# Above 1 it is smaller still, because there $|x^\alpha - y^\alpha| \le \alpha\, |x - y|$ on $[0, 1]$: a lost eigenvalue costs its own size and no root of it.
+# At 3/2 and beyond it is smaller still (at order 1 this bound diverges, and the error does not), because there $|x^\alpha - y^\alpha| \le \alpha\, |x - y|$ on $[0, 1]$: a lost eigenvalue costs its own size and no root of it.
 #
 # **The paper's two categories.**
 # It sorts layers into *multi-cluster* and *uniform* spectra, and chooses the order by category.

@@ -200,7 +200,7 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 # What each is for:
 #
 # * $H$ is the local shape of the loss.
-#   Sharpness in the sense of the Rényi paper is a function of $H$, and the local smoothness of SA-SAM is what $H$ does to the last step.
+#   Sharpness in the sense of the Rényi paper is a function of $H$, and SA-SAM {cite:p}`sasam2024` estimates a local smoothness, the change of the gradient over the last step per length of that step; to first order that is how much $H$ stretches it ({doc}`chapter 6 <06_steps_on_a_quadratic>`).
 # * $G$ is, for the squared loss, the part of $H$ that survives at zero residual.
 #   Under cross-entropy it goes to zero there as well: $\Lambda_i$ and the residual both vanish like the probability that is still missing, which takes ever larger outputs.
 #   The flatness of the compression paper, its equation (3), is the trace of $G$ for the squared loss.
@@ -208,7 +208,7 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 #   Information-geometric sharpness is built on it.
 # * $\widehat F$ is the second moment of the samples' gradients, and $\widehat F - g g^\top$ their covariance, the noise of the gradient.
 #   The two are equal where the mean gradient $g$ is zero, and nowhere else.
-#   $\widehat F$ appears in Takeuchi's criterion.
+#   $\widehat F$ appears in Takeuchi's criterion, a correction of the training loss for the number of parameters that the information-geometric paper {cite:p}`igs2022` compares itself with.
 #
 # ## One layer at a time
 #
@@ -243,8 +243,9 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 # Nothing here asks the samples to be independent: $f_i$ may depend on other samples too, if it does so piecewise linearly.
 # {ref}`Below <limits>` stands a network in which they interact and the blocks agree.
 #
-# For one weight this is in the literature for plain piecewise linear networks {cite:p}`botev2017`.
-# What is ours is the reach (positions, parallel uses, residual sums, frozen normalisation, a smooth function *before* the layer), and a way to decide it.
+# For the weight of a fully connected layer in a piecewise linear network this is in the literature {cite:p}`botev2017`, and both blocks have been computed for convolutions and skip connections {cite:p}`dangel2020`.
+# We state and prove it for positions, parallel uses, residual sums, frozen normalisation and a smooth function *before* the layer at once, and give a way to decide it.
+# We make no claim that nobody wrote that down before.
 #
 # (cor-block)=
 # ````{prf:corollary} Sign, rank and labels
@@ -286,7 +287,7 @@ table(["network", "layers", *BLOCKS, "all parameters together"], rows)
 #
 # One number survives the step to the whole matrices.
 # The diagonal of $E$ lies in the blocks, where $E$ vanishes.
-# So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table shows, although the two spectra have little else in common.
+# So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table shows, although at these random weights the two spectra differ much.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Above, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix none that is negative. Below, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (above) they have little in common. For the block of a single layer (below) they coincide.", "name": "fig-full-and-block"}}
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6))
@@ -307,12 +308,14 @@ plt.show()
 # (decision)=
 # ## Deciding which case holds
 #
+# Before the library takes the cheap Gram matrix it must know whether the block is exact.
 # A list of a network's modules cannot tell.
 # A gate $x \cdot \sigma(x)$ written as a function, or a product of two branches, is on no such list.
 # Autograd, however, has recorded every operation between $z_l$ and $f$.
 # The library walks that graph.
 # An operation counts as piecewise linear only if it is on a list of known ones.
 # A product may have only one factor that depends on $z_l$.
+# And no input of the weight may be computed from the weight itself, which the same graph shows.
 # Whatever is unknown counts as *not* exact.
 
 
@@ -339,7 +342,7 @@ table(["layer", "exact block", "what the library found"], rows)
 # ## Where it fails
 #
 # Five networks break one hypothesis each: the weight that is used twice in depth the second, the other four the first.
-# Their blocks differ by as much as the Hessian's own size, and the library says so in advance.
+# The blocks of the affected layers differ by as much as the Hessian's own size, and the library says so in advance.
 # Read the rows closely: in the tanh network only the layer *before* the tanh is affected.
 
 # %%
@@ -397,7 +400,7 @@ table(["layer", "‖H − G‖ / ‖H‖", "what the library found"], rows)
 # Then
 #
 # $$
-# \frac{\partial f_{ic}}{\partial W_l} = \sum_t B_{l,ict}\, a_{l,it}^\top .
+# \frac{\partial f_{ic}}{\partial W_l} = \sum_t B_{l,ict}^\top\, a_{l,it}^\top .
 # $$ (eq-pairs)
 #
 # Here, at last, the samples must not interact.
@@ -438,7 +441,7 @@ print(f"largest error, relative to the largest eigenvalue: {number(error)}")
 #
 # By part (b) of the corollary the rank of a block is at most $\min(n(C-1), d_l)$.
 # An entropy is at most the logarithm of the number of eigenvalues that are not zero, hence at most $\log \min(n(C-1), d_l)$, a cap that moves with $n$.
-# A layer of $k$ outputs that acts once has a block of rank at most $nk$ whatever the activations are, so that the bound says something only of a layer with more outputs than $C - 1$.
+# A layer of $h_l$ outputs that acts once has a block that is a sum of $n$ terms $(\partial^2 \ell_i / \partial z_l \partial z_l^\top) \otimes a_i a_i^\top$, each of rank at most $h_l$; so its rank is at most $n h_l$ whatever the activations are, and the bound says something only of a layer with more outputs than $C - 1$.
 # The table takes one of twelve, in a ReLU network and in the same with tanh, which the corollary does not cover and which breaks the bound while $n$ is small; from $n = 20$ on the bound is $d_l$, and no matrix could.
 # The ranks are those of dense Hessians, and the entropy is the library's, of the ReLU network.
 
@@ -471,7 +474,8 @@ table(columns, rows, spec=".4f")
 
 # %% [markdown]
 # From $n = 20$ on the cap stands still and the entropy goes on rising, so that the bound $n(C-1)$ does not explain the rise.
-# The rank itself still rises there, so a growing rank may; in chapter 1's first layer the cap is $\log d_l$ at every $n$, and the entropy grows as well.
+# The rank itself still rises there, so a growing rank may explain it.
+# In chapter 1's first layer it cannot: there the rank is full, 144, at $n$ = 50, 100 and 200 in all five networks, and the mean entropy over the networks still rises.
 # {prf:ref}`five-halves` of chapter 1 says how far the entropy can fall at order ½, no further than to the average of those on two halves, weighted by their traces; it does not say that it rises.
 #
 # **Values at different $n$ are not comparable.**
@@ -482,7 +486,7 @@ table(columns, rows, spec=".4f")
 # The tolerances were fixed before the records were made: 1e-12 for an identity in float64, 1 % for a counterexample.
 # Some criteria look at other numbers than they did at first; the ledger marks them and says why.
 # Part (b) of the corollary is tried on the two covered layers whose block could have a larger rank: a weight that is used in parallel, and a last layer, whose bound rests on the softmax alone.
-# They stand in `claims/this_book.yml`, the records in `results/curvature_blocks.jsonl`, and the {doc}`ledger <../book/ledger>` shows each with its evidence.
+# The claims stand in `claims/this_book.yml`, the records in `results/curvature_blocks.jsonl`, and the {doc}`ledger <../book/ledger>` shows each with its evidence.
 # The largest difference that any covered block has shown in the records:
 
 # %% tags=["hide-input"]
@@ -504,8 +508,9 @@ else:
 # ## Deviations, and what failed
 #
 # * The equality holds *almost everywhere*.
-#   At a kink, a pre-activation that is exactly zero, automatic differentiation picks one piece.
-#   Nothing in this chapter sits on a kink.
+#   At a kink, a pre-activation that is exactly zero or a tie in max pooling, automatic differentiation picks one piece.
+#   At random weights, as here, a pre-activation is zero only where its input is, and two entries of a pooling window are equal only where their patches are or where both units are off.
+#   Either stays so when the weight moves a little, so the outputs have no kink there.
 # * What a model detaches from the graph is invisible to the decision, as it is to autograd's own Hessian.
 # * A padding mode or an indexing trick that writes into slices is not on the list of known operations.
 #   Such a layer is called inexact although it may well be exact.
@@ -513,8 +518,7 @@ else:
 #
 # ## Exercises
 #
-# **1.** Leaky ReLU has two slopes.
-# Which step of the proof would fail for a quadratic activation $x^2$, and what would $E$ be?
+# **1.** Which step of the proof would fail for a quadratic activation $x^2$, and what would $E$ be?
 #
 # ````{dropdown} Solution
 # $x^2$ is not piecewise linear: $\nabla^2_{W_l} f \neq 0$ on open sets.

@@ -19,8 +19,8 @@
 #
 # **Question.** Which changes of the parameters leave the shape of a layer's Hessian spectrum alone, and which do not?
 #
-# **Answer.** In a ReLU network without biases one positive factor for each layer does, with product one, as the paper's Proposition 2.2 says.
-# A factor for each unit does not: factors of 3 move an entropy by up to 45 %, of ten by up to 74 %.
+# **Answer.** In a ReLU network without biases one positive factor for each layer does, with product one (the paper's Proposition 2.2).
+# A factor for each unit does not: in five networks factors of 3 moved the worst entropy by 23 to 45 %, of ten by 37 to 74 %.
 # For linear changes {prf:ref}`reparam-conformal` says which.
 #
 # **Time.** Reading: about 45 minutes; running: about a quarter of a minute on one core, and a little over a minute when every record has to be made.
@@ -99,7 +99,8 @@ for record in records["reparametrization"] + records["reparametrization_digits"]
 # $\epsilon$ is the constant inside batch normalisation, and $\mu$ and $v$ are a batch's mean and variance.
 # $\Phi$ is the normal distribution function in the section on GELU, and a Jacobian afterwards.
 #
-# **Computed here.** Most of what has to be made where no record is at hand is fifteen small networks, which are trained on the digits and measured, without a GPU.
+# **Computed here.** The verdicts come from committed records.
+# Where they are missing, the page makes them again; most of that time goes into training fifteen small networks on the digits.
 # All arithmetic is in float64, and every Hessian is written out in full by automatic differentiation, so that an invariance shows at round-off and a failure is no question of precision.
 #
 # | statement | in the paper | here |
@@ -160,6 +161,7 @@ def random_problem(name: str, *options: float) -> study.Problem:
     return study.Problem(*(part.to(p.device) for part in parts))
 
 
+# %%
 problem = random_problem("relu")
 network, batch = problem.model, (problem.inputs, problem.targets)
 layers, factors = symmetries.weight_names(network), (3.0, 1 / 2, 2 / 3)
@@ -199,9 +201,9 @@ _ = axes[1].set_xlabel("index $j$")
 # The trace and the largest eigenvalue of the layer are different at each.
 # The entropy survives the first change and not the second, and the rest of the chapter says why.
 #
-# The paper introduces the entropy with two properties.
+# The paper introduces the entropy with two properties: it is convex in the distribution, with the "direct implication" that the uniform one has the largest; and it decreases as the order grows.
 # The second is right.
-# The first is not, and its "direct implication" would not follow from it: a *convex* symmetric function has its minimum, not its maximum, at the uniform distribution.
+# The first is not, though its implication is true, and would not follow from it: a *convex* symmetric function has its minimum, not its maximum, at the uniform distribution.
 #
 # ```{prf:proposition} What is true of the entropy
 # :label: reparam-entropy-facts
@@ -244,7 +246,7 @@ _ = axes[1].set_xlabel("index $j$")
 # The sum is a Kullback–Leibler divergence; it vanishes only for $z = q$, that is, where $q_j^{\alpha - 1}$ is the same for all $j$ in the support.
 # ```
 #
-# The bound in part 3 is small: $64$ at $\alpha = \frac32$ and $16$ at $\alpha = 2$, orders that the paper uses on spectra with many thousands of entries.
+# The bound in part 3 is small: $64$ at $\alpha = \frac32$ and $16$ at $\alpha = 2$, orders among those that the paper scans on spectra with many thousands of entries.
 # The cell checks parts 1 to 3 on three distributions.
 
 # %%
@@ -296,7 +298,7 @@ _ = axes[1].legend()
 # If $f(\cdot\,; T\theta) = f(\cdot\,; \theta)$ not only at one $\theta$ but for all $\theta$ in a neighbourhood, $T$ is a **symmetry** of the network; then $\tilde L = L$, and the law compares the Hessian of one and the same loss at two points.
 # The scalings of Proposition 2.2 are symmetries.
 #
-# Either way, the entropies of *all* orders are unchanged exactly when the congruence by $S = T_l^{-1}$ does not change the shape of the spectrum, the $q_j > 0$.
+# Either way, the entropies of *all* orders are unchanged exactly when the congruence $H \mapsto S^\top H S$ by $S = T_l^{-1}$ does not change the shape of the spectrum, the $q_j > 0$.
 # (The entropy of a single order is one number, and may stay by accident while the shape moves.)
 #
 # ```{prf:proposition} Scale and rotation, and nothing else (ours)
@@ -323,7 +325,7 @@ _ = axes[1].legend()
 # :label: reparam-prop-2-2
 #
 # Let $f(x) = W_L\, \sigma(W_{L-1} \cdots \sigma(W_1 x))$ with $\sigma(ct) = c\,\sigma(t)$ for all $c > 0$, let $\tilde W_l = c_l W_l$ with $c_l > 0$ and $\prod_l c_l = 1$, and let the loss depend on the weights only through $f$.
-# Where the Hessians exist, for every layer $l$ and every order $\alpha \in [0, \infty]$,
+# Where the Hessians exist, for every layer $l$ and every order $\alpha \in [0, \infty]$ (0 and ∞ as limits),
 #
 # $$
 # \tilde H_l = c_l^{-2}\, H_l \qquad (\text{paper: eq. 53}),
@@ -362,11 +364,11 @@ _ = axes[1].legend()
 #
 # **How far it reaches.**
 # The proof used two things only: the factor is positive, and multiplying $W_l$ by $c_l$ multiplies $f$ by $c_l$, whatever the other weights are.
-# Each item drops or widens one of them.
+# The items say what that gives.
 #
 # * *Every order*, $\alpha = 1$ included, which the paper's statement leaves out.
 # * *Any sign of the eigenvalues.* The factor is positive, so it does not matter which convention for negative ones is used.
-#   But with these activations they hardly occur: a positively homogeneous $\sigma$ is linear on each side of zero, so $f$ is piecewise linear in $W_l$, and for a loss convex in $f$ the block is its Gauss–Newton block and positive semidefinite ([chapter 2](02_curvature_objects)).
+#   With these activations and a loss that is convex in $f$ there are none, where the Hessian exists: a positively homogeneous $\sigma$ is linear on each side of zero, so $f$ is piecewise linear in $W_l$, and the block is its Gauss–Newton block and positive semidefinite ([chapter 2](02_curvature_objects)).
 #   To see an indefinite block that is invariant all the same, the third row of the {ref}`picture at the end <reparam-map>` uses the squared error of the softmax probabilities, which is not convex in the logits.
 # * *Almost everywhere* for ReLU: where no pre-activation sits on the kink.
 #   The scaling moves no pre-activation across it.
@@ -411,8 +413,12 @@ table(["weight", "entropy of order ½ before", "after, same function"], rows)
 
 # %% [markdown]
 # The title of the paper's proposition and of its Appendix E, "reparametrization invariance", has to be read as *invariance under one factor for each layer*.
-# (Rotations and maps $D \otimes I$ together generate every invertible linear map, and a function of the spectrum does not see rotations.)
-# A measure that is to survive node-wise scaling, and to see more than how many eigenvalues have which sign, needs to know more than the Hessian's spectrum.
+# Could another function of the spectrum do better?
+# No.
+# A function of the spectrum does not notice a rotation or a reflection.
+# If it did not notice the maps $D \otimes I$ either, for any symmetric matrix, it would notice no product of the two, and these products are all invertible linear maps.
+# By Sylvester's law of inertia it could then only count positive, negative and zero eigenvalues.
+# A measure that survives node-wise scaling and says more needs more than the spectrum.
 # For diagonal changes the Hessian itself would do, because the spectrum of $H_{ij} / \sqrt{H_{ii} H_{jj}}$ does not notice them; but a rotation changes that.
 # The information-geometric sharpness {cite:p}`igs2022` is built for that: it pairs the gradients with the Fisher matrix, and what $T$ does to the one it undoes to the other.
 #
@@ -498,7 +504,7 @@ table(["ε", "scale", *columns], rows, spec=".2e", round_off=1e-10)
 # ### Residual branches
 #
 # In $h \mapsto h + W_3\,\sigma(W_2 h)$ the two terms must grow together.
-# If the stream carries a factor $s$, the branch returns $c_3 c_2 s$, so $c_2 c_3 = 1$ within the branch, and the factors along the trunk multiply to one by themselves.
+# If the stream carries a factor $s$, the branch returns $c_3 c_2 s$, so two conditions take the place of one: $c_2 c_3 = 1$ within the branch, and the product of the factors along the trunk must be one besides.
 # One condition becomes one for each branch, and the proposition's single condition $\prod_l c_l = 1$ is not enough.
 #
 # Where a normalisation with $\epsilon = 0$ ends the branch, the branch returns the same whatever the factor of the stream, so that $s$ must be $1$.
@@ -617,8 +623,9 @@ columns = ["networks", "runs", "within 5 %", "median change", "largest change", 
 table(columns, rows, spec=".3f", round_off=1e-10)
 
 # %% [markdown]
-# So a measurement has missed a threshold of ours, at this scale.
-# The word is *not supported*, here and for the trained networks, because scale and threshold are ours; and it refutes nothing: the remark could be meant for a wider tolerance, and might hold in a transformer within a narrower one.
+# At this scale the entropies missed our threshold, in random and in trained networks.
+# Scale and threshold are ours, not the paper's.
+# So the word is *not supported* and not *refuted*: the remark may mean a wider tolerance, or hold in a transformer within a narrower one.
 # Whether a change of that size matters depends on what the entropies are compared for: it matters where the models that are compared differ by no more, and that is a question for the chapters on the Rényi paper.
 # What can be said here: at these sizes the scaling changes the entropies of a GELU network.
 # It changes the function as well, as the column *loss* of the {ref}`picture at the end <reparam-map>` shows.
@@ -773,7 +780,9 @@ _ = fig.colorbar(
 # ## Paper against ours
 #
 # The verdicts stand at the head of the chapter.
-# Those that name the paper first are what it claims.
+# Four of them are the paper's own claims: Proposition 2.2, the maximum at the uniform distribution and the monotonicity in the order are verified, and the convexity is refuted.
+# The others are marked as our correction, extension, reading or check.
+# They ask how far the paper's words can be taken, and do not count against it.
 # Those marked *our correction*, *our extension*, *our reading* or *our check* are not its claims: they ask how far its words can be taken, and some are entered to be refuted.
 # The [ledger](../book/ledger.md) has each criterion in full, what was changed in it and why, and the records; the [errata](../book/errata.md) repeat the slips of this chapter with code that runs by itself.
 #
@@ -796,7 +805,7 @@ _ = fig.colorbar(
 #   With some seeds they stayed near chance on the pooled digits, so they were not "trained networks".
 #   They had been measured when this was noticed, and GELU exceeded 5 % there too; the width of 16 was then chosen by the test accuracy alone.
 # * We looked for an indefinite layer block in a network with homogeneous activations and cross-entropy, to test the proposition where the paper's definition is silent, and found none.
-#   There is none: see the remark on signs after {prf:ref}`reparam-prop-2-2`.
+#   There is none beyond round-off: see the remark on signs after {prf:ref}`reparam-prop-2-2`.
 #
 # ## Exercises
 #

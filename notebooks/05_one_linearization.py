@@ -17,13 +17,13 @@
 # (chapter-one-linearization)=
 # # One linearization, every measure
 #
-# **Question.** How much of the four papers can be read off one pair of tensors for each layer, $(a_l, B_l)$, and by which equations?
+# **Question.** How many of the papers' measures can be read off one pair of tensors for each layer, $(a_l, B_l)$, and by which equations?
 #
 # **Answer.** Every measure of the network's tangent: spectra, entropies, traces, Fisher matrix, Kronecker factors; with $X_l$ of the pass, sensitivities.
 # What needs the Hessian between two layers, or the loss elsewhere, stays outside.
 # Each equation agrees with brute force and the library.
 #
-# **Time.** Reading: about 50 minutes; running: under twenty seconds on two cores.
+# **Time.** Reading: about 55 minutes; running: under twenty seconds on two cores.
 #
 # **You need:** the chain rule, the singular values of a matrix, and from {doc}`chapter 2 <02_curvature_objects>` when a layer's Hessian is its Gauss–Newton block.
 #
@@ -68,7 +68,8 @@ agree = checked.agree
 real = {"dtype": torch.float64, "device": p.device}
 
 # %% [markdown]
-# The four papers of this book measure different things: eigenvalues of a Hessian block, lengths of gradients in a curved metric, traces, singular values of a Jacobian.
+# Three of the four papers of this book measure different things: eigenvalues of a Hessian block, lengths of gradients in a curved metric, traces and singular values of a Jacobian.
+# (The SA-SAM paper is about steps; chapters 6 and 7 have it.)
 # Each comes with code of its own, and each code differentiates the network again.
 #
 # They all look at the same object.
@@ -78,6 +79,7 @@ real = {"dtype": torch.float64, "device": p.device}
 #
 # Each result is then computed twice more, by brute force and by the library.
 # In the cells `agree` asserts that all three are equal, up to a relative distance of 1e-12 unless another tolerance is given, and notes it for {ref}`a table at the end <one-checked>`.
+# The distance is that of the whole vectors or matrices, over the norm of ours; a small entry may be known less well.
 #
 # The *block* of layer $l$ is the part $H_l$ of the loss's Hessian that belongs to its weights.
 # In every layer of the network below it equals the Gauss–Newton block $G_l$, by the proposition of {doc}`chapter 2 <02_curvature_objects>`, so one name serves both.
@@ -177,7 +179,7 @@ plt.show()
 # Written as one row, the gradient on the right is row $c$ of the Jacobian $J_{l,i} = \partial f_i / \partial \operatorname{vec} W_l$.
 #
 # The pair has $n (C h_l + k_l) P_l$ numbers, and the Jacobian has $n C h_l k_l$.
-# So the pair is the smaller of the two where the layer is wide and its positions are few.
+# So the pair is the smaller of the two where the layer is wide and its positions are few: for an image it has 116 numbers for 1,600 in the head, and 784 for 360 in the stem.
 #
 # The cell takes the pair from the library's pass and multiplies it out to the Jacobians.
 # The brute force differentiates every output by itself.
@@ -278,7 +280,7 @@ agree(
 # No factor has fewer, because the null vectors of $\Lambda_i$ are the multiples of $\mathbf 1$, as every $p_{ic} > 0$, so that its rank is $C - 1$.
 #
 # Hence $K_l$ has $n(C - 1)$ rows, where $G_l$ has $d_l$.
-# The smaller of the two numbers bounds the rank, and the library writes out the smaller of the two matrices: in the stem that is $G_l$ (its report says *gram* of both).
+# The smaller of the two numbers bounds the rank, and the library writes out the smaller of the two matrices: in the stem that is $G_l$.
 # The cell builds $K_l$ in every layer; its brute force diagonalises the Hessian.
 
 # %%
@@ -297,12 +299,13 @@ for name in layers:
 dense = {k: torch.linalg.eigvalsh(H[k]).flip(0)[: spectra[k].rank] for k in layers}
 library = {name: spectrum.eigenvalues for name, spectrum in spectra.items()}
 agree("spectrum through the Gram dual", eigenvalues, brute_force=dense, library=library)
+for k in layers:  # beyond the rank there is nothing
+    assert torch.linalg.eigvalsh(H[k])[: -spectra[k].rank].abs().sum() < 1e-12
 sizes = {k: (*W[k].shape, W[k].numel(), n * (C - 1), spectra[k].rank) for k in layers}
 table(["layer", "rows $h$", "columns $k$", "weights $d$", "$n(C - 1)$", "rank"], sizes)
 
 # %% [markdown]
 # The rank of the head is $n(C - 1)$, and that of the other two stays below both numbers.
-# (That the stem's 33 is the number of null directions below is chance.)
 #
 # The library has another factor $R_i$ of the same $\Lambda_i$, and so the same spectrum.
 # It comes from a Householder reflection, which stays accurate where the softmax is saturated.
@@ -476,7 +479,7 @@ agree("Fisher–Rao norm", square, brute_force=theta @ F @ theta, library=norm)
 #
 # Now put $g_i$ into the measure.
 # It brings $M_i$ and $M_i^\top$ to either side of $F^{+} = (M^\top M)^{+}$.
-# Together with all samples, $\Pi = M (M^\top M)^{+} M^\top$ is the projector on the range of $M$, a subspace of $\mathbb R^{n(C-1)}$; write $\Pi_{ii}$ for its diagonal block of sample $i$.
+# Over all samples together, $\Pi = M (M^\top M)^{+} M^\top$ is the projector on the range of $M$, a subspace of $\mathbb R^{n(C-1)}$; write $\Pi_{ii}$ for its diagonal block of sample $i$.
 #
 # A projector lengthens nothing, which gives a bound.
 # The bound knows no more than the losses $\ell_i = -\log p_{iy}$, because they fix the length of $c_i$:
@@ -547,6 +550,8 @@ assert projected_sharpness(one, some_labels)[1] == len(theta) - 33
 
 # %% [markdown]
 # On 15 images the measure equals the bound, and on 60 the projector takes two fifths of it away.
+# There the rank is 330 and not 333: on these 60 digits three more directions change no probability.
+# On 250 random images, which reach more patterns of the ReLUs, the cell finds 333, so that the 33 directions are all.
 # The tolerance is 1e-6 here, because brute force inverts $F$, whose condition number is the square of that of $M$.
 #
 # These are the 33 directions that change no probability, and the cells after them write them out.
@@ -652,7 +657,7 @@ table(["layer", *S], {name: [column[name] for column in S.values()] for name in 
 # %% [markdown]
 # In the convolutions the columns differ widely, in the stem by a factor of more than seven.
 # Bounds of the compression paper that divide a gradient by $\lVert x_l \rVert$ are about the last column, while its sharpness is the first.
-# {ref}`The last section <one-bounds>` shows what becomes of such a bound.
+# {ref}`A later section <one-bounds>` shows what becomes of such a bound.
 #
 # (one-features)=
 # ## How the outputs answer to the features, and a second reader
@@ -811,7 +816,7 @@ agree(row, found, brute_force=brute, library=library, tolerance=1e-10)
 # \kappa_l = \frac1n \sum_{i,r} \big\lVert W_l^\top G_{ir} \big\rVert_F^2 ,
 # \\
 # \sum_j w_j^2\, H_{jj} = \frac1n \sum_{i,r} \big\lVert W_l \odot G_{ir} \big\rVert_F^2
-# \qquad (\text{compression paper: eq. 40}) .
+# \qquad (\text{compression paper: eq. 40, here for cross-entropy}) .
 # \end{gathered}
 # $$ (eq-one-flatness)
 
@@ -931,10 +936,10 @@ agree("EKFAC", corrected, brute_force=brute, library=library, tolerance=1e-9)
 # Takeuchi's criterion is the row `information_geometric_sharpness` divided by $n$ ({eq}`eq-one-tic`), and `kfac(linearization)` and `ekfac(linearization)` take the same pass.
 # The last four rows are no part of the pass; they need a forward pass or one product $J\theta$ at most.
 # A row *of the network* is about all layers together, or, for the sensitivities, the volume and the dimension, about the network's own input (of the two rows whose names begin with `network_` the first is a sum over layers, and the second the logarithm of one).
-# Five rows are not derived above: `mean_loss` is $L$, `parameter_norm` the length of all layers' weights, `input_invariant_local_sensitivity` is the mean of $\lVert X \operatorname{diag}(x) \rVert_F^2$, with $x$ the network's input (compression paper: eq. 43), and `mean_exponential_loss` is the bound of {eq}`eq-one-igs` over $n$.
-# `gauss_newton_trace` is $S$ over all parameters, biases and normalisation included, and so more than the sum of the layers' rows above it.
+# Four rows are not derived above: `mean_loss` is $L$, `parameter_norm` the length of all layers' weights, `input_invariant_local_sensitivity` is the mean of $\lVert X \operatorname{diag}(x) \rVert_F^2$, with $x$ the network's input (compression paper: eq. 43), and `mean_exponential_loss` is the bound of {eq}`eq-one-igs` over $n$.
+# A fifth, `gauss_newton_trace`, is $S$ over all parameters, biases and normalisation included, and so more than the sum of the layers' rows above it.
 #
-# The last column says what a value presumes, and two values can be compared only where it agrees:
+# The last column says what a value presumes, and for some what was found; two values can be compared only where the former agrees:
 #
 # * `exact_block=True`: the recorded operations allow the Hessian block to be read off the Gauss–Newton block.
 #   Where they do not, `measure` takes Hessian products and says so.
@@ -1054,7 +1059,10 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 #
 # The next table has the three bounds for a dense network and for ours.
 # For ours the gradient is once *tied*, that in the shared weights, and once *operator*, that in the entries of $A_l$.
-# With *operator*, $S$ counts the entries of the operators alone, and in equation 11 those of the first layer.
+# The rows of one equation have different sums $S$, and are not to be compared down the column.
+# With *tied*, $S$ is the trace over all parameters, biases and normalisation included, as in the paper.
+# With *operator* it is the trace over the entries of the $A_l$, and in equation 11 over the first layer's alone, which is less and enough.
+# The left side of equation 5 is $\lVert X \rVert_F$ here, as in {eq}`eq-one-bound`.
 # The norm of a layer is $\lVert A_l \rVert_2$ in every row, which is $\lVert W_l \rVert_2$ in a dense one.
 #
 # A bound of the library carries both sides and its hypotheses, which are checked on the recorded tensors.
@@ -1092,7 +1100,7 @@ table(["over the right side of eq. 5, tied", "least of all images", "largest"], 
 # %% [markdown]
 # Where a bound is certified, it holds.
 # Where it is not, it may hold all the same, as three rows show.
-# The second inequality of equation 5, corrected, does not: with the tied gradient $\lVert X \rVert_F$ exceeds the right side at every image, in a network that nobody designed for the purpose.
+# The second inequality of equation 5, corrected, does not: with the tied gradient $\lVert X \rVert_F$ exceeds the right side at every image, in a network at random weights that nobody designed for the purpose.
 # (Equation 5 is a bound for each sample; the first table has the sample at which left minus right is largest.)
 # The paper's two ends, with $\lVert X \rVert_2$ on the left, hold at all of these images, if only just, and so do equations 11 and 12.
 # That the ends too can fail is shown by Exercise 2, with two pixels; the {ref}`errata <errata-tied-weights>` have the correction.
@@ -1103,8 +1111,8 @@ table(["over the right side of eq. 5, tied", "least of all images", "largest"], 
 # %% [markdown]
 # ## Deviations, and what failed
 #
-# * *Piecewise linear networks only, and one layer at a time, for Hessian measures.* Behind GELU or layer normalisation the pairs still give $G_l$, and everything that is built on $J$ and $X$.
-#   The entropy and the flatness of the *Hessian* then need Hessian products.
+# * *Hessian measures: one layer at a time, and only where everything after the layer is piecewise linear.* A layer with a GELU or a layer normalisation after it, anywhere on the way to the outputs, still gets $G_l$ from its pair, and everything that is built on $J$ and $X$.
+#   But its Hessian block is another matrix, and the entropy and the flatness of the *Hessian* then need Hessian products.
 # * *$X_l$ is not in the pair.* Multiplying $B_l$ by the layer is the natural shortcut.
 #   It is wrong by the skip connection's share, without a warning.
 # * *Information-geometric sharpness on few samples* is a function of the losses.

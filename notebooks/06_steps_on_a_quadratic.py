@@ -25,7 +25,7 @@
 #
 # **Time.** Reading: about 45 minutes; running: under twenty seconds on two cores.
 #
-# **You need:** eigenvalues of a symmetric matrix, and when a linear iteration converges.
+# **You need:** eigenvalues of a symmetric matrix, and when a linear iteration converges (one step of one proof takes the stable manifold theorem, and can be skipped).
 #
 # What this chapter finds is proved or computed where it stands, so there are no verdicts: a cell whose assertion fails stops the notebook.
 
@@ -291,7 +291,7 @@ print("an exceptional start:", exception.squeeze().tolist())
 # Farther out $r_t$ is smaller, so the step is below the edge and contracts; nearer it is above and expands.
 # For $\eta\lambda < 2$ no choice of $\eta$ and $\rho$ avoids this; only the exceptional starts do.
 #
-# A cobweb shows it.
+# A cobweb shows it: each distance is plotted against the next one, with the path as a staircase.
 # The distance follows the map $\lvert\theta_{t+1}\rvert = \big\lvert (1-u)\,\lvert\theta_t\rvert - u\rho \big\rvert$.
 # A ray from the origin to a point of its graph has the slope $\lvert\theta_{t+1}\rvert / \lvert\theta_t\rvert = \lvert 1 - u(1 + r_t\lambda) \rvert$, which is the factor of un-normalised ascent with the present $r_t$.
 # The two-cycle is where the graph crosses the diagonal: there the slope is 1, and the factor before the bars are taken is $-1$, which is the edge.
@@ -432,7 +432,9 @@ plt.show()
 #
 # *4.* For $d = 1$ this is {prf:ref}`quad-line`.
 # Let $d \ge 2$.
-# Whoever ends elsewhere either hits 0, or comes so near to a saddle that the start of what follows lies in the saddle's local stable manifold, which has a lower dimension because one multiplier is larger than 1 in size and none has the size 1.
+# A trajectory that ends elsewhere either hits 0 or converges to a saddle.
+# In the second case it stays near the saddle from some step on, and from there lies in the local stable manifold.
+# By the stable manifold theorem, which holds for maps that need not be invertible, too, this has a lower dimension, because one multiplier is larger than 1 in size and none has the size 1.
 # (Multipliers may be zero, so this is the theorem for maps that need not be invertible.)
 # Both are sets of volume zero, and so is the set of starts that reach them in $k$ steps, if the step is a local diffeomorphism outside a set of volume zero.
 # Off 0 the step is analytic; with $\hat g = Hz / \lVert Hz \rVert$ its Jacobian is, but for the sign,
@@ -585,7 +587,7 @@ plt.show()
 # It would hold with $c = 1$ and $\vartheta_0 = \infty$.
 # The paper has $c = 2$ and $\vartheta_0 = \infty$.
 # The release has $c = 1$ and $\vartheta_0 = 1$, so a small $\eta_0$ may grow by one percent a step and no faster.
-# The second cell below shows both failures: the paper's rule on $H = \operatorname{diag}(10, 0.1)$, and the release's on a line with $\beta = 10$.
+# The third cell below shows both failures: the paper's rule on $H = \operatorname{diag}(10, 0.1)$, and the release's on a line with $\beta = 10$.
 # The {ref}`errata <errata-sasam-bound>` have the correction.
 
 
@@ -837,7 +839,7 @@ plt.show()
 # On a quadratic no preference for flat valleys comes from that height.
 # Nor, once it has settled, does it come from an edge.
 # (On the way $\eta_t$ may pass $2/\beta$; what that does in a valley of limited depth is not settled here.)
-# A constant step size has one: gradient descent and SAM leave every valley with $\beta > 2/\eta$.
+# A constant step size has one: from almost every start gradient descent and SAM leave every valley with $\beta > 2/\eta$ (along $v_1$ a step of SAM multiplies by $1 - \eta\beta - \eta\rho\beta^2 / \lVert H\theta \rVert < -1$).
 # Under SA-SAM's rule the step size follows the curvature, $\eta\beta = 1/c$ on the cycle of every valley, and the cycle is stable whatever $\beta$ is.
 # **Under this rule every quadratic valley with a simple largest eigenvalue, however sharp, has a stable cycle, which holds iterates near it.**
 # That is what {prf:ref}`quad-floor` proves, and on a line every start but countably many ends there.
@@ -905,6 +907,7 @@ for c in (1.0, 2.0):
 # If the minimum is at $\theta = 0$, this is *un-normalised*: $\theta_{t+1} = \big(1 - u (1 + \rho)\big)\, \theta_t$, which converges for $u(1 + \rho) < 2$.
 # But that is an accident of the origin.
 # With the minimum at $\theta^\star > 0$, the same condition and $\rho < 1$, there is a two-cycle between $\theta^\star + b_+$ and $\theta^\star - b_-$.
+# It is stable: the step has the slope $1 - u(1 + \rho)$ on the far side and $1 - u(1 - \rho)$ on the near one, so two steps multiply a deviation by $(1 - u)^2 - u^2 \rho^2$, which is below one in size when $u(1 + \rho) < 2$ and $\rho < 1$.
 # (For $\rho \ge 1$ the formula's $b_+$ is not positive, and there is none of this kind.)
 # From $b_- = u\rho\,(\theta^\star + b_+) - (1-u)\, b_+$ and $b_+ = u\rho\,(\theta^\star - b_-) - (1-u)\, b_-$,
 #
@@ -924,8 +927,8 @@ for c in (1.0, 2.0):
 # m_{1k} = 1 - u s - (1 - \kappa)(2 - u)\, s^2 .
 # $$ (eq-quad-eigen)
 #
-# For $\kappa \le 1$ the cycle is stable as SAM's is; for $\kappa > 1 + u / ((2 - u)\, s)$ the multiplier is above one, and Eigen-SAM leaves it.
-# And the other cycles are saddles no more.
+# For $\kappa$ up to $1 + u / ((2 - u)\, s)$, with $s = \lambda_2 / \lambda_1$, all multipliers stay between −1 and 1 and the cycle is stable; above it the one along $v_2$ exceeds one, and Eigen-SAM leaves the cycle.
+# And the other cycles are not even saddles: the step jumps there.
 # At $v_j$ the smallest component of $g$ along $v_1$ is answered by an ascent of size $\rho\kappa / \sqrt{1 + \kappa^2}$: one step does what takes SAM many.
 
 # %%

@@ -21,7 +21,7 @@
 #
 # **Answer.** Six of the nine take their gradient at some $\theta + \varepsilon$, and gradient regularisation does so to first order.
 # For four of the seven $\varepsilon$ is along the gradient, and only its length differs.
-# RSAM's published $\rho$ gives 27 times SAM's radius here, and elsewhere another ratio.
+# RSAM's published weight gives a radius 27 times SAM's here, and elsewhere another ratio.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on two cores.
 #
@@ -519,6 +519,8 @@ plt.show()
 # \qquad (\text{Rényi paper: eq. 10}).
 # $$ (eq-step-ratio)
 #
+# The bars are ours; our copy has none (see the {doc}`errata <../book/errata>`).
+#
 # The logarithm of $R$, divided by $1 - \alpha$, is the entropy of the squares.
 # So the entropy grows with $\operatorname{sign}(1-\alpha)\, R$, and the paper descends $L - \mu \operatorname{sign}(1-\alpha)\, R$ (its $\rho$ is our $\mu$).
 #
@@ -781,7 +783,7 @@ epsilon["SA-SGD"] = 0 * g
 # From there it goes back and forth for ever, at the loss $\frac12 \lambda\rho^2/(2c-1)^2 = 1/(2c(2c-1)^2)$.
 # **With the paper's $c = 2$ that is 1/36, whatever the curvature.**
 # With the released code's $c = 1$ it is 1/2.
-# From any other start the distance $|\theta|$ becomes $|(1 - \frac1c)\, |\theta| - \frac\rho c|$, a map that brings any two distances closer by at least the factor $|1 - \frac1c|$, which is below one for $c > \frac12$.
+# From any other start the distance $|\theta|$ becomes $|(1 - \frac1c)\, |\theta| - \frac\rho c|$, a map that shrinks the difference of any two distances at least by the factor $|1 - \frac1c|$, which is below one for $c > \frac12$.
 # So every start ends on this cycle, unless a step hits 0, where there is no gradient to follow.
 # The cell lets the library start at this $\theta$ and at another, for three curvatures:
 
@@ -835,11 +837,14 @@ columns = ["‖ε‖", "cos(ε, g)", "regularizer", "step", "closures", "gradien
 table(["method", *columns], rows, spec=".5f")
 
 # %% [markdown]
-# * *Directions.* Four methods go along $g$; IGSAM, which is to follow the natural gradient, has the cosine 0.80 with it, and ASAM, which only rescales entries, 0.59.
+# * *Directions.* Four methods go along $g$.
+#   IGSAM, which is to follow the natural gradient, still has the cosine 0.80 with $g$; ASAM, which only rescales entries, has 0.59.
 # * *Lengths.* From GR to SA-SAM $\lVert\varepsilon\rVert$ grows more than a hundredfold.
 #   Only SAM's and Eigen-SAM's are constants of the method.
 #   GR's goes with $\lVert g\rVert$ and RSAM's with $R(g)/\lVert g\rVert$: near a minimum the one vanishes and the other grows.
 #   SA-SAM's exceeds a third of $\lVert\theta\rVert$, because nothing in $\rho = \sqrt\eta$ knows the scale of $\theta$.
+# * *Steps.* The last two rows have a step size of their own, more than thirty times the others' $\eta$ and beyond descent's edge $2/\lambda_1$: the last step ran along flat directions, where the measured smoothness is small ({doc}`chapter 6 <06_steps_on_a_quadratic>`).
+#   It is one step, and no verdict on training.
 # * *Costs.* Eigen-SAM's ten further gradients renew the eigenvector, every hundredth step by default.
 #   IGSAM's further forward pass is the linearization, every tenth.
 #   Gradient regularisation by double backward calls the closure once, but pays for the second differentiation.
@@ -915,9 +920,10 @@ plt.show()
 # (step-raise)=
 # ## What does each direction raise?
 #
-# Each method means to lower a sharpness, by first going where it is large.
+# SAM, ASAM and Eigen-SAM go where they expect the loss or the curvature to be large; RSAM and IGSAM choose $\varepsilon$ so that the loss rises by their penalty.
 # SAM and ASAM mean the rise of the loss in a ball, gradient regularisation the length of the gradient; Eigen-SAM and RSAM have a curvature in mind, IGSAM the gradient's length in the Fisher metric.
 # Does the curvature rise on their way?
+# In short: the loss always rises, and the largest eigenvalue may go either way.
 #
 # Let all directions go to the same length, 0.05.
 # There we look at the loss, at the largest eigenvalue of the Hessian, at the Rényi sharpness $-\mathcal H_{1.2}$ of the Hessian's whole spectrum and its proxy $R(g)$, and at information-geometric sharpness.
@@ -949,11 +955,13 @@ table(["change along", "loss", "λ max", "Rényi", "R(g)", "IGS"], rows)
 #   Where it is simple, it changes along a unit vector $u$ to first order by the third derivative $\nabla^3 L[v, v, u]$, and no method looks at its sign.
 # * *Eigen-SAM* chooses the side of $v$ by $g^\top v$, which does not ask on which side the curvature grows.
 #   Besides, $g$ has hardly any part along $v$ after a hundred steps: the cosine is of order $10^{-4}$, and its sign decides.
-#   That is owed to our start: $\lambda_1$ has grown to about $1/\eta$, so that a step of full-batch descent removes this part nearly whole, and what is left is what the change of the Hessian and of its eigenvector puts back.
+#   That is owed to our start: a step of full-batch descent multiplies this part by about $1 - \eta\lambda_1$, which is at most one half in size here and in the ten networks below.
+#   After a hundred steps only what the change of the Hessian and of its eigenvector puts back is left.
 #   With mini-batches, or at the edge of stability, $g$ may have a large part along $v$, and then the sign is no accident.
 # * *RSAM's exact direction* raises $R$ more than any method's direction does, and by a seventeenth of what the eigenvector does.
 #   It is not meant as an ascent, but is the direction of a difference of gradients; the steepest ascent of $R$ in $\theta$ is $H \nabla R$.
 # * *IGSAM's* direction raises information-geometric sharpness less than the gradient does.
+#   Nor is it meant to: its $\varepsilon$ is chosen for the rise of the loss, and its penalty is $g^\top F^{+} g$ of the batch, not the sharpness per sample of this column.
 #   Along all directions but RSAM's exact one the change of this sharpness is nearly in proportion to that of the loss.
 #   On a batch so small that $M$, the stacked rows of {ref}`chapter 5 <one-igs>`, has full row rank, the sharpness would be a function of the samples' losses.
 #   Here $M$ has more rows than columns, so nothing forces the proportion.
@@ -997,6 +1005,7 @@ for images in (64, 32):
         values, vectors = torch.linalg.eigh(curvature)
         top, key = vectors[:, -1], (images, network_seed)
         found = ascents(here, slope, top, linear_here)
+        assert abs(1 - eta * values[-1]) < 0.5 and abs(cosine(slope, top)) < 1e-3
         there = [here + rho * d / d.norm() for d in found.values()]
         assert all(f(point) > f(here) for point in there)
         spectra = (torch.linalg.eigvalsh(hessian(f, x)) for x in there)
@@ -1035,12 +1044,14 @@ if p.networks == 5:  # the numbers of the text below
 # %% [markdown]
 # The loss rises in all ten networks along every direction, as the cell above asserts.
 # The largest eigenvalue changes by −3.4 to +5.7 percent, and along every direction it falls in some network and rises in another.
+# Both ends of this range are Eigen-SAM's.
+# In all ten networks the cosine of $g$ and $v$ is below $10^{-3}$, so the side that Eigen-SAM takes is near to an accident.
 #
 # * *Along the gradient* the mean and standard deviation over the seeds are 0.1 ± 0.8 percent on 64 images.
 #   On 32 they are 1.1 ± 0.7 percent, and it rises in all five networks.
 # * *Along ASAM's direction* it falls in four of the five on 64 images, and rises in four of the five on 32.
 #
-# So the loss is higher at the end of every such ascent, and the curvature need not be: the sign of its change depends on the method, the network and the batch.
+# So the loss is higher at the end of every such ascent, and the curvature need not be: the sign of its change differs between methods, and between networks with their batches.
 # On 64 images and on 32 a seed has the same initial weights, and the 32 images are among the 64.
 # Five such pairs of one small network, not planned as a test, are a hint and no more that the number of images matters.
 #
@@ -1061,7 +1072,7 @@ table(["images", "seed", *columns], others, spec=".4g")
 # %% [markdown]
 # The cosine is above 0.99 wherever the second eigenvalue is below 0.6 of the first.
 # Where the two are closer it may be below 0.9: in three of the five networks on 32 images, and in one of those on 64.
-# The rate is positive in all ten, though the equations do not say that it must be.
+# The rate is positive in all ten, though the equations do not say that it must be; {doc}`chapter 15 <15_rsam>` asks the same of real training.
 #
 # The last figure goes back to the first network, and lets the lengths vary.
 
@@ -1099,7 +1110,7 @@ plt.show()
 # (step-variants)=
 # ## Where text and code part
 #
-# Every method here exists in several versions.
+# Every method here exists in several versions, of which the table above has one each.
 # How far apart are their steps?
 # The table gives the distance of two steps, first over the length of step *one*.
 # The last column has it over the distance of step *one* from plain descent, so that a 1 says that the choice matters as much as the method.
@@ -1180,11 +1191,11 @@ table(["method", "one", "other", "over the step", "over its departure"], rows)
 # * *SAM.* The same 0.05 in the maximum norm is another ball, of Euclidean radius up to $0.05\sqrt{286} \approx 0.85$.
 #   A radius without its norm says nothing.
 # * *RSAM.* With the sign that Algorithm 2 has in our copy the departure from descent is about reversed, a 2 in the last column.
-#   The gradient that equation 12 asks for is further from the step of equation 11 than plain descent is.
+#   The step by the gradient of equation 12 is further from the step of equation 11 than plain descent is.
 # * *IGSAM.* At our damping $\nu = 0.01$ EKFAC's step is nearly as far from the step with the exact damped matrix as it is from descent.
-#   It is as far from $(1 + \mu)\,g$, which moves the normalisations as well.
+#   It is about as far from $(1 + \mu)\,g$, which moves the normalisations as well.
 #   Our $\nu$ is a round number, so the table below varies it.
-# * *SA-SAM and SA-SGD.* The paper's $\vartheta_0 = \infty$ lets the second step size jump to $1/2\beta_1$, with $\beta_1$ the local smoothness of the first step, wherever $\eta_0$ was.
+# * *SA-SAM and SA-SGD.* The paper's $\vartheta_0 = \infty$ lets the second step size jump to $1/(2\beta_1)$, with $\beta_1$ the local smoothness of the first step, wherever $\eta_0$ was.
 #   The release has $\vartheta_0 = 1$, and can grow by one percent a step.
 #   These are two algorithms.
 #   The row between has $\rho g$ in place of $\rho g/\lVert g\rVert$, and for $\rho$ the root of $\eta/\beta$, which then has the right units.
@@ -1192,7 +1203,7 @@ table(["method", "one", "other", "over the step", "over its departure"], rows)
 # How much of the IGSAM row is due to the damping?
 # For $\nu$ over six decades the next table has the cosines between three directions: EKFAC's, that of the exact damped matrix, and the gradient.
 # EKFAC does not cover the normalisations, so all three are taken in the layers that it covers, and the exact matrix is the block of $F$ that belongs to these.
-# In the last column both go to the length 0.05; it has, as above, the distance of the two steps over the departure of EKFAC's from descent.
+# Then both go to the length 0.05: the column *steps apart* has, as above, the distance of the two steps over the departure of EKFAC's from descent, and the last two compare the departures themselves, by length and by cosine.
 
 # %% tags=["nbval-rtol=1e-6"]
 rows, covered_g = {}, g * covered
@@ -1201,11 +1212,13 @@ for exponent in range(-5, 2):
     approximate = natural_gradient(linear, g, damping)
     exact = exact_natural_gradient(damping)
     one, other = (at(rho * d / d.norm()) for d in (approximate, exact))
-    apart = (one - other).norm() / (one - steps["SGD"].weights).norm()
+    one, other = (step - steps["SGD"].weights for step in (one, other))  # departures
+    apart = (one - other).norm() / one.norm()
     pairs = (approximate, exact), (approximate, covered_g), (exact, covered_g)
-    rows[f"1e{exponent}"] = *(cosine(*pair) for pair in pairs), apart
+    compared = one.norm() / other.norm(), cosine(one, other)
+    rows[f"1e{exponent}"] = *(cosine(*pair) for pair in pairs), apart, *compared
 columns = ["cos(EKFAC, exact)", "cos(EKFAC, g)", "cos(exact, g)"]
-table(["ν", *columns, "steps apart"], rows, spec=".3f")
+table(["ν", *columns, "steps apart", "lengths", "cosine"], rows, spec=".3f")
 
 # %%
 if p.samples == 64 and p.seed == 0:  # a remark of the text below
@@ -1218,7 +1231,8 @@ if p.samples == 64 and p.seed == 0:  # a remark of the text below
 # %% [markdown]
 # For a small $\nu$ the exact direction is far from the gradient: there the geometry is at work.
 # From there up to $\nu = 0.1$ EKFAC's step differs from the exact one by 0.9 to 1.0 of its own departure from descent.
-# So over these four decades what the method adds to descent is not what the idea asks for; whether it is smaller or points elsewhere, this ratio does not say.
+# So over these four decades what our EKFAC adds to descent is not what the idea asks for: its departure is at least as long as the exact one, and points elsewhere, as the last two columns say.
+# A part of that is no fault of EKFAC's diagonal: the exact matrix couples the layers, and EKFAC goes a layer at a time; the two causes are not separated here.
 # That may look like a mistake at $\nu = 0.1$, where the cosine of the two directions is 0.97.
 # But a departure from descent is $-\eta H\varepsilon$ to first order, and $H$ weighs what is steep: of the squared length of EKFAC's $\varepsilon$ less than half a percent lies along the ten steepest directions, and this part makes more than two thirds of that of $H\varepsilon$, as the cell above asserts.
 # For a larger $\nu$ both directions turn to the gradient, as {eq}`eq-step-damping` says, and to each other.

@@ -742,6 +742,7 @@ table(["classes", *columns, "rows", "GB of a Gram matrix"], rows, spec=".2f")
 #
 # Let $M$ be the stacked rows of a layer, with $G = M^\top M$, and let $Q$ have orthonormal columns.
 # Write $X = Q^\top M$ and $Y = (I - Q Q^\top) M$ for the two parts of the rows, $Z = Y (I - X^+ X)$ for what is left of $Y$ outside the span of the rows of $X$, $\Delta = Q X Y^\top + Y X^\top Q^\top$ for the *coupling*, and $S_\alpha(A) = \operatorname{Tr}\, (A A^\top)^\alpha$.
+# The eigenvalues of $G$ that are not zero are those of $M M^\top$, so $S_\alpha(M)$ is the power sum that the entropy of the layer asks for.
 #
 # ```{prf:proposition} What cutting the coupling changes
 # :label: estimating-prop-coupling

@@ -15,7 +15,7 @@ ACCELERATOR = torch.device("cpu", 0)
 _TRANSFERS = {Tensor.to, Tensor.cpu}
 _HOST_ONLY = {Tensor.numpy, Tensor.__array__}
 _JOINS = {torch.stack, torch.cat, torch.hstack, torch.vstack}
-# What is copied into a tensor may come from another device.
+# A copy into a tensor may come from another device.
 _COPIES = {Tensor.copy_, Tensor.__deepcopy__}
 # An accelerator's tensor takes indices and masks of the processor.
 _INDEXING = {Tensor.__getitem__, Tensor.__setitem__}

@@ -44,7 +44,7 @@ class _RunContext(RunContext):
 
     @property
     def computed_on(self) -> torch.device:
-        """The device where the run computed: a run that never asked for one is on the CPU."""
+        """Device where the run computed, which is the CPU if it never asked for one."""
         return self._asked[0] if self._asked else torch.device("cpu")
 
     @override

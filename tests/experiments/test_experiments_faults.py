@@ -180,7 +180,7 @@ def disturb(start, store, engine, moments, kills, places):
     """
     working, states, done = Archive(store).working, [], 0
     while True:
-        # What an earlier kill has left there says nothing of the next one's moment.
+        # Leftovers of an earlier kill say nothing of the next one's moment.
         left, before = folders_of_runs(), (len(starts(store)), len(finished(store)))
         child = start(store, engine)
         victims, killed, below, moment = [], [], [], ""
