@@ -20,8 +20,7 @@
 # **Question.** How sharp does training make a network, compared with the edge of stability?
 #
 # **Answer.** Gradient descent drives the Hessian's top eigenvalue past its edge and back: over a run's second half the median is 1.01 to 1.02 times the edge.
-# Under SAM it is 1.09 to 1.10 times SAM's, which sinks to a fifth of that.
-# On a quadratic its bouncing alone gives one, so it shows no limit.
+# SAM's own edge sinks to a fifth of that, with $\lambda_1$ at 1.09 to 1.10 times it; a limit is not shown, because on a quadratic SAM's bouncing alone makes this ratio one.
 #
 # **Time.** Reading: about 16 minutes; running: a little over a minute on one core.
 #
@@ -125,7 +124,7 @@ def edge(eta: float, rho: float, gradient: Tensor) -> float:
 # For gradient descent the edge is a fixed number, so it is the curvature that has come to the edge.
 #
 # For SAM the edge moves, and the ratio says less.
-# On a quadratic with distinct eigenvalues and $\lambda_1 < 2/\eta$ SAM ends, from almost every start, in a two-cycle along the steepest direction ({prf:ref}`quad-cycle`).
+# On a quadratic with distinct positive eigenvalues and $\lambda_1 < 2/\eta$ SAM ends, from almost every start, in a two-cycle along the steepest direction ({prf:ref}`quad-cycle`).
 # The gradient there has just the length at which the edge equals $\lambda_1$ ({eq}`eq-quad-on-edge`).
 # So it is the edge that has come to the curvature, and the ratio is one whatever $\lambda_1$ is.
 # A ratio of one is necessary for that cycle, and not sufficient, and it cannot show that an edge holds the curvature down.
@@ -281,6 +280,7 @@ table(["method", *columns], rows, spec=".2f")
 # Does SAM bounce?
 # Each run goes on for a hundred steps, which give a hundred cosines between the gradients of neighbouring steps.
 # What does not turn is in the half-sum of two neighbours: the table has its length as a part of a gradient's, and the cosine between neighbouring half-sums.
+# (Two neighbouring half-sums share a gradient: were the gradients independent, the cosine would be ½ and the length 0.7.)
 # Medians over the steps, least and largest of the runs:
 
 
@@ -312,7 +312,7 @@ for name, options in METHODS.items():
 table(["method", "cosine", "half-sum", "cosine of half-sums"], rows)
 
 # %% [markdown]
-# All three bounce.
+# In all three, neighbouring gradients point against each other.
 # Gradient descent's neighbouring gradients are opposite, as they would be along one direction.
 # SAM's point against each other, too, but are not opposite: their half-sum has three to four tenths of a gradient's length, and hardly turns from step to step.
 # So it is not on the two-cycle of a quadratic; a gradient that has not yet died out and a third derivative along the bounce would both look like this.
@@ -391,7 +391,7 @@ print("the same weights:", all(map(torch.equal, weights, 2 * [unmonitored(p.seed
 # ## Deviations, and what failed
 #
 # * *A small setting.* {cite:t}`cohen2021` train larger networks on 5,000 images of CIFAR-10, by gradient descent on all of them at once.
-# * *Room in the criteria.* On the edge a run multiplies its rounding errors, so two machines agree in the medians and not in the steps.
+# * *Room in the criteria.* On the edge a run may multiply its rounding errors, so on another machine single steps may differ; the criteria leave room for that.
 # * *SAM's excess over its edge* is measured here, and not explained.
 #
 # ## Exercises

@@ -20,8 +20,8 @@
 # **Question.** Do the Rényi paper's bounds say that a network whose Hessian has a large entropy generalizes well?
 #
 # **Answer.** No: at a fixed trace the determinant, which the proofs start from, *grows* when eigenvalues are averaged, as the entropy does.
-# What falls is later slack, in Theorem 3.2 by the factor $d^{1/d}$ at most.
-# Besides, trained networks break Proposition 3.1, and a memoriser breaks Theorem 3.2.
+# What falls is the printed bound, in Theorem 3.2 by the factor $d^{1/d}$ at most.
+# Besides, trained networks break Proposition 3.1, and a memoriser Theorem 3.2, where the weights depend on the sample.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on one core.
 #
@@ -94,6 +94,7 @@ def normal(*shape: int) -> Tensor:
 # Whether the entropy *does* foretell generalization is another question, and only experiments can decide it.
 #
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`, with some of this chapter's own.
+# Proposition 3.1 and Theorems 3.2 and 3.3 are always the paper's here, and $|H|$ is a determinant.
 # $S$ is a sample of $n$ pairs, drawn independently from a distribution $\mathcal D$.
 # $L(S, \theta)$ is the mean loss on the sample, and $L(\mathcal D, \theta)$ that on the distribution, the *population loss*.
 # $P$ and $Q$ are distributions of parameters: the prior and the posterior of a PAC-Bayes bound, a bound on the mean loss of parameters drawn from $Q$.
@@ -379,6 +380,7 @@ plt.show()
 # The *error* is not convex; but a bounded loss is what the bounds ask for, which the cross-entropy is not.
 # And a *single* move is not their mean: to first order a move changes the loss by $\rho \operatorname{Tr}(G^\top W U)$, where $G$ is the gradient of the population loss in $W$.
 # So for almost every $U$ one of $U$ and $-U$ lowers the loss, if only $\rho$ is small and $k \ne 2$, unless $W^\top G = 0$, which training on another sample does not bring about.
+# (The linear form $U \mapsto \operatorname{Tr}(G^\top W U)$ vanishes on a null set only if $W^\top G \ne 0$; for $k = 2$ a symmetric $W^\top G$ of trace zero is orthogonal to every rotation.)
 #
 # The study `renyi_perturbed_test_loss` trains two perceptrons and a LeNet-5 on 2,000 digits and moves each layer's weights by matrices $U$ and $-U$, before training and after.
 # The other 3,000 digits estimate the losses.
@@ -416,12 +418,12 @@ table(["ρ", after, before, share, "single, beyond 4 s.e.", "error, beyond 4 s.e
 # The first two columns count the layers in which the mean test loss falls, after training and before; the third is the share of single moves that lower it after training.
 # The last two count the layers in which a single move lowers the loss, or the mean error falls, by more than four standard errors.
 #
-# After training the mean rises in every layer and at every size, so here the paper's expectation is met.
+# After training the estimated mean, over three pairs of moves, rises in every layer and at every size, so here the paper's expectation is met.
 # Three matrices are drawn for a layer, each with both signs, so that the first-order change cancels; hardly a rise is below two of its standard errors.
 # Before training some layers' means fall, as the paper allows, though never the last layer's.
 #
 # A single move is another matter: the smaller the moves, the more of them lower the loss.
-# On these 3,000 images the loss falls; whether it would on others, so few hardly tell.
+# On these 3,000 images the loss falls; so small a sample can hardly tell whether it would on others.
 # But by the first-order term above some moves must lower the population loss, too, unless $W^\top G = 0$.
 # So the condition, taken word by word, is refuted with the images as the population.
 # (The criterion was changed after the runs, with this table in view.
@@ -713,7 +715,7 @@ plt.show()
 # and *if neither the neighbourhood nor the rest of the network depends on $S$ and the loss lies in $[0, 1]$*, {eq}`eq-bounds-mcallester` holds with this in place of the divergence.
 # ```
 #
-# Both can hold only if $\theta^*$ and the shape of $H$ are the same for every sample.
+# A neighbourhood that is centred at $\theta^*$, has the shape of $H$, and yet does not depend on $S$, exists only if $\theta^*$ and the shape of $H$ are the same for every sample.
 # The paper applies its bounds to one layer of a network whose other layers were trained on $S$, too: a prior on this layer alone then does not meet what {eq}`eq-bounds-mcallester` asks, a loss that is a fixed function of the layer's weights and of a sample.
 # What the theorem is good for is to show which step uses which hypothesis.
 #
@@ -815,8 +817,8 @@ table(["statement", "A", "bound", "population loss"], rows, spec=".4f")
 #
 # The main text writes this as $C\, V^{2/d} \exp(-[\mathcal H_\alpha - \mathcal A] / d)$ with a constant $\mathcal A$, which is $d \log \operatorname{Tr} H$.
 # It is called positive there, and is negative where the trace is below 1.
-# We have met all there is to say of it: the entropy enters by a factor between $d^{-1/d}$ and 1, on the side of the slack; without it, by the second term of the chain, $A$ would be about $d$ times smaller.
-# **Vacuous** is our word for a statement that may hold and does not say what it is used for ({ref}`errata <errata-vacuous-bounds>`).
+# What there is to say of it we have met: the entropy enters by a factor between $d^{-1/d}$ and 1, on the side of the slack; without it, by the second term of the chain, $A$ would be about $d$ times smaller.
+# The {ref}`errata <errata-vacuous-bounds>` call this *vacuous*: what is left of the theorem may hold, and does not say what it is used for.
 #
 # (bounds-trace)=
 # ## Can the trace be absorbed?
@@ -862,7 +864,7 @@ table(["rise of the loss", "A, trace frozen"], {f"{rise:.4f}": [before]})
 # :label: bounds-thm-ellipsoid
 #
 # Let the loss lie **in $[0, 1]$**, let $H$ be positive definite, and $L(S, \theta^* + \Delta) \le L(S, \theta^*) + \frac12 \Delta^\top H \Delta + r$ on the ellipsoid.
-# Let a ball of radius $R$ that does **not depend on $S$**, no more than the rest of the network, contain the ellipsoid, and let $L(\mathcal D, \theta^*) \le E_Q L(\mathcal D, \theta)$.
+# Let neither a ball of radius $R$ (its centre included) nor the rest of the network **depend on $S$**, and let the ball contain the ellipsoid; let $L(\mathcal D, \theta^*) \le E_Q L(\mathcal D, \theta)$.
 # Then with probability at least $1 - \delta$
 #
 # $$
@@ -952,7 +954,8 @@ checked.table()
 # ## What would change our mind
 #
 # * *A bound in which an even spectrum helps before slack is added.* It would have to contain a quantity that falls when eigenvalues are averaged, at a fixed trace, as the largest eigenvalue does, or the sum of their squares.
-# * *A prior that is fair and near.* With $P$, $Q$ and $A$ from one half of the data, and $E_Q L$ of the other half on the right, equation {eq}`eq-bounds-mcallester` applies; then only the direction is left to object to.
+# * *A prior that is fair and near, with a posterior that uses more data.* With $P$, $Q$ and $A$ all from one half of the data {eq}`eq-bounds-mcallester` holds on the other half, but there Hoeffding's inequality holds without $A$.
+#   It would take a prior from one half and a posterior from both; then the direction and the size of the entropy's factor are still left to object to.
 # * *Another reading of the constants.* If the authors meant $V$ to be chosen with the trace, the product in {eq}`eq-bounds-product` is what is constant, and the entropy is left with its factor between $d^{-1/d}$ and 1.
 #
 # ## Deviations, and what failed

@@ -19,7 +19,7 @@
 #
 # **Question.** What does the Rényi paper's algorithm return for a layer whose entropy is known, and what does it cost?
 #
-# **Answer.** As printed it returns no number; repaired, on 64 images it errs by 0.03 to 3.3 nats at order ½, more with more zeros.
+# **Answer.** As printed it returns no entropy; repaired, on 64 images it errs by 0.03 to 3.3 nats at order ½, more with more zeros.
 # At 3/2 its probes' noise is left, a spread of up to 0.07.
 # Exact spectra cost a 28th of estimates by Hessian products with ten classes, six times as much with a hundred.
 #
@@ -91,7 +91,6 @@ real = {"dtype": torch.float64, "device": p.device}
 # A layer of a ResNet-18 has up to 2.4 million weights, and its Hessian is known by products with vectors alone.
 # The paper's Algorithm 1 turns some of these products into an entropy.
 # What the paper reports on generalization went through an implementation of it.
-# The released one multiplies by the probes' squared length, so it does not have the first slip below, which would leave the ranks within one layer alone in any case.
 #
 # {doc}`Chapter 4 <04_stochastic_estimators>` has the theory of such estimates, on spectra that were chosen or recorded.
 # This chapter takes the algorithm itself.
@@ -200,6 +199,7 @@ table(["slip", "order", "as printed", "repaired", "exact"], rows, spec=".2f")
 
 # %% [markdown]
 # The first slip is an offset that is known in advance: the printed value is the repaired one plus $\log (k/d)$, here $\log \frac14 = -1.39$, by {eq}`eq-est-offset`.
+# The released code multiplies by the squared length of its probes and does not have this slip, which would not change ranks within one layer in any case.
 # The second makes $T$ the matrix of another recurrence.
 # It need not have a positive spectrum even where $H$ has one, so the printed step 5 takes powers of negative numbers.
 # With $\beta_1 = 0$ it falls apart besides: its first entry $v^\top H v$ stands alone, and the other fourteen steps have no weight.
@@ -307,7 +307,7 @@ table(["layer", *columns], rows, spec=".3f")
 # %% [markdown]
 # At order 3/2 the first row is off by more than four of its own standard errors.
 # Is the standard error wrong, or is the draw a freak?
-# At this order fifteen steps change next to nothing, so an estimate of this layer is $\frac{1}{1 - \alpha} \log (\bar A / \bar B^\alpha)$ with $A = \sum_j z_j^2 \lambda_j^\alpha$ and $B = \sum_j z_j^2 \lambda_j$, and two thousand of them are cheap:
+# At this order fifteen steps change next to nothing, so for probes of length $\sqrt d$ an estimate of this layer is $\frac{1}{1 - \alpha} \log (\bar A / \bar B^\alpha)$ with $A = \sum_j z_j^2 \lambda_j^\alpha$ and $B = \sum_j z_j^2 \lambda_j$, and two thousand of them are cheap:
 
 # %% tags=["nbval-rtol=1e-3"]
 generator, many = generator_of(p.seed + 1), []
@@ -327,7 +327,7 @@ rows["error with the chapter's seed"], rows["draws as far off, of 2,000"] = [own
 table(["of 2,000 estimates of the first layer", "nats"], rows, spec=".3f")
 
 # %% [markdown]
-# The standard error is right, and the draw is a freak of this chapter's seed: hardly one of two thousand is as far off.
+# The standard error agrees with two thousand independent draws, of which hardly one is as far off as this seed's.
 # Two eigenvalues hold nine tenths of that layer's trace, so the estimate hangs on the squares of two components, in the mean over a hundred probes, and with this seed these means are low.
 #
 # (estimating-layers)=
@@ -452,7 +452,9 @@ if p.profile == "laptop":
     )
 
 # %% [markdown]
-# Every printed $T$ has a negative eigenvalue here, so taken literally the algorithm returns no number.
+# Every printed $T$ has a negative eigenvalue here.
+# With $\beta_1$ read as 1 or $\lVert Hv \rVert$ its powers of order ½ and 3/2 are not real, and the algorithm returns no number.
+# With $\beta_1 = 0$ the negative eigenvalues have no weight, and what it returns hardly depends on the layer.
 # With magnitudes it is up to 0.8 nats off at order ½ and up to 2.7 at 3/2, over all nine networks.
 #
 # The readings of $\beta_1$ differ between the columns, so the columns do not add up.
@@ -515,7 +517,7 @@ table(["layer", *columns], rows, spec=".3f")
 # (estimating-small)=
 # ## What the smallest orders measure
 #
-# The paper's grid of orders begins at 0.0001, and its panels of correlations at orders above 0 (Appendix G.4).
+# The paper's grid of orders begins at 0.0001, and what it correlates with the gap are orders above 0 (Appendix G.4).
 # At order 0.1, the smallest here, the estimate stands between two numbers: the entropy, and $\log d$.
 
 # %%
@@ -621,7 +623,9 @@ product = {name: hessian_product(w) for name, w in weights.items()}
 # **Our ways.** A layer's block in a ReLU network is its Gauss–Newton block ({prf:ref}`prop-hessian-block`), a sum over images of $J_i^\top \Lambda_i J_i$.
 # {doc}`Chapter 5 <05_one_linearization>` takes the factors of these Jacobians from one *linearization*, a pass of a few gradients that records the inputs of the layers and the derivatives of the outputs.
 # After that no product goes through the network any more.
-# With $N = n (C - 1)$ rows, the product of a layer's block with one of sixteen probes is two products with its rows, which are formed anew for each sixteen, or two through its positions:
+# Probes are taken sixteen at a time.
+# Either the $N = n (C - 1)$ rows are formed, once for the sixteen, and each probe takes two products with them; or they are never formed, and both products run through the layer's positions.
+# The cheaper way counts:
 #
 # $$
 # \min \big( 4 N d + \tfrac{1}{16}\, 2 N P\, d, \; 4\, n P\, (d + C\, o) \big) \ \text{operations,}
@@ -835,7 +839,7 @@ table(["order", "lower end", "exact", "upper end", "eight directions alone"], ro
 # What it costs on the paper's 2,000 images is the question of a study, `renyi_many_samples`.
 # It trains residual networks of 20 layers on 4,000 digits, and measures all their layers.
 # On 200 images, with 50 directions, the exact spectra are at hand; on 2,000, with 500, they would cost far more, by {eq}`eq-estimating-gram`, and we did not compute them.
-# A layer of at most five times as many weights as directions is measured exactly all the same: of the twenty that is so in one, and in eight.
+# A layer of at most five times as many weights as directions is measured exactly all the same: this holds for one of the twenty layers with 50 directions, and for eight with 500.
 # An error is *stated* as twice a standard uncertainty, the root of the sum of two squares {cite:p}`gum2008`: the standard error, and the deviation of an even distribution over the bracket, its width over $\sqrt{12}$.
 
 # %%
@@ -878,8 +882,9 @@ if p.profile == "laptop":
 # %% [markdown]
 # Each entry is that of the worst layer, in nats, and the gradients are those of the same images, for all layers together; a dash stands where the exact value is not known.
 #
-# On 200 images two of eighty errors are larger than what is stated, both at order ½, by 0.007 nats at most.
-# Twice a standard uncertainty is meant to be exceeded now and then, once in twenty by a normal error; within half the bracket and five standard errors all of them lie, which is the claim at the head.
+# On 200 images 76 values are estimated, 38 at each order, beside four that are exact.
+# Two of them err by more than what is stated, both at order ½, by 0.007 nats at most: two of 38, about the one in twenty that twice the standard uncertainty of a normal error allows.
+# Within half the bracket, five standard errors and 0.001 nats for round-off all of them lie, which is the claim at the head.
 # On 2,000 images all twenty layers together, of which twelve need the method, take 80 gradients, where we had allowed 150.
 # At order 3/2 nothing is left to ask for.
 # At order ½ we had asked for 0.02 nats, and nine of the twenty layers state more, up to 0.029; the verdict at the head says so.
@@ -927,7 +932,7 @@ table(["weights", "estimate, order ½", "after scaling"], rows)
 #
 # | the paper's words | what we find |
 # |---|---|
-# | Algorithm 1 estimates the entropy | it does when repaired, at orders from about 1 on |
+# | Algorithm 1 estimates the entropy | repaired, on small networks and 64 images: from order 1 on, and at ½ only where a layer has few zeros |
 # | 100 probes and 15 steps suffice | with 64 images, at order ½ the steps are too few wherever a layer has zeros; at 3/2 the probes are the whole error |
 # | the denominator from a second probe | noisier in every layer from order ¾ on, and useless near 1 |
 # | orders down to 0.0001 | there the estimate is the logarithm of the number of weights |
