@@ -20,7 +20,7 @@
 # **Question.** How sharp does training make a network, compared with the edge of stability?
 #
 # **Answer.** Gradient descent drives the Hessian's top eigenvalue past its edge and back: over a run's second half the median is 1.01 to 1.02 times the edge.
-# SAM's own edge sinks to a fifth of that, with $\lambda_1$ at 1.09 to 1.10 times it; a limit is not shown, because on a quadratic SAM's bouncing alone makes this ratio one.
+# SAM's own edge sinks to a fifth of that, with $\lambda_1$ at 1.09 to 1.10 times it, which bouncing alone may do.
 #
 # **Time.** Reading: about 16 minutes; running: a little over a minute on one core.
 #

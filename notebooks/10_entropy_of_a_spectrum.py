@@ -21,9 +21,9 @@
 #
 # **Answer.** It sees how evenly curvature is spread, not how large it is; it is quasi-concave, not convex.
 # The paper blames negative eigenvalues for trouble at order 1.
-# Single ReLU layers in evaluation mode have none if the loss is convex in the outputs; separate probes for its two traces make the estimate explode.
+# Single ReLU layers in evaluation mode have none if the loss is convex in the outputs; separate probes for two traces suffice.
 #
-# **Time.** Reading: about 45 minutes; running: about a quarter of a minute on one core.
+# **Time.** Reading: about 50 minutes; running: about a quarter of a minute on one core.
 #
 # **You need:** eigenvalues of a symmetric matrix, convex sets; from {ref}`chapter 3 <entropy-facts>` what concave and Schur-concave mean for an entropy.
 
@@ -625,7 +625,7 @@ table(["order", "|H|", "clamped", "shifted", "mixed"], rows, spec=".3f")
 # %% [markdown]
 # Four eigenvalues have an entropy of at most $\log 4 = 1.386$.
 # The mixed column leaves the range from 0 to that number at orders ½, 0.8 and 1.3, well inside of what the paper calls stable.
-# At the largest share found after training, $s = 0.076$, the policy adds 0.66 at order 0.8 and 1.5 at 0.9, and takes away 1.0 at 1.2: a bias, which need not leave the range.
+# At the largest share found after training, $s = 0.076$, the policy adds two thirds of a nat at order 0.8 and one and a half at 0.9, and takes away one at 1.2: a bias, which need not leave the range.
 # What is added depends on the order and on $s$ alone, by {eq}`eq-entropy-explosion`: what is stable is a question of how much the negative eigenvalues weigh.
 #
 # **Which policy?**

@@ -19,9 +19,9 @@
 #
 # **Question.** Do the Rényi paper's bounds say that a network whose Hessian has a large entropy generalizes well?
 #
-# **Answer.** No: at a fixed trace the determinant, which the proofs start from, *grows* when eigenvalues are averaged, as the entropy does.
-# What falls is the printed bound, in Theorem 3.2 by the factor $d^{1/d}$ at most.
-# Besides, trained networks break Proposition 3.1, and a memoriser Theorem 3.2, where the weights depend on the sample.
+# **Answer.** No: at a fixed trace the determinant, where the proofs start, *grows* when eigenvalues are averaged, as the entropy does.
+# What falls is the printed bound, in Theorem 3.2 by $d^{1/d}$ at most.
+# Networks that saw the sample break Proposition 3.1, and a memoriser Theorem 3.2.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on one core.
 #

@@ -276,12 +276,10 @@ def setting_of(records, name):
     return [record.configuration[name] for record in records]
 
 
-rows = {
-    cell: [
-        explained(column(own, name), setting_of(own, "optimizer")) for name in ("gap", "train_loss")
-    ]
-    for cell, own in cells.items()
-}
+rows = {}
+for cell, own in cells.items():
+    optimizers = setting_of(own, "optimizer")
+    rows[cell] = [explained(column(own, name), optimizers) for name in ("gap", "train_loss")]
 table(["cell", "of the gap", "of the training loss"], rows, spec=".2f")
 
 # %% [markdown]

@@ -21,7 +21,7 @@
 #
 # **Answer.** Not in general, at our scale: at order ½ its mean over layers has a $\tau$ of 0.54, −0.00, −0.27 and 0.19 in four cells, and at 3/2 it falls on average.
 # The training loss has −0.87 to −0.98.
-# Given that loss, more is left among perceptrons than jointly normal numbers would leave; elsewhere thirty networks cannot tell.
+# Given that loss, more than normal numbers would leave is left among perceptrons.
 #
 # **Time.** Reading: about 39 minutes; running: about half a minute on one core.
 #
