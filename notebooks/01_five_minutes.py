@@ -25,7 +25,7 @@
 #
 # **Time.** Reading: about 35 minutes; running: about two minutes on two cores, most of them training.
 #
-# **You need:** the gradient of a loss, and what an eigenvalue is.
+# **You need:** the gradient of a loss, and what an eigenvalue is; for two proofs, Jensen's inequality and the Kullback–Leibler divergence.
 
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke or laptop
@@ -224,7 +224,7 @@ plotting.landing_figure(
 plt.show()
 
 # %% [markdown]
-# Read one panel of the first figure from left to right.
+# Read one panel of the figure of spectra, {numref}`fig-five-spectra`, from left to right.
 # Few directions carry most of the curvature: five of them between 74 and 95 per cent, depending on the layer.
 # Then comes a long slope, which bends: it is steeper, the further one goes.
 # Then a cliff, and after it nothing that round-off would let us see.
@@ -253,7 +253,7 @@ table(["layer", *columns], rows, spec=".1f")
 # The paper calls such spectra *heavy-tailed*.
 # If $\lambda_j$ falls like $j^{-s}$, the share of eigenvalues above $x$ falls like $x^{-1/s}$, so the tail is the left end of these panels: some fifty numbers.
 #
-# Two kinds of flatness meet in the figure, and they should not be mixed up.
+# Two kinds of flatness meet in that figure, and they should not be mixed up.
 # Beyond the dashed line zeros are **forced**: $n$ images with $C$ classes cannot bend the loss in more than $n(C-1)$ directions, whatever was learned.
 # The small eigenvalues to the left of the dashed line are **found**: no count forces them to be small.
 # Between the end of the curve and the dashed line stand dozens in each large layer, up to about a hundred, that are allowed, and too small for double precision to tell from zero; they are counted as zero.
@@ -717,7 +717,8 @@ bounds = {
 table(["order", "error of the entropy (nats)"], bounds)
 
 # %% [markdown]
-# So at order 0.1 the bound guarantees less than one nat, and nearer to zero still less, where there is little to learn: the entropy tends to the logarithm of a count, that of the directions which the images allow, less the few that round-off dropped.
+# So at order 0.1 the bound says only that the error is below one nat.
+# Nearer to zero it says nothing, and there is little to learn: the entropy tends to the logarithm of a count, that of the directions which the images allow, less the few that round-off dropped.
 # From ½ to ¾ the error is far below every difference that we discuss.
 # At 3/2 and beyond it is smaller still (at order 1 this bound diverges, and the error does not), because there $|x^\alpha - y^\alpha| \le \alpha\, |x - y|$ on $[0, 1]$: a lost eigenvalue costs its own size and no root of it.
 #

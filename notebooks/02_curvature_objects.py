@@ -84,7 +84,7 @@ from paperkit.models.small import build_digit_network
 # One equality carries the whole book: **in a ReLU network the Hessian block of a single layer is its Gauss–Newton block, exactly.**
 # It needs two things: everything after the layer is piecewise linear, and the layer's input does not depend on the layer's own weight.
 # Where the loss is convex in the outputs, the block is positive semidefinite besides.
-# We state it, prove it, check it to the last digits of double precision, and show every way in which it fails.
+# We state it, prove it, check it to the last digits of double precision, and show by examples how it fails where one of its two conditions is dropped.
 #
 # The statements are ours, so the ledger holds them to the same rule as those of the papers.
 # Six of them are extensions that one might hope for, and are entered to be refuted.
@@ -261,7 +261,7 @@ table(["matrix", "trace", *ends, "distance from H", "distance from G"], rows)
 # ````
 #
 # Part (c) deserves a second reading.
-# At fixed weights, the Rényi sharpness of a layer of a ReLU network is, under softmax cross-entropy, **the same on true and on random labels**.
+# At fixed weights, the Rényi sharpness of a layer that the proposition covers is, under softmax cross-entropy, **the same on true and on random labels**: of every layer of a ReLU network with frozen statistics that uses no weight twice in depth.
 # It can only feel the labels through the weights that training made of them.
 
 
@@ -441,8 +441,11 @@ print(f"largest error, relative to the largest eigenvalue: {number(error)}")
 #
 # By part (b) of the corollary the rank of a block is at most $\min(n(C-1), d_l)$.
 # An entropy is at most the logarithm of the number of eigenvalues that are not zero, hence at most $\log \min(n(C-1), d_l)$, a cap that moves with $n$.
-# A layer of $h_l$ outputs that acts once has a block that is a sum of $n$ terms $(\partial^2 \ell_i / \partial z_l \partial z_l^\top) \otimes a_i a_i^\top$, each of rank at most $h_l$; so its rank is at most $n h_l$ whatever the activations are, and the bound says something only of a layer with more outputs than $C - 1$.
-# The table takes one of twelve, in a ReLU network and in the same with tanh, which the corollary does not cover and which breaks the bound while $n$ is small; from $n = 20$ on the bound is $d_l$, and no matrix could.
+# A layer of $h_l$ outputs that acts once has a block that is a sum of $n$ terms $(\partial^2 \ell_i / \partial z_l \partial z_l^\top) \otimes a_i a_i^\top$, each of rank at most $h_l$.
+# So its rank is at most $n h_l$, whatever the activations are, and the bound says something new only of a layer with more than $C - 1$ outputs.
+# The table takes a layer with twelve outputs, in a ReLU network and in the same network with tanh.
+# The corollary does not cover the second, and its rank exceeds the bound up to $n = 10$.
+# From $n = 20$ on the bound is $d_l = 144$, which no matrix of this size can exceed.
 # The ranks are those of dense Hessians, and the entropy is the library's, of the ReLU network.
 
 
@@ -478,7 +481,7 @@ table(columns, rows, spec=".4f")
 # In chapter 1's first layer it cannot: there the rank is full, 144, at $n$ = 50, 100 and 200 in all five networks, and the mean entropy over the networks still rises.
 # {prf:ref}`five-halves` of chapter 1 says how far the entropy can fall at order ½, no further than to the average of those on two halves, weighted by their traces; it does not say that it rises.
 #
-# **Values at different $n$ are not comparable.**
+# So two layers or two networks are compared **only at the same $n$**; values at different $n$ stand side by side only to see what $n$ does.
 
 # %% [markdown]
 # ## This book's statements and their verdicts

@@ -79,7 +79,6 @@ real = {"dtype": torch.float64, "device": p.device}
 # For a matrix without negative eigenvalues, and the powers that an entropy needs, the errors of all probes {prf:ref}`have one sign <est-sides>`, so that no averaging removes them.
 #
 # How much that matters depends on the spectrum.
-# How much that matters depends on the spectrum.
 # {ref}`Below <est-recorded>` we take the layers of one small trained network: at order ½, 15 steps overrate every layer, by up to more than two nats, and change the order of the layers; at the paper's other order, 3/2, they are enough.
 #
 # Every matrix here has a spectrum that we know, chosen or recorded, so every estimate can be held against the truth.
@@ -332,6 +331,7 @@ table(["order", "exact", "estimate", "standard error", "lower end", "upper end"]
 # The standard error is that of the *ratio*.
 # With $N_i$ and $D_i$ the two sums of probe $i$, and $\bar N$, $\bar D$ their means, linearizing {eq}`eq-est-entropy` gives each probe the influence $\frac{1}{1-\alpha}\big( N_i / \bar N - \alpha\, D_i / \bar D \big)$, and the standard error is the standard deviation of these over $\sqrt k$.
 # The last two columns are the bracket, and our next subject.
+# They enclose what infinitely many steps would give for these same probes, not the exact value: at orders 0.99 and 1.5 the exact one lies outside, by the scatter of the probes, which all orders share.
 #
 # One warning about sizes.
 # The paper's Algorithm 1 normalises its probes to length one and *sums* over them, where {eq}`eq-est-slq` averages and has the factor $d$.
@@ -560,7 +560,8 @@ table(["layer", *columns], rows, spec=spec, round_off=1e-6)
 # The last layer, fc, has the second largest entropy of all, and three convolutions whose exact entropy is smaller overtake it; they have more weights.
 # The seven convolutions keep their order, in which size and entropy happen to agree.
 # (Of five networks that were trained alike this one has the smallest entropies at order ½, by the records of chapter 1.)
-# The trick bounds the bias of random probes from above, and the bound is close: in every layer the estimate from 100 random probes is off by the bias of the table, within three of its standard errors.
+# The trick bounds the bias that random probes leave in the trace, in the mean, and so, up to terms of order $1/k$, that of the entropy.
+# The bound is close: in every layer the estimate from 100 random probes is off by the bias of the table, within three of its standard errors.
 # The paper compares one layer of many models, which all have the same number of weights in it; what the error does to such a comparison {doc}`chapter 12 <12_estimating_it>` tries on five networks.
 #
 # More steps help, but slowly: in the largest layer even 100 leave a bias of more than twice the standard error.

@@ -19,7 +19,7 @@
 #
 # **Question.** How many of the papers' measures can be read off one pair of tensors for each layer, $(a_l, B_l)$, and by which equations?
 #
-# **Answer.** Every measure of the network's tangent: spectra, entropies, traces, Fisher matrix, Kronecker factors; with $X_l$ of the pass, sensitivities.
+# **Answer.** Every measure of the network's tangent: spectra, entropies, traces, Fisher matrix, Kronecker factors; with the Jacobians $X_l$ of the same pass, sensitivities.
 # What needs the Hessian between two layers, or the loss elsewhere, stays outside.
 # Each equation agrees with brute force and the library.
 #
@@ -77,7 +77,7 @@ real = {"dtype": torch.float64, "device": p.device}
 # Of each layer two tensors then remain: $a_l$, which holds what the layer's weights multiply, and $B_l$, which holds how the outputs answer to the layer's result.
 # We derive the measures one by one, and turn each equation into a few lines of code.
 #
-# Each result is then computed twice more, by brute force and by the library.
+# Each result is then computed twice more, by brute force and by the library (Takeuchi's criterion by the library alone).
 # In the cells `agree` asserts that all three are equal, up to a relative distance of 1e-12 unless another tolerance is given, and notes it for {ref}`a table at the end <one-checked>`.
 # The distance is that of the whole vectors or matrices, over the norm of ours; a small entry may be known less well.
 #
@@ -280,7 +280,7 @@ agree(
 # No factor has fewer, because the null vectors of $\Lambda_i$ are the multiples of $\mathbf 1$, as every $p_{ic} > 0$, so that its rank is $C - 1$.
 #
 # Hence $K_l$ has $n(C - 1)$ rows, where $G_l$ has $d_l$.
-# The smaller of the two numbers bounds the rank, and the library writes out the smaller of the two matrices: in the stem that is $G_l$.
+# The smaller of the two numbers bounds the rank, and the library writes out the smaller of the two matrices: in the stem that is $G_l$; the report at the end says *gram* of both, which means that the spectrum was read off the pair.
 # The cell builds $K_l$ in every layer; its brute force diagonalises the Hessian.
 
 # %%
@@ -554,7 +554,7 @@ assert projected_sharpness(one, some_labels)[1] == len(theta) - 33
 # On 250 random images, which reach more patterns of the ReLUs, the cell finds 333, so that the 33 directions are all.
 # The tolerance is 1e-6 here, because brute force inverts $F$, whose condition number is the square of that of $M$.
 #
-# These are the 33 directions that change no probability, and the cells after them write them out.
+# These are the 33 directions that change no probability, and the cells after them write them out (that the stem's block has rank 33, too, is chance).
 #
 # * *Seventeen in the head.* Each of its 17 columns, the bias included, may add the same amount to all ten logits.
 # * *Eight in the filters,* one for each of the eight channels of the two convolutions.
@@ -969,7 +969,7 @@ table(["measure", "of", "value", "method", "presumes"], rows, spec=".5g")
 
 # %% [markdown]
 # (one-checked)=
-# **Everything that was checked.** What we computed by hand must be what the report says, and below is every comparison of this chapter.
+# **Everything that was checked.** What we computed by hand must be what the report says, and below is every comparison of three ways.
 # Every tolerance comes from the arithmetic.
 # It is 1e-12 relative, except where a step multiplies by a condition number or turns eigenvectors, as said at the place.
 
@@ -1049,8 +1049,16 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 #
 # (The printed line has another middle term: {ref}`errata <errata-linear-stability>`.)
 # The paper states equation 5 for the first layer, a linear one.
-# From it equation 11 makes a bound on the $\mathrm{MLS}$, with the sharpness $S$ of all parameters on the right side.
-# Equation 12 does so for the sum of the $\mathrm{MLS}$ of all layers, and counts convolutions among them.
+# Its chain begins one link earlier, with $\lVert X \rVert_2 \le \lVert X \rVert_F$, so {eq}`eq-one-bound` is its second inequality, and its two ends are $\lVert X \rVert_2$ and the right side.
+# From it follow the bounds
+#
+# $$
+# \mathrm{MLS} \le \lVert W_1 \rVert_2 \Big( \frac1n \sum_i \lVert x_i \rVert^{-2} \Big)^{1/2} S^{1/2} ,
+# \qquad
+# \sum_l \mathrm{MLS}_l \le \Big( \frac1n \sum_{i,l} \frac{\lVert W_l \rVert_2^2}{\lVert x_{l,i} \rVert^2} \Big)^{1/2} S^{1/2}
+# $$ (eq-one-eleven)
+#
+# (compression paper: eqs. 11 and 12), with the sharpness $S$ of all parameters; the paper counts convolutions among the layers of the second.
 #
 # A convolution breaks the equality in the middle in two ways, so that the right side may be too small.
 # A patch holds a part of $x$ only, so that even with a copy of the weight at each position the gradient is too short; and with one weight for all, positions can cancel in the gradient (or add, as here on average).

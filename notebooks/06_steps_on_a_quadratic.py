@@ -21,7 +21,7 @@
 #
 # **Answer.** Gradient descent and its regularised form converge below a curve, the edge of stability.
 # SAM, for $\eta < 2/\beta$, ends almost always in a two-cycle *on* it.
-# SA-SAM, with the paper's constants, ends on it too, at a loss of 1/36 in any valley (proved on a line, seen in more dimensions).
+# SA-SAM, with the paper's constants, ends on it too, at a loss of 1/36 in any valley (proved on a line for almost all starts, seen in more dimensions).
 #
 # **Time.** Reading: about 45 minutes; running: under twenty seconds on two cores.
 #
@@ -328,7 +328,7 @@ panels[1].set_xlabel("distance $|\\theta_t|$")
 plt.show()
 
 # %% [markdown]
-# The next figure shows both edges in the units of the inverse curvature.
+# The next figure shows the edge twice, in the units of the inverse curvature: above for un-normalised ascent, which converges below it, and below for SAM, which moves on to it.
 # For its upper panel gradient regularisation runs at many pairs of step and ascent, and each coordinate must shrink exactly where the theorem says so.
 # For its lower panel SAM runs on a line, and its ascent $r_t \lambda$ is noted at each step.
 
@@ -434,7 +434,7 @@ plt.show()
 # Let $d \ge 2$.
 # A trajectory that ends elsewhere either hits 0 or converges to a saddle.
 # In the second case it stays near the saddle from some step on, and from there lies in the local stable manifold.
-# By the stable manifold theorem, which holds for maps that need not be invertible, too, this has a lower dimension, because one multiplier is larger than 1 in size and none has the size 1.
+# By the stable manifold theorem the latter has a lower dimension, because one multiplier is larger than 1 in size and none has the size 1.
 # (Multipliers may be zero, so this is the theorem for maps that need not be invertible.)
 # Both are sets of volume zero, and so is the set of starts that reach them in $k$ steps, if the step is a local diffeomorphism outside a set of volume zero.
 # Off 0 the step is analytic; with $\hat g = Hz / \lVert Hz \rVert$ its Jacobian is, but for the sign,
@@ -844,8 +844,12 @@ plt.show()
 # **Under this rule every quadratic valley with a simple largest eigenvalue, however sharp, has a stable cycle, which holds iterates near it.**
 # That is what {prf:ref}`quad-floor` proves, and on a line every start but countably many ends there.
 # On another loss the fixed height has to be compared with the depth of the valley: one that is shallower may hold nothing, sharp or flat.
-# The paper conjectures (Section 2) that its rule regularises sharpness; a quadratic is as sharp at every point as at every other, so no method could show that here, and the conjecture is untouched.
-# One thing that may do good in a network is the large radius, and {prf:ref}`quad-floor` says which control to run beside it: SAM with that radius.
+# The paper conjectures (Section 2) that its rule regularises sharpness.
+# Within one quadratic no method could show that, because it is as sharp at every point as at every other.
+# Between quadratics a method could, by leaving the sharp ones; SA-SAM, once it has settled, does not, so this mechanism is not there.
+# Others need a curvature that changes, and about them the conjecture is untouched.
+# One thing that may do good in a network is the radius, which is large there ({doc}`chapter 7 <07_one_step_nine_ways>`).
+# {prf:ref}`quad-floor` suggests a control: SAM with the constants $\eta = 1/(c\beta)$ and $\rho = 1/\sqrt{c\beta}$ has the same two-cycle, so a run of it beside SA-SAM tells the radius from the rule.
 # Others are the bouncing where the curvature changes along a valley, and a step size that varies.
 #
 # (quad-units)=
@@ -927,7 +931,7 @@ for c in (1.0, 2.0):
 # m_{1k} = 1 - u s - (1 - \kappa)(2 - u)\, s^2 .
 # $$ (eq-quad-eigen)
 #
-# For $\kappa$ up to $1 + u / ((2 - u)\, s)$, with $s = \lambda_2 / \lambda_1$, all multipliers stay between −1 and 1 and the cycle is stable; above it the one along $v_2$ exceeds one, and Eigen-SAM leaves the cycle.
+# For $\kappa$ below $1 + u / ((2 - u)\, s)$, with $s = \lambda_2 / \lambda_1$, all multipliers stay between −1 and 1 and the cycle is stable; above it the one along $v_2$ exceeds one, and Eigen-SAM leaves the cycle.
 # And the other cycles are not even saddles: the step jumps there.
 # At $v_j$ the smallest component of $g$ along $v_1$ is answered by an ascent of size $\rho\kappa / \sqrt{1 + \kappa^2}$: one step does what takes SAM many.
 

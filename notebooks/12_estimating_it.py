@@ -100,7 +100,8 @@ real = {"dtype": torch.float64, "device": p.device}
 #
 # **Symbols.** They are those of the {doc}`notation page <../book/notation>`: $d$ is the number of weights of a layer, $r$ the number of its eigenvalues $\lambda_j$ that are not zero, $n$ the number of images, $C$ that of classes, $k$ the number of probes and $m$ that of Lanczos steps.
 # From chapter 4 we take Lanczos's matrix $T$ with $\beta_i$ beside its diagonal, its eigenvalues $\theta_j$ and the weights $w_j$ of its quadrature rule.
-# Letters of this chapter alone are the two probes $v$ and $g$ of length one, the forms $A$ and $B$ that they give, a probe's components $z_j$, the factors $c_l$ of layers, the positions $P$ at which a layer is applied to an image, $N = n (C - 1)$, the rows that the images give, these rows $M$ with their parts $X$, $Y$ and $Z$ for the directions $Q$, and the coupling $\Delta$.
+# Letters of this chapter alone are the two probes $v$ and $g$ of length one, the forms $A$ and $B$ that they give, a probe's components $z_j$, the factors $c_l$ of layers, the positions $P$ at which a layer is applied to an image, and the number $N = n (C - 1)$ of rows that the images give.
+# {ref}`The third way <estimating-many>` introduces its own letters $M, X, Y, Z, Q, E$ and $\Delta$ where it begins.
 #
 # **Computed here.** Each slip, the live estimates and all counts of operations are computed on this page, in float64 where nothing else is said.
 # What is said of trained layers is read from the records of the study `renyi_quadrature_error`: nine small networks, each with its exact spectra.
@@ -326,8 +327,18 @@ rows = {"deviation": [stdev(off)], "lowest error": [min(off)], "highest": [max(o
 rows["error with the chapter's seed"], rows["draws as far off, of 2,000"] = [own], [beyond]
 table(["of 2,000 estimates of the first layer", "nats"], rows, spec=".3f")
 
+# %%
+options = {"layers": names[:1], "method": "lanczos", "probes": 100, "steps": 15}
+errors = []
+for seed in range(p.seed + 1, p.seed + 11):
+    (found,) = renyi_sharpness(network, some, 1.5, seed=seed, **options).values()
+    errors.append(truth["conv1"][1.5].value - found.value)
+assert max(map(abs, errors)) < 0.225  # three of the deviations above
+print(f"the library at ten other seeds: errors from {min(errors):.2f} to {max(errors):.2f}")
+
 # %% [markdown]
-# The standard error agrees with two thousand independent draws, of which hardly one is as far off as this seed's.
+# The standard error agrees with two thousand independent draws, of which none is as far off as this seed's.
+# At ten other seeds the library errs as such draws do, so the code is not at fault, and this seed is a freak.
 # Two eigenvalues hold nine tenths of that layer's trace, so the estimate hangs on the squares of two components, in the mean over a hundred probes, and with this seed these means are low.
 #
 # (estimating-layers)=
@@ -624,7 +635,7 @@ product = {name: hessian_product(w) for name, w in weights.items()}
 # {doc}`Chapter 5 <05_one_linearization>` takes the factors of these Jacobians from one *linearization*, a pass of a few gradients that records the inputs of the layers and the derivatives of the outputs.
 # After that no product goes through the network any more.
 # Probes are taken sixteen at a time.
-# Either the $N = n (C - 1)$ rows are formed, once for the sixteen, and each probe takes two products with them; or they are never formed, and both products run through the layer's positions.
+# Either the $N = n (C - 1)$ rows are formed, anew at each step because they do not fit in memory, and each of the sixteen takes two products with them; or they are never formed, and at each position the probe, folded like the weight, meets the input and then the derivatives of the $C$ outputs, and once more on the way back.
 # The cheaper way counts:
 #
 # $$
@@ -772,7 +783,7 @@ table(["classes", *columns, "rows", "GB of a Gram matrix"], rows, spec=".2f")
 # That is the right side of {eq}`eq-estimating-below` and the left side of {eq}`eq-estimating-above`.
 #
 # For the left side of {eq}`eq-estimating-below` take bases that begin with the columns of $Q$ and with the rows of $X$.
-# There $M = \left(\begin{smallmatrix} X & 0 \\ E & Z \end{smallmatrix}\right)$, with $X$ by its columns in its own row space.
+# There $M = \left(\begin{smallmatrix} X & 0 \\ E & Z \end{smallmatrix}\right)$, where $X$ now stands for its coordinates in its own row space, $E$ for the part of $Y$ in that space, and $Z$ for the rest.
 # Changing the signs of the second rows and of the second columns turns $E$ into $-E$ and keeps the singular values, and the mean of both matrices has $X$, $Z$ and no $E$.
 # For $2 \alpha \ge 1$ the norm $S_\alpha(M)^{1 / 2 \alpha}$ is convex, so that of the mean is at most that of $M$.
 #

@@ -21,7 +21,7 @@
 #
 # **Answer.** Not in general, at our scale: at order ½ its mean over layers has a $\tau$ of 0.54, −0.00, −0.27 and 0.19 in four cells, and at 3/2 it falls on average.
 # The training loss has −0.87 to −0.98.
-# Given that loss, more than normal numbers would leave is left among perceptrons.
+# With that loss taken out, something is left among perceptrons.
 #
 # **Time.** Reading: about 39 minutes; running: about half a minute on one core.
 #
@@ -157,6 +157,7 @@ table(["cell", "networks compared"], {cell: len(own) for cell, own in cells.item
 # ## All measures side by side
 #
 # Every measure is taken on the same 64 training images, exactly where that is possible.
+# The transformer's Rényi values are estimates, from two probes and sixteen steps; at order ½ so few steps return something near the logarithm of the number of weights wherever a layer has many zeros ({doc}`chapter 12 <12_estimating_it>`).
 # The Rényi sharpness is minus the entropy of a layer's spectrum, so the paper's claim is a positive $\tau$ in its rows.
 # Orders ½ and 3/2 were fixed before the runs.
 # Sensitivity, volume and dimension are those of the outputs as functions of the images, and relative flatness is that of the last layer.
@@ -189,7 +190,7 @@ taus = {
     for metric in NAMES
 }
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Table of colours with eighteen rows, one for each measure, and four columns, one for each cell. The rows of the classical sharpness measures, of information-geometric sharpness and of the training loss are negative everywhere, most of them strongly. The row of the maximum local sensitivity is strongly positive everywhere. The rows of the Rényi sharpness change their sign from cell to cell."}, "figure": {"caption": "Kendall's τ of each measure with the generalization gap, over 26 to 30 networks in each cell. A value beyond ±0.25 (±0.27 in `vgg`, which has 26) would be met in one of twenty cells by chance.", "name": "fig-predict-table"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Table of colours with eighteen rows, one for each measure, and four columns, one for each cell. The rows of the classical sharpness measures, of information-geometric sharpness and of the training loss are negative everywhere, most of them strongly. The row of the maximum local sensitivity is strongly positive everywhere. The rows of the Rényi sharpness change their sign from cell to cell."}, "figure": {"caption": "Kendall's τ of each measure with the generalization gap, over 26 to 30 networks in each cell. A value beyond ±0.25 (±0.27 in `vgg`, which has 26) would be met in one of twenty entries by chance.", "name": "fig-predict-table"}}
 figure, axes = plt.subplots(figsize=(5.5, 6.4))
 image = axes.pcolormesh(list(taus.values()), vmin=-1, vmax=1, cmap="RdBu_r", ec="white", lw=2)
 for i, values in enumerate(taus.values()):
@@ -223,9 +224,8 @@ if p.profile == "laptop":  # the numbers of the answer at the head
 # %% [markdown]
 # Read the last row first.
 # The training loss, which costs nothing, ranks the gaps almost perfectly, the wrong way round: a lower loss, a larger gap.
-# Much of this is arithmetic: the gap is the test loss less the training loss, and the test loss itself hardly goes with the gap ({doc}`chapter 13 <13_thirty_networks_four_times>`).
+# Much of this is arithmetic: the gap is the test loss less the training loss, so even a test loss that had nothing to do with the training loss would give a negative $\tau$, and here it hardly goes with the gap ({doc}`chapter 13 <13_thirty_networks_four_times>`).
 # So a measure that tells how far training went has a large $\tau$, of one sign or the other, without telling which network is better on new images.
-# Partly that is by definition, because the gap is the test loss less the training loss: a test loss that had nothing to do with it would still give a negative τ.
 # The trace of the Hessian, the Fisher–Rao norm, PAC-Bayes flatness and SAM's sharpness go the same way, less closely.
 # For networks that end at different losses this has a simple reason: near a minimum of the cross-entropy the Hessian of the loss in the outputs is of the size of the probabilities that are still missing, so that the curvature falls with the loss unless the Jacobians grow faster.
 # So far this agrees with the paper, whose baselines are nearly all negative too, on CIFAR-100.
@@ -768,7 +768,7 @@ table(header, rows, spec=".2f")
 # %% [markdown]
 # A more even spectrum has the smaller sharpness; if the paper is right, it has the smaller gap, and the excess of the sharpness, given the trace, is positive.
 # Among perceptrons it is, at both orders; among residual networks it is negative at order ½, and in the other cells no side can be told.
-# Eight such intervals would show a value by chance in one table of three, so this neither confirms nor refutes the sentence about a fixed trace; a verdict that takes all networks, of any trace, is *not supported*.
+# Eight such intervals would show a value by chance in one table of three, and the three come from two cells that disagree in sign, so this neither confirms nor refutes the sentence about a fixed trace; a verdict that takes all networks, of any trace, is *not supported*.
 #
 # (predict-seeds)=
 # ## Another seed
@@ -883,7 +883,7 @@ if p.profile == "laptop":  # the numbers of the text below
 #
 # * *Scale.* {doc}`The chapter before <13_thirty_networks_four_times>` lists what is smaller than in the paper.
 # * *Four of the transformer's layers* have a Rényi sharpness here, estimated with two probes and sixteen steps, because its blocks are no Gauss–Newton blocks and each step costs a product with the Hessian; in the other cells every layer is exact.
-#   All layers jointly are an estimate in every cell, and share the reservation of {ref}`the section on layers <predict-layers>` at order ½.
+#   All layers jointly are an estimate in every cell; both share the reservation of {ref}`the section on layers <predict-layers>` at order ½, so the transformer's $\tau$ there is that of the estimate.
 # * *Sixty-four images.* The paper takes 2,000.
 #   Order 3/2 ranks networks otherwise at 128 images than at 64 ({ref}`chapter 13 <population-samples>`).
 # * *Information-geometric sharpness* is taken with fewer rows than parameters, where it is a function of the losses; a fair test needs more rows than parameters, $n(C - 1) > d$.
