@@ -19,7 +19,7 @@
 #
 # **Question.** How many of the papers' measures can be read off one pair of tensors for each layer, $(a_l, B_l)$, and by which equations?
 #
-# **Answer.** Every measure of the network's tangent: spectra, entropies, traces, Fisher matrix, Kronecker factors; with the Jacobians $X_l$ of the same pass, sensitivities.
+# **Answer.** Every measure of the network's tangent: spectra, entropies, traces, Fisher matrix, Kronecker factors; with input Jacobians $X_l$, sensitivities.
 # What needs the Hessian between two layers, or the loss elsewhere, stays outside.
 # Each equation agrees with brute force and the library.
 #

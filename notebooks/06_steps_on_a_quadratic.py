@@ -21,7 +21,7 @@
 #
 # **Answer.** Gradient descent and its regularised form converge below a curve, the edge of stability.
 # SAM, for $\eta < 2/\beta$, ends almost always in a two-cycle *on* it.
-# SA-SAM, with the paper's constants, ends on it too, at a loss of 1/36 in any valley (proved on a line for almost all starts, seen in more dimensions).
+# SA-SAM, with the paper's constants, ends on it too, at a loss of 1/36 in any valley (proved on a line for most starts, else seen).
 #
 # **Time.** Reading: about 45 minutes; running: under twenty seconds on two cores.
 #

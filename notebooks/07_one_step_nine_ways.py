@@ -1015,9 +1015,8 @@ for images in (64, 32):
         assert all(f(point) > f(here) for point in there)
         spectra = (torch.linalg.eigvalsh(hessian(f, x)) for x in there)
         changes[key] = [100 * float(s[-1] / values[-1] - 1) for s in spectra]
-        started = power_iterations(grad(f), here)
         rate = regularizer_descent(curvature, slope, alpha).left
-        others[key] = values[-2] / values[-1], abs(started @ top), rate
+        others[key] = values[-2] / values[-1], abs(power_iterations(grad(f), here) @ top), rate
 table(["images", "seed", *found], changes, spec=".2f")
 
 # %% tags=["nbval-rtol=1e-5"]

@@ -21,7 +21,7 @@
 #
 # **Answer.** For orders above 1 RSAM is SAM with the radius $\mu R(g) / \lVert g \rVert$, which grew eightfold in training.
 # On its batch a step lowers the penalty on balance in all ten networks, on another in seven.
-# The entropy in the penalty is not the Hessian's: it ends 1.6 to 2.7 nats above that of the eigenvalues.
+# The entropy in the penalty is not the Hessian's: it ends 1.6 to 2.7 nats above the eigenvalues'.
 #
 # **Time.** Reading: about 32 minutes; running: a few seconds on one core, and about a quarter of an hour when every record has to be made.
 #
