@@ -921,7 +921,7 @@ plt.show()
 # (step-raise)=
 # ## What does each direction raise?
 #
-# Each method has something in mind that should be large at $\theta + \varepsilon$, or small after the step.
+# Each method has something in mind that is to be large at $\theta + \varepsilon$, or small after the step.
 # For SAM and ASAM it is the rise of the loss in a ball, for gradient regularisation the length of the gradient, for IGSAM that length in the Fisher metric, for Eigen-SAM and RSAM a curvature.
 # Does the curvature rise along $\varepsilon$?
 # In short: at the length 0.05 and in all networks of this section the loss rises along every direction that we try, and the largest eigenvalue may go either way.
