@@ -816,9 +816,11 @@ agree(row, found, brute_force=brute, library=library, tolerance=1e-10)
 # \kappa_l = \frac1n \sum_{i,r} \big\lVert W_l^\top G_{ir} \big\rVert_F^2 ,
 # \\
 # \sum_j w_j^2\, H_{jj} = \frac1n \sum_{i,r} \big\lVert W_l \odot G_{ir} \big\rVert_F^2
-# \qquad (\text{compression paper: eq. 40, here for cross-entropy}) .
+# \qquad (\text{compression paper: eq. 40}) .
 # \end{gathered}
 # $$ (eq-one-flatness)
+#
+# Here the Hessian is that of cross-entropy.
 
 # %% tags=["nbval-rtol=1e-6"]
 kappa, adaptive, brute_kappa, brute_adaptive = {}, {}, {}, {}
