@@ -122,7 +122,7 @@ from paperkit.models.small import build_digit_network
 
 # %%
 model = build_digit_network("ReLU MLP", p.seed).to(p.device)
-inputs, targets = (part.to(p.device) for part in study.digits_batch(p.samples, p.seed))
+inputs, targets = study.digits_batch(p.samples, p.seed, p.device)
 n, C = len(inputs), study.CLASSES
 
 J = dense_jacobian(model, inputs)  # (n, C, d)
@@ -289,16 +289,15 @@ table(["network", "layers", *BLOCKS, "all parameters together"], rows)
 # The diagonal of $E$ lies in the blocks, where $E$ vanishes.
 # So in such a network $\operatorname{Tr} H = \operatorname{Tr} G$, as the first table shows, although at these random weights the two spectra differ much.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Above, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix none that is negative. Below, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (above) they have little in common. For the block of a single layer (below) they coincide.", "name": "fig-full-and-block"}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels of sorted eigenvalues. Above, all parameters: the Hessian has large positive and negative eigenvalues, the Gauss–Newton matrix none that is negative. Below, one layer: the two curves lie on top of each other."}, "figure": {"caption": "Eigenvalues of the Hessian and of the Gauss–Newton matrix of the same network, in descending order. Over all parameters (above), at random weights, they differ. For the block of a single layer (below) they coincide.", "name": "fig-full-and-block"}}
 figure, (upper, lower) = plt.subplots(2, figsize=(5.5, 6))
 H_l = dense_hessian(model, inputs, targets, parameters=["3.weight"])
 G_l = dense_gauss_newton(model, inputs, parameters=["3.weight"])
 pairs = ((upper, "all parameters", H, G), (lower, "weights of the second layer", H_l, G_l))
-for axes, title, hessian, gauss_newton in pairs:
-    axes.plot(torch.linalg.eigvalsh(hessian).flip(0).cpu(), lw=4, alpha=0.45, label="Hessian")
-    axes.plot(
-        torch.linalg.eigvalsh(gauss_newton).flip(0).cpu(), "k--", lw=1.2, label="Gauss–Newton"
-    )
+for axes, title, *matrices in pairs:
+    hessian, gauss_newton = (torch.linalg.eigvalsh(A).flip(0).cpu() for A in matrices)
+    axes.plot(hessian, lw=4, alpha=0.45, label="Hessian")
+    axes.plot(gauss_newton, "k--", lw=1.2, label="Gauss–Newton")
     axes.set(title=title, xlabel="index of the eigenvalue", ylabel="eigenvalue")
     axes.set_yscale("symlog", linthresh=1e-3)
     axes.legend()
@@ -466,7 +465,7 @@ def rank_of_block(network, batch):
 covered, other = of_twelve(torch.nn.ReLU()), of_twelve(torch.nn.Tanh())
 rows = []
 for count in (2, 5, 10, 20, 50):
-    batch = [part.to(p.device) for part in study.digits_batch(count, p.seed)]
+    batch = study.digits_batch(count, p.seed, p.device)
     bound = min(count * (C - 1), 144)
     ranks = [rank_of_block(network, batch) for network in (covered, other)]
     assert ranks[0] <= bound and (ranks[1] > bound) == (count <= 10)

@@ -414,13 +414,14 @@ table(["weight", "entropy of order ½ before", "after, same function"], rows)
 # %% [markdown]
 # The title of the paper's proposition and of its Appendix E, "reparametrization invariance", has to be read as *invariance under one factor for each layer*.
 # Could another function of the spectrum do better?
-# No.
+# Not on all symmetric matrices.
 # A function of the spectrum does not notice a rotation or a reflection.
 # If it did not notice the maps $D \otimes I$ either, for any symmetric matrix, it would notice no product of the two, and for a layer of two units or more these products are all invertible linear maps.
 # (Stretch one unit's coordinates by $c$; a permutation is orthogonal, so any set of as many coordinates can be stretched, and two such stretches, one of them undone, move a factor from one coordinate to another.
 # So one gets every positive diagonal matrix, and every invertible matrix is one between two orthogonal ones.)
 # By Sylvester's law of inertia it could then only count positive, negative and zero eigenvalues.
-# A measure that survives node-wise scaling and says more needs more than the spectrum.
+# So a measure that survives node-wise scaling whatever the matrix is, and says more, needs more than the spectrum.
+# The Hessians that networks have are fewer than all symmetric matrices, and on those alone we have proved nothing.
 # For diagonal changes the Hessian itself would do, because the spectrum of $H_{ij} / \sqrt{H_{ii} H_{jj}}$ does not notice them; but a rotation changes that.
 # The information-geometric sharpness {cite:p}`igs2022` is built for that: it pairs the gradients with the Fisher matrix, and what $T$ does to the one it undoes to the other.
 #

@@ -113,7 +113,7 @@ from paperkit.statistics.intervals import sample_size
 
 # %%
 NAME, CLAIM = "curvature_blocks", "block-labels"
-on = "" if p.device.type == "cpu" else f" --device {p.device}"
+on_device = "" if p.device.type == "cpu" else f" --device {p.device}"
 folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 room = Path(os.path.realpath(folder.name))
 published = {record.key: record for record in Archive(room).published.records(NAME)}
@@ -177,7 +177,7 @@ grid = configurations(study, "laptop")
 keys = [key_of(NAME, configuration) for configuration in grid]
 print(study.question)
 print(f"{len(grid)} runs; the first is {grid[0]}, under the key {keys[0]}.\n")
-paperkit(f"plan {NAME}{on} --store killed")
+paperkit(f"plan {NAME}{on_device} --store killed")
 
 # %% [markdown]
 # A key is a hash of the study's name and the configuration, so it is the same everywhere.
@@ -204,7 +204,7 @@ def files(store: str) -> dict[str, bytes]:
     return {file.stem: file.read_bytes() for file in found}
 
 
-line = f"study run {NAME}{on} --store killed --engine processes --jobs 2 --cpus 1"
+line = f"study run {NAME}{on_device} --store killed --engine processes --jobs 2 --cpus 1"
 command = [sys.executable, "-m", "paperkit.cli", *line.split()]
 with Archive(room / "killed").working.lock(NAME, keys[-1]):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -234,7 +234,7 @@ half = next(iter(survivors.values()))[:200]
 torn = room / "torn" / "records" / NAME / f"{keys[0]}.json"
 torn.parent.mkdir(parents=True)
 torn.write_bytes(half)
-paperkit(f"study run {NAME}{on} --store torn")
+paperkit(f"study run {NAME}{on_device} --store torn")
 
 # %% [markdown]
 # The last lines show that the reading can fail: 200 bytes of a record are refused, with the file and the remedy.
@@ -249,7 +249,7 @@ paperkit(f"study run {NAME}{on} --store torn")
 # So the files of before have to be there byte for byte.
 
 # %%
-paperkit(f"study run {NAME}{on} --store killed", without="uncommitted")
+paperkit(f"study run {NAME}{on_device} --store killed", without="uncommitted")
 complete = files("killed")
 assert complete.keys() == set(keys)
 assert survivors.items() <= complete.items()
@@ -277,7 +277,7 @@ table(["part", "entries"], {part: ", ".join(sorted(getattr(first, part))) for pa
 deleted = min(survivors)  # made by a worker, before the kill
 file = room / "killed" / "records" / NAME / f"{deleted}.json"
 file.unlink()
-paperkit(f"study run {NAME}{on} --store killed", without="uncommitted")
+paperkit(f"study run {NAME}{on_device} --store killed", without="uncommitted")
 again = files("killed")
 changed = [key for key in keys if again[key] != complete[key]]
 print("other files than before:", len(changed))
@@ -308,7 +308,7 @@ def run_part(store: str, part: slice) -> None:
 run_part("laptop", slice(0, 8))
 run_part("workstation", slice(6, 12))
 
-_, text = answer(f"plan {NAME}{on} --store laptop --json")
+_, text = answer(f"plan {NAME}{on_device} --store laptop --json")
 (plan,) = json.loads(text)
 rows = [[k["kind"], k["runs"], k["missing"], k["origin"] or "unknown"] for k in plan["kinds"]]
 table(["kind of run", "runs", "missing", "seconds of a run from"], rows)
@@ -418,7 +418,7 @@ marked("committed", "stale", fingerprint="of other code")
 for name in ("uncommitted", "stale"):
     paperkit(f"claims {CLAIM} --store {name}")
 marked("killed", "whole-uncommitted", dirty=True)
-paperkit(f"study run {NAME}{on} --store whole-uncommitted")
+paperkit(f"study run {NAME}{on_device} --store whole-uncommitted")
 paperkit(f"study publish {NAME} --store whole-uncommitted")
 
 # %% [markdown]
@@ -530,7 +530,7 @@ table(["drawn", f"meets one of {fifth} bad ones", "meets a single bad one"], row
 # We draw and run them.
 
 # %%
-paperkit(f"audit {NAME}{on} --store nothing --seed {p.seed} --sample {p.sample}")
+paperkit(f"audit {NAME}{on_device} --store nothing --seed {p.seed} --sample {p.sample}")
 
 # %% [markdown]
 # Without `--sample` the command draws as many as the rule says, and without `--seed` the day draws them.
@@ -548,7 +548,7 @@ forged = furnish(room / "forged")
 shutil.copytree(room / "altered", forged / "altered")
 paperkit(f"study publish {NAME} --store altered", forged)
 paperkit(f"claims {CLAIM} --store nothing", forged)
-paperkit(f"audit {NAME}{on} --store nothing --run {keys[0]}", forged)
+paperkit(f"audit {NAME}{on_device} --store nothing --run {keys[0]}", forged)
 
 # %% [markdown]
 # The audit repeats the run and does not find the number again.
