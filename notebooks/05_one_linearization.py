@@ -1045,11 +1045,10 @@ assert all(distance(one, other) < 1e-10 for one, other in zip(small, whole, stri
 # If the layer is the only reader of $x$, then $X = BW$, and this gives for $x \ne 0$
 #
 # $$
-# \lVert X \rVert_F \;\le\; \lVert W \rVert_2\, \lVert B \rVert_F \;=\; \frac{\lVert W \rVert_2}{\lVert x \rVert}\, \Big\lVert \frac{\partial f}{\partial W} \Big\rVert_F
-# \qquad (\text{compression paper: eq. 5, corrected}) .
+# \lVert X \rVert_F \;\le\; \lVert W \rVert_2\, \lVert B \rVert_F \;=\; \frac{\lVert W \rVert_2}{\lVert x \rVert}\, \Big\lVert \frac{\partial f}{\partial W} \Big\rVert_F .
 # $$ (eq-one-bound)
 #
-# (The printed line has another middle term: {ref}`errata <errata-linear-stability>`.)
+# (Compression paper: eq. 5, corrected; the printed line has another middle term, see the {ref}`errata <errata-linear-stability>`.)
 # The paper states equation 5 for the first layer, a linear one.
 # Its chain begins one link earlier, with $\lVert X \rVert_2 \le \lVert X \rVert_F$, so {eq}`eq-one-bound` is its second inequality, and its two ends are $\lVert X \rVert_2$ and the right side.
 # From it follow the bounds

@@ -557,6 +557,7 @@ for panel, cell in zip(panels[0], cells_of(compared), strict=True):
                 missing = f"{len(found) - len(inside)} "
                 panel.annotate(missing, (edge, place + shift), ha="right", va="center")
     panel.set(title=cell, xlabel="test accuracy (%)", xlim=(edge - 1.2, best + 0.4))
+    panel.locator_params(axis="x", nbins=3)
 panels[0, 0].set_yticks(range(len(methods)), methods)
 panels[0, 0].invert_yaxis()
 plt.show()

@@ -202,8 +202,8 @@ for panel, kind in zip(panels[:, 0], kinds, strict=True):
         values = entropies(kind, name)
         panel.plot(moments, [*map(fmean, values)], marker, ls=line, color=color, label=label)
     panel.set_title(kind, loc="left")
-    panel.set(ylabel="entropy, order 1.2 (nats)", ylim=(2, 7.5))
-panels[0, 0].legend(ncols=2)
+    panel.set(ylabel="entropy, order 1.2 (nats)", ylim=(0.5, 7.5))
+panels[0, 0].legend(loc="lower left", ncols=2)
 plt.show()
 
 # %% [markdown]
