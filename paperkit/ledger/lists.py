@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from paperkit.experiments.paths import claims_folder
@@ -20,7 +22,17 @@ def planned_studies() -> dict[str, str]:
 
 def _list(name: str) -> dict[str, Any]:
     path = claims_folder() / "lists" / name
-    content = read_yaml(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    state = path.stat()
+    return dict(_content(path, state.st_mtime_ns, state.st_size))
+
+
+# Every claim asks whether its study is planned.
+@lru_cache(maxsize=8)
+def _content(path: Path, changed: int, size: int) -> dict[str, Any]:
+    """Read a file of which nothing is known at this size and time of its last change."""
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} must be a mapping.")
     return content

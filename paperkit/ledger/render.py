@@ -13,11 +13,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from paperkit import arguments
 from paperkit.experiments.archive import Archive
-from paperkit.experiments.paths import store_folder
+from paperkit.experiments.paths import claims_folder, store_folder
 from paperkit.experiments.study import require_profile, study_named
 from paperkit.ledger.claims import Claim, file_of, load_claims
 from paperkit.ledger.criteria import OWN, REFUTED, WORDS, PaperValue, counterexample_exists
@@ -304,13 +305,19 @@ def with_links_to_the_ledger(text: str) -> str:
     link = re.compile(r"\[criterion\]\(([./]*)/claims/[\w.-]+\.yml#(claim-[a-z0-9-]+)\)")
     if not link.search(text):
         return text
-    pages = {target(claim): ledger_page(claim.paper) for claim in load_claims()}
+    pages = _pages_of_claims(claims_folder())
 
     def in_the_book(found: re.Match[str]) -> str:
         root, name = found.groups()
         return f"<a href='{root}/book/{pages.get(name, 'ledger')}.html#{name}'>criterion</a>"
 
     return link.sub(in_the_book, text)
+
+
+@lru_cache(maxsize=1)
+def _pages_of_claims(folder: Path) -> dict[str, str]:
+    """Return the ledger page of each claim by its anchor; a build of the book asks once a page."""
+    return {target(claim): ledger_page(claim.paper) for claim in load_claims(folder)}
 
 
 def show_verdicts(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import os
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-# The book is built by this line of Python, because `python -m jupyter_book` does not exist, and the
-# first line of the script `jupyter-book` names a folder, which breaks when a clone is moved.
-JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 
 
 class BookError(RuntimeError):
@@ -131,19 +130,48 @@ def build(staged: Path) -> Path:
     BookError
         If Sphinx warns or fails; its messages stand above.
     """
-    command = [sys.executable, "-c", JUPYTER_BOOK, "build", str(staged)]
-    command += ["-W", "-n", "--keep-going", "--quiet"]
+    from jupyter_book.cli.main import main
+
+    words = ["build", str(staged), "-W", "-n", "--keep-going", "--quiet"]
     # Warnings go to standard error and are shown. Standard output is kept back, because it tells of
     # another way to open the book.
-    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    told = io.StringIO()
+    # This process has already imported what the pages document, which a new one would do again.
+    with contextlib.redirect_stdout(told), _rare_collections(), warnings.catch_warnings():
+        # An extension of jupyter-book looks at every object there is, and PyTorch has one that
+        # warns when it is looked at.
+        warnings.filterwarnings("ignore", "`torch.distributed.reduce_op`", FutureWarning)
+        status, error = _status(main, words)
     page = html_folder(staged) / "index.html"
-    if finished.returncode or not page.is_file():
-        print(finished.stdout)
+    if status or not page.is_file():
+        print(told.getvalue(), error, sep="")
         raise BookError(
             "the book did not build: correct each WARNING and ERROR above in book/ or notebooks/ "
             "(a notebook's text is edited in its .py, then `make refresh`)"
         )
     return page
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Collect garbage rarely, because each time it walks through all pages that were read."""
+    usual = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 1_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
+def _status(main: Callable[..., Any], words: list[str]) -> tuple[object, str]:
+    """Call a command; return its exit status, and a sentence where it raised an error."""
+    try:
+        main(args=words, standalone_mode=False)
+    except SystemExit as stopped:
+        return stopped.code, ""
+    except Exception as error:  # An extension of Sphinx may raise any kind.
+        return 1, f"{error}\n"
+    return 0, ""
 
 
 def html_folder(staged: Path) -> Path:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from docutils import nodes
 from sphinx.application import Sphinx
 
 # The theme's markup: a link to the page, then a fold whose arrow is an icon without a word.
 _ARROW = re.compile(r"(>([^<>]*)</a><details[^>]*><summary)>")
+_WRITTEN: WeakKeyDictionary[Sphinx, dict[Any, str]] = WeakKeyDictionary()
+"""Sidebars of a build's pages that the sidebar does not list."""
 
 
 def with_names(html: str) -> str:
@@ -33,6 +36,9 @@ def name_arrows(
 ) -> None:
     """Let the theme's function that writes the sidebar name its arrows.
 
+    Pages of source code stand in no list of pages, so that no entry is marked for them: their
+    sidebars differ in the way to the root alone, and are written once for each depth.
+
     Parameters
     ----------
     app : Sphinx
@@ -47,6 +53,12 @@ def name_arrows(
     generate = context["generate_toctree_html"]
 
     def generate_with_names(*arguments: Any, **options: Any) -> str:
-        return with_names(str(generate(*arguments, **options)))
+        if page in app.env.found_docs:
+            return with_names(str(generate(*arguments, **options)))
+        written = _WRITTEN.setdefault(app, {})
+        key = (page.count("/"), arguments, *sorted(options.items()))
+        if key not in written:
+            written[key] = with_names(str(generate(*arguments, **options)))
+        return written[key]
 
     context["generate_toctree_html"] = generate_with_names

@@ -25,6 +25,7 @@ Directives
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import cache
 from importlib.metadata import distribution
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 from paperkit import arguments
 from paperkit.publishing import author_year, page_head, sidebar
@@ -174,6 +176,24 @@ def copy_mathjax(app: Sphinx) -> None:
             shutil.copy2(source, copy)
 
 
+def write_on_all_cores(app: Sphinx, environment: BuildEnvironment) -> None:
+    """Let the pages, which are read one by one, be written side by side.
+
+    Reading cannot be: ``sphinx_proof`` does not put together what several processes have read.
+    jupyter-book has no option for either.
+
+    Parameters
+    ----------
+    app : Sphinx
+        Application, which has read all pages.
+    environment : BuildEnvironment
+        Everything that was read.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    # Sphinx takes one from the count for the process that prepares the pages.
+    app.parallel = cores + 1 if cores > 1 else 1
+
+
 def configure(app: Sphinx, config: Any) -> None:
     """Point Sphinx at the local MathJax and sign every page's footer.
 
@@ -188,6 +208,9 @@ def configure(app: Sphinx, config: Any) -> None:
     config.html_theme_options = {
         **config.html_theme_options,
         "extra_footer": f"<p>{last_verified()}</p>",
+        # Chapters and the pages under them. A deeper sidebar would list nothing more, because
+        # it shows titles alone, and Sphinx would copy every page's sections for each page.
+        "max_navbar_depth": 2,
     }
     # Without a default mode the theme's script reports an invalid mode on a reader's first page.
     config.html_context = {**config.html_context, "default_mode": "auto"}
@@ -211,6 +234,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", configure)
     app.connect("builder-inited", copy_mathjax)
     app.connect("source-read", lead_to_the_ledger)
+    app.connect("env-updated", write_on_all_cores)
     app.connect("html-page-context", page_head.complete)
     # After the theme, which puts its functions into the context.
     app.connect("html-page-context", sidebar.name_arrows, priority=900)

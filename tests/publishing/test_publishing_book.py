@@ -1,5 +1,6 @@
 """The book is staged whole, points to the right repository and shows computed verdicts."""
 
+import gc
 import json
 import subprocess
 from pathlib import Path
@@ -171,3 +172,26 @@ def test_the_smoke_limit_counts_processor_seconds_and_not_the_clock() -> None:
     assert "MORE THAN" in smoke_verdict("a.py", Duration(wall=1.0, processor=1.1 * limit))
     with pytest.raises(NotebookError, match=r"a\.py took 121 processor seconds"):
         smoke_verdict("a.py", Duration(wall=1.0, processor=3 * limit + 1))
+
+
+def _small_book(folder: Path, text: str) -> Path:
+    (folder / "_config.yml").write_text("title: Small\nexecute: {execute_notebooks: 'off'}\n")
+    (folder / "_toc.yml").write_text("format: jb-book\nroot: page\n")
+    (folder / "page.md").write_text(f"# A page\n\n{text}\n")
+    return folder
+
+
+def test_a_book_is_built_in_this_process_which_stays_as_it_was(tmp_path, capsys):
+    collections = gc.get_threshold()
+    page = book.build(_small_book(tmp_path, "Nothing more."))
+    assert page.is_file() and (page.parent / "page.html").is_file()
+    assert gc.get_threshold() == collections
+    assert capsys.readouterr().out == ""
+
+
+def test_a_warning_stops_the_build_and_is_shown(tmp_path, capsys):
+    collections = gc.get_threshold()
+    with pytest.raises(book.BookError, match="did not build"):
+        book.build(_small_book(tmp_path, "See {ref}`nowhere`."))
+    assert "undefined label: 'nowhere'" in capsys.readouterr().err
+    assert gc.get_threshold() == collections
