@@ -19,13 +19,13 @@
 #
 # **Question.** What does the Rényi entropy of a Hessian see, what does it ignore, and what becomes of it where eigenvalues are negative?
 #
-# **Answer.** It sees how evenly curvature is spread, not how large it is; it is quasi-concave, not convex.
-# The paper blames negative eigenvalues for trouble at order 1.
-# Single ReLU layers in evaluation mode have none if the loss is convex in the outputs; separate probes for two traces suffice.
+# **Answer.** It sees how even curvature is, not how large; it is quasi-concave, not convex.
+# The paper blames negative eigenvalues for trouble at order 1; single ReLU layers in evaluation mode have none if the loss is convex in the outputs.
+# There two traces from different random vectors are enough.
 #
-# **Time.** Reading: about 50 minutes; running: about a quarter of a minute on one core.
+# **Time.** Reading: about 60 minutes; running: about a quarter of a minute on one core.
 #
-# **You need:** eigenvalues of a symmetric matrix, convex sets; from {ref}`chapter 3 <entropy-facts>` what concave and Schur-concave mean for an entropy.
+# **You need:** eigenvalues of a symmetric matrix, convex sets; from {doc}`chapter 2 <02_curvature_objects>` when a layer's Hessian is its Gauss–Newton matrix, from {ref}`chapter 3 <entropy-facts>` what concave and Schur-concave mean for an entropy, from {ref}`chapter 4 <est-hutchinson>` how probes estimate a trace.
 
 # %% tags=["parameters", "hide-input"] mystnb={"code_prompt_show": "Parameters", "code_prompt_hide": "Parameters"}
 profile = "laptop"  # smoke, laptop or paper
@@ -99,7 +99,7 @@ generator, checked = generator_of(p.seed), Comparisons()
 # $Z = \sum_j q_j^\alpha$ and $z_j = q_j^\alpha / Z$ are as in chapter 3.
 # The effective number of directions is $N_\alpha = e^{\mathcal H_\alpha}$.
 # The share of the negative eigenvalues by weight is $s$.
-# $A$ is a diagonal matrix of exponents, $t$ a real number that multiplies it, $v$ a direction, $w_l$ the share of layer $l$ in a trace, $B$ the block diagonal of $H$, and $u$ the uniform distribution.
+# $A$ is a diagonal matrix of exponents, $t$ a real number that multiplies it, $v$ a direction or a probe, $w_l$ the share of layer $l$ in a trace, $d_l$ the number of its weights, $B$ the block diagonal of $H$, $E$ the rest, $\delta$ an excess, and $u$ the uniform distribution.
 # $\gamma$ is a shift, and $c_k$ the coefficient of a second probe.
 #
 # **Computed here.** Six networks of 272 weights are trained on real digits, averaged to 4 × 4 pixels, while the notebook runs; all arithmetic is in float64.
@@ -113,7 +113,8 @@ generator, checked = generator_of(p.seed), Comparisons()
 # | more spread, less entropy | abstract; Section 1 | {prf:ref}`entropy-prop-quasi` |
 # | what small and large orders see | Section 4.1 | {prf:ref}`entropy-prop-pull` |
 # | the matrix form | eq. 6 | {eq}`eq-entropy-matrix` |
-# | all layers jointly | Lemmas F.2 and F.3; eqs 57 and 58; sign of Proposition F.6 | {prf:ref}`entropy-prop-blocks` |
+# | all layers jointly | Lemmas F.2 and F.3; eqs 57 and 58 | {prf:ref}`entropy-prop-blocks` |
+# | what the whole says of its layers | Propositions F.1 and F.6, Theorem F.4, Corollary F.5 | {prf:ref}`entropy-prop-together` |
 # | indefinite Hessians | Definition 2.1; Remark F.7 | {ref}`entropy-policies` |
 # | trouble at order 1 | Section 4.1; Appendix G.4 | {eq}`eq-entropy-explosion` |
 
@@ -569,6 +570,95 @@ assert math.isclose(chained, rows[1][1], rel_tol=1e-6)
 table(["order", "all weights", "blocks of layers", "diagonal"], rows, spec=".3f")
 
 # %% [markdown]
+# (entropy-together)=
+# ## All layers at once
+#
+# Appendix F asks more: if the whole is as even as it can be, is every layer?
+# Let $d_l$ be the number of weights of layer $l$, $T = \operatorname{Tr} H$, and $E = H - B$ the coupling of layers.
+#
+# ````{prf:proposition} The whole and its layers
+# :label: entropy-prop-together
+#
+# Let $H$ be positive semidefinite with $d$ rows.
+# In the first three parts $H = B$.
+#
+# 1. *Paper: Theorem F.4, eq. 59.* For $\alpha > 1$, $R_\alpha(H) \ge \sum_l w_l^\alpha d_l^{1 - \alpha} \ge d^{1 - \alpha}$.
+#    The first is an equality where every block is a multiple of the identity, the second where $w_l = d_l / d$ in every layer, and nowhere else.
+# 2. *Paper: Corollary F.5.* Where the minimum $d^{1 - \alpha}$ is attained, $H$ is a multiple of the identity, and every layer has the entropy $\log d_l$, at every order.
+# 3. *Ours.* Near it, with the excess $\delta = d^{\alpha - 1} R_\alpha(H) - 1$,
+#
+#    $$
+#    \log d_l - \mathcal H_\alpha(H_l)
+#    \;\le\; \frac{1}{\alpha - 1} \log\Bigl(1 + \frac{(d_l / d)^{\alpha - 1}}{w_l^\alpha}\, \delta\Bigr) .
+#    $$ (eq-entropy-near)
+#
+# 4. *Paper: Proposition F.6, eq. 60; the sign is ours.* For $\alpha > 1$ and the largest eigenvalue $\lambda_1$ of $H$,
+#
+#    $$
+#    0 \;\le\; R_\alpha(H) - R_\alpha(B)
+#    \;\le\; \alpha\, \Bigl(\frac{\lambda_1}{T}\Bigr)^{\alpha - 1} \frac{\|E\|_*}{T}
+#    \;\le\; \alpha\, \Bigl(\frac{\lambda_1}{T}\Bigr)^{\alpha - 1} \frac{\sqrt d\, \|E\|_F}{T} ,
+#    $$ (eq-entropy-coupling)
+#
+#    where $\|E\|_*$ is the sum of the magnitudes of the eigenvalues of $E$.
+# 5. *Ours.* For $0 < \alpha < 1$, $|R_\alpha(H) - R_\alpha(B)| \le d^{1 - \alpha} (\|E\|_* / T)^\alpha$.
+# ````
+#
+# ````{prf:proof}
+# *1.* A mean of powers is at least the power of the mean.
+# The mean of the $d_l$ shares in a block is $1 / d_l$, so $R_\alpha(H_l) \ge d_l^{1 - \alpha}$ (Lemma F.3), and {prf:ref}`entropy-prop-blocks` gives the first inequality.
+# For the second write $\sum_l w_l^\alpha d_l^{1 - \alpha} = d^{1 - \alpha} \sum_l \frac{d_l}{d} \bigl(\frac{w_l}{d_l / d}\bigr)^\alpha$.
+# This is again a mean of powers, with the weights $d_l / d$, and the mean that belongs to it is 1.
+# The power is strictly convex, so equality asks for equal entries in both.
+#
+# *2.* Both equalities hold: the blocks are multiples of the identity, and of one multiple.
+#
+# *3.* Write $r_l = d_l^{\alpha - 1} R_\alpha(H_l)$, which is at least 1, and $m_l = \frac{d_l}{d} \bigl(\frac{w_l}{d_l / d}\bigr)^\alpha$.
+# By {prf:ref}`entropy-prop-blocks`, $1 + \delta = \sum_l m_l r_l$, and by the first part $\sum_l m_l \ge 1$.
+# So $\delta \ge \sum_l m_l (r_l - 1)$, where no term is negative, and each $r_l$ is at most $1 + \delta / m_l$.
+# Take logarithms: $\log r_l = (\alpha - 1) (\log d_l - \mathcal H_\alpha(H_l))$.
+#
+# *4.* The sign is {prf:ref}`entropy-prop-blocks`, second part.
+# Let $\lambda_j$ and $\mu_j$ be the eigenvalues of $H$ and $B$ in falling order; none exceeds $\lambda_1$.
+# By the mean value theorem $|\lambda_j^\alpha - \mu_j^\alpha| \le \alpha \lambda_1^{\alpha - 1} |\lambda_j - \mu_j|$.
+# By Lidskii's theorem $\sum_j |\lambda_j - \mu_j| \le \|E\|_*$.
+# Add up, and divide by $T^\alpha$, which is the same for both.
+# The last step is Cauchy and Schwarz's, since $E$ has $d$ eigenvalues.
+#
+# *5.* For $\alpha < 1$ and $x, y \ge 0$, $|x^\alpha - y^\alpha| \le |x - y|^\alpha$.
+# The mean of such powers is at most the power of the mean, so their sum is at most $d^{1 - \alpha} \bigl(\sum_j |\lambda_j - \mu_j| / T\bigr)^\alpha$. ∎
+# ````
+#
+# The paper draws more from this than is there ({ref}`what should stand there <renyi-verdicts>`).
+#
+# * *Three statements are called equivalent*: the minimum, uniform layers, and traces in the proportion of the weights.
+#   The minimum is the two others together, as the proof of Theorem F.4 itself says; two uniform layers of different traces miss it.
+#   Both together make $H$ a multiple of the identity, which a Hessian with a zero eigenvalue never is.
+# * *Proposition F.1* says that lowering the whole's sharpness lowers each layer's.
+#   The minimum does so, and {eq}`eq-entropy-near` says how nearly it must be reached.
+#   Before that, evening out the traces may lower the whole's sharpness while a layer's own rises.
+#   The next cell has the smallest example.
+# * *Evening out the traces costs nothing*, and that is right: scaling layer $l$ by $c_l$ divides its trace by $c_l^2$ ({prf:ref}`reparam-prop-2-2`).
+#   With $c_l^2$ as $\operatorname{Tr} H_l / d_l$ over the geometric mean of these numbers, all become equal, and the product of the $c_l$ is one.
+# * *"Of the order of $\|E\|_F / T$"* hides $\sqrt d$.
+#   Let $H$ have $\left(\begin{smallmatrix} 1 & 1 \\ 1 & 1 \end{smallmatrix}\right)$ down its diagonal, and every weight be a layer.
+#   Then $T = d$, $\|E\|_F = \sqrt d$, and the change is $(2^{\alpha - 1} - 1)\, d^{1 - \alpha}$.
+#   Over $\alpha \|E\|_F / T$ that grows as $d^{3/2 - \alpha}$, for $\alpha < \frac32$.
+# * *Below order 1* the remark after Proposition F.6 has the same order.
+#   Two eigenvalues $x$ beside a 1, which a coupling turns into $2x$ and 0, change the numerator by $(2 - 2^\alpha)\, x^\alpha$, and $\|E\|_F$ is $\sqrt2\, x$.
+#   So the exponent $\alpha$ in the last part cannot be 1.
+
+# %%
+before = torch.tensor([1.0, 1.0, 10.0, 10.0], **real)
+after = torch.tensor([1.2, 0.8, 3.0, 3.0], **real)
+rows = {}
+for name, q in {"before": before, "after": after}.items():
+    rows[name] = tuple(-entropy(part, 2) for part in (q, q[:2], q[2:]))
+first, second = library.layerwise_consequence(before.diag(), after.diag(), [2, 2], 2.0)
+assert first.assumptions["global_sharpness_falls"] and not first.holds and second.holds
+table(["sharpness at order 2", "whole", "first layer", "second layer"], rows, spec=".3f")
+
+# %% [markdown]
 # (entropy-policies)=
 # ## Negative eigenvalues: four policies
 #
@@ -706,7 +796,8 @@ table(columns, shifts, spec=".4f")
 # No Hessian need be computed to know it.
 #
 # In both cases the proof uses the gradient, and at a critical point it is silent.
-# So the paper's reason, that training stops short of a minimum, is a good one *here*: the length of $Hv$ is that of $Ag$, a part of the gradient, and shrinks to zero towards a critical point.
+# So for the directions of this proof the paper's reason, that training stops short of a minimum, is a good one: the length of $Hv$ is that of $Ag$, a part of the gradient, and shrinks to zero towards a critical point.
+# It does not cover all negative eigenvalues: a critical point may be a saddle, and network 1 below is indefinite where the argument is silent.
 #
 # The same network is now measured in two ways, after 0, 10, 30, 100 and 300 steps of gradient descent on 60 digits with the statistics of the batch.
 # *Frozen*: the statistics are kept as they are at these very weights, which is evaluation mode at its best; the outputs and the loss are then the same numbers as with those of the batch, and only their derivatives differ.
@@ -878,13 +969,17 @@ plt.show()
 #
 # The paper restricts its orders to $(0, 0.9)$ and $(1.2, 3]$, since negative eigenvalues "can cause numerical pathologies" as $\alpha \to 1$.
 # By {eq}`eq-entropy-explosion` a pathology at 1 has to come from two traces that do not fit, as from a $T'$ in the denominator that is not the $\operatorname{Tr} |H|$ of the numerator.
-# There are two suspects.
+#
+# An estimate never sees the spectrum.
+# It draws $k$ random vectors $v$ of length $\sqrt d$, the *probes*, and takes the mean of $v^\top |H|^\alpha v$ for the trace in the numerator, and that of $v^\top |H|\, v$ for the one in the denominator ({ref}`chapter 4 <est-hutchinson>`).
+# So there are two suspects.
 #
 # * **The policy.** The signed trace for $T'$ puts $-\log(1 - 2s)$ beside $\frac{\alpha}{1 - \alpha}$.
 #   It is there without any noise, and more probes do not remove it.
 # * **The second probe.** Algorithm 1 draws another random vector for the denominator.
 #   So $T'$ is an estimate that knows nothing of the numerator's, and the logarithm of their ratio has a standard deviation, which we call $c_k$ for $k$ probes.
 #   It needs no negative eigenvalue.
+#   (The released code takes both traces from the same probes, so there the policy alone is left.)
 #
 # Both are multiplied by the same $\frac{\alpha}{1 - \alpha}$, so at any order near 1 the larger of the two numbers explains the explosion.
 # For probes of random signs, {eq}`eq-est-variance` gives the second: with independent probes in numerator and denominator, and to first order in $1/\sqrt k$ and near order 1, the variance of the ratio's logarithm is twice that of the logarithm of one mean.
@@ -943,7 +1038,7 @@ table(["steps", *names], rows, spec=".3f")
 # But it shrinks with $1/\sqrt k$, and the policy does not: from about 640 probes on, the policy would be the larger of the two at the end as well.
 # So for all layers jointly either may be the main cause, and which one it is depends on the training and on the number of probes.
 #
-# A simulation confirms {eq}`eq-entropy-probe`: a hundred estimates at order 0.9, each from 100 probes and exact quadratic forms, so without any error of a quadrature.
+# A simulation confirms {eq}`eq-entropy-probe`: a hundred estimates at order 0.9, each from 100 probes and exact quadratic forms, so without any error of a quadrature; *predicted* is $9\, c_k$.
 
 # %% tags=["nbval-rtol=1e-3"]
 alpha, k, repeats = 0.9, 100, 100
@@ -957,8 +1052,8 @@ spread = float((second - common).std())
 predicted = alpha / (1 - alpha) * probe_coefficient(whole)
 assert 0.7 < spread / predicted < 1.3  # a hundred estimates give a spread to 7 %
 table(
-    ["probes", "standard deviation"],
-    {"common": [common.std()], "second": [second.std()]},
+    ["probes", "standard deviation", "predicted"],
+    {"common": [common.std(), None], "second": [second.std(), predicted]},
     spec=".3f",
 )
 
@@ -985,11 +1080,13 @@ plt.show()
 
 # %% [markdown]
 # **How the two could be told apart.**
+# Take each alone.
 # The policy does the same to every network: it adds a positive number below order 1 and a negative one above.
-# Near 1 it drowns all else, and ranks networks by their negative share $s$, in one order on the left of 1 and in the opposite order on the right.
+# With exact traces, and $0 < s < \frac12$ in every network, the policy's term outgrows the entropies near 1, and ranks networks by their negative share $s$, in one order on the left of 1 and in the opposite order on the right.
 # So a rank correlation with the generalization gap would tend to that of $s$ with the gap, from one side with its sign and from the other with the opposite one: it would change its sign there, if $s$ and the gap are correlated at all.
 # The second probe ranks networks at random; where the same probes serve all orders, it ranks them in the opposite order on the other side, so that one such panel changes its sign, too, by a correlation of the size of chance.
-# What tells the two apart is whether the values near 1 come back with other probes.
+# What tells the two apart is how much of the values near 1 comes back with other probes.
+# Where both act, both grow by the same factor: the mean over probes shows the policy, and the spread the second probe.
 # The paper's panels leave out just the orders that would show it.
 #
 # With one policy and common probes there is nothing to explain: the entropy is smooth at 1, and the paper's two intervals can be joined.
@@ -1118,7 +1215,7 @@ checked.table()
 # * *The paper's own Hessians.*
 #   If their negative shares were known, for each layer and mode of measurement, {eq}`eq-entropy-explosion` would tell what the mixed policy did to them, and {eq}`eq-entropy-probe` what the second probe did.
 # * *Correlations near order 1.*
-#   A change of sign there that comes back with other probes would convict the policy, and one that does not, the second probe.
+#   A change of sign there that comes back with other probes, or in the mean over many, would convict the policy, and one that does not, the second probe.
 # * *A reason for scale not to matter.*
 #   The three networks show that equal entropies do not force equal gaps.
 #   A theorem about those networks that training finds could still say so of them.

@@ -19,8 +19,8 @@
 #
 # **Question.** Do the Rényi paper's bounds say that a network whose Hessian has a large entropy generalizes well?
 #
-# **Answer.** No: at a fixed trace the determinant, where the proofs start, *grows* when eigenvalues are averaged, as the entropy does.
-# What falls is the printed bound, in Theorem 3.2 by $d^{1/d}$ at most.
+# **Answer.** No: averaging eigenvalues *raises* the entropy, and the determinant where the proofs start.
+# Its printed upper bound falls; the term in Theorem 3.2 by a factor $d^{1/d}$ at most, for $d$ weights.
 # Networks that saw the sample break Proposition 3.1, and a memoriser Theorem 3.2.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on one core.
@@ -101,6 +101,7 @@ def normal(*shape: int) -> Tensor:
 # $U$ is a random orthogonal matrix, where the paper has $A$; our $A$ is the rise of the loss around a minimum, as in its Appendix C.
 # $H$ is the Hessian of one layer, $d$ the number of its weights, and $|H|$ its determinant.
 # A layer's weight $W$ has $h$ rows $w_s$ and $k$ columns.
+# $\Psi_i$ is the Hessian of sample $i$'s loss in the results $z = Wx$ of a layer, and $O$ an orthogonal matrix that turns them.
 # $V$ is the volume of a neighbourhood of a minimum and $R$ the radius of a ball.
 # $\delta$ is the probability that a bound may fail.
 #
@@ -380,7 +381,9 @@ plt.show()
 # An *earlier* layer's weights pass through activations, which bend the outputs one way or the other.
 # The *error* is not convex; but a bounded loss is what the bounds ask for, which the cross-entropy is not.
 # And a *single* move is not their mean: to first order a move changes the loss by $\rho \operatorname{Tr}(G^\top W U)$, where $G$ is the gradient of the population loss in $W$.
-# So for almost every $U$ one of $U$ and $-U$ lowers the loss, if only $\rho$ is small and $k \ne 2$, unless $W^\top G = 0$, which training on another sample does not bring about.
+# Suppose $W^\top G \ne 0$; training on another sample has no reason to make it exactly zero.
+# Suppose also $k \ne 2$.
+# Then for almost every $U$ the first-order term is not zero, and for small enough $\rho$ one of $U$ and $-U$ lowers the loss.
 # (If $W^\top G \ne 0$ and $k \ne 2$, the form $U \mapsto \operatorname{Tr}(G^\top W U)$ is zero for a null set of $U$ alone; for $k = 2$ a symmetric $W^\top G$ of trace zero is orthogonal to every rotation.)
 #
 # The study `renyi_perturbed_test_loss` trains two perceptrons and a LeNet-5 on 2,000 digits and moves each layer's weights by matrices $U$ and $-U$, before training and after.
@@ -533,8 +536,9 @@ table(["ρ", "mean rise / ρ²", "κ / 2k", "difference"], rows, spec=".6f")
 # The network's own loss rises as the proposition says, and the difference falls fourfold when $\rho$ is halved.
 #
 # Is $\kappa$ perhaps a function of the spectrum after all?
-# A layer's Hessian has symmetric blocks, so not every turn will do; we turn the outputs alone, $H \mapsto (O \otimes I)\, H\, (O \otimes I)^\top$ with an orthogonal $O$.
-# Such pairs exist: for the loss $\frac12 z^\top A z$ of the results $z = Wx$ the Hessian is $A$ tensor the second moment of $x$, and $O A O^\top$ in the place of $A$ keeps its spectrum.
+# A linear layer's Hessian is $H = \frac1n \sum_i \Psi_i \otimes x_i x_i^\top$, where $\Psi_i$ is the Hessian of sample $i$'s loss in the layer's results $z = Wx$.
+# So its blocks are symmetric, and not every turn of it is a layer's Hessian again.
+# Turning $z$ alone is safe: $(O \otimes I)\, H\, (O \otimes I)^\top$ has $O \Psi_i O^\top$ in the place of $\Psi_i$, and is the Hessian of the losses $\frac12 z^\top O \Psi_i O^\top z$, with the same spectrum.
 # Turn the eigenvectors, keep the eigenvalues, and look.
 
 # %%
@@ -930,7 +934,9 @@ table(["n = d", "half the entropy", "C of the proof", "bound", "bound, C = 100"]
 # %% [markdown]
 # With the proof's $C$ the bound is true and above 1, below which the loss lies anyway.
 # Under its root stands the proof's $C$ less half the entropy, 3.1 and 3.8, which are lost in it.
-# With a $C$ that is held constant, 100 here, the bound is below the loss of one half, and false.
+# With one $C$ for all samples and all $d$, 100 here, the bound is below the loss of one half, and false.
+# (In this example $d = n$.
+# A $C$ that grows with $d$ as the proof's does is not refuted by it; but then the bound exceeds 1, and says nothing.)
 #
 # All of the chapter's own lines so far agree with brute force and with the library.
 

@@ -135,14 +135,14 @@ real = {"dtype": torch.float64, "device": p.device}
 # The cell writes it out, and each keyword brings one thing of the printed lines back, which we call a slip for short:
 #
 # * `sums`: the last line *adds* $A$ and $B$ over the probes and has no factor $d$ ({ref}`errata <errata-probe-sums>`);
-# * `early`: step 4 puts $\beta_i$ where $\beta_{i+1}$ belongs, and $\beta_1$ is defined nowhere, so that we read it as 0 ({ref}`errata <errata-lanczos-index>`);
+# * `early`: step 4 puts $\beta_i$ where $\beta_{i+1}$ belongs, and $\beta_1$ is defined nowhere; the keyword is the number as which it is read, here 0 ({ref}`errata <errata-lanczos-index>`);
 # * `signed`: the algorithm is stated for positive definite $H$ and applied to others (Appendix G.4), and there $T^\alpha$ is taken of eigenvalues with their signs;
 # * `two`: $B$ comes from a second probe $g$ ({ref}`errata <errata-second-probe>`).
 
 
 # %%
 def algorithm_1(
-    H, alpha, k=100, m=15, *, sums=False, early=False, signed=False, two=False, seed=p.seed
+    H, alpha, k=100, m=15, *, sums=False, early=None, signed=False, two=False, seed=p.seed
 ):
     """Return an entropy from k probes and m steps; each of the last keywords brings a slip back."""
     d, generator = len(H), generator_of(seed)
@@ -150,8 +150,8 @@ def algorithm_1(
     v, g = (draw_probes(k, d, generator, **unit) / d**0.5 for _ in range(2))
     found = lanczos(H, v, m)
     beta = found.off_diagonal  # β_2, …, β_(m+1)
-    if early:
-        beta = torch.cat([torch.zeros_like(beta[:, :1]), beta], dim=1)
+    if early is not None:
+        beta = torch.cat([torch.full_like(beta[:, :1], early), beta], dim=1)
     T = found.diagonal.diag_embed() + sum(beta[:, : m - 1].diag_embed(side) for side in (-1, 1))
     theta, s = torch.linalg.eigh(T)
     theta, w = theta if signed else theta.abs(), s[:, 0].square()
@@ -163,7 +163,7 @@ def algorithm_1(
 
 # %% [markdown]
 # It runs on a matrix in 400 dimensions with 200 eigenvalues $j^{-3/2}$ and 200 zeros, and, for the third slip, on one in which every second eigenvalue is negative; there the exact value is that of the magnitudes.
-# The orders are those at which the quadrature does no harm, so that a row shows its slip alone.
+# The orders are those at which the quadrature does little harm, so that a row shows its slip alone.
 
 
 # %%
@@ -182,10 +182,10 @@ indefinite = matrix_with(falling * torch.tensor([1, -1], device=p.device).repeat
 # %% tags=["nbval-rtol=1e-5"]
 slips = {
     "sums over unit probes": (H, 1.5, {"sums": True}),
-    "β one place early": (H, 2.0, {"early": True}),
+    "β one place early": (H, 2.0, {"early": 0.0}),
     "powers of signed eigenvalues": (indefinite, 1.5, {"signed": True}),
     "a second probe": (H, 0.99, {"two": True}),
-    "the three that H allows": (H, 1.5, {"sums": True, "early": True, "two": True}),
+    "the three that H allows": (H, 1.5, {"sums": True, "early": 0.0, "two": True}),
 }
 rows = {
     name: (
@@ -199,21 +199,29 @@ rows = {
 table(["slip", "order", "as printed", "repaired", "exact"], rows, spec=".2f")
 
 # %% [markdown]
+# *Repaired* and *exact* differ by 0.05 to 0.07 in every row.
+# That is the probes' noise, with a standard error of about 0.04, and all rows have the same probes.
+#
 # The first slip is an offset that is known in advance: the printed value is the repaired one plus $\log (k/d)$, here $\log \frac14 = -1.39$, by {eq}`eq-est-offset`.
 # The released code multiplies by the squared length of its probes and does not have this slip, which would not change ranks within one layer in any case.
 # The second makes $T$ the matrix of another recurrence.
 # It need not have a positive spectrum even where $H$ has one, so the printed step 5 takes powers of negative numbers.
 # With $\beta_1 = 0$ it falls apart besides: its first entry $v^\top H v$ stands alone, and the other fourteen steps have no weight.
 # The result is then about $\log d$, or $\log k$ with the sums of the first slip, whatever $H$ is; the second and the last row of the table are 5.48 and 4.41, near $\log 400 = 5.99$ and $\log 100 = 4.61$.
+# The released code has each $\beta$ in its place.
 # The third returns no number at all where an order is not whole; the released code takes magnitudes in $A$ alone, and {ref}`chapter 10 <entropy-policies>` says what becomes of that.
-# The fourth has no bias to first order, and at order 0.99 its noise is many nats.
+# The fourth has no bias to first order, and at order 0.99 its noise is many nats; the released code takes $A$ and $B$ from the same probes.
 #
 # Two limits are left, which no repaired line removes, because they are what fifteen steps do.
 
 # %% tags=["nbval-rtol=1e-5"]
+short = [exact - ours for *_, ours, exact in rows.values()]
+spread = stdev(algorithm_1(H, 1.5, seed=s) for s in range(20))
+assert p.seed != 0 or (round(min(short), 2), round(max(short), 2)) == (0.05, 0.07)
+assert 0.03 < spread < 0.05
 printed, repaired = (algorithm_1(H, 1.5, sums=sums) for sums in (True, False))
 assert abs(printed - repaired - math.log(100 / len(H))) < 1e-10
-assert abs(algorithm_1(H, 2.0, early=True) - algorithm_1(H, 2.0, m=1)) < 1e-10
+assert abs(algorithm_1(H, 2.0, early=0.0) - algorithm_1(H, 2.0, m=1)) < 1e-10
 near_one = [[algorithm_1(H, 0.99, two=two, seed=s) for s in range(10)] for two in (False, True)]
 assert stdev(near_one[1]) > 10 * stdev(near_one[0])
 
@@ -301,7 +309,7 @@ for name in names:
     rows[name] = *half, live[name][0.5].standard_error, *more, live[name][1.5].standard_error
 whole = truth["conv1"][1.5].spectrum
 share = float(live["conv1"][1.5].quadrature.trace(power(1))) / whole.trace
-assert float(whole.eigenvalues[0]) / whole.trace > 0.5 and share < 0.8
+assert float(whole.eigenvalues[0]) / whole.trace > 0.5
 columns = ["exact, ½", "15 steps", "standard error", "exact, 3/2", "15 steps ", "standard error "]
 table(["layer", *columns], rows, spec=".3f")
 
@@ -322,24 +330,26 @@ own = truth["conv1"][1.5].value - live["conv1"][1.5].value
 beyond = sum(abs(error) >= abs(own) for error in off)
 if p.profile == "laptop" and p.seed == 0:
     assert 0.07 < stdev(off) < 0.08 and beyond <= 3
-    assert 0.85 < float(whole.eigenvalues[:2].sum()) / whole.trace < 0.95 and share < 0.8
+    assert 0.85 < float(whole.eigenvalues[:2].sum()) / whole.trace < 0.95
+    assert 0.65 < share < 0.7
 rows = {"deviation": [stdev(off)], "lowest error": [min(off)], "highest": [max(off)]}
 rows["error with the chapter's seed"], rows["draws as far off, of 2,000"] = [own], [beyond]
 table(["of 2,000 estimates of the first layer", "nats"], rows, spec=".3f")
 
-# %%
-options = {"layers": names[:1], "method": "lanczos", "probes": 100, "steps": 15}
-errors = []
-for seed in range(p.seed + 1, p.seed + 11):
-    (found,) = renyi_sharpness(network, some, 1.5, seed=seed, **options).values()
-    errors.append(truth["conv1"][1.5].value - found.value)
-assert max(map(abs, errors)) < 0.225  # three of the deviations above
-print(f"the library at ten other seeds: errors from {min(errors):.2f} to {max(errors):.2f}")
+# %% tags=["nbval-rtol=1e-3"]
+drawn = draw_probes(100, len(block), generator_of(p.seed), device=p.device)
+squares = (drawn @ vectors).square().mean(dim=0)
+A, B = squares @ values.clamp(min=0) ** 1.5, squares @ values.clamp(min=0)
+same = float(-2 * (A.log() - 1.5 * B.log())), float(B) / whole.trace
+library = -live["conv1"][1.5].value, share
+assert all(distance(*pair) < 1e-3 for pair in zip(library, same, strict=True))
+rows = {"through the network": library, "on the written-out block": same}
+table(["the chapter's own hundred probes", "entropy, 3/2", "trace / exact"], rows, spec=".3f")
 
 # %% [markdown]
 # The standard error agrees with two thousand independent draws, of which none is as far off as this seed's.
-# At ten other seeds the library errs as such draws do, so the code is not at fault, and this seed is a freak.
-# Two eigenvalues hold nine tenths of that layer's trace, so the estimate hangs on the squares of two components, in the mean over a hundred probes, and with this seed these means are low.
+# On the written-out block this seed's own hundred probes give what the library gave through the network, so the code is not at fault, and the draw is a freak.
+# Two eigenvalues hold nine tenths of that layer's trace, so the estimate hangs on the squares of two components, in the mean over a hundred probes; with this seed these means are low, and the trace comes out as two thirds of the true one.
 #
 # (estimating-layers)=
 # ## On trained layers
@@ -412,6 +422,18 @@ for axes, (model, curves) in zip(panels[:, 0], errors.items(), strict=True):
 panels[-1, 0].set_xlabel("order α")
 plt.show()
 
+# %%
+if p.profile == "laptop":
+    passing = {}
+    for (model, _), by_order in networks.items():
+        at = by_order[1.5]
+        one = [math.erf(0.1 / (at["spread"][layer] * 2**0.5)) for layer in at["layers"]]
+        passing.setdefault(model == "resnet8", []).append(math.prod(one))
+        assert min(at["accuracy_slack"].values()) > 0
+        assert max(map(abs, by_order[1.2]["quadrature_error"].values())) < 0.01
+    assert 0.55 < min(passing[True]) < max(passing[True]) < 0.65
+    assert min(passing[False]) > 0.97
+
 # %% [markdown]
 # Read the figure from the left.
 # At order 0.1 fifteen steps are wrong by up to several nats, and the more weights a layer has, the higher its curve.
@@ -419,6 +441,8 @@ plt.show()
 # Elsewhere the error of an estimate is a bias, and more probes would only confirm it.
 # The curves dive through the band around order 1, and at 3/2 they lie decades below it.
 # From there on fifteen steps are more than enough, and the probes are the whole error.
+# At 3/2 each network's first estimate is within 0.1 nats in every layer, and a verdict at the head rests on this.
+# That is one draw: if errors are normal, with the recorded spreads, and those of layers independent, a new one would pass in all eight layers of a residual network in about six of ten cases, and nearly always in the other networks.
 #
 # On 64 images, then, the paper's setting has the wrong proportion on both sides of 1.
 # Below it the steps are too few, and probes are wasted.
@@ -528,7 +552,7 @@ table(["layer", *columns], rows, spec=".3f")
 # (estimating-small)=
 # ## What the smallest orders measure
 #
-# The paper's grid of orders begins at 0.0001, and what it correlates with the gap are orders above 0 (Appendix G.4).
+# The paper's grid of orders begins at 0.0001, and what it correlates with the generalization gap are orders above 0 (Appendix G.4).
 # At order 0.1, the smallest here, the estimate stands between two numbers: the entropy, and $\log d$.
 
 # %%
@@ -907,7 +931,7 @@ if p.profile == "laptop":
 # ## A test that needs no truth
 #
 # In a large network no exact value is at hand, and an implementation has to be tested all the same.
-# A symmetry does it.
+# A symmetry gives a necessary test.
 # Multiply the weights of a bias-free ReLU network by positive $c_1, \dots, c_L$ with $\prod_l c_l = 1$.
 # The function stays (paper: Appendix E), and each layer's block becomes $c_l^{-2} H_l$ (paper: eqs 51–55).
 # So Lanczos's coefficients are multiplied by $c_l^{-2}$, and an estimate from the *same* probes must not move at all: neither the quadrature nor the probes are an excuse.
@@ -935,6 +959,33 @@ assert abs(rows[" and ".join(names)][0] - rows[" and ".join(names)][1]) > 0.01
 table(["weights", "estimate, order ½", "after scaling"], rows)
 
 # %% [markdown]
+# Does the test find the slips, or too few steps?
+
+# %%
+pairs = [
+    [dense_hessian(net, inputs, labels, parameters=[name]) for net in (original, scaled)]
+    for name in names
+]
+tried = {
+    "sums over unit probes": {"sums": True},
+    "a second probe": {"two": True},
+    "β one place early, the first read as 0": {"early": 0.0},
+    "β one place early, the first read as 1": {"early": 1.0},
+    "three steps": {"m": 3},
+}
+rows = {}
+for name, slip in tried.items():
+    values = [[algorithm_1(block, 0.5, **slip) for block in pair] for pair in pairs]
+    rows[name] = [max(abs(before - after) for before, after in values)]
+moves = [move for (move,) in rows.values()]
+assert sum(move < 1e-8 for move in moves) == 4 and moves[3] > 1e-4
+table(["slip", "largest move of a layer's estimate"], rows)
+
+# %% [markdown]
+# It is blind to whatever scales as it should: of these five only $\beta_1 = 1$ is found, and $\lVert Hv \rVert$ in its place would pass.
+# So it finds wrong scaling, such as a fixed threshold, or a block that is not the layer's.
+# For the rest one needs a small layer with its exact spectrum, as in {ref}`the first section <estimating-slips>`.
+#
 # (estimating-verdicts)=
 # ## Paper against ours
 #
@@ -943,7 +994,7 @@ table(["weights", "estimate, order ½", "after scaling"], rows)
 #
 # | the paper's words | what we find |
 # |---|---|
-# | Algorithm 1 estimates the entropy | repaired, on small networks and 64 images: from order 1 on, and at ½ only where a layer has few zeros |
+# | Algorithm 1 estimates the entropy | repaired, on small networks and 64 images: at ½ only in layers without zeros; from order 1.2 on with hardly a bias, but with the probes' noise, a spread of up to 0.07 nats at 3/2 |
 # | 100 probes and 15 steps suffice | with 64 images, at order ½ the steps are too few wherever a layer has zeros; at 3/2 the probes are the whole error |
 # | the denominator from a second probe | noisier in every layer from order ¾ on, and useless near 1 |
 # | orders down to 0.0001 | there the estimate is the logarithm of the number of weights |

@@ -6,6 +6,7 @@ which everything that a claim gives is escaped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -212,7 +213,9 @@ WORDINGS: dict[str, Wording] = {
 
 
 def _words(metric: str) -> str:
-    return metric.replace("_", " ").replace(".", ", ")
+    """Return a metric's name in words: ``at_order_1_2.batch`` is *at order 1.2, batch*."""
+    parts = metric.replace(".", ", ")
+    return re.sub(r"(?<=\d)_(?=\d)", ".", parts).replace("_", " ")
 
 
 def _units(unit: str) -> str:
