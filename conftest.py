@@ -1,11 +1,17 @@
 """Settings of every test: the device under test, and the notebooks' tolerance."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest_plugins = ("paperkit.publishing.nbval_tolerance",)
+
+# Processes that a test starts find this package in a copy of the tree that nobody installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+)
 
 
 @pytest.fixture(scope="session")

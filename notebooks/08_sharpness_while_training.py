@@ -317,8 +317,9 @@ if p.profile != "smoke" and p.step_size == 0.1:  # another step size may not rea
 # What does not turn is in the half-sum of two neighbours: the table has its length as a part of a gradient's, and the cosine between neighbouring half-sums.
 # For gradients of equal length the first follows from their cosine: it is the root of half of one plus the cosine.
 # The second is evidence of its own.
-# Two neighbouring half-sums share a gradient: for independent gradients it is ½.
-# For noise along the steepest direction, where each step multiplies what is there by $1 - \eta\lambda_1$ and adds new noise, it is $1 - \eta\lambda_1 / 2$, a tenth for $\lambda_1 = 18$.
+# Two neighbouring half-sums share a gradient: for independent gradients of many coordinates it is about ½.
+# For noise over many directions of nearly the curvature $\lambda_1$, where each step multiplies what is there by $1 - \eta\lambda_1$ and adds new noise, it is about $1 - \eta\lambda_1 / 2$, a tenth for $\lambda_1 = 18$.
+# (Along a single direction each cosine is 1 or −1.)
 # The last column has the ratio of $\lambda_1$ to the edge at ten of the odd steps.
 # Medians over the steps, least and largest of the runs:
 
@@ -363,7 +364,9 @@ table(["method", *columns], rows)
 # SAM's point against each other, too, but are not opposite: their half-sum has three to four tenths of a gradient's length, and hardly turns from step to step.
 # So it is not on the two-cycle of a quadratic; a gradient that has not yet died out and a third derivative along the bounce would both look like this.
 # The row of SGD warns: below the edge a step multiplies by $1 - \eta\lambda_1$, which is negative for $\lambda_1 > 1/\eta$, so that noise alone makes neighbours point against each other; a negative cosine is no sign of an edge.
-# Its half-sums have the cosine 0.4 to 0.5, where noise along the steepest direction alone would have a tenth, so something is left that turns more slowly.
+# Its half-sums have the cosine 0.4 to 0.5.
+# Noise along the steepest direction alone would have 1 or −1, and noise over many directions as steep a tenth, so it is neither.
+# Flatter directions, where noise turns more slowly, would raise the tenth; so might a few directions of unequal weight.
 # Over how many directions the rest bounces, this cosine cannot say.
 # At odd steps, too, SAM's $\lambda_1$ lies about a tenth above the edge, so the tenth does not come from reading one side.
 #

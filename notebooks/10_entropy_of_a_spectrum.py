@@ -21,7 +21,7 @@
 #
 # **Answer.** It sees how even curvature is, not how large; it is quasi-concave, not convex.
 # The paper blames negative eigenvalues for trouble at order 1; single ReLU layers in evaluation mode have none if the loss is convex in the outputs.
-# There two traces from different random vectors are enough.
+# There, different random vectors for two traces make it.
 #
 # **Time.** Reading: about 60 minutes; running: about a quarter of a minute on one core.
 #
@@ -580,9 +580,9 @@ table(["order", "all weights", "blocks of layers", "diagonal"], rows, spec=".3f"
 # :label: entropy-prop-together
 #
 # Let $H$ be positive semidefinite with $d$ rows.
-# In the first three parts $H = B$.
+# In the first three parts $H = B$, $\alpha > 1$, and no block is zero.
 #
-# 1. *Paper: Theorem F.4, eq. 59.* For $\alpha > 1$, $R_\alpha(H) \ge \sum_l w_l^\alpha d_l^{1 - \alpha} \ge d^{1 - \alpha}$.
+# 1. *Paper: Theorem F.4, eq. 59.* $R_\alpha(H) \ge \sum_l w_l^\alpha d_l^{1 - \alpha} \ge d^{1 - \alpha}$.
 #    The first is an equality where every block is a multiple of the identity, the second where $w_l = d_l / d$ in every layer, and nowhere else.
 # 2. *Paper: Corollary F.5.* Where the minimum $d^{1 - \alpha}$ is attained, $H$ is a multiple of the identity, and every layer has the entropy $\log d_l$, at every order.
 # 3. *Ours.* Near it, with the excess $\delta = d^{\alpha - 1} R_\alpha(H) - 1$,
@@ -640,10 +640,14 @@ table(["order", "all weights", "blocks of layers", "diagonal"], rows, spec=".3f"
 #   The next cell has the smallest example.
 # * *Evening out the traces costs nothing*, and that is right: scaling layer $l$ by $c_l$ divides its trace by $c_l^2$ ({prf:ref}`reparam-prop-2-2`).
 #   With $c_l^2$ as $\operatorname{Tr} H_l / d_l$ over the geometric mean of these numbers, all become equal, and the product of the $c_l$ is one.
-# * *"Of the order of $\|E\|_F / T$"* hides $\sqrt d$.
+# * *"Of the order of $\|E\|_F / T$"* hides a power of $d$ at orders below $\frac32$.
 #   Let $H$ have $\left(\begin{smallmatrix} 1 & 1 \\ 1 & 1 \end{smallmatrix}\right)$ down its diagonal, and every weight be a layer.
 #   Then $T = d$, $\|E\|_F = \sqrt d$, and the change is $(2^{\alpha - 1} - 1)\, d^{1 - \alpha}$.
 #   Over $\alpha \|E\|_F / T$ that grows as $d^{3/2 - \alpha}$, for $\alpha < \frac32$.
+#   From $\alpha = \frac32$ on, which is the paper's order, its "of the order of" is right in every dimension.
+#   For write $\mu_j$ again for the eigenvalues of $B$, and $x_j$ for the larger of $\lambda_j / T$ and $\mu_j / T$.
+#   By the mean value theorem and Cauchy and Schwarz the change is at most $\alpha\, (\sum_j x_j^{2\alpha - 2})^{1/2}\, (\sum_j (\lambda_j - \mu_j)^2)^{1/2} / T$.
+#   The last root is at most $\|E\|_F$, by Hoffman and Wielandt's theorem, and as $x_j \le 1$ the first sum is at most $\sum_j x_j \le 2$.
 # * *Below order 1* the remark after Proposition F.6 has the same order.
 #   Two eigenvalues $x$ beside a 1, which a coupling turns into $2x$ and 0, change the numerator by $(2 - 2^\alpha)\, x^\alpha$, and $\|E\|_F$ is $\sqrt2\, x$.
 #   So the exponent $\alpha$ in the last part cannot be 1.
@@ -1200,7 +1204,7 @@ checked.table()
 # ## Paper against ours
 #
 # The verdicts stand at the head of the chapter: those of the paper's statements, and, marked as ours, those of what we put in their place.
-# In a table of five lines:
+# In a table of six lines:
 #
 # | the paper | what is true |
 # |---|---|
@@ -1209,6 +1213,7 @@ checked.table()
 # | negative eigenvalues are inevitable | possible in a layer before GELU, layer normalisation or attention, and found before GELU; possible, and found, in all layers jointly; forced, if ε = 0, in a layer before statistics of the batch, wherever its gradient is not zero; impossible in a layer of a ReLU network in evaluation mode, if the loss is convex in the outputs (the Brier loss is not, and its layers stand behind the verdict on Remark F.7) |
 # | they cause the trouble at order 1 | two traces that do not fit do: by a mixed policy, or by a second probe |
 # | orders in $(0, 0.9)$ and $(1.2, 3]$ avoid the trouble (G.4: "stable and free of anomalies"; our reading: whatever the negative eigenvalues weigh) | the mixed policy adds $\frac{\alpha}{\alpha - 1} \log(1 - 2s)$ at every order |
+# | lowering the sharpness of all layers jointly lowers that of each | at the exact minimum, and near it by {eq}`eq-entropy-near`; on the way a layer's own may rise |
 #
 # ## What would change our mind
 #
@@ -1274,5 +1279,5 @@ checked.table()
 #
 # ## How to cite
 #
-# Cite the book as `CITATION.cff` says, and statements by their paper: Definition 2.1, eq. 6, Section 4.1, Lemmas F.2 and F.3 and Remark F.7 from {cite:t}`renyi2025`.
-# {prf:ref}`entropy-prop-pull`, {prf:ref}`entropy-prop-quasi` and {prf:ref}`entropy-prop-symmetry` are worked out here; we make no claim that nobody did so before.
+# Cite the book as `CITATION.cff` says, and statements by their paper: Definition 2.1, eq. 6, Section 4.1, Lemmas F.2 and F.3, Propositions F.1 and F.6, Theorem F.4, Corollary F.5 and Remark F.7 from {cite:t}`renyi2025`.
+# {prf:ref}`entropy-prop-pull`, {prf:ref}`entropy-prop-quasi`, {prf:ref}`entropy-prop-symmetry` and what is marked as ours in {prf:ref}`entropy-prop-blocks` and {prf:ref}`entropy-prop-together` are worked out here; we make no claim that nobody did so before.

@@ -20,7 +20,7 @@
 # **Question.** Do the Rényi paper's bounds say that a network whose Hessian has a large entropy generalizes well?
 #
 # **Answer.** No: averaging eigenvalues *raises* the entropy, and the determinant where the proofs start.
-# Its printed upper bound falls; the term in Theorem 3.2 by a factor $d^{1/d}$ at most, for $d$ weights.
+# The bound printed for it falls, and with it Theorem 3.2's term, by a factor $d^{1/d}$ at most.
 # Networks that saw the sample break Proposition 3.1, and a memoriser Theorem 3.2.
 #
 # **Time.** Reading: about 50 minutes; running: under half a minute on one core.
@@ -384,7 +384,7 @@ plt.show()
 # Suppose $W^\top G \ne 0$; training on another sample has no reason to make it exactly zero.
 # Suppose also $k \ne 2$.
 # Then for almost every $U$ the first-order term is not zero, and for small enough $\rho$ one of $U$ and $-U$ lowers the loss.
-# (If $W^\top G \ne 0$ and $k \ne 2$, the form $U \mapsto \operatorname{Tr}(G^\top W U)$ is zero for a null set of $U$ alone; for $k = 2$ a symmetric $W^\top G$ of trace zero is orthogonal to every rotation.)
+# (For $k \ne 2$ the orthogonal matrices of each determinant, 1 and −1, span all matrices, or for $k = 1$ are numbers that are not zero, so that a linear form that is not zero vanishes on a null set of them alone; for $k = 2$ a symmetric $W^\top G$ of trace zero is orthogonal to every rotation.)
 #
 # The study `renyi_perturbed_test_loss` trains two perceptrons and a LeNet-5 on 2,000 digits and moves each layer's weights by matrices $U$ and $-U$, before training and after.
 # The other 3,000 digits estimate the losses.
