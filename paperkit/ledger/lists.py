@@ -28,10 +28,10 @@ def _list(name: str) -> dict[str, Any]:
     return dict(_content(path, state.st_mtime_ns, state.st_size))
 
 
-# Every claim asks whether its study is planned.
+# Every claim asks whether its study is planned, so a file is read once until it changes.
 @lru_cache(maxsize=8)
 def _content(path: Path, changed: int, size: int) -> dict[str, Any]:
-    """Read a file of which nothing is known at this size and time of its last change."""
+    """Read a list; its size and the time of its last change tell whether it is the same."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} must be a mapping.")

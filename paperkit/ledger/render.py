@@ -550,10 +550,7 @@ def _value_text(verdict: Verdict) -> str:
         return _evidence(verdict)
     unit = verdict.claim.paper_value.unit if verdict.claim.paper_value else ""
     text = f"{value_name(verdict.claim)} {verdict.value_text} {escaped(unit)}".strip()
-    # Counts and values that were looked up do not vary, and an interval of them says nothing.
-    if verdict.interval is None or verdict.interval[0] == verdict.interval[1]:
-        return text
-    return f"{text} ({interval(*verdict.interval)})"
+    return f"{text} ({interval(*verdict.interval)})" if verdict.interval else text
 
 
 def _evidence(verdict: Verdict) -> str:

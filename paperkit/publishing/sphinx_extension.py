@@ -25,7 +25,6 @@ Directives
 
 from __future__ import annotations
 
-import os
 import shutil
 from functools import cache
 from importlib.metadata import distribution
@@ -36,6 +35,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 from paperkit import arguments
+from paperkit.experiments.engines.local import available_cores
 from paperkit.publishing import author_year, page_head, sidebar
 from paperkit.publishing.api_pages import Members
 from paperkit.publishing.markdown_directive import MarkdownDirective
@@ -189,7 +189,7 @@ def write_on_all_cores(app: Sphinx, environment: BuildEnvironment) -> None:
     environment : BuildEnvironment
         Everything that was read.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = available_cores()
     # Sphinx takes one from the count for the process that prepares the pages.
     app.parallel = cores + 1 if cores > 1 else 1
 

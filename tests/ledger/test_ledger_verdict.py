@@ -319,7 +319,7 @@ def test_a_chapter_shows_what_was_found_by_its_name_with_links_to_criterion_and_
         "[6 records](../results/selftest_measure.jsonl))."
     )
     assert badge("criterion changed") in second and "smallest slack -" in second
-    assert "*Found:* mean difference in size 9; parts small, large at 6 runs" in third
+    assert "*Found:* mean difference in size 9 (9 to 9); parts small, large at 6 runs" in third
     assert "3 of 4 runs of the paper profile are finished" in fourth
     assert "; the paper has 1 ± 0.1 m (" in fourth
 
@@ -394,7 +394,7 @@ def test_the_ledgers_tables_have_each_claim_in_words_and_each_value_with_its_nam
         r"| [gap](#claim-gap): The gap $\|a - b\|$ is 0. | "
         f"{badge('verified')}<br>largest gap below 1e-12 |"
     )
-    assert any("<br>mean difference in size 9; adjusted p = 0 for it" in r for r in rows)
+    assert any("<br>mean difference in size 9 (9 to 9); adjusted p = 0 for it" in r for r in rows)
     assert {re.search(r"#claim-(\w+)", row)[1] for row in rows} == {
         "gap",
         "slack",

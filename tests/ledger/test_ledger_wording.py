@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from paperkit.experiments.plain_yaml import PlainLoader
+from paperkit.ledger import wording
 from paperkit.ledger.calls import Side
 from paperkit.ledger.claims import Claim, load_claims
 from paperkit.ledger.criteria import CRITERIA
@@ -174,3 +175,9 @@ def test_a_sentence_that_points_elsewhere_is_found(text):
 def test_place_and_scale_are_plain_text(claim):
     # They are escaped on the page, so that mathematics would be shown as it is typed.
     assert "$" not in claim.place + claim.scale
+
+
+def test_an_order_in_a_metrics_name_is_a_decimal_number() -> None:
+    assert wording._words("at_order_1_2.mean_of_squares") == "at order 1.2, mean of squares"
+    assert wording._words("renyi_mean.0_5") == "renyi mean, 0.5"
+    assert wording._words("stage_2_error") == "stage 2 error"

@@ -51,7 +51,7 @@ def processes(
         If workers die again and again.
     """
     allotment.refuse_all_but("processes", "jobs", "cpus")
-    cores = _cores()
+    cores = available_cores()
     jobs = min(allotment.jobs or cores, len(pending))
     threads = int(allotment.cpus or max(1, cores // jobs))
     waiting, deaths = list(pending), 0
@@ -119,7 +119,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
