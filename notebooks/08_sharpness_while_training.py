@@ -23,7 +23,7 @@
 # SAM's own edge sinks to a fifth of that, and the eigenvalue stays a tenth above it.
 # SAM's bouncing alone could bring the ratio near one; the tenth is not explained.
 #
-# **Time.** Reading: about 20 minutes; running: a little over a minute on one core.
+# **Time.** Reading: about 20 minutes; running: about two minutes on one core.
 #
 # **You need:** {doc}`chapter 6 <06_steps_on_a_quadratic>`, its theorem of the edge in particular.
 #

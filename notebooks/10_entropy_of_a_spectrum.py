@@ -23,7 +23,7 @@
 # The paper blames negative eigenvalues for trouble at order 1; single ReLU layers in evaluation mode have none if the loss is convex in the outputs.
 # There, different random vectors for two traces make it.
 #
-# **Time.** Reading: about 60 minutes; running: about a quarter of a minute on one core.
+# **Time.** Reading: about 60 minutes; running: under half a minute on one core.
 #
 # **You need:** eigenvalues of a symmetric matrix, convex sets; from {doc}`chapter 2 <02_curvature_objects>` when a layer's Hessian is its Gauss–Newton matrix, from {ref}`chapter 3 <entropy-facts>` what concave and Schur-concave mean for an entropy, from {ref}`chapter 4 <est-hutchinson>` how probes estimate a trace.
 

@@ -23,7 +23,7 @@
 # In a cell gaps differ two- to tenfold, the further trained the larger; chance, known for perceptrons only, moves one by a seventh of what settings do.
 # Of sixteen other methods none leads SGD clearly in both cells tried.
 #
-# **Time.** Reading: about 31 minutes; running: a few seconds on one core, and about four core-hours when every record has to be made.
+# **Time.** Reading: about 31 minutes; running: about a quarter of a minute on one core, and about four core-hours when every record has to be made.
 #
 # **You need:** the mean, the standard deviation, and what a p-value is; {doc}`chapter 7 <07_one_step_nine_ways>` for the methods at the end.
 

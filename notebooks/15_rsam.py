@@ -23,7 +23,7 @@
 # On its batch a step lowers the penalty on balance in all ten networks, on another in seven.
 # The penalty's entropy is not the Hessian's: in perceptrons under plain SGD it ends 1.6 to 2.7 nats higher.
 #
-# **Time.** Reading: about 40 minutes; running: a few seconds on one core, and about a quarter of an hour when every record has to be made.
+# **Time.** Reading: about 40 minutes; running: about a quarter of a minute on one core, and about a quarter of an hour when every record has to be made.
 #
 # **You need:** {doc}`chapter 10 <10_entropy_of_a_spectrum>` for the entropy, and {ref}`RSAM's step <step-rsam>` in chapter 7.
 

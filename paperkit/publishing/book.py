@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,10 +136,7 @@ def build(staged: Path) -> Path:
     # another way to open the book.
     told = io.StringIO()
     # This process has already imported what the pages document, which a new one would do again.
-    with contextlib.redirect_stdout(told), _rare_collections(), warnings.catch_warnings():
-        # An extension of jupyter-book looks at every object there is, and PyTorch has one that
-        # warns when it is looked at.
-        warnings.filterwarnings("ignore", "`torch.distributed.reduce_op`", FutureWarning)
+    with contextlib.redirect_stdout(told), _objects_of_the_build_alone():
         status, error = _status(main, words)
     page = html_folder(staged) / "index.html"
     if status or not page.is_file():
@@ -153,14 +149,21 @@ def build(staged: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Collect garbage rarely, because each time it walks through all pages that were read."""
+def _objects_of_the_build_alone() -> Iterator[None]:
+    """Show the garbage collector what the build makes, and let it look at that rarely.
+
+    An extension of jupyter-book asks the collector for every object there is and looks at each. It
+    wants one of the build's own, and fails where an earlier one, which it cannot know, may not be
+    looked at. Each collection walks through all pages that were read.
+    """
     usual = gc.get_threshold()
+    gc.freeze()
     gc.set_threshold(100_000, 50, 1_000)
     try:
         yield
     finally:
         gc.set_threshold(*usual)
+        gc.unfreeze()
 
 
 def _status(main: Callable[..., Any], words: list[str]) -> tuple[object, str]:

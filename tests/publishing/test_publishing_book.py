@@ -3,6 +3,7 @@
 import gc
 import json
 import subprocess
+import weakref
 from pathlib import Path
 
 import pytest
@@ -181,11 +182,23 @@ def _small_book(folder: Path, text: str) -> Path:
     return folder
 
 
+class _Referent:
+    """A class whose objects can be referred to weakly."""
+
+
 def test_a_book_is_built_in_this_process_which_stays_as_it_was(tmp_path, capsys):
-    collections = gc.get_threshold()
+    collections, frozen = gc.get_threshold(), gc.get_freeze_count()
+    # Code that ran earlier may have left proxies of objects that are gone, which raise an error
+    # when they are looked at.
+    referent = _Referent()
+    left_over = weakref.proxy(referent)
+    del referent
+    with pytest.raises(ReferenceError):
+        isinstance(left_over, _Referent)
+    assert any(it is left_over for it in gc.get_objects())
     page = book.build(_small_book(tmp_path, "Nothing more."))
     assert page.is_file() and (page.parent / "page.html").is_file()
-    assert gc.get_threshold() == collections
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (collections, frozen)
     assert capsys.readouterr().out == ""
 
 
