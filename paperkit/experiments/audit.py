@@ -5,8 +5,9 @@ with what was recorded, the published records are renewed: they get the new fing
 that they were renewed, when, from what and by which sample. The sample is as large as it takes to
 meet a bad record where a fifth of them are bad, with probability 0.9. A run that disagrees is
 noted in its record, and belongs to every later sample until it agrees or is published anew, so
-that no other day's draw can pass it by. Ours, because
-workflow tools run whatever is out of date; none lets a sample vouch for the rest.
+that no other day's draw can pass it by. On another processor than that of the records the sample
+can be run by both codes, and what the new one finds be compared with what the old one finds there.
+Ours, because workflow tools run whatever is out of date; none lets a sample vouch for the rest.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 
 from paperkit.experiments import provenance
 from paperkit.experiments.archive import Archive
+from paperkit.experiments.earlier_code import commit_behind, metrics_by_earlier_code
 from paperkit.experiments.records import Record
 from paperkit.experiments.session import Session
 from paperkit.experiments.study import Study, require_profile, study_named
@@ -113,6 +115,7 @@ def audit(
     seed: str | None = None,
     *,
     runs: Sequence[str] = (),
+    both_codes: bool = False,
     profile: str = "laptop",
     store: str | Path | None = None,
     device: str | torch.device = "cpu",
@@ -140,6 +143,10 @@ def audit(
     runs : sequence of str
         Keys of the records to run again, or beginnings of them, in place of a sample. No
         stale record is then renewed, because what was chosen says nothing of the others.
+    both_codes : bool
+        Whether the code behind the records, from git, runs the sample here too, and what it finds
+        takes the place of what is recorded. Then all metrics must agree within the study's
+        tolerance, of trained runs too.
     profile : {"laptop", "paper"}
     store : path, optional
         The working store, which serves the checkpoints that the sample needs.
@@ -153,7 +160,8 @@ def audit(
     Raises
     ------
     ValueError
-        If the study has no published record of the profile, or none of a given key.
+        If the study has no published record of the profile, or none of a given key; with
+        ``both_codes``, as :func:`metrics_by_earlier_code`.
     """
     study = study_named(study) if isinstance(study, str) else study
     require_profile(profile)
@@ -169,11 +177,17 @@ def audit(
     drawn = _named(audited, runs) if runs else _drawn(pool, sample, seed)
     inputs = Session(archive, profile, torch.device(device), progress)
     comparisons: list[Comparison] = []
+    expected, compared = drawn, study
+    if both_codes:
+        earlier = metrics_by_earlier_code(drawn, store, str(device))
+        expected = [replace(r, metrics=m) for r, m in zip(drawn, earlier, strict=True)]
+        # Both ran on one machine, where a trained run is the same to its last digits.
+        compared = replace(study, trained=False)
     with tempfile.TemporaryDirectory() as fresh:
         session = Session(Archive(fresh), profile, torch.device(device), progress, inputs=inputs)
-        for record in drawn:
+        for record in expected:
             again = session.perform(study, record.configuration)
-            comparisons.extend(_compare(study, record, again, audited))
+            comparisons.extend(_compare(compared, record, again, audited))
     comparisons = _judged_together(comparisons, audited)
     outcome = Audit(
         study.name, seed, tuple(r.key for r in drawn), tuple(comparisons), len(stale), 0
@@ -181,7 +195,10 @@ def audit(
     tree = provenance.tree_state()
     if runs or not stale or tree.dirty is not False:
         return outcome
-    note = {"date": provenance.now(), "commit": tree.commit, "seed": seed, "sample": outcome.sample}
+    note: dict[str, Any] = {"date": provenance.now(), "commit": tree.commit}
+    note |= {"seed": seed, "sample": outcome.sample}
+    if both_codes:
+        note["beside"] = sorted({str(commit_behind(record)) for record in drawn})
     with archive.published.lock(study.name):
         if not outcome.agrees:
             wrong = {c.key for c in comparisons if c.agrees is False}

@@ -39,6 +39,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="KEY",
         help="run this record again in place of a sample",
     )
+    parser.add_argument(
+        "--both-codes",
+        action="store_true",
+        help="run the sample by the code of the records too, and compare the two: on another "
+        "processor than that of the records",
+    )
     parser.add_argument("--profile", choices=PROFILES[1:], default="laptop")
     _add_store_and_device(parser)
 
@@ -231,14 +237,16 @@ def _audit(arguments: argparse.Namespace) -> int:
         arguments.sample,
         arguments.seed,
         runs=arguments.run,
+        both_codes=arguments.both_codes,
         profile=arguments.profile,
         store=arguments.store,
         device=arguments.device,
     )
+    before = "earlier code" if arguments.both_codes else "recorded"
     for comparison in outcome.comparisons:
         if not comparison.agrees:
             print(
-                f"{comparison.key} {comparison.metric}: recorded {comparison.recorded}, now "
+                f"{comparison.key} {comparison.metric}: {before} {comparison.recorded}, now "
                 f"{comparison.audited}, allowed {comparison.allowed}"
             )
     word = "agree" if outcome.agrees else "do NOT agree"
@@ -248,7 +256,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     runs = f"{len(outcome.sample)} run{'s' * (len(outcome.sample) != 1)}"
     print(
         f"{outcome.study}: {runs} {drawn}; the {len(outcome.comparisons)} numbers {word} with "
-        "what is recorded."
+        + ("what the earlier code finds here." if arguments.both_codes else "what is recorded.")
     )
     if arguments.run:
         return 0 if outcome.agrees else 1

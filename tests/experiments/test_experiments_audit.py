@@ -1,12 +1,21 @@
-import pytest
+import shutil
+import subprocess
+from pathlib import Path
 
+import pytest
+import torch
+from repository import COMMIT
+
+import paperkit
 from paperkit.cli import main
 from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.audit import Comparison, _judged_together, audit
+from paperkit.experiments.earlier_code import metrics_by_earlier_code
 from paperkit.experiments.fingerprint import fingerprint
 from paperkit.experiments.records import Record
-from paperkit.experiments.study import study_named
+from paperkit.experiments.session import Session
+from paperkit.experiments.study import configurations, study_named
 
 pytestmark = pytest.mark.usefixtures("studies_folder")
 
@@ -206,3 +215,105 @@ def test_a_study_without_published_records_is_refused(committed, store):
 def test_an_empty_sample_is_refused(store):
     with pytest.raises(ValueError, match="sample is 0; give at least 1"):
         audit("selftest_measure", sample=0, store=store)
+
+
+def test_both_codes_are_compared_in_place_of_the_record(published, store, edit, monkeypatch):
+    # The records are those of another processor: everything here differs from them alike.
+    edit("selftest_training.py", '"total": state["total"], "s', '"total": state["total"] + 99, "s')
+    assert not audit("selftest_training", sample=3, store=store, progress=False).agrees
+    shift = {"by": 99.0}
+
+    def earlier(records, store, device):
+        assert device == "cpu"
+        return [{**r.metrics, "total": r.metrics["total"] + shift["by"]} for r in records]
+
+    monkeypatch.setattr("paperkit.experiments.audit.metrics_by_earlier_code", earlier)
+    # A trained run must agree to round-off, where the spread across seeds would allow 0.01.
+    shift["by"] = 99.01
+    options = {"both_codes": True, "store": store, "progress": False}
+    assert not audit("selftest_training", sample=3, **options).agrees
+    shift["by"] = 99.0
+    found = audit("selftest_training", sample=3, **options)
+    assert found.agrees and found.renewed == 3
+    for record in Archive().published.records("selftest_training"):
+        assert record.provenance["renewed"][-1]["beside"] == [COMMIT]
+
+
+def test_the_command_says_what_was_compared(published, store, edit, monkeypatch, capsys):
+    edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
+    monkeypatch.setattr(
+        "paperkit.experiments.audit.metrics_by_earlier_code",
+        lambda records, store, device: [{**r.metrics, "size": -1.0} for r in records],
+    )
+    assert main(["audit", "selftest_measure", "--both-codes", "--store", str(store)]) == 1
+    out = capsys.readouterr().out
+    assert "size: earlier code -1.0, now " in out
+    assert "do NOT agree with what the earlier code finds here." in out
+
+
+def _git(root, *arguments):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    command = ["git", "-C", str(root), *identity, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """Return a git tree with this package, and a function that commits a changed study in it."""
+    root = tmp_path_factory.mktemp("earlier")
+    skipped = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(paperkit.__file__).parent, root / "paperkit", ignore=skipped)
+    (root / "pyproject.toml").write_text("")  # the mark of a repository
+    _git(root, "init", "--quiet")
+    path = root / "paperkit/experiments/studies/entropy_facts.py"
+    text = path.read_text()
+
+    def commit(addition=""):
+        path.write_text(text + addition)
+        _git(root, "add", "--all")
+        _git(root, "commit", "--quiet", "--allow-empty", "--message", "code")
+        return _git(root, "rev-parse", "HEAD")
+
+    return root, commit
+
+
+def _record(study, configuration, **known):
+    return Record(
+        study=study.name,
+        profile="laptop",
+        configuration=configuration,
+        metrics={},
+        provenance={"fingerprint": fingerprint(study), **known},
+    )
+
+
+def test_the_code_behind_a_record_runs_it_again(earlier, tmp_path):
+    root, commit = earlier
+    study = study_named("entropy_facts")
+    two = configurations(study, "laptop")[:2]
+    made_by, renewed_by = commit(), commit("# no code\n")
+    records = [
+        _record(study, two[0], commit=made_by),
+        _record(study, two[1], commit="gone", renewed=[{"commit": renewed_by}]),
+    ]
+    found = metrics_by_earlier_code(records, tmp_path, root=root)
+    here = Session(Archive(tmp_path / "here"), "laptop", torch.device("cpu"))
+    assert found == [here.perform(study, one).metrics for one in two]
+
+
+@pytest.mark.parametrize(
+    ("addition", "sentence"),
+    [
+        ("CHANGED = 1\n", "is not what made the records of 'entropy_facts'"),
+        ("raise OSError('no disk')\n", "does not run here: OSError: no disk"),
+        (None, "git has no commit ffff"),
+    ],
+)
+def test_other_code_than_that_behind_a_record_is_refused(earlier, tmp_path, addition, sentence):
+    root, commit = earlier
+    study = study_named("entropy_facts")
+    known = "f" * 40 if addition is None else commit(addition)
+    record = _record(study, configurations(study, "laptop")[0], commit=known)
+    with pytest.raises(ValueError, match=sentence):
+        metrics_by_earlier_code([record], tmp_path, root=root)
