@@ -21,7 +21,7 @@ from paperkit.experiments.archive import Archive
 from paperkit.experiments.provenance import PACKAGE
 from paperkit.experiments.records import Record
 
-# What the earlier code is asked to do, in a process of its own.
+# The earlier code runs this in a process of its own.
 _SCRIPT = """
 import json, pathlib, sys, tempfile, torch
 from paperkit.experiments.archive import Archive

@@ -152,9 +152,9 @@ def build(staged: Path) -> Path:
 def _objects_of_the_build_alone() -> Iterator[None]:
     """Show the garbage collector what the build makes, and let it look at that rarely.
 
-    An extension of jupyter-book asks the collector for every object there is and looks at each. It
-    wants one of the build's own, and fails where an earlier one, which it cannot know, may not be
-    looked at. Each collection walks through all pages that were read.
+    An extension of jupyter-book asks the collector for every object there is and looks at each,
+    for the sake of one that the build has made. Another one, left behind by other code, may raise
+    an error when it is looked at. And each collection walks through all pages that were read.
     """
     usual = gc.get_threshold()
     gc.freeze()
