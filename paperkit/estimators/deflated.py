@@ -22,6 +22,7 @@ from paperkit.estimators.renyi_result import RenyiSharpness, from_spectrum
 from paperkit.linalg.deflated import DeflatedQuadrature, deflated_quadrature
 from paperkit.linalg.gram import gram_spectrum
 from paperkit.linalg.quadrature import Estimate
+from paperkit.linalg.symmetric import eigenpairs_of
 from paperkit.linearize import linearize_in_chunks
 from paperkit.linearize.blocks import Blocks
 from paperkit.linearize.weights import chosen_weights
@@ -242,7 +243,7 @@ def _turned(rows: Tensor, num_samples: int) -> Tensor:
     """
     by_sample = rows.unflatten(0, (num_samples, -1))
     gram = torch.bmm(by_sample, by_sample.transpose(1, 2))
-    turns = torch.linalg.eigh(gram.double()).eigenvectors.to(rows.dtype)
+    turns = eigenpairs_of(gram.double())[1].to(rows.dtype)
     return torch.bmm(turns.transpose(1, 2), by_sample).flatten(0, 1)
 
 

@@ -24,7 +24,9 @@ from paperkit.linalg.spectral_functions import (
 
 POLICIES = ("abs", "clamp")
 
-# Within this distance of 1 the general formula divides round-off by 1 − α: use its limit.
+# Sums of powers that are nearer to 1 than this are known by their difference from it.
+_NEAR_ONE = 0.5
+# Within this distance of 1 the estimate's formula divides round-off by 1 − α: its limit is taken.
 _SHANNON_BAND = 1e-6
 
 
@@ -89,8 +91,13 @@ def renyi_entropy(
         return math.log(values.numel())
     if math.isinf(alpha):
         return -float(log_p.max())
-    if abs(alpha - 1.0) < _SHANNON_BAND:
-        return -float((log_p.exp() * log_p).sum())
+    p = log_p.exp()
+    if alpha == 1:
+        return -float((p * log_p).sum())
+    # Next to the order 1 the sum of pᵅ is next to 1, and only its difference from 1 has digits.
+    excess = float((p * torch.expm1((alpha - 1.0) * log_p)).sum())
+    if abs(excess) < _NEAR_ONE:
+        return math.log1p(excess) / (1.0 - alpha)
     return float(torch.logsumexp(alpha * log_p, 0)) / (1.0 - alpha)
 
 

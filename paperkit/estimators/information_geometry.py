@@ -31,12 +31,15 @@ from paperkit import arguments
 from paperkit.curvature.dense import select_parameters
 from paperkit.estimators.dual_gradients import DualGradients, dual_gradients
 from paperkit.estimators.fisher_rows import (
+    at_one_position,
     compressed_rows,
+    precise_after_squaring,
     require_room,
     single_block,
     streamed_rows,
 )
-from paperkit.estimators.passes import PassMeasure
+from paperkit.estimators.passes import PassMeasure, Problem
+from paperkit.estimators.plan import CEILING, Gradient
 from paperkit.estimators.result import Measurement
 from paperkit.estimators.tolerances import (
     claimed_precision,
@@ -55,8 +58,16 @@ from paperkit.network.losses import Loss, LossLike
 from paperkit.network.network import network_outputs, own_parameters
 from paperkit.network.problem import measure_of
 
+_NAME = "information_geometric_sharpness"
+_ADVICE = "take fewer samples"
+
 # Above this many nats exp overflows in float64.
 _LARGEST_LOSS = 709.0
+# Operations in single precision that one counts as, measured on one core: of forming the rows, of
+# their Gram matrix, of factorizing the rows themselves, and of what follows on the small factor.
+_FORMED, _GRAM, _ROWS, _FACTORS = 20.0, 2.0, 8.0, 40.0
+# So many take about five seconds.
+_SOME_SECONDS = 2e11
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -215,6 +226,7 @@ def information_geometric_sharpness(
     rows = len(outputs) * dual_gradients(outputs[:1], targets[:1], loss).num_rows
     require_room(rows, dimension, memory_budget)
     dual = dual_gradients(outputs, targets, loss)
+    gradient = Gradient.of(model, (inputs, targets), loss)
     if dual.num_rows <= dimension:
         linearization = linearize(
             model,
@@ -224,11 +236,12 @@ def information_geometric_sharpness(
             all_parameters=True,
             memory_budget=memory_budget,
         )
-        row_blocks = compressed_rows(linearization, dual.factor)
-    else:
-        row_blocks = streamed_rows(
-            dual.factor, dimension, model, (inputs, targets), loss, memory_budget
-        )
+        gradient.announce(_NAME, _work(linearization, dual) / gradient.operations, _ADVICE)
+        return _from_linearization(linearization, dual, options)
+    gradient.announce(_NAME, _work_of_rows(dual.num_rows, dimension) / gradient.operations, _ADVICE)
+    row_blocks = streamed_rows(
+        dual.factor, dimension, model, (inputs, targets), loss, memory_budget
+    )
     return _sharpness(row_blocks, dual, loss, dimension, computed_in(outputs, model), options)
 
 
@@ -258,21 +271,23 @@ def information_geometric_sharpness_from(
         As :func:`information_geometric_sharpness`, with the linearization's memory budget.
     """
     dual = dual_gradients(linearization.outputs, targets, linearization.loss)
-    dimension = linearization.num_parameters
-    require_room(dual.num_rows, dimension, linearization.memory_budget)
+    require_room(dual.num_rows, linearization.num_parameters, linearization.memory_budget)
+    options = _Options(batch_size, replacement, tolerance, damping)
+    return _from_linearization(linearization, dual, options)
+
+
+def _from_linearization(
+    linearization: Linearization, dual: DualGradients, options: _Options
+) -> InformationGeometricSharpness:
+    dimension, dtype = linearization.num_parameters, linearization.computed_in
     if dual.num_rows <= dimension:
-        row_blocks = compressed_rows(linearization, dual.factor)
+        tolerance = _tolerance(options.tolerance, dual.num_rows, dimension, dtype)
+        finest = min(tolerances_around(tolerance, dtype))
+        row_blocks = compressed_rows(linearization, dual.factor, finest)
     else:
         jacobian = torch.cat([block for _, block in linearization.jacobian_blocks()], dim=2)
         row_blocks = single_block(jacobian, dual.factor)
-    return _sharpness(
-        row_blocks,
-        dual,
-        linearization.loss,
-        dimension,
-        linearization.computed_in,
-        _Options(batch_size, replacement, tolerance, damping),
-    )
+    return _sharpness(row_blocks, dual, linearization.loss, dimension, dtype, options)
 
 
 def information_geometric_sharpness_from_jacobian(
@@ -380,14 +395,14 @@ def _by_tolerance(
 ) -> dict[float, tuple[int, _Projection]]:
     """Return rank and projection at each tolerance; in full row rank, without projecting."""
     factors = row_factors(row_blocks)
-    spaces = {tolerance: factors.space(tolerance) for tolerance in tolerances}
+    ranks = {tolerance: factors.rank(tolerance) for tolerance in tolerances}
     everything = dual.num_rows
     found = {everything: _Projection(dual.squared_norms, float(dual.squared_norms.sum()))}
-    partial = {space.rank: space for space in spaces.values() if space.rank < everything}
+    partial = {rank: tolerance for tolerance, rank in ranks.items() if rank < everything}
     if partial:
-        projections = _projections(row_blocks, [space.basis for space in partial.values()], dual)
-        found |= dict(zip(partial, projections, strict=True))
-    return {tolerance: (space.rank, found[space.rank]) for tolerance, space in spaces.items()}
+        bases = [factors.space(tolerance).basis for tolerance in partial.values()]
+        found |= dict(zip(partial, _projections(row_blocks, bases, dual), strict=True))
+    return {tolerance: (rank, found[rank]) for tolerance, rank in ranks.items()}
 
 
 def _batch_weight(n: int, batch_size: int | None, replacement: bool) -> float:
@@ -397,6 +412,19 @@ def _batch_weight(n: int, batch_size: int | None, replacement: bool) -> float:
         most, reason = None if replacement else n, f"there are {n} samples"
         b = arguments.integer("batch_size", batch_size, at_least=1, at_most=most, because=reason)
     return 1.0 / b if replacement or b == 1 else (n - b) / (b * (n - 1))
+
+
+def _tolerance(asked: float | None, num_rows: int, dimension: int, dtype: torch.dtype) -> float:
+    """Return the tolerance that was asked for, or the default."""
+    if asked is not None:
+        return arguments.number("tolerance", asked, above=0, below=1, because="it is relative")
+    tolerance = default_tolerance(num_rows, dimension, dtype)
+    if tolerance >= 1:
+        raise ValueError(
+            f"model computes in {dtype}, whose round-off hides all {num_rows} "
+            "directions: measure model.double(), or pass a tolerance below 1."
+        )
+    return tolerance
 
 
 def _sharpness(
@@ -409,16 +437,7 @@ def _sharpness(
 ) -> InformationGeometricSharpness:
     n = len(dual.directions)
     weight = _batch_weight(n, options.batch_size, options.replacement)
-    tolerance = options.tolerance
-    if tolerance is None:
-        tolerance = default_tolerance(dual.num_rows, dimension, dtype)
-        if tolerance >= 1:
-            raise ValueError(
-                f"model computes in {dtype}, whose round-off hides all {dual.num_rows} "
-                "directions: measure model.double(), or pass a tolerance below 1."
-            )
-    reason = "it is relative"
-    tolerance = arguments.number("tolerance", tolerance, above=0, below=1, because=reason)
+    tolerance = _tolerance(options.tolerance, dual.num_rows, dimension, dtype)
     arguments.number("damping", options.damping, at_least=0)
     assumptions: dict[str, object] = {}
     if options.batch_size is not None:
@@ -459,9 +478,61 @@ def _sharpness(
     )
 
 
+# --- The cost
+
+
+def _work(linearization: Linearization, dual: DualGradients) -> float:
+    """Return about how many operations in single precision the factorization takes."""
+    m, dimension = dual.num_rows, linearization.num_parameters
+    if m > dimension:
+        return _work_of_rows(m, dimension)
+    dtype = linearization.computed_in
+    finest = min(tolerances_around(default_tolerance(m, dimension, dtype), dtype))
+    once = [layer for layer in linearization.layers.values() if at_one_position(layer)]
+    widths = sum(layer.weight_shape[0] for layer in once)
+    others = dimension - sum(layer.num_parameters for layer in once)
+    work = _FORMED * m * linearization.num_outputs * others
+    work += _GRAM * m**2 * (widths + others) + _FACTORS * m**3
+    return work if precise_after_squaring(m, finest) else work + _ROWS * m**2 * dimension
+
+
+def _work_of_rows(num_rows: int, dimension: int) -> float:
+    """Return the same where the rows themselves are factorized."""
+    small, large = sorted((num_rows, dimension))
+    return _ROWS * small**2 * large + _FACTORS * small**3
+
+
+def _in_a_pass(linearization: Linearization, problem: Problem) -> InformationGeometricSharpness:
+    targets = problem.pair[1]
+    dual = dual_gradients(linearization.outputs, targets, linearization.loss)
+    require_room(dual.num_rows, linearization.num_parameters, linearization.memory_budget)
+    gradient = Gradient.of(problem.model, problem.data, problem.loss)
+    planned = _work(linearization, dual) / gradient.operations
+    _leave_out_where_dear(planned, gradient, problem)
+    gradient.announce(_NAME, planned, _ADVICE)
+    return _from_linearization(linearization, dual, _Options(None, False, None, 0.0))
+
+
+def _beside_a_pass(problem: Problem) -> InformationGeometricSharpness:
+    gradient = Gradient.of(problem.model, problem.data, problem.loss)
+    dimension = sum(parameter.numel() for parameter in problem.model.parameters())
+    work = _work_of_rows(gradient.num_samples * gradient.num_outputs, dimension)
+    passes = 2.0 * gradient.pairs(all_parameters=True)
+    _leave_out_where_dear(passes + work / gradient.operations, gradient, problem)
+    return problem.own(information_geometric_sharpness)
+
+
+def _leave_out_where_dear(planned: float, gradient: Gradient, problem: Problem) -> None:
+    """Raise if nobody named the measure, and it costs more than one of many may."""
+    most = max(gradient.allowed(CEILING), _SOME_SECONDS / gradient.operations)
+    if problem.frugal and planned > most:
+        raise ValueError(
+            f"it factorizes the gradients of {gradient.num_samples} samples and all their labels, "
+            f"about {planned:,.0f} gradients of the loss: name it in measures to have it computed, "
+            "or take fewer samples."
+        )
+
+
 INFORMATION_GEOMETRIC_SHARPNESS = PassMeasure(
-    "information_geometric_sharpness",
-    lambda whole, problem: information_geometric_sharpness_from(whole, problem.pair[1]),
-    otherwise=lambda problem: problem.own(information_geometric_sharpness),
-    needs=("all_parameters",),
+    _NAME, _in_a_pass, otherwise=_beside_a_pass, needs=("all_parameters",)
 )

@@ -115,6 +115,7 @@ def measure(
         arguments.integer("products", products, at_least=2),
         arguments.seed("seed", seed),
         arguments.memory_budget("memory_budget", memory_budget),
+        frugal=not strict,
     )
     if layers is not None:
         chosen_weights(model, layers)  # refuses unknown names

@@ -127,6 +127,8 @@ class Problem:
         Whether a layer that is named and cannot be linearized by itself ends the pass.
     with_targets : bool
         Whether the targets have to fit the loss.
+    frugal : bool
+        Whether a measure that costs much beside the pass is left out, as nobody named it.
 
     Examples
     --------
@@ -148,6 +150,7 @@ class Problem:
     memory_budget: int = GIBIBYTE
     strict: bool = False
     with_targets: bool = True
+    frugal: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, data: object, **options: Any) -> Problem:

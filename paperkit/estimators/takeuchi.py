@@ -16,6 +16,7 @@ from paperkit.estimators.tolerances import (
     moves,
     tolerances_around,
 )
+from paperkit.linalg.symmetric import eigenpairs_of
 from paperkit.memory import GIBIBYTE
 from paperkit.network.batches import as_batch
 from paperkit.network.losses import LossLike
@@ -118,7 +119,7 @@ def takeuchi_information_criterion(
     dtype = computed_in(hessian, model)
     if tolerance is None:
         tolerance = dimension * torch.finfo(dtype).eps
-    eigenvalues, vectors = torch.linalg.eigh(hessian.to(torch.float64))
+    eigenvalues, vectors = eigenpairs_of(hessian.to(torch.float64))
     sizes = eigenvalues.abs() / eigenvalues.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     spread = torch.einsum("ij,ik,kj->j", vectors, moment, vectors)
     trace = float(spread.sum())

@@ -37,20 +37,26 @@ that :math:`Y Y^\top = Z Z^\top + E E^\top`. Write
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from paperkit import arguments
+from paperkit.linalg.lanczos import Lanczos, Tridiagonal
 from paperkit.linalg.operator import FunctionOperator
+from paperkit.linalg.probes import draw_probes, generator_of
 from paperkit.linalg.quadrature import (
     Estimate,
     SpectralQuadrature,
-    stochastic_lanczos_quadrature,
+    grow,
+    joined,
+    quadrature_of,
 )
 from paperkit.linalg.spectral_functions import power
+from paperkit.linalg.symmetric import eigenpairs_of
+from paperkit.memory import GIBIBYTE, chunk_sizes
 
 # A block of rows that is widened to float64 at a time has so many entries.
 _ENTRIES = 2**22
@@ -252,24 +258,26 @@ def deflated_quadrature(
     matrix, dropped = _without_small_rows(matrix, drop, rank)
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.T
-    directions, values, coupled = _leading(matrix, rank, iterations)
+    values, coupled = _leading(matrix, rank, iterations)
     shared = coupled / values.sqrt()
-    rules = partial(
-        _rules_of,
-        matrix,
-        probes=probes,
-        max_steps=max_steps,
-        seed=seed,
-        orders=orders,
-        least=(_ROUND_OFF * torch.finfo(matrix.dtype).eps) ** 2,
-    )
     rest_trace = float(_squared_norms(matrix).sum())
     uncoupled_trace = max(0.0, rest_trace - float(shared.square().sum()))
+    # A trace of so little is round-off.
+    least = (_ROUND_OFF * torch.finfo(matrix.dtype).eps) ** 2
+    removed = [
+        part
+        for part, trace_of_part in ((None, rest_trace), (shared, uncoupled_trace))
+        if trace_of_part > least
+    ]
+    rules: list[SpectralQuadrature | None] = [None, None]
+    if removed:
+        found = _rules_of(matrix, removed, probes, max_steps, seed, orders)
+        rules[: len(found)] = found
     return DeflatedQuadrature(
         trace=trace,
         values=values.cpu(),
-        rest=rules(rest_trace, directions.new_zeros(len(directions), 0)),
-        uncoupled=rules(uncoupled_trace, shared),
+        rest=rules[0],
+        uncoupled=rules[1],
         rest_trace=rest_trace,
         uncoupled_trace=uncoupled_trace,
         coupling=_singular_values(coupled),
@@ -318,15 +326,15 @@ def _without_small_rows(matrix: Tensor, drop: float, rank: int) -> tuple[Tensor,
     return matrix[: len(kept)], ordered[:count].cpu()
 
 
-def _leading(matrix: Tensor, rank: int, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Q, t and Y Xᵀ in float64, and take the part in Q off the matrix, which becomes Y."""
+def _leading(matrix: Tensor, rank: int, iterations: int) -> tuple[Tensor, Tensor]:
+    """Return t and Y Xᵀ in float64, and take the part in Q off the matrix, which becomes Y."""
     largest = _squared_norms(matrix).topk(rank).indices
     basis = torch.linalg.qr((matrix @ matrix[largest].T).double()).Q
     for _ in range(iterations - 1):
         image = matrix @ (matrix.T @ basis.to(matrix.dtype))
         basis = torch.linalg.qr(image.double()).Q
     images = (matrix.T @ basis.to(matrix.dtype)).double()  # (Qᵀ G)ᵀ
-    values, turn = torch.linalg.eigh(images.T @ images)
+    values, turn = eigenpairs_of(images.T @ images)
     # The rest is what remains, and needs directions whose size is known to some digits.
     least = _UNITS * torch.finfo(matrix.dtype).eps * float(values[-1])
     kept = values > least
@@ -336,50 +344,71 @@ def _leading(matrix: Tensor, rank: int, iterations: int) -> tuple[Tensor, Tensor
     coupled -= basis @ (basis.T @ coupled)
     for place, block in _blocks(matrix):
         block.sub_((basis[place] @ images.T).to(matrix.dtype))
-    return basis, values, coupled
+    return values, coupled
 
 
 def _rules_of(
     matrix: Tensor,
-    trace: float,
-    removed: Tensor,
-    *,
+    removed: Sequence[Tensor | None],
     probes: int,
     max_steps: int,
     seed: int,
     orders: Sequence[float],
-    least: float,
-) -> SpectralQuadrature | None:
-    """Return the rules of Y Yᵀ − E Eᵀ; None where its trace is round-off."""
-    if trace <= least:
-        return None
+) -> list[SpectralQuadrature]:
+    """Return the rules of Y Yᵀ, and of Y Yᵀ − E Eᵀ for each E that is removed, from one run.
+
+    All use the same probes and share the products with Y, each of which reads the whole matrix.
+    """
+    size, copies = matrix.shape[0], len(removed)
 
     def product(vectors: Tensor) -> Tensor:
         image = vectors.new_zeros(len(vectors), matrix.shape[1])
         for place, block in _blocks(matrix):
             image.addmm_(vectors[:, place], block.to(vectors.dtype))
         result = torch.cat([image @ block.to(vectors.dtype).T for _, block in _blocks(matrix)], 1)
-        return result - (vectors @ removed) @ removed.T
+        for part, before, after in zip(
+            removed, vectors.chunk(copies), result.chunk(copies), strict=True
+        ):
+            if part is not None:
+                after.sub_((before @ part) @ part.T)
+        return result
 
     operator = FunctionOperator(
-        product,
-        matrix.shape[0],
-        dtype=torch.float64,
-        device=matrix.device,
-        positive_semidefinite=True,
+        product, size, dtype=torch.float64, device=matrix.device, positive_semidefinite=True
     )
-    return stochastic_lanczos_quadrature(
-        operator,
-        probes=probes,
-        steps=None,
-        max_steps=max_steps,
-        targets=[partial(_power_sum, order=order) for order in orders],
-        seed=seed,
-    )
+    generator = generator_of(seed)
+    done: list[list[SpectralQuadrature]] = []
+    elements = copies * min(max_steps, size) * size
+
+    def so_far() -> list[SpectralQuadrature]:
+        return [joined(pieces) for pieces in zip(*done, strict=True)]
+
+    def resolved(starts: Tensor, process: Lanczos) -> bool:
+        done.append(_rules(process, starts, copies))
+        answer = all(_resolved(one, orders, probes) for one in so_far())
+        done.pop()
+        return answer
+
+    for count in chunk_sizes(probes, elements, torch.float64, GIBIBYTE):
+        starts = draw_probes(count, size, generator, device=matrix.device)
+        process = Lanczos(operator, starts.repeat(copies, 1))
+        grow(process, max_steps, partial(resolved, starts))
+        done.append(_rules(process, starts, copies))
+    return [replace(one, converged=_resolved(one, orders, probes)) for one in so_far()]
 
 
-def _power_sum(quadrature: SpectralQuadrature, order: float) -> Estimate:
-    return quadrature.trace(power(order))
+def _resolved(quadrature: SpectralQuadrature, orders: Sequence[float], probes: int) -> bool:
+    """Return whether each power sum's bracket is narrower than its error will be in the end."""
+    allowed = (quadrature.probes / probes) ** 0.5
+    return all(quadrature.trace(power(order)).bracket_ratio <= allowed for order in orders)
+
+
+def _rules(process: Lanczos, starts: Tensor, copies: int) -> list[SpectralQuadrature]:
+    """Return the rules of several operators whose recurrences run side by side."""
+    found = process.tridiagonal()
+    tensors = (found.diagonal, found.off_diagonal, found.steps, found.norm)
+    parts = zip(*(tensor.chunk(copies) for tensor in tensors), strict=True)
+    return [quadrature_of(Tridiagonal(*part), starts, positive_semidefinite=True) for part in parts]
 
 
 def _singular_values(tall: Tensor) -> Tensor:

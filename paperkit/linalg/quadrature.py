@@ -305,7 +305,7 @@ def stochastic_lanczos_quadrature(
     elements = min(longest, dimension) * dimension
 
     def so_far(last: Lanczos) -> SpectralQuadrature:
-        return _join([*done, _quadrature(last.tridiagonal(), starts, positive_semidefinite)])
+        return joined([*done, quadrature_of(last.tridiagonal(), starts, positive_semidefinite)])
 
     def resolved(quadrature: SpectralQuadrature) -> bool:
         # The final standard error will be smaller than the present one by this factor, because
@@ -322,24 +322,52 @@ def stochastic_lanczos_quadrature(
             count, dimension, generator, distribution=distribution, dtype=dtype, device=device
         )
         process = Lanczos(operator, starts)
-        process.advance(min(_FIRST_STEPS, longest) if steps is None else longest)
-        while (
-            steps is None
-            and process.steps < longest
-            and not process.exhausted
-            and not resolved(so_far(process))
-        ):
-            grown = min(math.ceil(_GROWTH * process.steps), longest)
-            process.advance(grown - process.steps)
-        done.append(_quadrature(process.tridiagonal(), starts, positive_semidefinite))
-    quadrature = _join(done)
+        if steps is None:
+            grow(process, longest, lambda last: resolved(so_far(last)))
+        else:
+            process.advance(longest)
+        done.append(quadrature_of(process.tridiagonal(), starts, positive_semidefinite))
+    quadrature = joined(done)
     return replace(quadrature, converged=resolved(quadrature))
 
 
-def _quadrature(
+def grow(process: Lanczos, longest: int, resolved: Callable[[Lanczos], bool]) -> None:
+    """Take more and more steps, until they resolve what is asked or there are no more.
+
+    Parameters
+    ----------
+    process : Lanczos
+        Recurrences, to be continued.
+    longest : int
+        The most steps.
+    resolved : callable
+        Whether the steps so far are enough.
+    """
+    process.advance(min(_FIRST_STEPS, longest))
+    while process.steps < longest and not process.exhausted and not resolved(process):
+        grown = min(math.ceil(_GROWTH * process.steps), longest)
+        process.advance(grown - process.steps)
+
+
+def quadrature_of(
     tridiagonal: Tridiagonal, starts: Tensor, positive_semidefinite: bool
 ) -> SpectralQuadrature:
-    """Turn coefficients into rules, with nodes at the round-off of the operator set to zero."""
+    """Turn coefficients into rules, with nodes at the round-off of the operator set to zero.
+
+    Parameters
+    ----------
+    tridiagonal : Tridiagonal
+        Of Lanczos from the starts.
+    starts : Tensor
+        Probes, (k, d).
+    positive_semidefinite : bool
+        Whether the operator is.
+
+    Raises
+    ------
+    ValueError
+        If it is said to be and has a negative Ritz value.
+    """
     gauss = gauss_rule(tridiagonal)
     radau = radau_rule(tridiagonal) if positive_semidefinite else None
     epsilon = torch.finfo(starts.dtype).eps
@@ -365,7 +393,7 @@ def _quadrature(
     )
 
 
-def _join(pieces: Sequence[SpectralQuadrature]) -> SpectralQuadrature:
+def joined(pieces: Sequence[SpectralQuadrature]) -> SpectralQuadrature:
     """Put the rules of several sets of probes together."""
     radau = [piece.radau for piece in pieces if piece.radau is not None]
     return replace(

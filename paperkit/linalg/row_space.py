@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -151,6 +152,10 @@ class RowFactors:
     strata: tuple[_Stratum, ...]
     dimension: int
 
+    def rank(self, tolerance: float) -> int:
+        """Return the rank of G at the tolerance of :meth:`space`."""
+        return self._ranks(tolerance)[-1]
+
     def space(self, tolerance: float) -> RowSpace:
         """Return a basis of the range of G.
 
@@ -193,12 +198,17 @@ class RowFactors:
         value, so that the remainder of a row in their span exceeds round-off by as much. The
         smallest singular value of all rows together does not.
         """
+        values = self._singular_values
+        threshold = tolerance * float(values[-1][0])
+        return [int((part > threshold).sum()) for part in values]
+
+    @cached_property
+    def _singular_values(self) -> list[Tensor]:
+        """Singular values of the rows at unit scale, of the strata up to each one."""
         together: list[Tensor] = []
         for stratum in self.strata:
             together.append(triangular_factor([*together[-1:], stratum.equilibrated]))
-        values = [torch.linalg.svdvals(factor) for factor in together]
-        threshold = tolerance * float(values[-1][0])
-        return [int((part > threshold).sum()) for part in values]
+        return [torch.linalg.svdvals(factor) for factor in together]
 
     def resolvent_root(self, relative_shift: float) -> tuple[Tensor, float]:
         r"""Return X with :math:`X X^\top = (G^\top G + s I)^{-1}` on the row space of G, and s.

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from paperkit import arguments
+from paperkit.linalg.symmetric import eigenpairs_of
 from paperkit.linearize.layer import LayerLinearization, contract_positions
 from paperkit.linearize.layer_types import WeightLayout
 from paperkit.linearize.linearization import Linearization
@@ -333,8 +334,7 @@ def _pairs(
 
 
 def _kfac_layer(layer: LayerLinearization, rows: Tensor) -> KroneckerFactors:
-    output_factor: Tensor | float = 0.0
-    input_factor: Tensor | float = 0.0
+    output_factor = input_factor = torch.zeros((), dtype=torch.float64, device=rows.device)
     positions = sum(use.positions() for use in layer.uses)
     for signals, columns in _pairs(layer, rows):
         # Rows are called v here, because einsum adds in alphabetical order of the letters: samples,
@@ -342,8 +342,8 @@ def _kfac_layer(layer: LayerLinearization, rows: Tensor) -> KroneckerFactors:
         output_factor = output_factor + torch.einsum("nvgot,nvgqt->goq", signals, signals)
         input_factor = input_factor + torch.einsum("ngit,ngjt->gij", columns, columns)
     n = layer.num_samples
-    output_values, output_basis = torch.linalg.eigh(output_factor / n)
-    input_values, input_basis = torch.linalg.eigh(input_factor / (n * positions))
+    output_values, output_basis = eigenpairs_of(output_factor / n)
+    input_values, input_basis = eigenpairs_of(input_factor / (n * positions))
     eigenvalues = output_values.clamp(min=0.0).unsqueeze(2) * input_values.clamp(min=0.0).unsqueeze(
         1
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 from functools import partial
 
 import pytest
@@ -253,3 +254,25 @@ def test_entropies_need_no_tensor_of_their_own_device(
         quadrature = stochastic_lanczos_quadrature(as_operator(matrix, positive_semidefinite=True))
         estimates = [renyi_entropy_estimate(quadrature, alpha) for alpha in (0.5, 1.0)]
     assert estimates[0].value > estimates[1].value
+
+
+@pytest.mark.parametrize("distance", [0.3, 1e-2, 1e-4, 1e-6, 1e-9, 1e-13])
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+@pytest.mark.parametrize("eigenvalues", [POWER_LAW, LOW_RANK, INDEFINITE])
+def test_next_to_order_one_no_digit_is_lost(
+    distance: float, side: float, eigenvalues: Tensor
+) -> None:
+    alpha = 1.0 + side * distance
+    with localcontext() as context:
+        context.prec = 60
+        values = [Decimal(abs(float(one))) for one in eigenvalues if float(one) != 0.0]
+        p = [one / sum(values) for one in values]
+        order = Decimal(alpha)  # what the float is, which differs from 1 + distance
+        exact = sum((order * one.ln()).exp() for one in p).ln() / (1 - order)
+    assert abs(renyi_entropy(eigenvalues, alpha) - float(exact)) < 1e-14 * len(values)
+
+
+@pytest.mark.parametrize("d", [2, 10, 1000])
+def test_equal_eigenvalues_give_their_logarithm_next_to_order_one(d: int) -> None:
+    for alpha in (0.5, 0.99999, 1.0 - 1e-12, 1.0 + 1e-12, 1.00001, 3.0):
+        assert renyi_entropy(torch.full((d,), 0.3), alpha) == pytest.approx(math.log(d), rel=1e-14)

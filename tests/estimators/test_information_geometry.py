@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import hypothesis.strategies as st
@@ -21,11 +22,14 @@ from paperkit.estimators.baselines import (
     mean_loss,
 )
 from paperkit.estimators.dual_gradients import dual_gradients
+from paperkit.estimators.fisher_rows import compressed_rows, single_block
 from paperkit.estimators.information_geometry import (
     information_geometric_sharpness,
     information_geometric_sharpness_from,
     information_geometric_sharpness_from_jacobian,
 )
+from paperkit.estimators.measure import measure
+from paperkit.estimators.plan import CostWarning
 from paperkit.experiments.studies import curvature_blocks
 from paperkit.linearize import linearize
 from paperkit.models.small import build_digit_network
@@ -451,3 +455,96 @@ def test_the_measure_stays_on_the_models_device(
     with explicit_devices():
         for options in ({}, {"damping": 0.1}, {"batch_size": 2}):
             information_geometric_sharpness(model, data, **options)
+
+
+# --- Rows in pairs, and their cost
+
+
+def _perceptron(dtype: torch.dtype, widths: tuple[int, ...] = (12, 9, 7, 4)) -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for width, following in itertools.pairwise(widths):
+        layers += [nn.Linear(width, following), nn.Tanh()]
+    return nn.Sequential(*layers[:-1]).to(dtype)
+
+
+class _Mixed(nn.Module):
+    """A convolution, then a layer that is used twice, then one at a single position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.twice = nn.Linear(12, 12)
+        self.last = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.conv(x)).flatten(1)
+        return self.last(torch.tanh(self.twice(torch.tanh(self.twice(x)))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("kind", ["perceptron", "mixed"])
+def test_rows_of_pairs_have_the_inner_products_of_the_rows(kind, repeated, dtype) -> None:
+    torch.manual_seed(1)
+    model = _perceptron(dtype) if kind == "perceptron" else _Mixed().to(dtype)
+    shape = (12,) if kind == "perceptron" else (1, 4, 4)
+    inputs = torch.randn(6, *shape, dtype=dtype)
+    if repeated:
+        inputs[3:] = inputs[:3]
+    targets = random_labels(6, 4)
+    linearization = linearize(model, inputs, "cross_entropy", targets=targets, all_parameters=True)
+    dual = dual_gradients(linearization.outputs, targets, "cross_entropy")
+    jacobian = torch.cat([block for _, block in linearization.jacobian_blocks()], dim=2)
+    ((expected, lengths),) = single_block(jacobian, dual.factor)()
+    # Where squaring costs less than the tolerance the Gram matrix serves, else the rows' factor.
+    finest = 10 * torch.finfo(dtype).eps
+    ((rows, scales),) = compressed_rows(linearization, dual.factor, finest)()
+    close = {"rtol": 0, "atol": {torch.float32: 1e-5, torch.float64: 1e-13}[dtype]}
+    torch.testing.assert_close(rows @ rows.T, expected @ expected.T, **close)
+    torch.testing.assert_close(scales, lengths, **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_repeated_samples_have_the_rank_of_the_different_ones(dtype) -> None:
+    model = _perceptron(dtype, (20, 16, 4))
+    inputs = torch.randn(8, 20, generator=torch.Generator().manual_seed(2)).to(dtype)
+    inputs[4:] = inputs[:4]
+    targets = torch.tensor([0, 1, 2, 3, 1, 2, 3, 0])
+    found = information_geometric_sharpness(model, (inputs, targets))
+    assert found.converged and (found.rank, found.num_rows) == (12, 24)
+    exact = information_geometric_sharpness(
+        copy.deepcopy(model).double(), (inputs.double(), targets)
+    )
+    assert float(found) == pytest.approx(float(exact), rel=found.precision)
+
+
+def _many_rows() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 10))
+    return model, (torch.randn(260, 50), torch.randint(10, (260,)))
+
+
+def test_a_default_report_leaves_out_what_costs_much_and_a_name_has_it_computed() -> None:
+    model, data = _many_rows()
+    name = "information_geometric_sharpness"
+    report = measure(model, data)
+    assert set(report.missing) == {name} and "name it in measures" in report.missing[name]
+    few = measure(model, (data[0][:40], data[1][:40]))
+    assert not few.missing
+    alone = information_geometric_sharpness(model, (data[0][:40], data[1][:40]))
+    assert float(few[name]) == pytest.approx(float(alone), rel=1e-12)
+    named = measure(model, (data[0][:40], data[1][:40]), [name])
+    assert float(named[name]) == float(few[name])
+
+
+@pytest.mark.parametrize("by_report", [False, True])
+def test_a_long_factorization_is_announced(by_report, monkeypatch) -> None:
+    model, data = _many_rows()
+    data = data[0][:60], data[1][:60]
+    monkeypatch.setattr("paperkit.estimators.plan._SECONDS", 0.0)
+    with pytest.warns(CostWarning, match="information_geometric_sharpness: planned cost about"):
+        if by_report:
+            measure(model, data, ["information_geometric_sharpness"])
+        else:
+            information_geometric_sharpness(model, data)

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from paperkit.linalg import deflated_quadrature
+from paperkit.linalg import (
+    as_operator,
+    deflated_quadrature,
+    power,
+    stochastic_lanczos_quadrature,
+)
 
 ORDERS = (0.25, 0.5, 0.9, 1.5, 2.0, 2.5)
 
@@ -171,3 +176,39 @@ def test_bad_arguments_get_one_sentence(given, sentence) -> None:
 def test_rows_of_zeros_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^rows are all zero"):
         deflated_quadrature(torch.zeros(4, 6), rank=2)
+
+
+def test_rules_that_run_side_by_side_are_those_of_separate_runs() -> None:
+    matrix, _ = _matrix(120, 200, 0.8)
+    rank, probes = 10, 6
+    found = deflated_quadrature(matrix, rank=rank, probes=probes, max_steps=30, seed=4)
+    # The rest of the matrix over its norm, with what is coupled to the directions and without.
+    matrix = matrix / matrix.norm()
+    largest = matrix.square().sum(dim=1).topk(rank).indices
+    basis = torch.linalg.qr(matrix @ matrix[largest].T).Q
+    rest = matrix - basis @ (basis.T @ matrix)
+    along = torch.linalg.qr((basis.T @ matrix).T).Q
+    apart = rest - (rest @ along) @ along.T
+    assert found.rest is not None and found.uncoupled is not None
+    for part, rules in ((rest, found.rest), (apart, found.uncoupled)):
+        alone = stochastic_lanczos_quadrature(
+            as_operator(part @ part.T, positive_semidefinite=True),
+            probes=probes,
+            steps=int(rules.steps[0]),
+            seed=4,
+        )
+        assert torch.equal(rules.steps, alone.steps) and len(set(rules.steps.tolist())) == 1
+        for order in (0.5, 1.0, 1.5):
+            ours, theirs = rules.trace(power(order)), alone.trace(power(order))
+            assert ours.value == pytest.approx(theirs.value, rel=1e-10)
+            assert ours.bracket == pytest.approx(theirs.bracket, rel=1e-10)
+
+
+def test_probes_that_do_not_fit_together_run_one_after_another(monkeypatch) -> None:
+    matrix, _ = _matrix(60, 90, 0.8)
+    together = deflated_quadrature(matrix, rank=5, probes=7, max_steps=8, seed=1)
+    monkeypatch.setattr("paperkit.linalg.deflated.GIBIBYTE", 3 * 2 * 8 * 60 * 8)
+    in_parts = deflated_quadrature(matrix, rank=5, probes=7, max_steps=8, seed=1)
+    assert len(together.rest.recurrences) == 1 and len(in_parts.rest.recurrences) > 1
+    assert in_parts.power_sum(0.5).value == pytest.approx(together.power_sum(0.5).value, rel=1e-12)
+    assert in_parts.rest.converged == together.rest.converged
