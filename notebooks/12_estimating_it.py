@@ -898,16 +898,12 @@ table(["images", "seed", "directions", "gradients", *columns], rows, spec=".3f")
 if p.profile == "laptop":
     on_all = {r.configuration["rank"]: r.metrics for r in many if r.configuration["n"] == 2000}
     large, larger = on_all[500], on_all[1000]
-    at_half, with_more = (
-        {name: value for name, value in one["stated"].items() if name.endswith(", 0.5")}
-        for one in (large, larger)
-    )
+    at_half = {name: value for name, value in large["stated"].items() if name.endswith(", 0.5")}
     wide = [name for name, value in at_half.items() if value > 0.02]
     assert (len(wide), len(at_half)) == (9, 20) and round(max(at_half.values()), 3) == 0.029
     assert all(2 * large["standard_error"][name] < 0.02 for name in wide)
     assert all(large["steps"][name.removesuffix(", 0.5")] == 80 for name in wide)
-    assert max(with_more.values()) < 0.015 and len(with_more) == 20
-    assert {steps for steps in larger["steps"].values() if steps} == {80}
+    assert worst(larger["stated"], 0.5) < 0.015 and {*larger["steps"].values()} == {0, 80}
     assert (round(large["gradients"]), round(larger["gradients"])) == (80, 104)
     past = [
         abs(r.metrics["error"][name]) - stated
@@ -936,6 +932,8 @@ if p.profile == "laptop":
 # Steps and probes are as before.
 # More directions leave a rest whose largest eigenvalue is smaller, so that as many steps resolve more of it, and less is left to the probes.
 # The number was chosen on one layer of the first network; the second network was not looked at before its run.
+# That run was made by a newer version of the method, which saves passes over the rows and on that one layer gave the recorded numbers again.
+# It is not part of this version yet, so that the verdict is marked *stale*.
 #
 # (estimating-scaling)=
 # ## A test that needs no truth
