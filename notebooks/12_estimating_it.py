@@ -930,7 +930,7 @@ if p.profile == "laptop":
 #
 # With 1,000 directions, on another network, no layer states more than 0.015, and all together take 104 gradients.
 # Steps and probes are as before.
-# More directions leave a rest whose largest eigenvalue is smaller, so that as many steps resolve more of it, and less is left to the probes.
+# More directions leave a rest whose largest eigenvalue is smaller, so that as many steps should resolve more of it; the records do not show that this is the reason, and the networks are two.
 # The number was chosen on one layer of the first network; the second network was not looked at before its run.
 # That run was made by a newer version of the method, which saves passes over the rows and on that one layer gave the recorded numbers again.
 # It is not part of this version yet, so that the verdict is marked *stale*.

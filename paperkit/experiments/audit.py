@@ -13,6 +13,7 @@ Ours, because workflow tools run whatever is out of date; none lets a sample vou
 from __future__ import annotations
 
 import random
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -179,7 +180,9 @@ def audit(
     comparisons: list[Comparison] = []
     expected, compared = drawn, study
     if both_codes:
-        earlier = metrics_by_earlier_code(drawn, store, str(device))
+        if progress:
+            print("The code behind the records runs the sample first.", file=sys.stderr)
+        earlier = metrics_by_earlier_code(drawn, str(device))
         expected = [replace(r, metrics=m) for r, m in zip(drawn, earlier, strict=True)]
         # Both ran on one machine, where a trained run is the same to its last digits.
         compared = replace(study, trained=False)

@@ -11,13 +11,12 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paperkit.experiments.archive import Archive
 from paperkit.experiments.provenance import PACKAGE
 from paperkit.experiments.records import Record
 
@@ -31,8 +30,8 @@ from paperkit.experiments.study import study_named
 
 asked = json.load(sys.stdin)
 study, device = study_named(asked["study"]), torch.device(asked["device"])
-inputs = Session(Archive(asked["store"]), asked["profile"], device)
-with tempfile.TemporaryDirectory() as fresh:
+with tempfile.TemporaryDirectory() as fresh, tempfile.TemporaryDirectory() as others:
+    inputs = Session(Archive(others), asked["profile"], device)
     session = Session(Archive(fresh), asked["profile"], device, inputs=inputs)
     metrics = [session.perform(study, one).metrics for one in asked["configurations"]]
 answer = {"fingerprint": fingerprint(study), "metrics": metrics}
@@ -48,19 +47,16 @@ def commit_behind(record: Record) -> str | None:
 
 
 def metrics_by_earlier_code(
-    records: Sequence[Record],
-    store: str | Path | None = None,
-    device: str = "cpu",
-    root: Path = PACKAGE.parent,
+    records: Sequence[Record], device: str = "cpu", root: Path = PACKAGE.parent
 ) -> list[dict[str, Any]]:
     """Run records of one study again, each by the code behind it.
+
+    The runs that they need are made again, too: those of the working store may be newer code's.
 
     Parameters
     ----------
     records : sequence of Record
         Published ones.
-    store : path, optional
-        The working store, which serves the checkpoints that the runs need.
     device : str
     root : path
         The top of the git tree.
@@ -79,14 +75,12 @@ def metrics_by_earlier_code(
     found: dict[str, dict[str, Any]] = {}
     for fingerprint in dict.fromkeys(record.fingerprint for record in records):
         same = [record for record in records if record.fingerprint == fingerprint]
-        metrics = _by_the_code_of(same, store, device, root)
+        metrics = _by_the_code_of(same, device, root)
         found |= dict(zip((record.key for record in same), metrics, strict=True))
     return [found[record.key] for record in records]
 
 
-def _by_the_code_of(
-    records: Sequence[Record], store: str | Path | None, device: str, root: Path
-) -> list[dict[str, Any]]:
+def _by_the_code_of(records: Sequence[Record], device: str, root: Path) -> list[dict[str, Any]]:
     """Run records that one code made."""
     first, commit = records[0], commit_behind(records[0])
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +90,6 @@ def _by_the_code_of(
             "study": first.study,
             "profile": first.profile,
             "device": device,
-            "store": str(Archive(store).working.folder.resolve()),
             "configurations": [record.configuration for record in records],
             "answer": str(answer),
         }
@@ -128,7 +121,7 @@ def _by_the_code_of(
 def _extract(root: Path, commit: str | None, tree: Path) -> None:
     """Write the files of a commit to a folder."""
     environment = {n: value for n, value in os.environ.items() if not n.startswith("GIT_")}
-    command = ["git", "-C", str(root), "archive", "--format=tar", str(commit)]
+    command = ["git", "-C", str(root), "archive", "--format=zip", str(commit)]
     try:
         done = subprocess.run(command, capture_output=True, check=True, env=environment)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -136,5 +129,5 @@ def _extract(root: Path, commit: str | None, tree: Path) -> None:
             f"git has no commit {commit} in {root}, whose code made the records: fetch the whole "
             "history, or audit without --both-codes."
         ) from error
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as files:
-        files.extractall(tree, filter="data")
+    with zipfile.ZipFile(io.BytesIO(done.stdout)) as files:
+        files.extractall(tree)

@@ -223,7 +223,7 @@ def test_both_codes_are_compared_in_place_of_the_record(published, store, edit, 
     assert not audit("selftest_training", sample=3, store=store, progress=False).agrees
     shift = {"by": 99.0}
 
-    def earlier(records, store, device):
+    def earlier(records, device):
         assert device == "cpu"
         return [{**r.metrics, "total": r.metrics["total"] + shift["by"]} for r in records]
 
@@ -243,7 +243,7 @@ def test_the_command_says_what_was_compared(published, store, edit, monkeypatch,
     edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
     monkeypatch.setattr(
         "paperkit.experiments.audit.metrics_by_earlier_code",
-        lambda records, store, device: [{**r.metrics, "size": -1.0} for r in records],
+        lambda records, device: [{**r.metrics, "size": -1.0} for r in records],
     )
     assert main(["audit", "selftest_measure", "--both-codes", "--store", str(store)]) == 1
     out = capsys.readouterr().out
@@ -297,7 +297,7 @@ def test_the_code_behind_a_record_runs_it_again(earlier, tmp_path):
         _record(study, two[0], commit=made_by),
         _record(study, two[1], commit="gone", renewed=[{"commit": renewed_by}]),
     ]
-    found = metrics_by_earlier_code(records, tmp_path, root=root)
+    found = metrics_by_earlier_code(records, root=root)
     here = Session(Archive(tmp_path / "here"), "laptop", torch.device("cpu"))
     assert found == [here.perform(study, one).metrics for one in two]
 
@@ -310,10 +310,10 @@ def test_the_code_behind_a_record_runs_it_again(earlier, tmp_path):
         (None, "git has no commit ffff"),
     ],
 )
-def test_other_code_than_that_behind_a_record_is_refused(earlier, tmp_path, addition, sentence):
+def test_other_code_than_that_behind_a_record_is_refused(earlier, addition, sentence):
     root, commit = earlier
     study = study_named("entropy_facts")
     known = "f" * 40 if addition is None else commit(addition)
     record = _record(study, configurations(study, "laptop")[0], commit=known)
     with pytest.raises(ValueError, match=sentence):
-        metrics_by_earlier_code([record], tmp_path, root=root)
+        metrics_by_earlier_code([record], root=root)
