@@ -13,6 +13,7 @@ Ours, because workflow tools run whatever is out of date; none lets a sample vou
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,11 @@ import torch
 
 from paperkit.experiments import provenance
 from paperkit.experiments.archive import Archive
-from paperkit.experiments.earlier_code import commit_behind, metrics_by_earlier_code
+from paperkit.experiments.earlier_code import (
+    audits_folder,
+    commit_behind,
+    metrics_by_earlier_code,
+)
 from paperkit.experiments.records import Record
 from paperkit.experiments.session import Session
 from paperkit.experiments.study import Study, require_profile, study_named
@@ -147,7 +152,8 @@ def audit(
     both_codes : bool
         Whether the code behind the records, from git, runs the sample here too, and what it finds
         takes the place of what is recorded. Then all metrics must agree within the study's
-        tolerance, of trained runs too.
+        tolerance, of trained runs too. Both codes' runs are kept in the working store until records
+        are renewed, so that an audit that is cut off goes on.
     profile : {"laptop", "paper"}
     store : path, optional
         The working store, which serves the checkpoints that the sample needs.
@@ -182,14 +188,19 @@ def audit(
     if both_codes:
         if progress:
             print("The code behind the records runs the sample first.", file=sys.stderr)
-        earlier = metrics_by_earlier_code(drawn, str(device))
+        earlier = metrics_by_earlier_code(drawn, archive.working.folder, str(device))
         expected = [replace(r, metrics=m) for r, m in zip(drawn, earlier, strict=True)]
         # Both ran on one machine, where a trained run is the same to its last digits.
         compared = replace(study, trained=False)
     with tempfile.TemporaryDirectory() as fresh:
-        session = Session(Archive(fresh), profile, torch.device(device), progress, inputs=inputs)
+        code = archive.code(study)
+        kept = audits_folder(archive.working.folder) / code
+        shelf = Archive(kept if both_codes else fresh)
+        session = Session(shelf, profile, torch.device(device), progress, inputs=inputs)
         for record in expected:
-            again = session.perform(study, record.configuration)
+            again = shelf.working.record(study.name, record.key)
+            if again is None or again.fingerprint != code:
+                again = session.perform(study, record.configuration)
             comparisons.extend(_compare(compared, record, again, audited))
     comparisons = _judged_together(comparisons, audited)
     outcome = Audit(
@@ -211,6 +222,8 @@ def audit(
         # A record that was published anew in the meantime stays as it is.
         unchanged = [r for r in stale if archive.published.record(study.name, r.key) == r]
         archive.published.add(_renewed(r, archive.code(study), note) for r in unchanged)
+    for made in (archive.code(study), *{record.fingerprint for record in drawn}):
+        shutil.rmtree(audits_folder(archive.working.folder) / made, ignore_errors=True)
     return replace(outcome, renewed=len(unchanged))
 
 

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from repository import COMMIT
 import paperkit
 from paperkit.cli import main
 from paperkit.experiments import run_study
-from paperkit.experiments.archive import Archive
+from paperkit.experiments.archive import Archive, PublishedResults
 from paperkit.experiments.audit import Comparison, _judged_together, audit
-from paperkit.experiments.earlier_code import metrics_by_earlier_code
+from paperkit.experiments.earlier_code import audits_folder, metrics_by_earlier_code
 from paperkit.experiments.fingerprint import fingerprint
 from paperkit.experiments.records import Record
 from paperkit.experiments.session import Session
@@ -223,7 +224,7 @@ def test_both_codes_are_compared_in_place_of_the_record(published, store, edit, 
     assert not audit("selftest_training", sample=3, store=store, progress=False).agrees
     shift = {"by": 99.0}
 
-    def earlier(records, device):
+    def earlier(records, store, device):
         assert device == "cpu"
         return [{**r.metrics, "total": r.metrics["total"] + shift["by"]} for r in records]
 
@@ -243,7 +244,7 @@ def test_the_command_says_what_was_compared(published, store, edit, monkeypatch,
     edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
     monkeypatch.setattr(
         "paperkit.experiments.audit.metrics_by_earlier_code",
-        lambda records, device: [{**r.metrics, "size": -1.0} for r in records],
+        lambda records, store, device: [{**r.metrics, "size": -1.0} for r in records],
     )
     assert main(["audit", "selftest_measure", "--both-codes", "--store", str(store)]) == 1
     out = capsys.readouterr().out
@@ -297,9 +298,71 @@ def test_the_code_behind_a_record_runs_it_again(earlier, tmp_path):
         _record(study, two[0], commit=made_by),
         _record(study, two[1], commit="gone", renewed=[{"commit": renewed_by}]),
     ]
-    found = metrics_by_earlier_code(records, root=root)
+    found = metrics_by_earlier_code(records, tmp_path / "store", root=root)
     here = Session(Archive(tmp_path / "here"), "laptop", torch.device("cpu"))
     assert found == [here.perform(study, one).metrics for one in two]
+
+
+def test_a_call_that_was_cut_off_goes_on_where_it_was(earlier, tmp_path):
+    root, commit = earlier
+    study = study_named("entropy_facts")
+    known = commit()
+    records = [_record(study, one, commit=known) for one in configurations(study, "laptop")[:2]]
+    metrics_by_earlier_code(records[:1], tmp_path, root=root)
+    shelf = Archive(audits_folder(tmp_path) / fingerprint(study)).working
+    shelf.add([replace(shelf.record(study.name, records[0].key), metrics={"kept": 1.0})])
+    first, second = metrics_by_earlier_code(records, tmp_path, root=root)
+    assert first == {"kept": 1.0}
+    assert second == shelf.record(study.name, records[1].key).metrics != first
+
+
+def test_runs_of_another_code_are_made_again(earlier, tmp_path):
+    root, commit = earlier
+    study = study_named("entropy_facts")
+    record = _record(study, configurations(study, "laptop")[0], commit=commit())
+    shelf = Archive(audits_folder(tmp_path) / fingerprint(study)).working
+    metrics_by_earlier_code([record], tmp_path, root=root)
+    made = shelf.record(study.name, record.key)
+    other = {**made.provenance, "fingerprint": "other"}
+    shelf.add([replace(made, metrics={"other": 1.0}, provenance=other)])
+    [found] = metrics_by_earlier_code([record], tmp_path, root=root)
+    assert found == made.metrics
+
+
+def test_what_a_run_needs_is_shared_where_its_code_is_the_same(earlier, tmp_path):
+    root, commit = earlier
+    population, study = study_named("population"), study_named("population_correlation")
+    code = fingerprint(population)
+    real = PublishedResults(Path(paperkit.__file__).parents[1] / "results", lambda _: True)
+    needed = [
+        replace(record, provenance={**record.provenance, "fingerprint": code})
+        for record in real.records("population")
+    ]
+    Archive(tmp_path).working.add(needed)
+    one = real.records(study.name)[0]
+    record = _record(study, one.configuration, commit=commit())
+    # The tree has no results: without the store's it would train for hours.
+    [found] = metrics_by_earlier_code([record], tmp_path, root=root)
+    here = Session(Archive(tmp_path), "laptop", torch.device("cpu"))
+    assert found == here.perform(study, one.configuration).metrics
+
+
+def test_a_finished_audit_by_both_codes_leaves_no_runs_behind(published, store, edit, monkeypatch):
+    edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
+    monkeypatch.setattr(
+        "paperkit.experiments.audit.metrics_by_earlier_code",
+        lambda records, store, device: [{**r.metrics, "size": -1.0} for r in records],
+    )
+    options = {"both_codes": True, "store": store, "progress": False}
+    assert not audit("selftest_measure", **options).agrees
+    [kept] = audits_folder(store).iterdir()
+    assert list((kept / "records").rglob("*.json"))
+    monkeypatch.setattr(
+        "paperkit.experiments.audit.metrics_by_earlier_code",
+        lambda records, store, device: [r.metrics for r in records],
+    )
+    assert audit("selftest_measure", **options).renewed
+    assert not list(audits_folder(store).iterdir())
 
 
 @pytest.mark.parametrize(
@@ -310,10 +373,10 @@ def test_the_code_behind_a_record_runs_it_again(earlier, tmp_path):
         (None, "git has no commit ffff"),
     ],
 )
-def test_other_code_than_that_behind_a_record_is_refused(earlier, addition, sentence):
+def test_other_code_than_that_behind_a_record_is_refused(earlier, addition, sentence, tmp_path):
     root, commit = earlier
     study = study_named("entropy_facts")
     known = "f" * 40 if addition is None else commit(addition)
     record = _record(study, configurations(study, "laptop")[0], commit=known)
     with pytest.raises(ValueError, match=sentence):
-        metrics_by_earlier_code([record], root=root)
+        metrics_by_earlier_code([record], tmp_path, root=root)
