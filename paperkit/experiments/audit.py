@@ -12,6 +12,7 @@ Ours, because workflow tools run whatever is out of date; none lets a sample vou
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sys
@@ -24,9 +25,12 @@ from typing import Any, TypeGuard
 
 import torch
 
+from paperkit import atomic
 from paperkit.experiments import provenance
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.earlier_code import (
+    Given,
+    NotingSession,
     audits_folder,
     commit_behind,
     metrics_by_earlier_code,
@@ -150,8 +154,9 @@ def audit(
         Keys of the records to run again, or beginnings of them, in place of a sample. No
         stale record is then renewed, because what was chosen says nothing of the others.
     both_codes : bool
-        Whether the code behind the records, from git, runs the sample here too, and what it finds
-        takes the place of what is recorded. Then all metrics must agree within the study's
+        Whether the code behind the records, from git, runs the sample here too, from the same
+        records and checkpoints of other studies, and what it finds takes the place of what is
+        recorded. Then all metrics must agree within the study's
         tolerance, of trained runs too. Both codes' runs are kept in the working store until records
         are renewed, so that an audit that is cut off goes on.
     profile : {"laptop", "paper"}
@@ -184,24 +189,22 @@ def audit(
     drawn = _named(audited, runs) if runs else _drawn(pool, sample, seed)
     inputs = Session(archive, profile, torch.device(device), progress)
     comparisons: list[Comparison] = []
+    with tempfile.TemporaryDirectory() as fresh:
+        kept = audits_folder(archive.working.folder) / archive.code(study)
+        shelf = Archive(kept if both_codes else fresh)
+        session = Session(shelf, profile, torch.device(device), progress, inputs=inputs)
+        again, given = zip(*(_again(session, inputs, study, one) for one in drawn), strict=True)
     expected, compared = drawn, study
     if both_codes:
         if progress:
-            print("The code behind the records runs the sample first.", file=sys.stderr)
-        earlier = metrics_by_earlier_code(drawn, archive.working.folder, str(device))
+            print("The code behind the records runs the sample, too.", file=sys.stderr)
+        store = archive.working.folder
+        earlier = metrics_by_earlier_code(drawn, given, store, str(device))
         expected = [replace(r, metrics=m) for r, m in zip(drawn, earlier, strict=True)]
         # Both ran on one machine, where a trained run is the same to its last digits.
         compared = replace(study, trained=False)
-    with tempfile.TemporaryDirectory() as fresh:
-        code = archive.code(study)
-        kept = audits_folder(archive.working.folder) / code
-        shelf = Archive(kept if both_codes else fresh)
-        session = Session(shelf, profile, torch.device(device), progress, inputs=inputs)
-        for record in expected:
-            again = shelf.working.record(study.name, record.key)
-            if again is None or again.fingerprint != code:
-                again = session.perform(study, record.configuration)
-            comparisons.extend(_compare(compared, record, again, audited))
+    for record, found in zip(expected, again, strict=True):
+        comparisons.extend(_compare(compared, record, found, audited))
     comparisons = _judged_together(comparisons, audited)
     outcome = Audit(
         study.name, seed, tuple(r.key for r in drawn), tuple(comparisons), len(stale), 0
@@ -225,6 +228,23 @@ def audit(
     for made in (archive.code(study), *{record.fingerprint for record in drawn}):
         shutil.rmtree(audits_folder(archive.working.folder) / made, ignore_errors=True)
     return replace(outcome, renewed=len(unchanged))
+
+
+def _again(session: Session, inputs: Session, study: Study, record: Record) -> tuple[Record, Given]:
+    """Run a record again, or return what an audit that was cut off found; and what it was given."""
+    notes = session.archive.working.folder / "given" / f"{record.key}.json"
+    made = session.archive.working.record(study.name, record.key)
+    if made is not None and not session.archive.is_stale(study, made) and notes.is_file():
+        given: Given = json.loads(notes.read_text(encoding="utf-8"))
+        if all(Path(path).is_file() for _, path in given["checkpoints"].values()):
+            return made, given
+    # Runs that one of the sample needed and made are there for the next ones.
+    noting = NotingSession(
+        inputs.archive, inputs.profile, inputs.device, inputs.progress, name=inputs.name
+    )
+    made = replace(session, inputs=noting).perform(study, record.configuration)
+    atomic.write_text(notes, json.dumps(noting.given))
+    return made, noting.given
 
 
 def _drawn(pool: Sequence[Record], sample: int | None, seed: str) -> list[Record]:

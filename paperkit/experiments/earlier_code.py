@@ -15,41 +15,89 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paperkit.experiments.fingerprint import fingerprint
+from typing_extensions import override
+
 from paperkit.experiments.provenance import PACKAGE
-from paperkit.experiments.records import Record
-from paperkit.experiments.study import study_named
+from paperkit.experiments.records import Configuration, Record, to_json
+from paperkit.experiments.session import Session
+from paperkit.experiments.study import Study
 
 # The earlier code runs this in a process of its own.
 _SCRIPT = """
 import json, pathlib, sys, torch
+from dataclasses import replace
 from paperkit.experiments.archive import Archive
 from paperkit.experiments.fingerprint import fingerprint
-from paperkit.experiments.records import key_of
+from paperkit.experiments.records import from_json, key_of
 from paperkit.experiments.session import Session
 from paperkit.experiments.study import study_named
 
 asked = json.load(sys.stdin)
 study, device = study_named(asked["study"]), torch.device(asked["device"])
-code, folder = fingerprint(study), pathlib.Path(asked["folder"])
-needed = {name: fingerprint(study_named(name)) for name in study.needs}
-others = asked["store"] if needed == asked["needed"] else folder / "needed" / code
-inputs = Session(Archive(others), asked["profile"], device)
-session = Session(Archive(folder / code), asked["profile"], device, inputs=inputs)
-metrics = []
-for one in asked["configurations"]:
-    made = session.archive.working.record(study.name, key_of(study.name, one))
+code, metrics = fingerprint(study), []
+
+def known(text):
+    record = from_json(text, "what the audit gives")
+    own = {**record.provenance, "fingerprint": fingerprint(study_named(record.study))}
+    return replace(record, provenance=own)
+
+class Given(Session):
+    def record(self, study, configuration):
+        return known(given["records"][key_of(study.name, configuration)])
+
+    def checkpoint(self, study, configuration):
+        text, path = given["checkpoints"][key_of(study.name, configuration)]
+        return known(text), pathlib.Path(path)
+
+for one, given, name in asked["runs"]:
+    archive = Archive(pathlib.Path(asked["folder"]) / code / name)
+    inputs = Given(archive, asked["profile"], device)
+    made = archive.working.record(study.name, key_of(study.name, one))
     if made is None or made.fingerprint != code:
+        session = Session(archive, asked["profile"], device, inputs=inputs)
         made = session.perform(study, one)
     metrics.append(made.metrics)
 answer = {"fingerprint": code, "metrics": metrics}
 pathlib.Path(asked["answer"]).write_text(json.dumps(answer))
 """
+
+
+Given = Mapping[str, Mapping[str, Any]]
+"""Inputs of a run in plain values, as :class:`NotingSession` has them."""
+
+
+@dataclass
+class NotingSession(Session):
+    """A session that notes which records and checkpoints it gives to runs.
+
+    Attributes
+    ----------
+    given : dict
+        In plain values, under ``records`` the JSON of a record by key, under ``checkpoints`` that
+        and the path of its checkpoint.
+    """
+
+    given: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"records": {}, "checkpoints": {}}
+    )
+
+    @override
+    def record(self, study: Study, configuration: Configuration) -> Record:
+        found = super().record(study, configuration)
+        self.given["records"][found.key] = to_json(found)
+        return found
+
+    @override
+    def checkpoint(self, study: Study, configuration: Configuration) -> tuple[Record, Path]:
+        found, path = super().checkpoint(study, configuration)
+        self.given["checkpoints"][found.key] = [to_json(found), str(path.absolute())]
+        return found, path
 
 
 def audits_folder(store: Path) -> Path:
@@ -72,17 +120,23 @@ def commit_behind(record: Record) -> str | None:
 
 
 def metrics_by_earlier_code(
-    records: Sequence[Record], store: Path, device: str = "cpu", root: Path = PACKAGE.parent
+    records: Sequence[Record],
+    given: Sequence[Given],
+    store: Path,
+    device: str = "cpu",
+    root: Path = PACKAGE.parent,
 ) -> list[dict[str, Any]]:
-    """Run records of one study again, each by the code behind it.
+    """Run records of one study again, each by the code behind it, from given inputs.
 
-    The runs that they need are those of the working store where the code behind them is the same,
-    and are made again elsewhere. What has been run is kept, so that a call that is cut off goes on.
+    What has been run is kept, so that a call that is cut off goes on.
 
     Parameters
     ----------
     records : sequence of Record
         Published ones.
+    given : sequence of mapping
+        For each of them the records and checkpoints of other studies that its run needs, as
+        :class:`NotingSession` has them: those that the present code had, whatever made them.
     store : path
         The working store.
     device : str
@@ -97,23 +151,27 @@ def metrics_by_earlier_code(
     Raises
     ------
     ValueError
-        If git does not have the commit of a record's code, or that code cannot run or is not what
-        made the record.
+        If git does not have the commit of a record's code, or that code cannot run, needs other
+        inputs, or is not what made the record.
     """
     found: dict[str, dict[str, Any]] = {}
     for code in dict.fromkeys(record.fingerprint for record in records):
-        same = [record for record in records if record.fingerprint == code]
+        same = [
+            (record, inputs)
+            for record, inputs in zip(records, given, strict=True)
+            if record.fingerprint == code
+        ]
         metrics = _by_the_code_of(same, store, device, root)
-        found |= dict(zip((record.key for record in same), metrics, strict=True))
+        found |= dict(zip((record.key for record, _ in same), metrics, strict=True))
     return [found[record.key] for record in records]
 
 
 def _by_the_code_of(
-    records: Sequence[Record], store: Path, device: str, root: Path
+    runs: Sequence[tuple[Record, Given]], store: Path, device: str, root: Path
 ) -> list[dict[str, Any]]:
     """Run records that one code made."""
-    first, commit = records[0], commit_behind(records[0])
-    needed = {name: fingerprint(study_named(name)) for name in study_named(first.study).needs}
+    first = runs[0][0]
+    commit = commit_behind(first)
     with tempfile.TemporaryDirectory() as folder:
         tree, answer = Path(folder) / "tree", Path(folder) / "answer.json"
         _extract(root, commit, tree)
@@ -121,10 +179,8 @@ def _by_the_code_of(
             "study": first.study,
             "profile": first.profile,
             "device": device,
-            "store": str(store.absolute()),
             "folder": str(audits_folder(store).absolute()),
-            "needed": needed,
-            "configurations": [record.configuration for record in records],
+            "runs": [(one.configuration, given, _name_of(given)) for one, given in runs],
             "answer": str(answer),
         }
         # The tree's own results serve it, not those of this one, which newer code may have renewed.
@@ -150,6 +206,11 @@ def _by_the_code_of(
         )
     metrics: list[dict[str, Any]] = found["metrics"]
     return metrics
+
+
+def _name_of(given: Given) -> str:
+    """Return a name for inputs, the same for the same content."""
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _extract(root: Path, commit: str | None, tree: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -12,7 +13,11 @@ from paperkit.cli import main
 from paperkit.experiments import run_study
 from paperkit.experiments.archive import Archive, PublishedResults
 from paperkit.experiments.audit import Comparison, _judged_together, audit
-from paperkit.experiments.earlier_code import audits_folder, metrics_by_earlier_code
+from paperkit.experiments.earlier_code import (
+    NotingSession,
+    audits_folder,
+    metrics_by_earlier_code,
+)
 from paperkit.experiments.fingerprint import fingerprint
 from paperkit.experiments.records import Record
 from paperkit.experiments.session import Session
@@ -224,7 +229,7 @@ def test_both_codes_are_compared_in_place_of_the_record(published, store, edit, 
     assert not audit("selftest_training", sample=3, store=store, progress=False).agrees
     shift = {"by": 99.0}
 
-    def earlier(records, store, device):
+    def earlier(records, given, store, device):
         assert device == "cpu"
         return [{**r.metrics, "total": r.metrics["total"] + shift["by"]} for r in records]
 
@@ -244,12 +249,21 @@ def test_the_command_says_what_was_compared(published, store, edit, monkeypatch,
     edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
     monkeypatch.setattr(
         "paperkit.experiments.audit.metrics_by_earlier_code",
-        lambda records, store, device: [{**r.metrics, "size": -1.0} for r in records],
+        lambda records, given, store, device: [{**r.metrics, "size": -1.0} for r in records],
     )
     assert main(["audit", "selftest_measure", "--both-codes", "--store", str(store)]) == 1
     out = capsys.readouterr().out
     assert "size: earlier code -1.0, now " in out
     assert "do NOT agree with what the earlier code finds here." in out
+
+
+NOTHING = {"records": {}, "checkpoints": {}}
+
+
+def _shelf_of(study, store):
+    """Return where the runs of a study by the earlier code are kept."""
+    [folder] = (audits_folder(store) / fingerprint(study)).iterdir()
+    return Archive(folder).working
 
 
 def _git(root, *arguments):
@@ -298,7 +312,7 @@ def test_the_code_behind_a_record_runs_it_again(earlier, tmp_path):
         _record(study, two[0], commit=made_by),
         _record(study, two[1], commit="gone", renewed=[{"commit": renewed_by}]),
     ]
-    found = metrics_by_earlier_code(records, tmp_path / "store", root=root)
+    found = metrics_by_earlier_code(records, [NOTHING] * 2, tmp_path / "store", root=root)
     here = Session(Archive(tmp_path / "here"), "laptop", torch.device("cpu"))
     assert found == [here.perform(study, one).metrics for one in two]
 
@@ -308,10 +322,10 @@ def test_a_call_that_was_cut_off_goes_on_where_it_was(earlier, tmp_path):
     study = study_named("entropy_facts")
     known = commit()
     records = [_record(study, one, commit=known) for one in configurations(study, "laptop")[:2]]
-    metrics_by_earlier_code(records[:1], tmp_path, root=root)
-    shelf = Archive(audits_folder(tmp_path) / fingerprint(study)).working
+    metrics_by_earlier_code(records[:1], [NOTHING], tmp_path, root=root)
+    shelf = _shelf_of(study, tmp_path)
     shelf.add([replace(shelf.record(study.name, records[0].key), metrics={"kept": 1.0})])
-    first, second = metrics_by_earlier_code(records, tmp_path, root=root)
+    first, second = metrics_by_earlier_code(records, [NOTHING] * 2, tmp_path, root=root)
     assert first == {"kept": 1.0}
     assert second == shelf.record(study.name, records[1].key).metrics != first
 
@@ -320,20 +334,20 @@ def test_runs_of_another_code_are_made_again(earlier, tmp_path):
     root, commit = earlier
     study = study_named("entropy_facts")
     record = _record(study, configurations(study, "laptop")[0], commit=commit())
-    shelf = Archive(audits_folder(tmp_path) / fingerprint(study)).working
-    metrics_by_earlier_code([record], tmp_path, root=root)
+    metrics_by_earlier_code([record], [NOTHING], tmp_path, root=root)
+    shelf = _shelf_of(study, tmp_path)
     made = shelf.record(study.name, record.key)
     other = {**made.provenance, "fingerprint": "other"}
     shelf.add([replace(made, metrics={"other": 1.0}, provenance=other)])
-    [found] = metrics_by_earlier_code([record], tmp_path, root=root)
+    [found] = metrics_by_earlier_code([record], [NOTHING], tmp_path, root=root)
     assert found == made.metrics
 
 
-def test_what_a_run_needs_is_shared_where_its_code_is_the_same(earlier, tmp_path):
+def test_the_earlier_code_is_given_the_inputs_of_the_present(earlier, tmp_path):
     root, commit = earlier
     population, study = study_named("population"), study_named("population_correlation")
-    code = fingerprint(population)
     real = PublishedResults(Path(paperkit.__file__).parents[1] / "results", lambda _: True)
+    code = fingerprint(population)
     needed = [
         replace(record, provenance={**record.provenance, "fingerprint": code})
         for record in real.records("population")
@@ -341,26 +355,42 @@ def test_what_a_run_needs_is_shared_where_its_code_is_the_same(earlier, tmp_path
     Archive(tmp_path).working.add(needed)
     one = real.records(study.name)[0]
     record = _record(study, one.configuration, commit=commit())
-    # The tree has no results: without the store's it would train for hours.
-    [found] = metrics_by_earlier_code([record], tmp_path, root=root)
-    here = Session(Archive(tmp_path), "laptop", torch.device("cpu"))
-    assert found == here.perform(study, one.configuration).metrics
+    noting = NotingSession(Archive(tmp_path), "laptop", torch.device("cpu"))
+    here = Session(Archive(tmp_path / "here"), "laptop", torch.device("cpu"), inputs=noting)
+    expected = here.perform(study, one.configuration).metrics
+    # Whatever code made them, and the tree has no results: it would train for hours.
+    old = json.dumps(noting.given).replace(code, "0" * 64)
+    [found] = metrics_by_earlier_code([record], [json.loads(old)], tmp_path, root=root)
+    assert found == expected
 
 
-def test_a_finished_audit_by_both_codes_leaves_no_runs_behind(published, store, edit, monkeypatch):
+def test_a_session_notes_the_checkpoints_that_it_gives(published, store):
+    noting = NotingSession(Archive(store), "laptop", torch.device("cpu"))
+    study = study_named("selftest_measure")
+    here = Session(Archive(store / "here"), "laptop", torch.device("cpu"), inputs=noting)
+    run = here.perform(study, configurations(study, "laptop")[0])
+    [(text, path)] = noting.given["checkpoints"].values()
+    assert json.loads(text)["key"] in run.provenance["inputs"]
+    assert Path(path).is_file()
+
+
+def test_an_audit_goes_on_and_leaves_no_runs_behind_when_it_ends(
+    published, store, edit, monkeypatch
+):
     edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
     monkeypatch.setattr(
         "paperkit.experiments.audit.metrics_by_earlier_code",
-        lambda records, store, device: [{**r.metrics, "size": -1.0} for r in records],
+        lambda records, given, store, device: [{**r.metrics, "size": -1.0} for r in records],
     )
-    options = {"both_codes": True, "store": store, "progress": False}
+    options = {"sample": 6, "both_codes": True, "store": store, "progress": False}
     assert not audit("selftest_measure", **options).agrees
     [kept] = audits_folder(store).iterdir()
     assert list((kept / "records").rglob("*.json"))
     monkeypatch.setattr(
         "paperkit.experiments.audit.metrics_by_earlier_code",
-        lambda records, store, device: [r.metrics for r in records],
+        lambda records, given, store, device: [r.metrics for r in records],
     )
+    monkeypatch.setattr(Session, "perform", lambda *_: pytest.fail("a run is made again"))
     assert audit("selftest_measure", **options).renewed
     assert not list(audits_folder(store).iterdir())
 
@@ -379,4 +409,4 @@ def test_other_code_than_that_behind_a_record_is_refused(earlier, addition, sent
     known = "f" * 40 if addition is None else commit(addition)
     record = _record(study, configurations(study, "laptop")[0], commit=known)
     with pytest.raises(ValueError, match=sentence):
-        metrics_by_earlier_code([record], tmp_path, root=root)
+        metrics_by_earlier_code([record], [NOTHING], tmp_path, root=root)
