@@ -27,7 +27,7 @@ import torch
 
 from paperkit import atomic
 from paperkit.experiments import provenance
-from paperkit.experiments.archive import Archive
+from paperkit.experiments.archive import Archive, digest_of
 from paperkit.experiments.earlier_code import (
     Given,
     NotingSession,
@@ -35,7 +35,7 @@ from paperkit.experiments.earlier_code import (
     commit_behind,
     metrics_by_earlier_code,
 )
-from paperkit.experiments.records import Record
+from paperkit.experiments.records import Record, from_json
 from paperkit.experiments.session import Session
 from paperkit.experiments.study import Study, require_profile, study_named
 from paperkit.statistics.intervals import (
@@ -156,9 +156,9 @@ def audit(
     both_codes : bool
         Whether the code behind the records, from git, runs the sample here too, from the same
         records and checkpoints of other studies, and what it finds takes the place of what is
-        recorded. Then all metrics must agree within the study's
-        tolerance, of trained runs too. Both codes' runs are kept in the working store until records
-        are renewed, so that an audit that is cut off goes on.
+        recorded. Then all metrics must agree within the study's tolerance, of trained runs too.
+        Both codes' runs are kept in the working store until the sample is judged, so that an audit
+        that is cut off goes on.
     profile : {"laptop", "paper"}
     store : path, optional
         The working store, which serves the checkpoints that the sample needs.
@@ -220,13 +220,13 @@ def audit(
         if not outcome.agrees:
             wrong = {c.key for c in comparisons if c.agrees is False}
             archive.published.add(_disagreeing(r, note) for r in drawn if r.key in wrong)
+            _forget(archive, study, drawn)
             return outcome
         archive.published.forget(study.name)
         # A record that was published anew in the meantime stays as it is.
         unchanged = [r for r in stale if archive.published.record(study.name, r.key) == r]
         archive.published.add(_renewed(r, archive.code(study), note) for r in unchanged)
-    for made in (archive.code(study), *{record.fingerprint for record in drawn}):
-        shutil.rmtree(audits_folder(archive.working.folder) / made, ignore_errors=True)
+    _forget(archive, study, drawn)
     return replace(outcome, renewed=len(unchanged))
 
 
@@ -236,7 +236,11 @@ def _again(session: Session, inputs: Session, study: Study, record: Record) -> t
     made = session.archive.working.record(study.name, record.key)
     if made is not None and not session.archive.is_stale(study, made) and notes.is_file():
         given: Given = json.loads(notes.read_text(encoding="utf-8"))
-        if all(Path(path).is_file() for _, path in given["checkpoints"].values()):
+        # A network that was trained again in the meantime is another one.
+        if all(
+            digest_of(Path(path)) == from_json(text, str(notes)).provenance.get("checkpoint")
+            for text, path in given["checkpoints"].values()
+        ):
             return made, given
     # Runs that one of the sample needed and made are there for the next ones.
     noting = NotingSession(
@@ -245,6 +249,12 @@ def _again(session: Session, inputs: Session, study: Study, record: Record) -> t
     made = replace(session, inputs=noting).perform(study, record.configuration)
     atomic.write_text(notes, json.dumps(noting.given))
     return made, noting.given
+
+
+def _forget(archive: Archive, study: Study, drawn: Sequence[Record]) -> None:
+    """Remove the runs that both codes have made for a sample, which is judged."""
+    for code in (archive.code(study), *{record.fingerprint for record in drawn}):
+        shutil.rmtree(audits_folder(archive.working.folder) / code, ignore_errors=True)
 
 
 def _drawn(pool: Sequence[Record], sample: int | None, seed: str) -> list[Record]:

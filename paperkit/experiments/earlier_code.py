@@ -1,7 +1,7 @@
 """Runs of a study by the code that made its records, taken from git, on this machine.
 
 A trained network is another one on another processor, so that a new run there says little of a
-change of code. The earlier code beside the present one says it.
+change of code. The earlier code beside the present one says it, if both are given the same inputs.
 """
 
 from __future__ import annotations

@@ -374,25 +374,57 @@ def test_a_session_notes_the_checkpoints_that_it_gives(published, store):
     assert Path(path).is_file()
 
 
+def _both(monkeypatch, change):
+    """Let the earlier code find what is recorded, but for a change."""
+    monkeypatch.setattr(
+        "paperkit.experiments.audit.metrics_by_earlier_code",
+        lambda records, given, store, device: [{**r.metrics, **change} for r in records],
+    )
+
+
 def test_an_audit_goes_on_and_leaves_no_runs_behind_when_it_ends(
     published, store, edit, monkeypatch
 ):
     edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
-    monkeypatch.setattr(
-        "paperkit.experiments.audit.metrics_by_earlier_code",
-        lambda records, given, store, device: [{**r.metrics, "size": -1.0} for r in records],
-    )
-    options = {"sample": 6, "both_codes": True, "store": store, "progress": False}
-    assert not audit("selftest_measure", **options).agrees
+    _both(monkeypatch, {})
+    options = {"both_codes": True, "store": store, "progress": False}
+    keys = [record.key for record in Archive(store).published.records("selftest_measure")]
+    assert audit("selftest_measure", runs=keys, **options).agrees
     [kept] = audits_folder(store).iterdir()
     assert list((kept / "records").rglob("*.json"))
-    monkeypatch.setattr(
-        "paperkit.experiments.audit.metrics_by_earlier_code",
-        lambda records, given, store, device: [r.metrics for r in records],
-    )
-    monkeypatch.setattr(Session, "perform", lambda *_: pytest.fail("a run is made again"))
-    assert audit("selftest_measure", **options).renewed
+    with monkeypatch.context() as ended:
+        ended.setattr(Session, "perform", lambda *_: pytest.fail("a run is made again"))
+        assert audit("selftest_measure", **options).renewed
     assert not list(audits_folder(store).iterdir())
+
+
+def test_a_run_that_disagreed_is_made_again_by_the_next_audit(published, store, edit, monkeypatch):
+    edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
+    _both(monkeypatch, {"size": -1.0})
+    assert not audit("selftest_measure", both_codes=True, store=store, progress=False).agrees
+    assert not list(audits_folder(store).iterdir())
+
+
+def test_a_run_on_a_network_that_was_trained_again_is_made_again(
+    published, store, edit, monkeypatch
+):
+    edit("selftest_parts/arithmetic.py", "2 * value", "value + value")
+    _both(monkeypatch, {})
+    options = {"both_codes": True, "store": store, "progress": False}
+    key = Archive(store).published.records("selftest_measure")[0].key
+    audit("selftest_measure", runs=[key], **options)
+    [notes] = audits_folder(store).rglob(f"given/{key}.json")
+    [(_, path)] = json.loads(notes.read_text())["checkpoints"].values()
+    Path(path).write_text("another network")
+    performed, perform = [], Session.perform
+
+    def counted(session, run, configuration):
+        performed.append(run.name)
+        return perform(session, run, configuration)
+
+    monkeypatch.setattr(Session, "perform", counted)
+    audit("selftest_measure", runs=[key], **options)
+    assert "selftest_measure" in performed
 
 
 @pytest.mark.parametrize(
